@@ -1,0 +1,5 @@
+"""`python -m rewarm`, and `torchrun -m rewarm`."""
+
+from rewarm.cli import main
+
+main()

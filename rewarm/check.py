@@ -1,0 +1,292 @@
+"""What a recipe will do, as arithmetic a person can follow; no torch, no weights, no GPU."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from rewarm import bases, schedules
+from rewarm.architecture import Architecture
+from rewarm.errors import RewarmError
+from rewarm.progress import read_progress
+from rewarm.quantities import in_words
+from rewarm.recipe import Recipe
+from rewarm.shards import read_index
+
+
+class Beginning(BaseModel):
+    """Where the run starts."""
+
+    weights: str
+    optimizer: str
+    base_last_lr: float | None = None
+    first_lr: float
+
+
+class Shape(BaseModel):
+    """The model's size."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    heads: int
+    vocabulary: int
+    flops_per_token: int
+
+
+class Memory(BaseModel):
+    """Bytes on the device, activations and logits not counted."""
+
+    weights: int
+    gradients: int
+    moments: int
+
+    @property
+    def total(self) -> int:
+        """All three."""
+        return self.weights + self.gradients + self.moments
+
+
+class RateAt(BaseModel):
+    """The learning rate of one step."""
+
+    step: int
+    what: str
+    lr: float
+
+
+class CorpusPlan(BaseModel):
+    """What a corpus is asked for, and what it has."""
+
+    needed: int
+    there: int | None = None
+    epochs: float | None = None
+    share: float | None = None
+
+
+class Plan(BaseModel):
+    """Everything `rewarm check` says; `--json` prints it as it is."""
+
+    run: str
+    begins: Beginning
+    model: Shape | None
+    budget: int
+    steps: int
+    tokens: int
+    """Tokens that the whole steps take."""
+    gpus: int
+    microbatch: int
+    context: int
+    accumulation: int
+    batch_tokens: int
+    schedule: str
+    rates: list[RateAt]
+    train: dict[str, CorpusPlan]
+    validation: dict[str, CorpusPlan]
+    evaluations: int
+    checkpoints: int
+    checkpoint_bytes: int | None
+    memory: Memory | None
+    problems: list[str]
+    """What stands in the way of training now, on this machine."""
+
+
+def plan(recipe: Recipe) -> tuple[Plan, RewarmError | None]:
+    """Returns what a recipe will do, and the first thing that stands in its way, if any."""
+    problems: list[RewarmError] = []
+    base, shape = _model(recipe, problems)
+    trained = recipe.steps * recipe.batch.tokens
+    weights = {name: one.weight for name, one in recipe.data.train.items()}
+    total = sum(weights.values())
+    size = shape.parameters if shape else None
+    plugin = schedules.origin(recipe.schedule.name)
+    found = Plan(
+        run=recipe.run,
+        begins=_beginning(recipe, base, problems),
+        model=shape
+        and Shape(
+            parameters=shape.parameters,
+            layers=shape.layers,
+            hidden=shape.hidden,
+            heads=shape.heads,
+            vocabulary=shape.vocabulary,
+            flops_per_token=shape.flops_per_token(recipe.data.context),
+        ),
+        budget=recipe.tokens,
+        steps=recipe.steps,
+        tokens=trained,
+        gpus=1,
+        microbatch=recipe.batch.microbatch,
+        context=recipe.data.context,
+        accumulation=recipe.accumulation,
+        batch_tokens=recipe.batch.tokens,
+        schedule=f"{plugin.name} ({plugin.distribution} {plugin.version})",
+        rates=rates(recipe),
+        train={
+            name: _corpus(
+                Path(one.shards),
+                round(trained * weights[name] / total),
+                problems,
+                share=weights[name] / total,
+            )
+            for name, one in recipe.data.train.items()
+        },
+        validation={
+            name: _corpus(Path(one.shards), one.tokens, problems)
+            for name, one in recipe.data.validation.items()
+        },
+        evaluations=2 + _times(recipe, recipe.every.evaluate),
+        checkpoints=1 + _times(recipe, recipe.every.save),
+        checkpoint_bytes=size and 12 * size,
+        memory=size and Memory(weights=4 * size, gradients=4 * size, moments=8 * size),
+        problems=[str(problem) for problem in problems],
+    )
+    return found, (problems[0] if problems else None)
+
+
+def rates(recipe: Recipe) -> list[RateAt]:
+    """Returns the rate at the first step, the schedule's own marks, the middle and the last."""
+    places = {1: "first", max(1, recipe.steps // 2): "middle", recipe.steps: "last"}
+    for what, progress in recipe.schedule.marks().items():
+        step = round(progress * recipe.steps)
+        if 0 < step < recipe.steps:
+            places[step] = what
+    return [RateAt(step=step, what=places[step], lr=recipe.lr(step)) for step in sorted(places)]
+
+
+def in_text(plan: Plan) -> str:
+    """Returns the plan as lines to read."""
+    lines = [("run", plan.run), ("begins", plan.begins.weights), ("", plan.begins.optimizer)]
+    if plan.begins.base_last_lr is not None:
+        lines.append(
+            (
+                "",
+                f"lr {plan.begins.base_last_lr:.4g} at the base's last step → "
+                f"{plan.begins.first_lr:.4g} at this run's first",
+            )
+        )
+    if model := plan.model:
+        lines.append(
+            (
+                "model",
+                f"{model.parameters:,} parameters: {model.layers} layers × {model.hidden:,} "
+                f"wide, {model.heads} heads, {model.vocabulary:,} embedding rows",
+            )
+        )
+    lines += [
+        (
+            "budget",
+            f"{plan.budget:,} tokens / {plan.batch_tokens:,} a step = {plan.steps:,} steps"
+            + (f" ({plan.tokens:,} tokens)" if plan.tokens != plan.budget else ""),
+        ),
+        (
+            "batch",
+            f"{plan.gpus} GPU × {plan.microbatch} sequences × {plan.context:,} tokens × "
+            f"{plan.accumulation} accumulated = {plan.batch_tokens:,} tokens",
+        ),
+        ("schedule", plan.schedule),
+    ]
+    lines += [("", f"step {one.step:>9,}  lr {one.lr:.4e}  {one.what}") for one in plan.rates]
+    for key, corpora in (("data", plan.train), ("measured", plan.validation)):
+        lines += [
+            (key if first else "", line)
+            for (first, _), line in zip(
+                pairwise([True, *[False] * len(corpora)]), _corpora(corpora), strict=True
+            )
+        ]
+    lines.append(("", f"{plan.evaluations} evaluations, the first before step 1"))
+    if plan.checkpoint_bytes is not None:
+        lines.append(
+            (
+                "saved",
+                f"{plan.checkpoints} checkpoints × {_bytes(plan.checkpoint_bytes)} = "
+                f"{_bytes(plan.checkpoints * plan.checkpoint_bytes)}",
+            )
+        )
+    if memory := plan.memory:
+        lines.append(
+            (
+                "memory",
+                f"{_bytes(memory.weights)} weights + {_bytes(memory.gradients)} gradients + "
+                f"{_bytes(memory.moments)} Adam moments = {_bytes(memory.total)}; activations come "
+                "on top",
+            )
+        )
+    return "\n".join(f"{key:<10}{text}" for key, text in lines)
+
+
+def _corpora(corpora: dict[str, CorpusPlan]) -> list[str]:
+    width = max(map(len, corpora), default=0)
+    lines = []
+    for name, one in corpora.items():
+        share = f"{one.share:>6.1%} of every batch: " if one.share is not None else ""
+        there = "not found here" if one.there is None else f"{in_words(one.there)} there"
+        epochs = f" = {one.epochs:.2f} epochs" if one.epochs is not None and one.share else ""
+        lines.append(f"{name:<{width}}  {share}{in_words(one.needed)} tokens of {there}{epochs}")
+    return lines
+
+
+def _model(
+    recipe: Recipe, problems: list[RewarmError]
+) -> tuple[bases.Base | None, Architecture | None]:
+    if recipe.model.base is None:
+        return None, recipe.model.shape
+    try:
+        base = bases.locate(recipe.model.base, recipe.model.revision, weights=False)
+    except RewarmError as error:
+        problems.append(error)
+        return None, None
+    return base, base.architecture
+
+
+def _beginning(recipe: Recipe, base: bases.Base | None, problems: list[RewarmError]) -> Beginning:
+    model, last = recipe.model, None
+    if base and base.kind == "rewarm checkpoint":
+        try:
+            last = read_progress(base.directory).lr
+        except RewarmError as error:
+            problems.append(error)
+    if model.base and not model.fresh:
+        kind = f" ({base.kind})" if base else ""
+        at = f" at revision {model.revision}" if model.revision else ""
+        weights = f"with the weights of {model.base}{at}{kind}"
+    else:
+        shape = model.preset or model.base or "the architecture in the recipe"
+        weights = f"with new weights of seed {recipe.seed}, in the shape of {shape}"
+    moments = (
+        "the base's Adam moments go on (optimizer.carry)"
+        if recipe.optimizer.carry
+        else "fresh Adam moments"
+    )
+    return Beginning(
+        weights=weights,
+        optimizer=f"at step 1, place 0 of the data, {moments}",
+        base_last_lr=last,
+        first_lr=recipe.lr(1),
+    )
+
+
+def _corpus(
+    folder: Path, needed: int | None, problems: list[RewarmError], share: float | None = None
+) -> CorpusPlan:
+    try:
+        there = read_index(folder).tokens
+    except RewarmError as error:
+        problems.append(error)
+        return CorpusPlan(needed=needed or 0, share=share)
+    needed = min(needed or there, there) if share is None else needed or 0
+    return CorpusPlan(needed=needed, there=there, epochs=needed / there, share=share)
+
+
+def _times(recipe: Recipe, every: int | None) -> int:
+    """Returns how often something falls due before the last step."""
+    return (recipe.steps - 1) // every if every else 0
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:,} B"

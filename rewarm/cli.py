@@ -1,0 +1,443 @@
+"""The command line: each command parses, calls, prints; an error is one message and a code."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import rewarm
+from rewarm import recipe as recipes
+from rewarm import schedules as shelf
+from rewarm.errors import RecipeError, RewarmError, ScheduleError
+
+if TYPE_CHECKING:
+    from rewarm.evaluate import Measured
+    from rewarm.shards import Index
+
+AHEAD, PREPARE, TRAIN = "Look ahead", "Prepare", "Train and measure"
+
+app = typer.Typer(
+    name="rewarm",
+    help="Continual pre-training of GPT-NeoX / Pythia models: re-warm, decay, measure.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in YAML.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"rewarm {rewarm.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel=AHEAD)
+def check(recipe: RecipeFile, overrides: Set = None, as_json: Json = False) -> None:
+    """Print what a recipe will do, as arithmetic, without doing it."""
+    from rewarm.check import in_text, plan
+
+    found, problem = plan(recipes.load(recipe, overrides))
+    print(found.model_dump_json(indent=1) if as_json else in_text(found))
+    if problem:
+        problem.args = ("\n".join(found.problems),)
+        raise problem
+
+
+@app.command("plot-schedule", rich_help_panel=AHEAD)
+def plot_schedule(
+    files: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes to overlay.")],
+    overrides: Set = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a .png, .svg or .csv instead of the terminal."),
+    ] = None,
+) -> None:
+    """Draw the learning rate of recipes, by the function that trains."""
+    from rewarm import plot
+
+    names = [path.stem for path in files]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in files]
+    points = plot.MOST_POINTS if out else 1000
+    curves = [
+        plot.curve(name, recipes.load(path, overrides), points)
+        for name, path in zip(names, files, strict=True)
+    ]
+    if out:
+        plot.save(curves, out)
+        print(f"{out}: {len(curves)} {'curve' if len(curves) == 1 else 'curves'}")
+    else:
+        print(plot.in_terminal(curves, color=Console().color_system is not None))
+
+
+@app.command(rich_help_panel=AHEAD)
+def schedules(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show its settings.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the installed schedules, or the settings of one."""
+    if name is None:
+        _list_schedules(as_json)
+        return
+    kind = shelf.find(name)
+    schema = kind.model_json_schema()
+    if as_json:
+        print(json.dumps(schema, indent=1))
+        return
+    plugin = shelf.origin(name)
+    print(f"{name}  ({plugin.distribution} {plugin.version})\n{_first_line(kind)}\n")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("setting", "default", "what it is"):
+        table.add_column(column, no_wrap=column != "what it is")
+    for setting, field in kind.model_fields.items():
+        if setting != "name":
+            default = "required" if field.is_required() else _plain(field.get_default())
+            said = " ".join((field.description or "").split())
+            choices = schema["properties"][setting].get("enum")
+            table.add_row(
+                setting, default, said + (f" One of: {', '.join(choices)}." if choices else "")
+            )
+    _print(table)
+
+
+def _list_schedules(as_json: bool) -> None:
+    rows: list[dict[str, str]] = []
+    for one in shelf.installed():
+        try:
+            said = _first_line(shelf.find(one.name))
+        except ScheduleError as error:  # one broken plug-in must not hide the others
+            said = f"cannot be used: {error}"
+        rows.append(
+            {
+                "name": one.name,
+                "distribution": one.distribution,
+                "version": one.version,
+                "help": said,
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("name", "distribution", "version", "help"):
+        table.add_column(column, no_wrap=column != "help")
+    for row in rows:
+        table.add_row(*row.values())
+    _print(table)
+
+
+@app.command(rich_help_panel=AHEAD)
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    print(json.dumps(recipes.schema(), indent=1))
+
+
+@app.command(rich_help_panel=PREPARE)
+def shard(
+    inputs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="INPUT...", help="jsonl, jsonl.zst, jsonl.gz, txt, parquet, folders."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")],
+    tokenizer: Annotated[
+        str, typer.Option(metavar="T", help="A tokenizer.json, a local folder, or a hub name.")
+    ],
+    field: Annotated[str, typer.Option(help="The field or column that holds the text.")] = "text",
+    shard_size: Annotated[
+        str, typer.Option(metavar="TOKENS", help="Tokens in one tar, about.")
+    ] = "16M",
+    validation: Annotated[
+        str,
+        typer.Option(metavar="SHARE", help="Hold out this share, by content: DIR/train, DIR/val."),
+    ] = "0%",
+    eos: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="The end-of-text token, if not the usual.")
+    ] = None,
+) -> None:
+    """Turn text into token shards."""
+    from rewarm import shards
+    from rewarm import tokenizer as tokenizers
+    from rewarm.quantities import parse_count, parse_share
+
+    try:
+        size, held_out = parse_count(shard_size), parse_share(validation)
+        if not (size > 0 and 0 <= held_out < 1):
+            raise ValueError("--shard-size should be above 0, and --validation from 0 to below 1")
+    except ValueError as error:
+        raise click.UsageError(
+            f"--shard-size {shard_size}, --validation {validation}: {error}"
+        ) from None
+    said = tokenizers.load(tokenizer, eos)
+    with _ShardBar(inputs) as bar:
+        indices = shards.shard(
+            inputs,
+            out,
+            said,
+            field=field,
+            shard_tokens=size,
+            validation=held_out,
+            progress=bar.show,
+        )
+    _print_shards(out, indices)
+    print(bar.summary())
+
+
+def _print_shards(out: Path, indices: dict[str, Index]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("folder", no_wrap=True)
+    for column in ("shards", "documents", "tokens", "bytes/token"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, index in indices.items():
+        size = sum(one.bytes for one in index.shards)
+        table.add_row(
+            str(out / name),
+            str(len(index.shards)),
+            f"{index.documents:,}",
+            f"{index.tokens:,}",
+            f"{size / index.tokens:.2f}",
+        )
+    _print(table)
+
+
+class _ShardBar:
+    """Progress of `shard`: a bar on a terminal, nothing elsewhere; the figures at the end."""
+
+    def __init__(self, inputs: list[Path]) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        from rewarm import texts
+
+        total = sum(path.stat().st_size for path in texts.files(inputs))
+        console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("sharding"),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, said="")
+
+    def __enter__(self) -> _ShardBar:
+        import time
+
+        self._clock = time.perf_counter
+        self._started = self._clock()
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds = self._clock() - self._started
+        self._bar.stop()
+
+    def show(self, so_far: Any) -> None:
+        self._last = so_far
+        speed = so_far.tokens / max(1e-9, self._clock() - self._started)
+        said = f"{so_far.documents:,} documents  {speed:,.0f} tokens/s"
+        self._bar.update(self._task, completed=so_far.read, said=said)
+
+    def summary(self) -> str:
+        last = self._last
+        left_out = f"; {last.empty:,} empty texts left out" if last.empty else ""
+        return f"{last.tokens / self._seconds:,.0f} tokens/s over {self._seconds:.1f} s{left_out}"
+
+
+@app.command(rich_help_panel=TRAIN)
+def quickstart(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path(
+        "rewarm-quickstart"
+    ),
+) -> None:
+    """Try it all on this machine: a small model, real text, no GPU, no download, some minutes."""
+    from rewarm.quickstart import quickstart as begin
+
+    begin(out)
+
+
+@app.command(rich_help_panel=TRAIN)
+def train(
+    recipe: RecipeFile,
+    overrides: Set = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on behind the run's last checkpoint, if any.")
+    ] = False,
+    accept_changes: Annotated[
+        bool,
+        typer.Option("--accept-changes", help="Resume although the recipe now says otherwise."),
+    ] = False,
+) -> None:
+    """Run a recipe."""
+    checked = recipes.load(recipe, overrides)
+    from rewarm.train import train as run
+
+    print(run(checked, resume=resume, accept_changes=accept_changes))
+
+
+@app.command("eval", rich_help_panel=TRAIN)
+def evaluate(
+    checkpoints: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="CHECKPOINT...", help="A checkpoint, a run (its last one), or any NeoX base."
+        ),
+    ],
+    data: Annotated[
+        list[str], typer.Option(metavar="NAME=DIR", help="Shards to measure on; may be repeated.")
+    ],
+    tokens: Annotated[
+        str | None, typer.Option(metavar="COUNT", help="Measure on the first so many of each.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens in a sequence; the model's own if not given.", min=1)
+    ] = None,
+    microbatch: Annotated[int, typer.Option(help="Sequences at once.", min=1)] = 8,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    as_json: Json = False,
+) -> None:
+    """Measure loss and perplexity of checkpoints on shards."""
+    from rewarm.quantities import parse_count
+
+    sets: dict[str, Path] = {}
+    for one in data:
+        name, equals, folder = one.partition("=")
+        if not (name and equals and folder) or name in sets:
+            raise click.UsageError(f"--data {one}: should be NAME=DIR, each name once")
+        sets[name] = Path(folder)
+    try:
+        limit = parse_count(tokens) if tokens else None
+    except ValueError as error:
+        raise click.UsageError(f"--tokens {tokens}: {error}") from None
+    if precision not in ("fp32", "bf16"):
+        raise click.UsageError(f"--precision {precision}: should be fp32 or bf16")
+    from rewarm.evaluate import measure_checkpoint, perplexity
+
+    measured = [
+        measure_checkpoint(
+            name, sets, context=context, microbatch=microbatch, tokens=limit, precision=precision
+        )
+        for name in checkpoints
+    ]
+    if as_json:
+        lines = [
+            {"checkpoint": name}
+            | {
+                f"{on}/{key}": value
+                for on, one in losses.items()
+                for key, value in (
+                    ("loss", one.loss),
+                    ("perplexity", perplexity(one.loss)),
+                    ("tokens", one.tokens),
+                )
+            }
+            for name, losses in zip(checkpoints, measured, strict=True)
+        ]
+        print(json.dumps(lines, indent=1))
+        return
+    _print(_losses(checkpoints, measured))
+
+
+def _losses(checkpoints: list[str], measured: list[dict[str, Measured]]) -> Table:
+    from rewarm.evaluate import perplexity
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("checkpoint", overflow="fold")
+    table.add_column("set", no_wrap=True)
+    for column in ("loss", "perplexity", "tokens", "vs first"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for name, losses in zip(checkpoints, measured, strict=True):
+        for row, (on, one) in enumerate(losses.items()):
+            difference = "" if losses is measured[0] else f"{one.loss - measured[0][on].loss:+.4f}"
+            table.add_row(
+                name if row == 0 else "",
+                on,
+                f"{one.loss:.4f}",
+                f"{perplexity(one.loss):,.2f}",
+                f"{one.tokens:,}",
+                difference,
+            )
+    return table
+
+
+def _first_line(kind: type) -> str:
+    return (kind.__doc__ or "").strip().split("\n")[0]
+
+
+def _plain(value: object) -> str:
+    return str(getattr(value, "written", value))
+
+
+def _print(table: Table) -> None:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 1000  # whoever reads a pipe wants whole lines
+    console.print(table, markup=False)
+
+
+def main() -> None:
+    """Runs the command line; every error that a person can act on ends as a message and a code."""
+    try:
+        code = app(standalone_mode=False)
+    except RewarmError as error:
+        _fail(error, error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # `rewarm schema | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if "REWARM_TRACEBACK" in os.environ:
+            raise
+        text = str(error).strip() or "no message"
+        if type(error).__name__ == "OutOfMemoryError":
+            _fail(f"out of memory on the device: {text}; try a smaller batch.microbatch", 1)
+        _fail(
+            f"{type(error).__name__}: {text}\nthis is not an error that rewarm expects; to see "
+            "where it was, set REWARM_TRACEBACK=1 and run it again",
+            1,
+        )
+    sys.exit(code or 0)
+
+
+def _fail(error: object, code: int) -> None:
+    sys.stdout.flush()
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if isinstance(error, RecipeError):
+        # A located line starts with its place, as a compiler's does: editors can jump to it.
+        console.print(str(error), markup=False)
+    else:
+        console.print("[bold red]error:[/] ", end="")
+        console.print(str(error), markup=False)
+    sys.exit(code)

@@ -1,0 +1,66 @@
+"""What can go wrong, as a tree; every leaf says what was found, what was wanted and what to try.
+
+```
+RewarmError
+  RecipeError      the document is wrong: file, line, column, path, reason     exit 2
+  ScheduleError    a plug-in is missing, broken, clashes, or gives a bad rate  exit 2
+  DataError        a shard is missing, truncated, corrupt, empty, too few      exit 3
+  CheckpointError  not a checkpoint; corrupt; another model; a run in use      exit 3
+  Diverged         the loss is not finite: step, last good checkpoint          exit 4
+  Preempted        a signal asked the run to stop; its checkpoint is saved     exit 75 (SIGINT: 130)
+```
+"""
+
+
+class RewarmError(Exception):
+    """Something the person at the terminal can act on; the text is the whole message."""
+
+    exit_code = 1
+
+
+class RecipeError(RewarmError):
+    """A recipe is wrong. Holds every problem found, one located line each."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class ScheduleError(RewarmError):
+    """A schedule plug-in is missing, broken, clashes with another, or gives a rate that is none."""
+
+    exit_code = 2
+
+
+class DataError(RewarmError):
+    """A shard or a text is missing, damaged, foreign, or too small."""
+
+    exit_code = 3
+
+
+class CheckpointError(RewarmError):
+    """A base, checkpoint or run directory cannot be used as asked."""
+
+    exit_code = 3
+
+
+class Diverged(RewarmError):
+    """The loss or the gradient stopped being finite."""
+
+    exit_code = 4
+
+
+class Preempted(RewarmError):
+    """A signal asked the run to stop; everything up to the current step is saved."""
+
+    exit_code = 75
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Returns `; did you mean 'x'?` when a known word is near, else nothing."""
+    import difflib
+
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""

@@ -1,0 +1,140 @@
+"""Loss and perplexity on named validation sets; forgetting is a difference between two."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from rewarm import bases, checkpoint
+from rewarm.errors import DataError
+from rewarm.neox import NeoX, load_weights
+from rewarm.recipe import Recipe
+from rewarm.shards import read_index
+from rewarm.stream import in_stored_order
+
+
+class Measured(NamedTuple):
+    """The loss of one set."""
+
+    loss: float
+    """Mean cross-entropy per target token, in nats."""
+    tokens: int
+    """Target tokens measured."""
+
+
+def perplexity(loss: float) -> float:
+    """Returns exp(loss), or infinity where that is too large for a number."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def device_name(device: torch.device) -> str:
+    """Returns what a person calls a device: `NVIDIA H200`, `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Returns the context in which forward passes run at this precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+@torch.no_grad()
+def measure(
+    model: NeoX,
+    folder: Path,
+    *,
+    context: int,
+    microbatch: int,
+    tokens: int | None = None,
+    precision: str = "fp32",
+) -> Measured:
+    """Returns the model's loss on a shard folder, in its stored order.
+
+    Args:
+        model: on the device to use.
+        folder: what `rewarm shard` wrote.
+        context: tokens in a sequence.
+        microbatch: sequences at once.
+        tokens: measure on the first so many; None for all.
+        precision: of the forward pass; sums are in double precision.
+
+    Raises:
+        DataError: the folder is missing or damaged, or holds less than one block.
+    """
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    counted = 0
+    blocks = in_stored_order(folder, context=context, tokens=tokens)
+    while rows := list(islice(blocks, microbatch)):
+        block = torch.from_numpy(np.stack(rows).astype(np.int64)).to(device)
+        inputs, targets = block[:, :-1], block[:, 1:]
+        if len(rows) < microbatch:
+            # A compiled layer has one shape: fill up, with targets that do not count.
+            missing = microbatch - len(rows)
+            inputs = torch.nn.functional.pad(inputs, (0, 0, 0, missing))
+            targets = torch.nn.functional.pad(targets, (0, 0, 0, missing), value=-100)
+        with autocast(precision, device):
+            total += model.loss(inputs, targets, reduction="sum")
+        counted += len(rows) * context
+    if not counted:
+        raise DataError(
+            f"{folder}: too little data to measure on: less than one block of {context + 1:,} tokens"
+        )
+    return Measured(float(total) / counted, counted)
+
+
+def measure_all(model: NeoX, recipe: Recipe) -> dict[str, Measured]:
+    """Returns the loss of every validation set of a recipe, by name."""
+    return {
+        name: measure(
+            model,
+            Path(said.shards),
+            context=recipe.data.context,
+            microbatch=recipe.batch.microbatch,
+            tokens=said.tokens,
+            precision=recipe.precision,
+        )
+        for name, said in recipe.data.validation.items()
+    }
+
+
+def measure_checkpoint(
+    name: str,
+    sets: dict[str, Path],
+    *,
+    context: int | None,
+    microbatch: int,
+    tokens: int | None,
+    precision: str,
+) -> dict[str, Measured]:
+    """Returns the loss of a checkpoint, a run's last checkpoint, or any NeoX base, on named sets.
+
+    Raises:
+        CheckpointError: it cannot be found or loaded, or its tokenizer is not the shards'.
+        DataError: a shard folder cannot be read.
+    """
+    base = bases.locate(name)
+    if base.kind == "rewarm checkpoint":
+        checkpoint.verify(base.directory)
+    context = context or base.architecture.positions
+    for folder in sets.values():
+        bases.fits(base.architecture, base.directory, read_index(folder).tokenizer, folder, context)
+    model = NeoX(base.architecture)
+    load_weights(model, base.directory)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        on: measure(
+            model,
+            folder,
+            context=context,
+            microbatch=microbatch,
+            tokens=tokens,
+            precision=precision,
+        )
+        for on, folder in sets.items()
+    }

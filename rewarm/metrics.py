@@ -1,0 +1,137 @@
+"""Speed and utilisation of a run, and the screen on which its numbers appear."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+# Dense bf16 matrix FLOP/s that the vendors state, by a part of the device's name.
+_PEAK = {
+    "H200": 989.4e12,
+    "H100 NVL": 835.5e12,
+    "H100 PCIe": 756e12,
+    "H100": 989.4e12,
+    "GH200": 989.4e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A10G": 70e12,
+    "L40S": 362.05e12,
+    "L4": 121e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Returns a device's dense bf16 FLOP/s by its name, or None where it is not known."""
+    return next((peak for name, peak in _PEAK.items() if name in device_name), None)
+
+
+class Meter:
+    """Measures tokens/s between two readings, without the time that was spent on other things."""
+
+    def __init__(self, flops_per_token: int, peak: float | None) -> None:
+        self._flops_per_token = flops_per_token
+        self._peak = peak
+        self._tokens = 0
+        self._since = time.perf_counter()
+
+    def count(self, tokens: int) -> None:
+        """Adds the tokens of a step."""
+        self._tokens += tokens
+
+    def read(self) -> dict[str, float | None]:
+        """Returns tokens_per_second and mfu since the last reading, and starts anew."""
+        speed = self._tokens / max(1e-9, time.perf_counter() - self._since)
+        self._tokens, self._since = 0, time.perf_counter()
+        mfu = speed * self._flops_per_token / self._peak if self._peak else None
+        return {"tokens_per_second": round(speed, 1), "mfu": mfu and round(mfu, 4)}
+
+    @contextmanager
+    def paused(self, device: torch.device) -> Iterator[None]:
+        """Leaves out the time spent inside, having waited for the steps that are under way."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - started
+
+
+class Screen:
+    """A live bar on a terminal; plain lines elsewhere."""
+
+    def __init__(self, *, steps: int, done: int, console: Console | None = None) -> None:
+        # Progress goes to stderr, so that stdout stays for results.
+        self._console = console or Console(stderr=True, highlight=False)
+        self._live = self._console.is_terminal
+        self._steps = steps
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=self._console,
+            disable=not self._live,
+            expand=True,
+        )
+        self._task: TaskID = self._bar.add_task("", total=steps, completed=done, said="starting")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, step: int) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def trained(self, step: int, numbers: dict[str, Any]) -> None:
+        """Shows a line of training metrics."""
+        said = (
+            f"loss {numbers['loss']:.4f}  lr {numbers['lr']:.3e}  "
+            f"{numbers['tokens_per_second']:,.0f} tokens/s"
+        )
+        if numbers["mfu"] is not None:
+            said += f"  mfu {numbers['mfu']:.1%}"
+        self._bar.update(self._task, completed=step, said=said)
+        if not self._live:
+            self.say(f"step {step:,}/{self._steps:,}  {said}")
+
+    def evaluated(self, step: int, losses: dict[str, float], baseline: dict[str, float]) -> None:
+        """Shows the loss of every validation set, and its change since step 0."""
+        said = "  ".join(
+            f"{name} {loss:.4f}"
+            + (f" ({loss - baseline[name]:+.4f})" if step and name in baseline else "")
+            for name, loss in losses.items()
+        )
+        self.say(f"step {step:,}  evaluated: {said}")
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self._live:
+            self._console.print(line, markup=False, highlight=False)
+        else:
+            print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,247 @@
+"""GPT-NeoX in PyTorch: parameters are named as on disk, so a state dict needs no adapter.
+
+Shapes: B sequences, T positions, D hidden, H heads, K head size, R rotary dimensions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from rewarm.architecture import Architecture
+from rewarm.bases import PICKLED, SAFETENSORS
+from rewarm.errors import CheckpointError
+
+# Buffers that older transformers versions saved; all of them follow from the configuration.
+_DERIVED = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """Returns the MLP's non-linearity, by the name that Hugging Face's `hidden_act` uses."""
+    match name:
+        case "gelu":
+            return functional.gelu(x)
+        case "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh":
+            return functional.gelu(x, approximate="tanh")
+        case "relu":
+            return functional.relu(x)
+        case "silu":
+            return functional.silu(x)
+    raise ValueError(f"no activation named {name!r}")
+
+
+def rotary_angles(architecture: Architecture, length: int) -> tuple[Tensor, Tensor]:
+    """Returns cos and sin of every position's angles, each (T, R), in fp32 (arXiv:2104.09864)."""
+    size = architecture.rotary_size
+    inverse = 1.0 / architecture.rotary_base ** (torch.arange(0, size, 2).float() / size)
+    angles = torch.outer(torch.arange(length).float(), inverse).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Returns queries or keys with the first R dimensions of each head turned by position."""
+    size = cos_TR.shape[-1]
+    turned, kept = x_BHTK[..., :size], x_BHTK[..., size:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos_TR + torch.cat((-second, first), dim=-1) * sin_TR
+    return torch.cat((turned, kept), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with partly rotary positions."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        width, bias = architecture.hidden, architecture.attention_bias
+        self.heads = architecture.heads
+        self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
+        self.dense = nn.Linear(width, width, bias=bias)
+
+    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+        """Returns what attention adds to the residual stream, (B, T, D)."""
+        B, T, D = x_BTD.shape
+        qkv = self.query_key_value(x_BTD).view(B, T, self.heads, 3 * D // self.heads)
+        q_BHTK, k_BHTK, v_BHTK = qkv.transpose(1, 2).chunk(3, dim=-1)
+        cos_TR, sin_TR = cos_TR.to(qkv.dtype), sin_TR.to(qkv.dtype)
+        q_BHTK, k_BHTK = rotate(q_BHTK, cos_TR, sin_TR), rotate(k_BHTK, cos_TR, sin_TR)
+        out = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+        return cast(Tensor, self.dense(out.transpose(1, 2).reshape(B, T, D)))
+
+
+class MLP(nn.Module):
+    """Two products with a non-linearity between them."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.activation = architecture.activation
+        self.dense_h_to_4h = nn.Linear(architecture.hidden, architecture.inner)
+        self.dense_4h_to_h = nn.Linear(architecture.inner, architecture.hidden)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Returns what the MLP adds to the residual stream, (B, T, D)."""
+        return cast(
+            Tensor, self.dense_4h_to_h(activate(self.dense_h_to_4h(x_BTD), self.activation))
+        )
+
+
+class Layer(nn.Module):
+    """One transformer layer; attention and MLP side by side, or one after the other."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        width, eps = architecture.hidden, architecture.layer_norm_eps
+        self.parallel = architecture.parallel_residual
+        self.input_layernorm = nn.LayerNorm(width, eps=eps)
+        self.post_attention_layernorm = nn.LayerNorm(width, eps=eps)
+        self.attention = Attention(architecture)
+        self.mlp = MLP(architecture)
+
+    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+        """Returns the residual stream behind this layer, (B, T, D)."""
+        attended = self.attention(self.input_layernorm(x_BTD), cos_TR, sin_TR)
+        if self.parallel:
+            return cast(Tensor, x_BTD + attended + self.mlp(self.post_attention_layernorm(x_BTD)))
+        x_BTD = x_BTD + attended
+        return cast(Tensor, x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)))
+
+
+class Trunk(nn.Module):
+    """Everything below the output head."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.embed_in = nn.Embedding(architecture.vocabulary, architecture.hidden)
+        self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.layers))
+        self.final_layer_norm = nn.LayerNorm(architecture.hidden, eps=architecture.layer_norm_eps)
+
+
+class NeoX(nn.Module):
+    """A GPT-NeoX language model: `model(tokens)` gives logits, `model.loss(...)` nats."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        """Builds the model with uninitialised numbers; see `initialise` and `load_weights`."""
+        super().__init__()
+        self.architecture = architecture
+        self.gpt_neox = Trunk(architecture)
+        self.embed_out = nn.Linear(architecture.hidden, architecture.vocabulary, bias=False)
+        if architecture.tied:
+            self.embed_out.weight = self.gpt_neox.embed_in.weight
+        cos, sin = rotary_angles(architecture, architecture.positions)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Returns logits, (B, T, V), for T up to the architecture's positions."""
+        length = tokens_BT.shape[1]
+        cos, sin = cast(Tensor, self.cos)[:length], cast(Tensor, self.sin)[:length]
+        x_BTD = self.gpt_neox.embed_in(tokens_BT)
+        for layer in self.gpt_neox.layers:
+            x_BTD = layer(x_BTD, cos, sin)
+        return cast(Tensor, self.embed_out(self.gpt_neox.final_layer_norm(x_BTD)))
+
+    def loss(self, inputs_BT: Tensor, targets_BT: Tensor, *, reduction: str = "mean") -> Tensor:
+        """Returns the cross-entropy in nats, in fp32; targets of -100 do not count."""
+        logits = self(inputs_BT).float()
+        return functional.cross_entropy(
+            logits.flatten(0, 1), targets_BT.flatten(), reduction=reduction, ignore_index=-100
+        )
+
+    def compile_layers(self) -> None:
+        """Compiles every layer in place: one graph serves all, and state-dict keys stay."""
+        for layer in self.gpt_neox.layers:
+            layer.compile(fullgraph=True, dynamic=False)
+
+
+@torch.no_grad()
+def initialise(model: NeoX, seed: int) -> None:
+    """Draws new weights as Pythia's configuration does, the same on every machine.
+
+    Matrices: normal with σ = √(2 / 5D) ("small init", arXiv:1910.05895); the two products that
+    write to the residual stream: σ = 2 / (layers · √D) ("wang init", GPT-NeoX). Biases 0, norms 1.
+    """
+    width, layers = model.architecture.hidden, model.architecture.layers
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            continue
+        writes_back = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+        sigma = 2 / (layers * math.sqrt(width)) if writes_back else math.sqrt(2 / (5 * width))
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * sigma)
+
+
+def load_weights(model: NeoX, directory: Path) -> None:
+    """Fills the model from a Hugging Face model directory, whole or sharded, converted to fp32.
+
+    Raises:
+        CheckpointError: weights are missing, damaged, left over, or of another shape.
+    """
+    found = {
+        name: tensor
+        for name, tensor in _read_tensors(directory).items()
+        if not name.endswith(_DERIVED)
+    }
+    wanted = dict(model.state_dict())
+    if model.architecture.tied:
+        found.setdefault("embed_out.weight", found.get("gpt_neox.embed_in.weight", torch.empty(0)))
+    complaints = [f"{name}: missing" for name in wanted.keys() - found.keys()]
+    complaints += [f"{name}: not part of this model" for name in found.keys() - wanted.keys()]
+    complaints += [
+        f"{name}: {tuple(found[name].shape)}, and the configuration says {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    if complaints:
+        shown = sorted(complaints)[:8]
+        more = f"\n  ... and {len(complaints) - 8} more" if len(complaints) > 8 else ""
+        raise CheckpointError(
+            f"{directory}: the weights are not those of its config.json:\n  "
+            + "\n  ".join(shown)
+            + more
+        )
+    model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+
+
+def _read_tensors(directory: Path) -> dict[str, Tensor]:
+    for kind in (SAFETENSORS, PICKLED):
+        whole, index = (directory / name for name in kind)
+        if whole.is_file():
+            return _read_file(whole)
+        if index.is_file():
+            try:
+                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+                tensors: dict[str, Tensor] = {}
+                for name in files:
+                    if Path(name).name != name:
+                        raise ValueError(f"{name!r} is not a file name")
+                    tensors |= _read_file(directory / name)
+            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+                raise CheckpointError(f"{index}: cannot be read: {error}") from None
+            return tensors
+    raise CheckpointError(
+        f"{directory}: no weights; wanted one of {', '.join(SAFETENSORS + PICKLED)}"
+    )
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    except Exception as error:  # torch.load raises what it likes on a stranger's file
+        reason = str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{path}: not plain tensors: {reason}; nothing in it was run"
+        ) from None

@@ -1,0 +1,221 @@
+"""Draws schedules in the terminal, as a picture or as numbers, by the function that trains."""
+
+from __future__ import annotations
+
+import csv
+import re
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import ValidationError
+
+from rewarm import bases
+from rewarm.errors import RecipeError, RewarmError
+from rewarm.progress import read_progress
+from rewarm.quantities import in_words
+from rewarm.recipe import Recipe
+
+MOST_POINTS = 10_000
+_TAIL = 0.25  # of a run's length: as much of its base's curve is drawn to the left
+
+
+class Point(NamedTuple):
+    """The rate of one step. Steps of the base are counted down from 0 at its end."""
+
+    step: int
+    tokens: int
+    progress: float
+    lr: float
+
+
+class Curve(NamedTuple):
+    """A recipe's learning rate, step by step."""
+
+    name: str
+    points: list[Point]
+    marks: dict[str, Point]
+    """Named places: end of warm-up, floor."""
+    tail: list[Point]
+    """The last rates of the base, where it is a rewarm checkpoint; tokens count up to 0."""
+
+
+def curve(name: str, recipe: Recipe, points: int = MOST_POINTS) -> Curve:
+    """Returns a recipe's curve: every step, thinned to about `points` where there are more."""
+
+    def at(step: int) -> Point:
+        lr = recipe.lr(step)
+        return Point(step, step * recipe.batch.tokens, recipe.progress(step), lr)
+
+    marks = {
+        label: at(min(recipe.steps, max(1, round(place * recipe.steps))))
+        for label, place in recipe.schedule.marks().items()
+        if 0 < place < 1
+    }
+    steps = sorted({*_thinned(1, recipe.steps, points), *(mark.step for mark in marks.values())})
+    return Curve(name, [at(step) for step in steps], marks, _tail(recipe, points))
+
+
+def _thinned(first: int, last: int, most: int) -> set[int]:
+    count = last - first + 1
+    if count <= most:
+        return set(range(first, last + 1))
+    return {first + i * (count - 1) // (most - 1) for i in range(most)}
+
+
+def _tail(recipe: Recipe, points: int) -> list[Point]:
+    """Returns the end of the base's own curve, if it is a rewarm checkpoint."""
+    if recipe.model.base is None or recipe.model.fresh or not Path(recipe.model.base).exists():
+        return []
+    base = bases.locate(recipe.model.base, weights=False)
+    if base.kind != "rewarm checkpoint":
+        return []
+    reached = read_progress(base.directory)
+    try:
+        text = (base.directory / "recipe.yaml").read_text(encoding="utf-8")
+        parent = Recipe.model_validate(yaml.safe_load(text))
+    except (OSError, yaml.YAMLError, ValidationError) as error:
+        raise RecipeError([f"{base.directory}/recipe.yaml: cannot be read: {error}"]) from None
+    length = max(2, round(_TAIL * recipe.steps * recipe.batch.tokens / parent.batch.tokens))
+    first = max(1, reached.step - length + 1)
+    return [
+        Point(
+            step - reached.step,
+            (step - reached.step) * parent.batch.tokens,
+            parent.progress(step),
+            parent.lr(step),
+        )
+        for step in sorted(_thinned(first, reached.step, points))
+    ]
+
+
+def save(curves: list[Curve], out: Path) -> None:
+    """Writes the curves to a .png, .svg or .csv file.
+
+    Raises:
+        RewarmError: the ending is none of these, or the file cannot be written.
+    """
+    try:
+        if out.suffix == ".csv":
+            with out.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                writer.writerow(["recipe", *Point._fields])
+                for one in curves:
+                    writer.writerows([one.name, *point] for point in one.points)
+        elif out.suffix in (".png", ".svg"):
+            _picture(curves).savefig(out, dpi=200)
+        else:
+            error = RewarmError(f"{out}: should end in .png, .svg or .csv")
+            error.exit_code = 2
+            raise error
+    except OSError as error:
+        raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _picture(curves: list[Curve]) -> Any:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    for index, one in enumerate(curves):
+        color = f"C{index}"
+        axes.plot(
+            [p.tokens for p in one.points],
+            [p.lr for p in one.points],
+            color=color,
+            label=one.name,
+            lw=1.6,
+        )
+        if one.tail:
+            axes.plot([p.tokens for p in one.tail], [p.lr for p in one.tail], color=color, ls=":")
+        for label, mark in one.marks.items():
+            # Marks are drawn on the curve, so that those of several recipes stay apart.
+            style = "^" if "warm" in label else "v"
+            axes.plot(mark.tokens, mark.lr, style, color=color, ms=6, mec="white", mew=0.8)
+    if any(one.tail for one in curves):
+        axes.axvline(0, color="0.6", lw=0.8)
+        axes.annotate(
+            "base  ", (0, 0.02), xycoords=("data", "axes fraction"), ha="right", color="0.4", size=8
+        )
+    labels = list(dict.fromkeys(label for one in curves for label in one.marks))
+    handles, names = axes.get_legend_handles_labels()
+    for label in labels:
+        style = "^" if "warm" in label else "v"
+        handles += axes.plot([], [], style, color="0.4", ms=6)
+        names.append(label)
+    axes.legend(handles, names, frameon=False, fontsize=8)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("learning rate")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: in_words(x)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _rate(y)))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25, lw=0.6)
+    return figure
+
+
+_COLORS = (6, 5, 2, 3, 4, 1)  # of the terminal's own sixteen, so that light and dark both work
+_SYMBOLS = ("braille", "+", "x", "o", "*", "#")
+
+
+def in_terminal(curves: list[Curve], *, color: bool, width: int | None = None) -> str:
+    """Returns the curves drawn in characters, and what they are, with their marks, below."""
+    import plotext
+
+    columns = max(40, width or shutil.get_terminal_size((80, 24)).columns)
+    figure = plotext.figure.clear()
+    figure.theme("colorless")
+    figure.plot_size(columns, 18)
+    every = [point for one in curves for point in [*one.tail, *one.points]]
+    last, top = max(p.tokens for p in every), max(p.lr for p in every) or 1.0
+    notes: list[tuple[int | None, str]] = []
+    for index, one in enumerate(curves):
+        symbol = "braille" if color else _SYMBOLS[index % len(_SYMBOLS)]
+        pixel = plotext.pixel(_COLORS[index % len(_COLORS)]) if color else plotext.pixel()
+        for points in (one.tail, one.points):
+            if points:
+                signal = figure.signal(
+                    [p.tokens for p in points],
+                    [p.lr for p in points],
+                    marker=plotext.marker(symbol, pixel),
+                )
+                figure.draw(signal.lines())
+        sign = "─" if symbol == "braille" else symbol
+        marks = [("first", one.points[0]), *one.marks.items(), ("last", one.points[-1])]
+        width_of_label = max(len(label) for label, _ in marks)
+        notes.append((index, f"{sign * 2} {one.name}"))
+        notes += [
+            (
+                None,
+                f"   {label:<{width_of_label}}  {_rate(p.lr):>8}  step {p.step:,} "
+                f"({in_words(p.tokens)} tokens)",
+            )
+            for label, p in marks
+        ]
+    first = min(p.tokens for p in every if p.tokens <= 0) if any(c.tail for c in curves) else 0
+    ticks = [first] * bool(first) + [last * i // 4 for i in range(5)]
+    figure.ruler("x").ticks(ticks, [in_words(tick) for tick in ticks])
+    figure.ruler("x").lim(first, last)
+    figure.ruler("y").ticks([top * i / 4 for i in range(5)], [_rate(top * i / 4) for i in range(5)])
+    figure.ruler("y").lim(0, top)
+    figure.label("tokens" + (", base to the left of 0" if first else ""), "x")
+    figure.label("learning rate", "y")
+    lines = [*str(figure.build()).rstrip("\n").split("\n")]
+    if not color:
+        lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in lines]
+    for which, text in notes:
+        tinted = color and which is not None
+        lines.append(
+            f"\x1b[3{_COLORS[(which or 0) % len(_COLORS)]}m{text}\x1b[0m" if tinted else text
+        )
+    return "\n".join(lines)
+
+
+def _rate(lr: float) -> str:
+    """Returns a rate as it is written in recipes: 3e-4."""
+    if lr == 0:
+        return "0"
+    mantissa, exponent = f"{lr:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"

@@ -1,0 +1,162 @@
+"""Numbers as people write them in a recipe: counts (`10B`), shares (`5%`), spans (`3B tokens`)."""
+
+from __future__ import annotations
+
+import math
+import re
+from fractions import Fraction
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+)
+from pydantic.json_schema import JsonSchemaValue, WithJsonSchema
+from pydantic_core import CoreSchema, core_schema
+
+_SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
+_COUNT = re.compile(r"([0-9][0-9_]*(?:\.[0-9_]+)?(?:[eE][+-]?[0-9]{1,2})?)\s*([kKmMbBtT]?)")
+
+
+def parse_count(written: object) -> int:
+    """Returns the whole number behind `10B`, `2_097_152`, `1.5M`, `1e9` or a plain int.
+
+    Raises:
+        ValueError: it is not a whole number written in one of these ways.
+    """
+    if isinstance(written, int) and not isinstance(written, bool):
+        return written
+    if isinstance(written, float) and math.isfinite(written) and written.is_integer():
+        return int(written)
+    if isinstance(written, str) and (match := _COUNT.fullmatch(written.strip())):
+        exact = Fraction(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
+        if exact.denominator == 1:
+            return int(exact)
+    raise ValueError("should be a count, such as 2_097_152, 20M, 10B or 1e9")
+
+
+def parse_share(written: object) -> float:
+    """Returns the number behind `5%` or a plain number.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(written, int | float) and not isinstance(written, bool):
+        return float(written)
+    if isinstance(written, str) and (match := re.fullmatch(r"([0-9.]+)\s*%", written.strip())):
+        try:
+            return float(Fraction(match[1]) / 100)
+        except ValueError:
+            pass
+    raise ValueError("should be a number, such as 0.05 or 5%")
+
+
+_COUNT_SCHEMA = {
+    "anyOf": [
+        {"type": "integer", "minimum": 1},
+        {"type": "number", "minimum": 1},
+        {"type": "string", "pattern": "^[0-9][0-9_.]*([eE][+-]?[0-9]{1,2})?\\s*[kKmMbBtT]?$"},
+    ]
+}
+_SHARE_SCHEMA = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[0-9.]+\\s*%$"}]}
+
+Count = Annotated[
+    int, BeforeValidator(parse_count), Field(gt=0, le=10**18), WithJsonSchema(_COUNT_SCHEMA)
+]
+"""A positive whole number: `10B`, `2_097_152`, `1e9`."""
+
+Share = Annotated[float, BeforeValidator(parse_share), WithJsonSchema(_SHARE_SCHEMA)]
+"""A part of a whole: `0.05` or `5%`."""
+
+Rate = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+"""An absolute learning rate, such as `3e-4`."""
+
+
+class Budget(NamedTuple):
+    """The length of a run, which spans written in tokens or steps are measured against."""
+
+    steps: int
+    tokens_per_step: int
+
+
+class Span(float):
+    """A stretch of the run as a fraction of its budget, which remembers how it was written.
+
+    Written as a share (`0.01`, `1%`), in tokens (`3B tokens`) or in steps (`500 steps`). The recipe
+    resolves the last two against its own budget, so a schedule sees a plain fraction; what is saved
+    is what was written, so a span in tokens keeps its place when the budget is extended.
+    """
+
+    written: str | float
+
+    def __new__(cls, written: str | float, budget: Budget | None = None) -> Span:
+        """Resolves what was written; `budget` is needed for spans in tokens or steps.
+
+        Raises:
+            ValueError: not a span, or it needs a budget and there is none.
+        """
+        span = super().__new__(cls, cls._fraction(written, budget))
+        span.written = written.written if isinstance(written, Span) else written
+        return span
+
+    @staticmethod
+    def _fraction(written: str | float, budget: Budget | None) -> float:
+        if isinstance(written, str):
+            amount, _, unit = written.strip().rpartition(" ")
+            if unit in ("step", "steps", "token", "tokens"):
+                count = 0 if amount.strip() == "0" else parse_count(amount)
+                if budget is None:
+                    raise ValueError(
+                        "cannot be placed without a valid budget (`tokens` and `batch.tokens`)"
+                    )
+                whole = budget.steps * (budget.tokens_per_step if unit.startswith("tok") else 1)
+                return count / whole
+        try:
+            return parse_share(written)
+        except ValueError:
+            raise ValueError(
+                "should be a share of the run (0.01 or 1%), tokens ('3B tokens') "
+                "or steps ('500 steps')"
+            ) from None
+
+    @classmethod
+    def _validate(cls, value: Any, info: ValidationInfo) -> Span:
+        if isinstance(value, Span) and isinstance(value.written, int | float):
+            return value
+        budget = (info.context or {}).get("budget")
+        return cls(value.written if isinstance(value, Span) else value, budget)
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, _source: Any, _handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            cls._validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(
+                lambda span: getattr(span, "written", span)
+            ),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, _schema: CoreSchema, _handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {
+            "anyOf": [
+                {"type": "number"},
+                {"type": "string", "pattern": "^[0-9][0-9_.]*\\s*%$"},
+                {"type": "string", "pattern": "^[0-9][0-9_.eE]*[kKmMbBtT]? (tokens?|steps?)$"},
+            ]
+        }
+
+
+def in_words(count: float) -> str:
+    """Returns a count as people say it: `296.86B`, `2.10M`, `512`."""
+    for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
+        if abs(count) >= limit:
+            divisor = 1e3 if suffix == "k" else limit
+            return f"{count / divisor:.2f}".rstrip("0").rstrip(".") + suffix
+    return f"{count:,.0f}"

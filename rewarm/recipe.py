@@ -1,0 +1,403 @@
+"""The recipe: one frozen document that says everything about a run, checked before it starts.
+
+```
+recipe.yaml ── document.py ──> data and places ── pydantic ──> Recipe ── properties ──> steps, ...
+                                     └── every problem, each at its file:line:column <──┘
+```
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+from rewarm import schedules
+from rewarm.architecture import PRESETS, Architecture
+from rewarm.document import Document, Location
+from rewarm.errors import RecipeError, ScheduleError, did_you_mean
+from rewarm.quantities import Budget, Count, Share, parse_count
+from rewarm.schedules import Schedule
+
+Steps = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
+Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+
+def _problem(location: Location, message: str, found: object) -> InitErrorDetails:
+    escaped = message.replace("{", "{{").replace("}", "}}")
+    kind = PydanticCustomError("recipe", escaped)
+    return InitErrorDetails(type=kind, loc=location, input=found)
+
+
+class Section(BaseModel):
+    """A frozen part of a recipe that knows its settings and refuses others."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
+
+
+class Model(Section):
+    """The weights that the run starts from: exactly one of base, preset and architecture."""
+
+    base: str | None = None
+    """A Hugging Face name, a NeoX model directory, a rewarm checkpoint, or a run (its last one)."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hugging Face `base`, such as step143000."""
+    preset: str | None = None
+    """A Pythia shape with new weights: pythia-14m ... pythia-12b."""
+    architecture: Architecture | None = None
+    """A shape spelled out, with new weights."""
+    fresh: bool = False
+    """Keep the shape of `base` but draw new weights: the from-scratch baseline."""
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Model:
+        given = [n for n in ("base", "preset", "architecture") if getattr(self, n) is not None]
+        if len(given) != 1:
+            found = " and ".join(given) or "none of them"
+            raise ValueError(f"should have exactly one of base, preset, architecture; has {found}")
+        if self.preset is not None and self.preset not in PRESETS:
+            names = list(PRESETS)
+            raise ValidationError.from_exception_data(
+                "Model",
+                [
+                    _problem(
+                        ("preset",),
+                        f"no preset named {self.preset!r}"
+                        f"{did_you_mean(self.preset, names)} (presets: {', '.join(names)})",
+                        self.preset,
+                    )
+                ],
+            )
+        if self.base is None and (self.revision or self.fresh):
+            raise ValueError("revision and fresh say something about a base, and there is none")
+        return self
+
+    @property
+    def shape(self) -> Architecture | None:
+        """The architecture, where the recipe alone says it; a base has to be looked at."""
+        return PRESETS[self.preset] if self.preset else self.architecture
+
+
+class TrainSet(Section):
+    """A corpus to train on."""
+
+    shards: str
+    """A folder that `rewarm shard` wrote: tar shards and their index.json."""
+    weight: Annotated[Share, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Share of every batch, relative to the other corpora's weights."""
+
+
+class ValidationSet(Section):
+    """A corpus to measure on, in its stored order."""
+
+    shards: str
+    """A folder that `rewarm shard` wrote: tar shards and their index.json."""
+    tokens: Count | None = None
+    """Measure on the first so many tokens; null for all."""
+
+
+class Data(Section):
+    """What the model reads: named corpora, mixed block by block."""
+
+    context: Annotated[Count, Field(le=1_048_576)] = 2048
+    """Tokens in a sequence."""
+    lanes: Annotated[int, Field(strict=True, gt=0)] = 16
+    """Shards of one corpus that are read side by side; blocks are shuffled across them."""
+    train: Annotated[dict[Name, TrainSet], Field(min_length=1)]
+    """Corpora to train on, by name. Replay is one more corpus with a weight."""
+    validation: dict[Name, ValidationSet] = {}
+    """Corpora to measure on, by name; their losses come back under these names."""
+
+
+class Batch(Section):
+    """How many tokens one step takes, and how they fit on a GPU."""
+
+    tokens: Count
+    """Tokens of one optimiser update, over all GPUs: a multiple of microbatch × context."""
+    microbatch: Annotated[int, Field(strict=True, gt=0)]
+    """Sequences that one GPU runs at once."""
+
+
+class Optimizer(Section):
+    """AdamW. It has no learning rate of its own: that is the schedule's alone."""
+
+    betas: tuple[
+        Annotated[float, Field(strict=True, ge=0, lt=1)],
+        Annotated[float, Field(strict=True, ge=0, lt=1)],
+    ] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    eps: Positive = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.1
+    """Decoupled weight decay, on matrices only."""
+    clip: Positive | None = 1.0
+    """The gradient's greatest norm; null for no clipping."""
+    carry: bool = False
+    """Go on with the base's Adam moments instead of new ones; the base must have them."""
+
+
+class Every(Section):
+    """How often, in steps. The last step is always logged, evaluated and saved."""
+
+    log: Steps = 10
+    """Steps between lines of metrics."""
+    evaluate: Steps | None = 500
+    """Steps between evaluations; null for before the first step and at the end only."""
+    save: Steps | None = 1000
+    """Steps between checkpoints; null for at the end only."""
+
+
+class Recipe(Section):
+    """A whole run."""
+
+    # `batch` and `tokens` stand before `schedule`, whose spans are measured against them.
+    run: Annotated[str, Field(min_length=1)]
+    """The run directory: recipe, metrics and checkpoints go there."""
+    seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 17
+    """Decides the order of the data and new weights."""
+    tokens: Count
+    """The budget: tokens to train on. Steps follow from it."""
+    model: Model
+    data: Data
+    batch: Batch
+    schedule: SerializeAsAny[Schedule]
+    optimizer: Optimizer = Optimizer()
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """`bf16`: autocast, with master weights and moments in fp32. `fp32`: everything in fp32."""
+    compile: bool = True
+    """Compile each layer with torch.compile on a GPU; a CPU runs eagerly."""
+    every: Every = Every()
+
+    @field_validator("schedule", mode="plain", json_schema_input_type=dict[str, Any])
+    @classmethod
+    def _known_schedule(cls, value: Any, info: ValidationInfo) -> Schedule:
+        if isinstance(value, Schedule):
+            value = value.model_dump(mode="json")
+        if not isinstance(value, dict):
+            raise ValueError("should be settings, such as {name: rewarm, peak_lr: 3e-4, ...}")
+        name = value.get("name")
+        if not isinstance(name, str):
+            message = "required, but missing" if name is None else "should be text"
+            raise ValidationError.from_exception_data(
+                "schedule", [_problem(("name",) if "name" in value else (), message, name)]
+            )
+        try:
+            kind = schedules.find(name)
+        except ScheduleError as error:
+            raise ValidationError.from_exception_data(
+                "schedule", [_problem(("name",), str(error), name)]
+            ) from None
+        tokens, batch = info.data.get("tokens"), info.data.get("batch")
+        budget = None
+        if tokens and batch and tokens >= batch.tokens:
+            budget = Budget(tokens // batch.tokens, batch.tokens)
+        return kind.model_validate(value, context={"budget": budget})
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Recipe:
+        problems = []
+        batch, context = self.batch, self.data.context
+        if batch.tokens % (batch.microbatch * context):
+            problems.append(
+                _problem(
+                    ("batch", "tokens"),
+                    f"{batch.tokens:,} is not a whole number of microbatches: {batch.microbatch} "
+                    f"sequences × {context:,} tokens = {batch.microbatch * context:,}; "
+                    f"the nearest that fits is {self._nearest_batch():,}",
+                    batch.tokens,
+                )
+            )
+        if self.tokens < batch.tokens:
+            problems.append(
+                _problem(
+                    ("tokens",),
+                    f"a budget of {self.tokens:,} tokens is less than one batch of "
+                    f"{batch.tokens:,}",
+                    self.tokens,
+                )
+            )
+        if self.model.shape and context > self.model.shape.positions:
+            problems.append(
+                _problem(
+                    ("data", "context"),
+                    f"{context:,} is longer than the model's "
+                    f"{self.model.shape.positions:,} positions",
+                    context,
+                )
+            )
+        if self.optimizer.carry and (self.model.base is None or self.model.fresh):
+            problems.append(
+                _problem(
+                    ("optimizer", "carry"),
+                    "there are no moments to carry: the run starts from new "
+                    "weights; take carry away, or name a rewarm checkpoint as model.base",
+                    True,
+                )
+            )
+        if not problems:
+            try:
+                for sample in range(1, 201):
+                    schedules.rate(self.schedule, sample / 200)
+                for place in self.schedule.marks().values():
+                    schedules.rate(self.schedule, min(1.0, max(place, 1 / self.steps)))
+            except ScheduleError as error:
+                problems.append(_problem(("schedule",), str(error), self.schedule.name))
+        if problems:
+            raise ValidationError.from_exception_data("Recipe", problems)
+        return self
+
+    def _nearest_batch(self) -> int:
+        unit = self.batch.microbatch * self.data.context
+        return max(1, round(self.batch.tokens / unit)) * unit
+
+    @property
+    def steps(self) -> int:
+        """Optimiser updates of the run: the whole batches in the budget."""
+        return self.tokens // self.batch.tokens
+
+    @property
+    def accumulation(self) -> int:
+        """Microbatches that one process adds up in a step."""
+        return self.batch.tokens // (self.batch.microbatch * self.data.context)
+
+    @property
+    def sequences(self) -> int:
+        """Blocks in one batch."""
+        return self.batch.tokens // self.data.context
+
+    def progress(self, step: int) -> float:
+        """Returns the part of the run that is done after `step`, in (0, 1]."""
+        return step / self.steps
+
+    def lr(self, step: int) -> float:
+        """Returns the learning rate that `step` (counted from 1) is taken with."""
+        return schedules.rate(self.schedule, self.progress(step))
+
+    def document(self) -> dict[str, Any]:
+        """Returns the recipe as plain data, every default spelled out, spans as written."""
+        document: dict[str, Any] = json.loads(self.model_dump_json())
+        return document
+
+    def to_yaml(self) -> str:
+        """Returns the recipe as YAML, every default spelled out; `load` reads it back equal."""
+        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
+
+
+def load(path: Path, overrides: list[str] | None = None) -> Recipe:
+    """Returns the recipe in a YAML file, with `a.b=value` overrides applied.
+
+    Raises:
+        RecipeError: everything that is wrong with it, each line located.
+    """
+    document = Document.load(path)
+    for override in overrides or []:
+        document.set(override)
+    return validate(document)
+
+
+def validate(document: Document) -> Recipe:
+    """Returns the recipe in a parsed document.
+
+    Raises:
+        RecipeError: everything that is wrong with it, each line located.
+    """
+    try:
+        return Recipe.model_validate(document.data)
+    except ValidationError as error:
+        problems = {_letter(document, one): None for one in error.errors(include_url=False)}
+        raise RecipeError(sorted(problems, key=_by_place)) from None
+
+
+def _by_place(problem: str) -> tuple[str, int, int]:
+    source, line, column = [*problem.partition(": ")[0].rsplit(":", 2), "0", "0"][:3]
+    return (source, int(line), int(column)) if line.isdigit() else (problem, 0, 0)
+
+
+def _letter(document: Document, error: ErrorDetails) -> str:
+    """Returns one line about one problem: place, path, what was found, what was wanted."""
+    location, found = error["loc"], error["input"]
+    message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if error["type"] == "missing":
+        message = "required, but missing"
+    elif error["type"] == "extra_forbidden":
+        known = _settings(document.data, location[:-1])
+        near = did_you_mean(str(location[-1]), known)
+        message = f"no such setting{near}" + ("" if near else f" (there are: {', '.join(known)})")
+    elif error["type"] in ("model_type", "dict_type", "model_attributes_type"):
+        message = f"should be settings (`key: value` lines), got {_shown(found)}"
+    elif error["type"] == "string_pattern_mismatch" and location[-1:] == ("[key]",):
+        message = "a corpus's name should be letters, digits, '.', '_' and '-'"
+    elif error["type"] != "recipe" and not isinstance(found, dict):
+        message = f"{message} (got {_shown(found)})"
+    location = tuple(part for part in location if part != "[key]")
+    return f"{document.where(location)}: {'.'.join(map(str, location)) or 'recipe'}: {message}"
+
+
+def _shown(found: object) -> str:
+    text = repr(found)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _settings(data: Any, location: Location) -> list[str]:
+    """Returns the names of the settings that a section has, found by walking the models."""
+    model: Any = Recipe
+    for part in location:
+        if model is Schedule:
+            break
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            annotation = model.model_fields[str(part)].annotation
+        else:
+            annotation = get_args(model)[-1]  # dict[Name, Section] → Section
+        model = (
+            next(
+                (
+                    a
+                    for a in get_args(annotation)
+                    if isinstance(a, type) and issubclass(a, BaseModel)
+                ),
+                annotation,
+            )
+            if not _is_mapping(annotation)
+            else annotation
+        )
+    if model is Schedule:
+        model = schedules.find(data["schedule"]["name"])
+    return list(model.model_fields)
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is dict
+
+
+def schema() -> dict[str, Any]:
+    """Returns the JSON Schema of a recipe, with the settings of every schedule that works."""
+    whole = Recipe.model_json_schema()
+    choices = []
+    for one in schedules.installed():
+        try:
+            kind = schedules.find(one.name).model_json_schema(ref_template="#/$defs/{model}")
+        except ScheduleError:
+            continue
+        whole["$defs"] |= kind.pop("$defs", {})
+        kind["required"] = ["name", *kind.get("required", [])]
+        whole["$defs"][f"schedule {one.name}"] = kind
+        choices.append({"$ref": f"#/$defs/schedule {one.name}"})
+    whole["properties"]["schedule"] = {"oneOf": choices, "title": "Schedule"}
+    return whole

@@ -1,0 +1,153 @@
+"""The run directory: one process at a time opens it, begins or resumes it, and writes to it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+import yaml
+
+from rewarm.bases import last_checkpoint
+from rewarm.errors import CheckpointError
+from rewarm.recipe import Recipe
+
+# What may differ on --resume without a word: it decides what is written, not what is learnt.
+_HARMLESS = ("run", "every", "data.validation")
+
+
+class Run:
+    """An open run directory; a context manager, which holds its lock."""
+
+    def __init__(self, recipe: Recipe, *, resume: bool, accept_changes: bool) -> None:
+        """Opens the directory, to begin or to go on behind its last checkpoint.
+
+        Raises:
+            CheckpointError: another process is in it; it has checkpoints and `resume` is off; or
+                the recipe differs from the one it began with in a way that changes the outcome.
+        """
+        self.directory = Path(recipe.run)
+        self.checkpoints = self.directory / "checkpoints"
+        self._yaml = recipe.to_yaml()
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.directory / "lock").open("a")
+        except OSError as error:
+            raise CheckpointError(f"{self.directory}: cannot be written: {error}") from None
+        try:
+            self._take_lock()
+            self.resumed = last_checkpoint(self.directory)
+            if self.resumed and not resume:
+                raise CheckpointError(
+                    f"{self.directory}: already has checkpoints, up to {self.resumed.name}; go on "
+                    "with --resume, or name another directory with --set run=DIR"
+                )
+            self.changes = self._changes(recipe) if self.resumed else []
+            if self.changes and not accept_changes:
+                raise CheckpointError(
+                    f"{self.directory}: the recipe would change how this run goes on:\n  "
+                    + "\n  ".join(self.changes)
+                    + "\ntake the changes back, or say --accept-changes"
+                )
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def begin(self, step: int) -> None:
+        """Writes the recipe, and drops the metrics of steps that will be taken again."""
+        for left in self.checkpoints.glob("*.partial"):
+            shutil.rmtree(left, ignore_errors=True)
+        path = self.directory / "metrics.jsonl"
+        kept = []
+        if self.resumed and path.exists():
+            kept = [line for line in read_metrics(path) if line["step"] <= step]
+        _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+        _replace(self.directory / "recipe.yaml", self._yaml)
+        self._metrics: IO[str] = path.open("a", encoding="utf-8")
+
+    def log(self, kind: str, **values: Any) -> None:
+        """Adds one line to metrics.jsonl."""
+        self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
+        self._metrics.flush()
+
+    def checkpoint(self, step: int) -> Path:
+        """Returns where the checkpoint of a step belongs."""
+        return self.checkpoints / f"step-{step:08d}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+    ) -> None:
+        self._lock.close()
+        if hasattr(self, "_metrics"):
+            self._metrics.close()
+
+    def _take_lock(self) -> None:
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise CheckpointError(
+                f"{self.directory}: in use by another process; wait for it, or name another "
+                "directory with --set run=DIR"
+            ) from None
+
+    def _changes(self, recipe: Recipe) -> list[str]:
+        assert self.resumed is not None
+        began = _flat(yaml.safe_load((self.resumed / "recipe.yaml").read_text(encoding="utf-8")))
+        now = _flat(recipe.document())
+        return [
+            f"{path}: {began.get(path, 'not set')} → {now.get(path, 'not set')}"
+            for path in [*began, *(path for path in now if path not in began)]
+            if began.get(path) != now.get(path)
+            and not any(path == h or path.startswith(f"{h}.") for h in _HARMLESS)
+        ]
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Returns the lines of a metrics.jsonl; a last line cut off by a kill is left out.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is damaged before its last line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    read = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            parsed = json.loads(line)
+            parsed["kind"], parsed["step"]
+        except (ValueError, KeyError, TypeError):
+            if number == len(lines):
+                break
+            raise CheckpointError(f"{path}:{number}: not a line of metrics") from None
+        read.append(parsed)
+    return read
+
+
+def _flat(data: Any, path: str = "") -> dict[str, Any]:
+    """Returns nested settings as {"a.b": value}."""
+    if not isinstance(data, dict):
+        return {path: data}
+    return {
+        inner: value
+        for key, part in data.items()
+        for inner, value in _flat(part, f"{path}.{key}" if path else str(key)).items()
+    }
+
+
+def _replace(path: Path, text: str) -> None:
+    """Puts a whole new file in a file's place, or leaves the old one."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.rename(path)

@@ -1,0 +1,227 @@
+"""Schedules: progress in (0, 1] in, learning rate out; and the door through which they enter.
+
+A schedule is a frozen pydantic model that can be called. It holds no state, so resuming a run,
+overriding a setting and drawing the curve call the same function with nothing to restore.
+Plug-ins, the three built-in ones included, are found by entry point in the group `rewarm.schedules`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rewarm.errors import ScheduleError, did_you_mean
+from rewarm.quantities import Rate, Span
+
+GROUP = "rewarm.schedules"
+
+
+class Schedule(BaseModel, ABC):
+    """A learning-rate curve. `schedule(progress)` is the rate of the step that reaches `progress`.
+
+    Step k of n has progress k / n, so the first update is never at progress 0 and the last is at
+    exactly 1. Subclasses set `name: Literal["my-name"] = "my-name"`, equal to their entry point.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
+    )
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, progress: float) -> float:
+        """Returns the absolute learning rate at a progress in (0, 1]; beyond 1 the end holds."""
+
+    def marks(self) -> dict[str, float]:
+        """Returns the places on the curve worth naming, as progress in [0, 1] by label."""
+        return {}
+
+
+def linear(x: float, start: float, end: float) -> float:
+    """Returns the straight line from `start` at x = 0 to `end` at x = 1."""
+    return start + (end - start) * x
+
+
+def cosine(x: float, start: float, end: float) -> float:
+    """Returns half a cosine wave from `start` at x = 0 to `end` at x = 1."""
+    return end + (start - end) * (1 + math.cos(math.pi * x)) / 2
+
+
+Decay = Literal["cosine", "clipped-cosine", "linear"]
+
+
+class NoWarmup(Schedule):
+    """Starts at the peak and decays to the minimum: `rewarm` without the rise."""
+
+    name: Literal["no-warmup"] = "no-warmup"
+    peak_lr: Rate
+    """The rate that the decay starts from."""
+    min_lr: Rate
+    """The rate that the decay ends at, and the floor that holds after it."""
+    decay: Decay = "cosine"
+    """`cosine` and `linear` reach min_lr at the end of the run. `clipped-cosine` is the curve that
+    arXiv:2308.04014 ran: a cosine to zero whose period is the whole run, cut off at min_lr."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> NoWarmup:
+        if self.min_lr > self.peak_lr:
+            raise ValueError(f"min_lr {self.min_lr:g} should not be above peak_lr {self.peak_lr:g}")
+        return self
+
+    @property
+    def _rise(self) -> float:
+        return 0.0
+
+    def __call__(self, progress: float) -> float:
+        """Returns the rate on the way down from `peak_lr`, never below `min_lr`."""
+        fallen, left = progress - self._rise, 1 - self._rise
+        if self.decay == "clipped-cosine":
+            # The period is the whole run, not what is left of it after warm-up: see floor_at.
+            return max(cosine(min(fallen, 1), self.peak_lr, 0.0), self.min_lr)
+        curve: Callable[[float, float, float], float] = linear if self.decay == "linear" else cosine
+        return curve(min(fallen / left, 1), self.peak_lr, self.min_lr)
+
+    def floor_at(self) -> float:
+        """Returns the progress at which `min_lr` is reached.
+
+        For `clipped-cosine` that is w + arccos(2·min/peak − 1)/π: 80.5 % of the run for a 1 %
+        warm-up and a tenth of the peak (240 B of 296.86 B tokens, as arXiv:2308.04014 says).
+        """
+        if self.decay != "clipped-cosine" or self.peak_lr == 0:
+            return 1.0
+        return min(1.0, self._rise + math.acos(2 * self.min_lr / self.peak_lr - 1) / math.pi)
+
+    def marks(self) -> dict[str, float]:
+        """Returns where the floor is reached."""
+        return {"floor": self.floor_at()}
+
+
+class Rewarm(NoWarmup):
+    """Rises linearly to the peak, then decays to the minimum (arXiv:2308.04014)."""
+
+    name: Literal["rewarm"] = "rewarm"  # type: ignore[assignment]
+    start_lr: Rate = 0.0
+    """The rate at progress 0, from which the line to the peak starts."""
+    warmup: Annotated[Span, Field(ge=0, lt=1)] = Span("1%")
+    """How long the rise takes: a share of the run, or tokens, or steps."""
+
+    @property
+    def _rise(self) -> float:
+        return float(self.warmup)
+
+    def __call__(self, progress: float) -> float:
+        """Returns the rate on the way up while progress is below `warmup`, then on the way down."""
+        if progress < self.warmup:
+            return linear(progress / self.warmup, self.start_lr, self.peak_lr)
+        return super().__call__(progress)
+
+    def marks(self) -> dict[str, float]:
+        """Returns where the warm-up ends and where the floor is reached."""
+        return {"end of warm-up": float(self.warmup), **super().marks()}
+
+
+class Constant(Schedule):
+    """Keeps one rate throughout."""
+
+    name: Literal["constant"] = "constant"
+    lr: Rate
+    """The rate of every step."""
+
+    def __call__(self, progress: float) -> float:
+        """Returns `lr`."""
+        return self.lr
+
+
+class Installed(NamedTuple):
+    """One entry point of the group and the distribution that brought it."""
+
+    name: str
+    distribution: str
+    version: str
+    entry: EntryPoint
+
+
+def installed() -> list[Installed]:
+    """Returns every schedule on offer, by name; imports none of them."""
+    found = {
+        (entry.name, entry.dist.name if entry.dist else "?", entry.value): entry
+        for entry in entry_points(group=GROUP)
+    }
+    return sorted(
+        (
+            Installed(name, distribution, entry.dist.version if entry.dist else "?", entry)
+            for (name, distribution, _), entry in found.items()
+        ),
+        key=lambda one: one[:3],
+    )
+
+
+def origin(name: str) -> Installed:
+    """Returns the one installed schedule of that name, without importing it.
+
+    Raises:
+        ScheduleError: there is none, or two distributions offer it.
+    """
+    offered = installed()
+    named = [one for one in offered if one.name == name]
+    if not named:
+        names = sorted({one.name for one in offered})
+        raise ScheduleError(
+            f"no schedule named {name!r}{did_you_mean(name, names)} "
+            f"(installed: {', '.join(names) or 'none; is rewarm installed?'})"
+        )
+    if len(named) > 1:
+        owners = " and ".join(f"{one.distribution} {one.version}" for one in named)
+        raise ScheduleError(
+            f"two distributions offer a schedule named {name!r}: {owners}; uninstall one of them"
+        )
+    return named[0]
+
+
+def find(name: str) -> type[Schedule]:
+    """Returns the schedule class of that name, importing only that plug-in.
+
+    Raises:
+        ScheduleError: it is missing, ambiguous, cannot be imported, or is not what it claims.
+    """
+    plugin = origin(name)
+    owner = f"schedule {name!r} of {plugin.distribution} {plugin.version}"
+    try:
+        loaded = plugin.entry.load()
+    except Exception as error:  # a stranger's import may raise anything
+        raise ScheduleError(
+            f"{owner} cannot be imported: {type(error).__name__}: {error}; "
+            f"mend or uninstall {plugin.distribution}"
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Schedule)):
+        raise ScheduleError(f"{owner} is not a rewarm.Schedule: {plugin.entry.value}")
+    declared = loaded.model_fields["name"].default
+    if declared != name:
+        raise ScheduleError(f"{owner} calls itself {declared!r}; the two names must be the same")
+    return loaded
+
+
+def rate(schedule: Schedule, progress: float) -> float:
+    """Returns `schedule(progress)`, having made sure that it is a rate.
+
+    Training, `check` and `plot-schedule` all read the curve through this one function.
+
+    Raises:
+        ScheduleError: the schedule raised, or gave something negative, not finite or not a number.
+    """
+    where = f"schedule {schedule.name!r} at progress {progress:.6g}"
+    try:
+        value = schedule(progress)
+    except Exception as error:  # a stranger's curve may raise anything
+        raise ScheduleError(f"{where} raised {type(error).__name__}: {error}") from error
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ScheduleError(f"{where} gave {value!r}; a rate is a number")
+    if not math.isfinite(value) or value < 0:
+        raise ScheduleError(f"{where} gave {value!r}; a rate is finite and not negative")
+    return float(value)

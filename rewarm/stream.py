@@ -1,0 +1,345 @@
+"""The token stream: which block comes when is arithmetic, so any place is reached at once.
+
+```
+ corpus       its index says how many blocks each tar holds, without opening one
+   |  epoch e: the tars in a shuffled order, taken `lanes` at a time: a window
+   |  window: its blocks in a shuffled order        -> the address of the corpus's n-th block
+ shard        its documents in a shuffled order, joined, cut into blocks of context + 1
+   |                                                  sharing one token; the tail is dropped
+ mix          which corpus gives the next block: never a whole block away from its weight
+   |
+ Batch        tokens, and the position behind it: blocks taken per corpus, digest of all tokens
+```
+The state is one integer per corpus. Every shuffle is seeded by what it shuffles, so nothing depends
+on how often the run was stopped, or on how many processes read. Resuming opens the tars of one
+window as their blocks come up, and reads nothing that went before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import queue
+import threading
+from collections.abc import Generator, Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rewarm.errors import DataError
+from rewarm.shards import Shard, Tokens, read_index
+
+Blocks = npt.NDArray[np.int64]
+"""Token ids, shape (sequences, context + 1): inputs are [:, :-1], targets [:, 1:]."""
+Item = TypeVar("Item")
+
+
+class Position(NamedTuple):
+    """A place in the stream, and proof of what lies before it."""
+
+    blocks: dict[str, int]
+    """Blocks taken so far, per corpus."""
+    digest: str = ""
+    """Chained hash of every token so far; two runs with one digest saw the same tokens."""
+
+
+class Batch(NamedTuple):
+    """The blocks of one step, and where the stream stands behind them."""
+
+    tokens: Blocks
+    position: Position
+
+
+def _generator(*what: object) -> np.random.RandomState:
+    """Returns a generator that depends on `what` alone.
+
+    NumPy freezes the streams of RandomState for good, which it does not promise for Generator.
+    """
+    digest = hashlib.sha256("/".join(map(str, what)).encode()).digest()
+    return np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
+
+
+class Corpus:
+    """A shard folder as an endless, shuffled sequence of blocks; `corpus.block(n)` is the n-th."""
+
+    def __init__(self, name: str, folder: Path, *, context: int, seed: int, lanes: int) -> None:
+        """Reads the index; tars are opened when their blocks come up.
+
+        Raises:
+            DataError: there is no such folder, or it holds less than one block.
+        """
+        self.name = name
+        self.folder = folder
+        self.index = read_index(folder)
+        self._context = context
+        self._seed = seed
+        self._lanes = lanes
+        sizes = [max(0, shard.tokens - 1) // context for shard in self.index.shards]
+        self._sizes = np.array(sizes, dtype=np.int64)
+        self.blocks = int(self._sizes.sum())
+        if not self.blocks:
+            largest = max(shard.tokens for shard in self.index.shards)
+            raise DataError(
+                f"{folder}: too little data for corpus {name!r}: its largest shard has "
+                f"{largest:,} tokens, and a block takes context + 1 = {context + 1:,}"
+            )
+        self._window: _Window | None = None
+
+    def block(self, number: int) -> Tokens:
+        """Returns block `number` of the endless sequence, shape (context + 1,).
+
+        Raises:
+            DataError: its shard is missing or damaged, or holds a token outside the vocabulary.
+        """
+        epoch, place = divmod(number, self.blocks)
+        window = self._window
+        if window is None or window.epoch != epoch or place not in window.places:
+            window = self._window = self._open_window(epoch, place)
+        shard, block = window.address(place)
+        if shard not in window.opened:
+            window.opened[shard] = self._open(shard, epoch)
+        tokens = window.opened[shard].block(block, self._context)
+        if tokens.max() >= self.index.tokenizer.vocabulary:
+            raise DataError(
+                f"{self.folder / self.index.shards[shard].name}: token {tokens.max()} is outside "
+                f"the tokenizer's vocabulary of {self.index.tokenizer.vocabulary:,}; the shard is "
+                "damaged: write the folder again with `rewarm shard`"
+            )
+        return tokens
+
+    def _open_window(self, epoch: int, place: int) -> _Window:
+        """Returns the `lanes` consecutive tars of the epoch's order in which a block lies."""
+        order = _generator(self._seed, self.name, epoch, "shards").permutation(len(self._sizes))
+        firsts = range(0, len(order), self._lanes)
+        starts = np.concatenate([[0], np.cumsum(np.add.reduceat(self._sizes[order], firsts))])
+        which = int(np.searchsorted(starts, place, side="right")) - 1
+        shards = order[which * self._lanes : (which + 1) * self._lanes]
+        return _Window(
+            epoch,
+            range(int(starts[which]), int(starts[which + 1])),
+            shards,
+            self._sizes[shards],
+            _generator(self._seed, self.name, epoch, "window", which),
+        )
+
+    def _open(self, shard: int, epoch: int) -> _Joined:
+        opened = Shard(self.folder, self.index.shards[shard], self.index.dtype)
+        generator = _generator(self._seed, self.name, epoch, "documents", shard)
+        return _Joined(opened, generator.permutation(len(opened)))
+
+
+class _Window:
+    """The blocks of a few tars, side by side and shuffled: `places` of the epoch's sequence."""
+
+    def __init__(
+        self,
+        epoch: int,
+        places: range,
+        shards: npt.NDArray[np.int64],
+        sizes: npt.NDArray[np.int64],
+        generator: np.random.RandomState,
+    ) -> None:
+        self.epoch = epoch
+        self.places = places
+        self.opened: dict[int, _Joined] = {}
+        self._shards = shards
+        self._ends = np.cumsum(sizes)
+        self._order = generator.permutation(len(places))
+
+    def address(self, place: int) -> tuple[int, int]:
+        """Returns (shard, block in it) of the block at `place`."""
+        block = int(self._order[place - self.places.start])
+        which = int(np.searchsorted(self._ends, block, side="right"))
+        start = int(self._ends[which - 1]) if which else 0
+        return int(self._shards[which]), block - start
+
+
+class _Joined:
+    """A tar's documents joined in a given order, cut into blocks."""
+
+    def __init__(self, shard: Shard, order: npt.NDArray[np.int64]) -> None:
+        self._shard = shard
+        self._order = order
+        self._ends = np.cumsum(shard.lengths[order])
+
+    def block(self, number: int, context: int) -> Tokens:
+        """Returns tokens [number · context, number · context + context] of the joined documents."""
+        at, end = number * context, (number + 1) * context + 1
+        document = int(np.searchsorted(self._ends, at, side="right"))
+        parts = []
+        while at < end:
+            tokens = self._shard[int(self._order[document])]
+            start = at - (int(self._ends[document]) - len(tokens))
+            parts.append(tokens[start : start + end - at])
+            at += len(parts[-1])
+            document += 1
+        joined: Tokens = np.concatenate(parts)
+        return joined
+
+
+class Mix:
+    """Decides which corpus gives the next block, so that none is ever a whole block off.
+
+    Of the corpora that would not run ahead of their weight, the one that must come soonest is
+    taken: earliest deadline first on proportionate shares, which keeps every prefix within one
+    block of its exact share (Baruah et al., 1996, "Proportionate progress"). Exact integers
+    throughout: no rounding error adds up over a long run.
+    """
+
+    def __init__(self, weights: dict[str, float]) -> None:
+        """Takes positive weights by corpus name; they need not add up to 1."""
+        exact = {name: Fraction(str(weight)) for name, weight in weights.items()}
+        total = sum(exact.values())
+        shares = {name: weight / total for name, weight in exact.items()}
+        self._whole = math.lcm(*(share.denominator for share in shares.values()))
+        self._parts = {name: int(share * self._whole) for name, share in shares.items()}
+
+    def next(self, taken: dict[str, int]) -> str:
+        """Returns the corpus of the block that follows those taken so far."""
+        after = sum(taken.values()) + 1
+        ready = [n for n, part in self._parts.items() if taken[n] * self._whole < part * after]
+        return min(ready, key=lambda n: -((taken[n] + 1) * -self._whole // self._parts[n]))
+
+
+class Stream:
+    """An endless iterator of batches from a mixture of corpora, starting at any position."""
+
+    def __init__(
+        self,
+        corpora: Sequence[Corpus],
+        weights: dict[str, float],
+        *,
+        sequences: int,
+        position: Position | None = None,
+    ) -> None:
+        """Starts at `position`, or at the beginning.
+
+        Raises:
+            DataError: the corpora disagree about tokenizer, or the position is of other corpora.
+        """
+        agree(corpora)
+        self._corpora = {corpus.name: corpus for corpus in corpora}
+        self._mix = Mix(weights)
+        self._sequences = sequences
+        self.position = position or Position(dict.fromkeys(self._corpora, 0))
+        if self.position.blocks.keys() != self._corpora.keys():
+            raise DataError(
+                f"the position is of corpora {', '.join(self.position.blocks)}, and the recipe "
+                f"has {', '.join(self._corpora)}"
+            )
+
+    def __iter__(self) -> Iterator[Batch]:
+        while True:
+            taken = dict(self.position.blocks)
+            rows = []
+            for _ in range(self._sequences):
+                name = self._mix.next(taken)
+                rows.append(self._corpora[name].block(taken[name]))
+                taken[name] += 1
+            self.position = Position(taken, _chain(self.position.digest, rows))
+            yield Batch(np.stack(rows).astype(np.int64), self.position)
+
+
+def _chain(digest: str, rows: list[Tokens]) -> str:
+    """Returns the digest behind these rows.
+
+    Each row is hashed by itself first, so that processes which hold different rows of one batch
+    can put the digest together from 16 bytes a row.
+    """
+    chain = hashlib.blake2b(bytes.fromhex(digest), digest_size=16)
+    for row in rows:
+        chain.update(hashlib.blake2b(row.astype("<u4").tobytes(), digest_size=16).digest())
+    return chain.hexdigest()
+
+
+def agree(corpora: Sequence[Corpus]) -> None:
+    """Makes sure that all corpora speak of the same tokens.
+
+    Raises:
+        DataError: two were written with different tokenizers.
+    """
+    first = corpora[0]
+    for other in corpora[1:]:
+        a, b = first.index.tokenizer, other.index.tokenizer
+        if (a.digest, a.eos) != (b.digest, b.eos):
+            raise DataError(
+                f"{other.folder}: written with another tokenizer than {first.folder}: "
+                f"{b.vocabulary:,} entries, end-of-text {b.eos_token!r} = {b.eos}, digest "
+                f"{b.digest[:12]}, against {a.vocabulary:,}, {a.eos_token!r} = {a.eos}, "
+                f"{a.digest[:12]}; write one of them again with `rewarm shard --tokenizer`"
+            )
+
+
+def in_stored_order(folder: Path, *, context: int, tokens: int | None) -> Iterator[Tokens]:
+    """Yields the blocks of a shard folder as they are stored, shape (context + 1,).
+
+    Documents are joined across tars; what is left at the end is less than a block and is dropped.
+    At most `tokens` targets are covered; None is for all.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+    index = read_index(folder)
+    blocks = min(tokens or index.tokens, index.tokens - 1) // context
+    rest: list[Tokens] = []
+    have = 0
+    for facts in index.shards:
+        if blocks <= 0:
+            return
+        shard = Shard(folder, facts, index.dtype)
+        for document in range(len(shard)):
+            rest.append(shard[document])
+            have += len(rest[-1])
+            if have <= context:
+                continue
+            joined = np.concatenate(rest)
+            whole = min(blocks, (have - 1) // context)
+            for block in range(whole):
+                yield joined[block * context : (block + 1) * context + 1]
+            blocks -= whole
+            rest = [joined[whole * context :]]
+            have = len(rest[0])
+            if blocks <= 0:
+                return
+
+
+def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item]:
+    """Yields the same items, made ahead of time by one thread; an error is raised in its turn."""
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(entry: tuple[Item | None, BaseException | None]) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+        except BaseException as error:
+            put((None, error))
+        else:
+            put((None, StopIteration()))
+
+    thread = threading.Thread(target=work, name="rewarm-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,106 @@
+"""Finds a tokenizer, and tells whether two are the same: by vocabulary and merges, not by file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rewarm.errors import DataError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+_MAX_BYTES = 100_000_000
+
+
+class Tokenizer(NamedTuple):
+    """A tokenizer and the facts that shards and checkpoints must agree on."""
+
+    encoder: tokenizers.Tokenizer
+    digest: str
+    """sha256 over vocabulary and merges; the same for every spelling of one tokenizer."""
+    vocabulary: int
+    """Highest token id + 1."""
+    eos: int
+    eos_token: str
+
+
+def load(name: str, eos: str | None = None) -> Tokenizer:
+    """Returns the tokenizer behind a `tokenizer.json`, a local folder, or a hub name.
+
+    Args:
+        name: where it is.
+        eos: the end-of-text token; found by itself where the tokenizer says or the name is usual.
+
+    Raises:
+        DataError: it cannot be found or read, or has no end-of-text token.
+    """
+    import tokenizers
+
+    path = Path(name)
+    configured: Any = None
+    if path.is_file():
+        file = path
+    else:
+        file, configured = _in_folder(name) if path.is_dir() else _on_hub(name)
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise DataError(f"{file}: larger than {_MAX_BYTES:,} bytes; is it a tokenizer?")
+        encoder = tokenizers.Tokenizer.from_file(str(file))
+    except DataError:
+        raise
+    except Exception as error:  # tokenizers raises bare Exception
+        raise DataError(f"{file}: not a tokenizer that can be read: {error}") from None
+    encoder.no_truncation()
+    encoder.no_padding()
+    words = encoder.get_vocab(with_added_tokens=True)
+    if isinstance(configured, dict):  # older files spell the token as an object
+        configured = configured.get("content")
+    choices = [eos] if eos else [configured, *END_OF_TEXT]
+    chosen = next((token for token in choices if token in words), None)
+    if chosen is None:
+        raise DataError(
+            f"{name}: no end-of-text token among its {len(words):,} entries "
+            f"(looked for {', '.join(filter(None, choices))}); name it with --eos"
+        )
+    return Tokenizer(encoder, digest(encoder), max(words.values()) + 1, words[chosen], chosen)
+
+
+def digest(encoder: tokenizers.Tokenizer) -> str:
+    """Returns the sha256 of a tokenizer's vocabulary, by id, and its merges, in order."""
+    model = json.loads(encoder.to_str()).get("model", {})
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
+    words = sorted(encoder.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+    said = json.dumps([words, merges], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _in_folder(name: str) -> tuple[Path, Any]:
+    folder = Path(name)
+    file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not file.is_file():
+        raise DataError(f"{name}: no tokenizer.json in this folder")
+    try:
+        said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        return file, said.get("eos_token")
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{config}: cannot be read: {error}") from None
+
+
+def _on_hub(name: str) -> tuple[Path, Any]:
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or name.endswith(".json"):
+        raise DataError(f"{name}: no such file; wanted a tokenizer.json, a folder, or a hub name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return _in_folder(snapshot_download(name, allow_patterns=["tokenizer*.json"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise DataError(
+            f"{name}: no such file or folder here, and the hub did not give it: {reason}"
+        ) from None
