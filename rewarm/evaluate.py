@@ -83,7 +83,8 @@ def measure(
         counted += len(rows) * context
     if not counted:
         raise DataError(
-            f"{folder}: too little data to measure on: less than one block of {context + 1:,} tokens"
+            f"{folder}: too little data to measure on: not one block of context + 1 = "
+            f"{context + 1:,} tokens"
         )
     return Measured(float(total) / counted, counted)
 

@@ -16,6 +16,7 @@ from rewarm.errors import RecipeError, RewarmError
 from rewarm.progress import read_progress
 from rewarm.quantities import in_words
 from rewarm.recipe import Recipe
+from rewarm.run import read_metrics
 
 MOST_POINTS = 10_000
 _TAIL = 0.25  # of a run's length: as much of its base's curve is drawn to the left
@@ -115,7 +116,6 @@ def save(curves: list[Curve], out: Path) -> None:
 
 def _picture(curves: list[Curve]) -> Any:
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
@@ -147,13 +147,53 @@ def _picture(curves: list[Curve]) -> Any:
         names.append(label)
     axes.legend(handles, names, frameon=False, fontsize=8)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("tokens")
     axes.set_ylabel("learning rate")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: in_words(x)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: _rate(y)))
+    axes.yaxis.set_major_formatter(lambda y, _: _rate(y))
+    _style(axes)
+    return figure
+
+
+def save_losses(runs: dict[str, Path], out: Path) -> None:
+    """Writes one picture of several runs: the loss of every validation set, and the rate.
+
+    Raises:
+        RewarmError: metrics cannot be read, or the file cannot be written.
+    """
+    lines = {name: read_metrics(run / "metrics.jsonl") for name, run in runs.items()}
+    keys = dict.fromkeys(
+        key.removesuffix("/loss")
+        for read in lines.values()
+        for line in read
+        for key in line
+        if key.endswith("/loss")
+    )
+    panels = [(f"{key} loss (nats)", "evaluate", f"{key}/loss") for key in keys]
+    panels.append(("learning rate", "train", "lr"))
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
+    for place, (title, kind, key) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), place)
+        for index, (name, read) in enumerate(lines.items()):
+            points = [(x["tokens"], x[key]) for x in read if x["kind"] == kind and key in x]
+            axes.plot(*zip(*points, strict=True), color=f"C{index}", lw=1.6, label=name)
+        axes.set_title(title, fontsize=10, loc="left")
+        _style(axes)
+        if kind == "train":
+            axes.set_ylim(bottom=0)
+            axes.yaxis.set_major_formatter(lambda y, _: _rate(y))
+            axes.legend(frameon=False, fontsize=8)
+    try:
+        figure.savefig(out, dpi=200)
+    except OSError as error:
+        raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
+
+
+def _style(axes: Any) -> None:
+    axes.set_xlabel("tokens")
+    axes.xaxis.set_major_formatter(lambda x, _: in_words(x))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, lw=0.6)
-    return figure
 
 
 _COLORS = (6, 5, 2, 3, 4, 1)  # of the terminal's own sixteen, so that light and dark both work

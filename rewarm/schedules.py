@@ -2,7 +2,7 @@
 
 A schedule is a frozen pydantic model that can be called. It holds no state, so resuming a run,
 overriding a setting and drawing the curve call the same function with nothing to restore.
-Plug-ins, the three built-in ones included, are found by entry point in the group `rewarm.schedules`.
+Plug-ins, the three built-in ones among them, enter by entry point: group `rewarm.schedules`.
 """
 
 from __future__ import annotations
