@@ -3,9 +3,9 @@
 from importlib.metadata import version
 
 from rewarm.errors import RewarmError
-from rewarm.quantities import Span
+from rewarm.quantities import Rate, Span
 from rewarm.recipe import Recipe
 from rewarm.schedules import Schedule, cosine, linear
 
 __version__ = version("rewarm")
-__all__ = ["Recipe", "RewarmError", "Schedule", "Span", "__version__", "cosine", "linear"]
+__all__ = ["Rate", "Recipe", "RewarmError", "Schedule", "Span", "__version__", "cosine", "linear"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from rewarm import tokenizer
-from rewarm.architecture import Architecture
+from rewarm.architecture import PRESETS, Architecture
 from rewarm.errors import CheckpointError
 from rewarm.shards import TokenizerFacts
 
@@ -51,6 +52,12 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> B
     directory = last_checkpoint(path) or path
     kind = "rewarm checkpoint" if (directory / "MANIFEST.json").exists() else "local model"
     return Base(directory, read_architecture(directory), kind)
+
+
+def published(name: str) -> Architecture | None:
+    """Returns the shape of a Pythia model by its hub name, which needs no hub; None for others."""
+    owner, _, model = name.partition("/")
+    return PRESETS.get(model.removesuffix("-deduped")) if owner == "EleutherAI" else None
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -137,6 +144,9 @@ def _from_hub(name: str, revision: str | None, *, weights: bool) -> Path:
         raise CheckpointError(f"{name}: no such folder, and not a hub name (owner/model)")
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    # Its warnings about every retry end in the one error below.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     try:
         if not weights:

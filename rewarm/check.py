@@ -149,7 +149,7 @@ def plan(recipe: Recipe) -> tuple[Plan, RewarmError | None]:
 def rates(recipe: Recipe) -> list[RateAt]:
     """Returns the rate at the first step, the schedule's own marks, the middle and the last."""
     places = {1: "first", max(1, recipe.steps // 2): "middle", recipe.steps: "last"}
-    for what, progress in recipe.schedule.marks().items():
+    for what, progress in schedules.marks(recipe.schedule).items():
         step = round(progress * recipe.steps)
         if 0 < step < recipe.steps:
             places[step] = what
@@ -222,9 +222,9 @@ def _corpora(corpora: dict[str, CorpusPlan]) -> list[str]:
     lines = []
     for name, one in corpora.items():
         share = f"{one.share:>6.1%} of every batch: " if one.share is not None else ""
-        there = "not found here" if one.there is None else f"{in_words(one.there)} there"
+        there = f"of {in_words(one.there)} there" if one.there else "and no shards here"
         epochs = f" = {one.epochs:.2f} epochs" if one.epochs is not None and one.share else ""
-        lines.append(f"{name:<{width}}  {share}{in_words(one.needed)} tokens of {there}{epochs}")
+        lines.append(f"{name:<{width}}  {share}{in_words(one.needed)} tokens {there}{epochs}")
     return lines
 
 
@@ -233,6 +233,9 @@ def _model(
 ) -> tuple[bases.Base | None, Architecture | None]:
     if recipe.model.base is None:
         return None, recipe.model.shape
+    known = bases.published(recipe.model.base)
+    if known and not Path(recipe.model.base).exists():
+        return None, known
     try:
         base = bases.locate(recipe.model.base, recipe.model.revision, weights=False)
     except RewarmError as error:

@@ -49,6 +49,7 @@ class Meter:
         self._flops_per_token = flops_per_token
         self._peak = peak
         self._tokens = 0
+        self._waited = 0.0
         self._since = time.perf_counter()
 
     def count(self, tokens: int) -> None:
@@ -56,11 +57,28 @@ class Meter:
         self._tokens += tokens
 
     def read(self) -> dict[str, float | None]:
-        """Returns tokens_per_second and mfu since the last reading, and starts anew."""
-        speed = self._tokens / max(1e-9, time.perf_counter() - self._since)
-        self._tokens, self._since = 0, time.perf_counter()
+        """Returns tokens_per_second, mfu and data_wait since the last reading, and starts anew.
+
+        data_wait is the share of the time that was spent waiting for the stream.
+        """
+        seconds = max(1e-9, time.perf_counter() - self._since)
+        speed, waited = self._tokens / seconds, self._waited / seconds
+        self._tokens, self._waited, self._since = 0, 0.0, time.perf_counter()
         mfu = speed * self._flops_per_token / self._peak if self._peak else None
-        return {"tokens_per_second": round(speed, 1), "mfu": mfu and round(mfu, 4)}
+        return {
+            "tokens_per_second": round(speed, 1),
+            "mfu": mfu and round(mfu, 4),
+            "data_wait": round(waited, 4),
+        }
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time spent inside as waiting for data."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._waited += time.perf_counter() - started
 
     @contextmanager
     def paused(self, device: torch.device) -> Iterator[None]:

@@ -8,11 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-from pydantic import ValidationError
-
-from rewarm import bases
-from rewarm.errors import RecipeError, RewarmError
+from rewarm import bases, recipe, schedules
+from rewarm.errors import RewarmError
 from rewarm.progress import read_progress
 from rewarm.quantities import in_words
 from rewarm.recipe import Recipe
@@ -42,20 +39,20 @@ class Curve(NamedTuple):
     """The last rates of the base, where it is a rewarm checkpoint; tokens count up to 0."""
 
 
-def curve(name: str, recipe: Recipe, points: int = MOST_POINTS) -> Curve:
+def curve(name: str, run: Recipe, points: int = MOST_POINTS) -> Curve:
     """Returns a recipe's curve: every step, thinned to about `points` where there are more."""
 
     def at(step: int) -> Point:
-        lr = recipe.lr(step)
-        return Point(step, step * recipe.batch.tokens, recipe.progress(step), lr)
+        lr = run.lr(step)
+        return Point(step, step * run.batch.tokens, run.progress(step), lr)
 
     marks = {
-        label: at(min(recipe.steps, max(1, round(place * recipe.steps))))
-        for label, place in recipe.schedule.marks().items()
+        label: at(min(run.steps, max(1, round(place * run.steps))))
+        for label, place in schedules.marks(run.schedule).items()
         if 0 < place < 1
     }
-    steps = sorted({*_thinned(1, recipe.steps, points), *(mark.step for mark in marks.values())})
-    return Curve(name, [at(step) for step in steps], marks, _tail(recipe, points))
+    steps = sorted({*_thinned(1, run.steps, points), *(mark.step for mark in marks.values())})
+    return Curve(name, [at(step) for step in steps], marks, _tail(run, points))
 
 
 def _thinned(first: int, last: int, most: int) -> set[int]:
@@ -65,20 +62,16 @@ def _thinned(first: int, last: int, most: int) -> set[int]:
     return {first + i * (count - 1) // (most - 1) for i in range(most)}
 
 
-def _tail(recipe: Recipe, points: int) -> list[Point]:
+def _tail(run: Recipe, points: int) -> list[Point]:
     """Returns the end of the base's own curve, if it is a rewarm checkpoint."""
-    if recipe.model.base is None or recipe.model.fresh or not Path(recipe.model.base).exists():
+    if run.model.base is None or run.model.fresh or not Path(run.model.base).exists():
         return []
-    base = bases.locate(recipe.model.base, weights=False)
+    base = bases.locate(run.model.base, weights=False)
     if base.kind != "rewarm checkpoint":
         return []
     reached = read_progress(base.directory)
-    try:
-        text = (base.directory / "recipe.yaml").read_text(encoding="utf-8")
-        parent = Recipe.model_validate(yaml.safe_load(text))
-    except (OSError, yaml.YAMLError, ValidationError) as error:
-        raise RecipeError([f"{base.directory}/recipe.yaml: cannot be read: {error}"]) from None
-    length = max(2, round(_TAIL * recipe.steps * recipe.batch.tokens / parent.batch.tokens))
+    parent = recipe.load(base.directory / "recipe.yaml")
+    length = max(2, round(_TAIL * run.steps * run.batch.tokens / parent.batch.tokens))
     first = max(1, reached.step - length + 1)
     return [
         Point(
@@ -159,30 +152,29 @@ def save_losses(runs: dict[str, Path], out: Path) -> None:
     Raises:
         RewarmError: metrics cannot be read, or the file cannot be written.
     """
-    lines = {name: read_metrics(run / "metrics.jsonl") for name, run in runs.items()}
-    keys = dict.fromkeys(
-        key.removesuffix("/loss")
-        for read in lines.values()
-        for line in read
-        for key in line
-        if key.endswith("/loss")
-    )
-    panels = [(f"{key} loss (nats)", "evaluate", f"{key}/loss") for key in keys]
-    panels.append(("learning rate", "train", "lr"))
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.4 * len(panels), 3.2), layout="constrained")
-    for place, (title, kind, key) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, len(panels), place)
-        for index, (name, read) in enumerate(lines.items()):
-            points = [(x["tokens"], x[key]) for x in read if x["kind"] == kind and key in x]
-            axes.plot(*zip(*points, strict=True), color=f"C{index}", lw=1.6, label=name)
-        axes.set_title(title, fontsize=10, loc="left")
+    measured = {
+        name: [x for x in read_metrics(run / "metrics.jsonl") if x["kind"] == "evaluate"]
+        for name, run in runs.items()
+    }
+    keys = dict.fromkeys(k for xs in measured.values() for x in xs for k in x if "/loss" in k)
+    figure = Figure(figsize=(3.4 * len(keys) + 3.4, 3.2), layout="constrained")
+    *panels, rates = figure.subplots(1, len(keys) + 1)
+    for axes, key in zip(panels, keys, strict=True):
+        axes.set_title(f"{key.removesuffix('/loss')} loss (nats)", fontsize=10, loc="left")
+        for name, lines in measured.items():
+            there = [x for x in lines if key in x]
+            axes.plot([x["tokens"] for x in there], [x[key] for x in there], lw=1.6, label=name)
+    rates.set_title("learning rate", fontsize=10, loc="left")
+    for name, run in runs.items():
+        points = curve(name, recipe.load(run / "recipe.yaml"), 1000).points
+        rates.plot([p.tokens for p in points], [p.lr for p in points], lw=1.6, label=name)
+    rates.set_ylim(bottom=0)
+    rates.yaxis.set_major_formatter(lambda y, _: _rate(y))
+    rates.legend(frameon=False, fontsize=8)
+    for axes in (*panels, rates):
         _style(axes)
-        if kind == "train":
-            axes.set_ylim(bottom=0)
-            axes.yaxis.set_major_formatter(lambda y, _: _rate(y))
-            axes.legend(frameon=False, fontsize=8)
     try:
         figure.savefig(out, dpi=200)
     except OSError as error:

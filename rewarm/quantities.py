@@ -18,7 +18,9 @@ from pydantic.json_schema import JsonSchemaValue, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
-_COUNT = re.compile(r"([0-9][0-9_]*(?:\.[0-9_]+)?(?:[eE][+-]?[0-9]{1,2})?)\s*([kKmMbBtT]?)")
+_COUNT = re.compile(
+    r"([0-9][0-9_]{0,40}(?:\.[0-9_]{1,40})?(?:[eE][+-]?[0-9]{1,2})?)\s*([kKmMbBtT]?)"
+)
 
 
 def parse_count(written: object) -> int:
@@ -44,13 +46,13 @@ def parse_share(written: object) -> float:
     Raises:
         ValueError: it is neither.
     """
-    if isinstance(written, int | float) and not isinstance(written, bool):
-        return float(written)
-    if isinstance(written, str) and (match := re.fullmatch(r"([0-9.]+)\s*%", written.strip())):
-        try:
+    try:
+        if isinstance(written, int | float) and not isinstance(written, bool):
+            return float(written)
+        if isinstance(written, str) and (match := re.fullmatch(r"([0-9.]+)\s*%", written.strip())):
             return float(Fraction(match[1]) / 100)
-        except ValueError:
-            pass
+    except (ValueError, OverflowError):
+        pass
     raise ValueError("should be a number, such as 0.05 or 5%")
 
 
@@ -107,7 +109,7 @@ class Span(float):
         if isinstance(written, str):
             amount, _, unit = written.strip().rpartition(" ")
             if unit in ("step", "steps", "token", "tokens"):
-                count = 0 if amount.strip() == "0" else parse_count(amount)
+                count = parse_count(amount)
                 if budget is None:
                     raise ValueError(
                         "cannot be placed without a valid budget (`tokens` and `batch.tokens`)"

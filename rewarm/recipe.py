@@ -9,10 +9,11 @@ recipe.yaml ── document.py ──> data and places ── pydantic ──> R
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-import yaml
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -28,19 +29,19 @@ from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
 from rewarm import schedules
 from rewarm.architecture import PRESETS, Architecture
-from rewarm.document import Document, Location
+from rewarm.document import Document, Location, write
 from rewarm.errors import RecipeError, ScheduleError, did_you_mean
 from rewarm.quantities import Budget, Count, Share, parse_count
 from rewarm.schedules import Schedule
 
 Steps = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 def _problem(location: Location, message: str, found: object) -> InitErrorDetails:
-    escaped = message.replace("{", "{{").replace("}", "}}")
-    kind = PydanticCustomError("recipe", escaped)
+    kind = PydanticCustomError("recipe", message)
     return InitErrorDetails(type=kind, loc=location, input=found)
 
 
@@ -55,9 +56,9 @@ class Section(BaseModel):
 class Model(Section):
     """The weights that the run starts from: exactly one of base, preset and architecture."""
 
-    base: str | None = None
+    base: Text | None = None
     """A Hugging Face name, a NeoX model directory, a rewarm checkpoint, or a run (its last one)."""
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit of a Hugging Face `base`, such as step143000."""
     preset: str | None = None
     """A Pythia shape with new weights: pythia-14m ... pythia-12b."""
@@ -98,7 +99,7 @@ class Model(Section):
 class TrainSet(Section):
     """A corpus to train on."""
 
-    shards: str
+    shards: Text
     """A folder that `rewarm shard` wrote: tar shards and their index.json."""
     weight: Annotated[Share, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Share of every batch, relative to the other corpora's weights."""
@@ -107,7 +108,7 @@ class TrainSet(Section):
 class ValidationSet(Section):
     """A corpus to measure on, in its stored order."""
 
-    shards: str
+    shards: Text
     """A folder that `rewarm shard` wrote: tar shards and their index.json."""
     tokens: Count | None = None
     """Measure on the first so many tokens; null for all."""
@@ -168,7 +169,7 @@ class Recipe(Section):
     """A whole run."""
 
     # `batch` and `tokens` stand before `schedule`, whose spans are measured against them.
-    run: Annotated[str, Field(min_length=1)]
+    run: Text
     """The run directory: recipe, metrics and checkpoints go there."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 17
     """Decides the order of the data and new weights."""
@@ -196,7 +197,7 @@ class Recipe(Section):
         if not isinstance(name, str):
             message = "required, but missing" if name is None else "should be text"
             raise ValidationError.from_exception_data(
-                "schedule", [_problem(("name",) if "name" in value else (), message, name)]
+                "schedule", [_problem(("name",), message, name)]
             )
         try:
             kind = schedules.find(name)
@@ -208,7 +209,14 @@ class Recipe(Section):
         budget = None
         if tokens and batch and tokens >= batch.tokens:
             budget = Budget(tokens // batch.tokens, batch.tokens)
-        return kind.model_validate(value, context={"budget": budget})
+        try:
+            return kind.model_validate(value, context={"budget": budget})
+        except ValidationError:
+            raise
+        except Exception as error:  # a stranger's validator may raise anything
+            raise ValueError(
+                f"{name!r} cannot check its settings: {type(error).__name__}: {error}"
+            ) from error
 
     @model_validator(mode="after")
     def _adds_up(self) -> Recipe:
@@ -255,7 +263,7 @@ class Recipe(Section):
             try:
                 for sample in range(1, 201):
                     schedules.rate(self.schedule, sample / 200)
-                for place in self.schedule.marks().values():
+                for place in schedules.marks(self.schedule).values():
                     schedules.rate(self.schedule, min(1.0, max(place, 1 / self.steps)))
             except ScheduleError as error:
                 problems.append(_problem(("schedule",), str(error), self.schedule.name))
@@ -297,7 +305,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML, every default spelled out; `load` reads it back equal."""
-        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
+        return write(self.document())
 
 
 def load(path: Path, overrides: list[str] | None = None) -> Recipe:
@@ -326,8 +334,8 @@ def validate(document: Document) -> Recipe:
 
 
 def _by_place(problem: str) -> tuple[str, int, int]:
-    source, line, column = [*problem.partition(": ")[0].rsplit(":", 2), "0", "0"][:3]
-    return (source, int(line), int(column)) if line.isdigit() else (problem, 0, 0)
+    place = re.match(r"(.+?):(\d+):(\d+): ", problem)
+    return (place[1], int(place[2]), int(place[3])) if place else (problem, 0, 0)
 
 
 def _letter(document: Document, error: ErrorDetails) -> str:
@@ -339,7 +347,8 @@ def _letter(document: Document, error: ErrorDetails) -> str:
     elif error["type"] == "extra_forbidden":
         known = _settings(document.data, location[:-1])
         near = did_you_mean(str(location[-1]), known)
-        message = f"no such setting{near}" + ("" if near else f" (there are: {', '.join(known)})")
+        there = f" (there are: {', '.join(known)})" if known else ""
+        message = f"no such setting{near or there}"
     elif error["type"] in ("model_type", "dict_type", "model_attributes_type"):
         message = f"should be settings (`key: value` lines), got {_shown(found)}"
     elif error["type"] == "string_pattern_mismatch" and location[-1:] == ("[key]",):
@@ -359,31 +368,13 @@ def _settings(data: Any, location: Location) -> list[str]:
     """Returns the names of the settings that a section has, found by walking the models."""
     model: Any = Recipe
     for part in location:
-        if model is Schedule:
-            break
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            annotation = model.model_fields[str(part)].annotation
-        else:
-            annotation = get_args(model)[-1]  # dict[Name, Section] → Section
-        model = (
-            next(
-                (
-                    a
-                    for a in get_args(annotation)
-                    if isinstance(a, type) and issubclass(a, BaseModel)
-                ),
-                annotation,
-            )
-            if not _is_mapping(annotation)
-            else annotation
-        )
-    if model is Schedule:
-        model = schedules.find(data["schedule"]["name"])
-    return list(model.model_fields)
-
-
-def _is_mapping(annotation: Any) -> bool:
-    return getattr(annotation, "__origin__", None) is dict
+        fields = getattr(model, "model_fields", {})
+        # Not a field: an entry of a mapping or a list, dict[Name, Section] → Section.
+        inner = fields[part].annotation if part in fields else [None, *get_args(model)][-1]
+        if get_origin(inner) in (Union, UnionType):  # Section | None → Section
+            inner = get_args(inner)[0]
+        model = schedules.find(data["schedule"]["name"]) if inner is Schedule else inner
+    return list(getattr(model, "model_fields", {}))
 
 
 def schema() -> dict[str, Any]:
@@ -397,7 +388,7 @@ def schema() -> dict[str, Any]:
             continue
         whole["$defs"] |= kind.pop("$defs", {})
         kind["required"] = ["name", *kind.get("required", [])]
-        whole["$defs"][f"schedule {one.name}"] = kind
-        choices.append({"$ref": f"#/$defs/schedule {one.name}"})
+        whole["$defs"][f"schedule-{one.name}"] = kind
+        choices.append({"$ref": f"#/$defs/schedule-{one.name}"})
     whole["properties"]["schedule"] = {"oneOf": choices, "title": "Schedule"}
     return whole

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
+from inspect import isabstract
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -45,12 +46,12 @@ class Schedule(BaseModel, ABC):
 
 def linear(x: float, start: float, end: float) -> float:
     """Returns the straight line from `start` at x = 0 to `end` at x = 1."""
-    return start + (end - start) * x
+    return start * (1 - x) + end * x  # exact at both ends
 
 
 def cosine(x: float, start: float, end: float) -> float:
     """Returns half a cosine wave from `start` at x = 0 to `end` at x = 1."""
-    return end + (start - end) * (1 + math.cos(math.pi * x)) / 2
+    return linear((1 - math.cos(math.pi * x)) / 2, start, end)
 
 
 Decay = Literal["cosine", "clipped-cosine", "linear"]
@@ -80,12 +81,12 @@ class NoWarmup(Schedule):
 
     def __call__(self, progress: float) -> float:
         """Returns the rate on the way down from `peak_lr`, never below `min_lr`."""
-        fallen, left = progress - self._rise, 1 - self._rise
+        fallen, left = min(progress, 1) - self._rise, 1 - self._rise
         if self.decay == "clipped-cosine":
             # The period is the whole run, not what is left of it after warm-up: see floor_at.
-            return max(cosine(min(fallen, 1), self.peak_lr, 0.0), self.min_lr)
+            return max(cosine(fallen, self.peak_lr, 0.0), self.min_lr)
         curve: Callable[[float, float, float], float] = linear if self.decay == "linear" else cosine
-        return curve(min(fallen / left, 1), self.peak_lr, self.min_lr)
+        return curve(fallen / left, self.peak_lr, self.min_lr)
 
     def floor_at(self) -> float:
         """Returns the progress at which `min_lr` is reached.
@@ -194,13 +195,15 @@ def find(name: str) -> type[Schedule]:
     owner = f"schedule {name!r} of {plugin.distribution} {plugin.version}"
     try:
         loaded = plugin.entry.load()
-    except Exception as error:  # a stranger's import may raise anything
+    except (Exception, SystemExit) as error:  # a stranger's import may raise anything
         raise ScheduleError(
             f"{owner} cannot be imported: {type(error).__name__}: {error}; "
             f"mend or uninstall {plugin.distribution}"
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, Schedule)):
         raise ScheduleError(f"{owner} is not a rewarm.Schedule: {plugin.entry.value}")
+    if isabstract(loaded):
+        raise ScheduleError(f"{owner} has no __call__(self, progress): {plugin.entry.value}")
     declared = loaded.model_fields["name"].default
     if declared != name:
         raise ScheduleError(f"{owner} calls itself {declared!r}; the two names must be the same")
@@ -225,3 +228,20 @@ def rate(schedule: Schedule, progress: float) -> float:
     if not math.isfinite(value) or value < 0:
         raise ScheduleError(f"{where} gave {value!r}; a rate is finite and not negative")
     return float(value)
+
+
+def marks(schedule: Schedule) -> dict[str, float]:
+    """Returns `schedule.marks()`, having made sure that they are places.
+
+    Raises:
+        ScheduleError: the schedule raised, or gave something that is not a number for each label.
+    """
+    try:
+        places = schedule.marks()
+        if all(math.isfinite(place) for place in places.values()):
+            return places
+    except Exception as error:  # a stranger's marks may raise anything
+        raise ScheduleError(
+            f"the marks of schedule {schedule.name!r} raised {type(error).__name__}: {error}"
+        ) from error
+    raise ScheduleError(f"schedule {schedule.name!r} marks {places!r}; a mark is a finite number")

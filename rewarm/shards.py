@@ -114,8 +114,14 @@ def read_index(folder: Path) -> Index:
 class Shard:
     """One tar, mapped into memory: `shard[i]` is document i, without a copy."""
 
-    def __init__(self, folder: Path, facts: ShardFacts, dtype: str) -> None:
+    def __init__(self, folder: Path, facts: ShardFacts, dtype: str, *, check: bool = True) -> None:
         """Maps the tar and finds its documents.
+
+        Args:
+            folder: where the tar is.
+            facts: what the index says of it.
+            dtype: of its arrays.
+            check: compare its sha256 with the index's, which reads all of it once.
 
         Raises:
             DataError: it is missing, or not what the index says.
@@ -131,6 +137,8 @@ class Shard:
             raise self._bad(f"cannot be read: {error}") from None
         if len(self._map) != facts.bytes:
             raise self._bad(f"{len(self._map):,} bytes long, and the index says {facts.bytes:,}")
+        if check and hashlib.sha256(self._map).hexdigest() != facts.sha256:
+            raise self._bad("changed since it was written (its sha256 is not the index's)")
         found = np.array(list(self._members()), dtype=np.int64).reshape(-1, 2)
         self._starts, self.lengths = found[:, 0], found[:, 1]
         documents, tokens = len(self.lengths), int(self.lengths.sum())

@@ -70,7 +70,7 @@ def start(recipe: Recipe, run: Run) -> Start:
         tokens=0,
         lr=0.0,
         blocks=dict.fromkeys(recipe.data.train, 0),
-        stream="",
+        stream=stream.NOTHING,
         corpora=digests,
         baseline={},
         schedule=identity,
@@ -111,7 +111,7 @@ def start(recipe: Recipe, run: Run) -> Start:
         model.compile_layers()
 
     folder = base.directory if base and (base.directory / "tokenizer.json").is_file() else None
-    weights = {name: one.weight for name, one in recipe.data.train.items()}
+    weights = {name: [(0, one.weight)] for name, one in recipe.data.train.items()}
     return Start(
         model,
         optimizer,

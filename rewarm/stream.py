@@ -21,7 +21,7 @@ import hashlib
 import math
 import queue
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -37,13 +37,18 @@ Blocks = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 
 
+Weights = list[tuple[int, float]]
+"""A corpus's weight from each block on: [(0, 0.95)], or [(0, 0.05), (71_000, 0.3)]."""
+NOTHING = "0" * 32
+
+
 class Position(NamedTuple):
     """A place in the stream, and proof of what lies before it."""
 
     blocks: dict[str, int]
     """Blocks taken so far, per corpus."""
-    digest: str = ""
-    """Chained hash of every token so far; two runs with one digest saw the same tokens."""
+    digest: str = NOTHING
+    """Digest of every token so far; two runs with one digest saw the same tokens."""
 
 
 class Batch(NamedTuple):
@@ -65,8 +70,18 @@ def _generator(*what: object) -> np.random.RandomState:
 class Corpus:
     """A shard folder as an endless, shuffled sequence of blocks; `corpus.block(n)` is the n-th."""
 
-    def __init__(self, name: str, folder: Path, *, context: int, seed: int, lanes: int) -> None:
+    def __init__(
+        self, name: str, folder: Path, *, context: int, seed: int, lanes: int, verify: bool = True
+    ) -> None:
         """Reads the index; tars are opened when their blocks come up.
+
+        Args:
+            name: of the corpus; it decides its order too.
+            folder: what `rewarm shard` wrote.
+            context: tokens in a sequence.
+            seed: of the order.
+            lanes: tars whose blocks are shuffled together.
+            verify: check each tar's sha256 when it is first opened.
 
         Raises:
             DataError: there is no such folder, or it holds less than one block.
@@ -77,6 +92,7 @@ class Corpus:
         self._context = context
         self._seed = seed
         self._lanes = lanes
+        self._unverified = set(range(len(self.index.shards))) if verify else set()
         sizes = [max(0, shard.tokens - 1) // context for shard in self.index.shards]
         self._sizes = np.array(sizes, dtype=np.int64)
         self.blocks = int(self._sizes.sum())
@@ -126,7 +142,9 @@ class Corpus:
         )
 
     def _open(self, shard: int, epoch: int) -> _Joined:
-        opened = Shard(self.folder, self.index.shards[shard], self.index.dtype)
+        facts, check = self.index.shards[shard], shard in self._unverified
+        opened = Shard(self.folder, facts, self.index.dtype, check=check)
+        self._unverified.discard(shard)
         generator = _generator(self._seed, self.name, epoch, "documents", shard)
         return _Joined(opened, generator.permutation(len(opened)))
 
@@ -183,37 +201,72 @@ class _Joined:
 class Mix:
     """Decides which corpus gives the next block, so that none is ever a whole block off.
 
-    Of the corpora that would not run ahead of their weight, the one that must come soonest is
-    taken: earliest deadline first on proportionate shares, which keeps every prefix within one
-    block of its exact share (Baruah et al., 1996, "Proportionate progress"). Exact integers
-    throughout: no rounding error adds up over a long run.
+    A corpus's exact share of the first j blocks is the sum of its weights over them. Block i of a
+    corpus may come once that share passes i, and must come by the time it reaches i + 1; of those
+    that may come, the one that must come soonest is taken. Such windows can always be kept, also
+    when weights change on the way (Baruah et al., 1996, "Proportionate progress": earliest
+    deadline first on unit jobs). Exact integers: no rounding error adds up over a long run.
     """
 
-    def __init__(self, weights: dict[str, float]) -> None:
-        """Takes positive weights by corpus name; they need not add up to 1."""
-        exact = {name: Fraction(str(weight)) for name, weight in weights.items()}
-        total = sum(exact.values())
-        shares = {name: weight / total for name, weight in exact.items()}
-        self._whole = math.lcm(*(share.denominator for share in shares.values()))
-        self._parts = {name: int(share * self._whole) for name, share in shares.items()}
+    def __init__(self, weights: dict[str, Weights]) -> None:
+        """Takes each corpus's weights; at any block they are relative to each other."""
+        self._firsts = sorted({first for pieces in weights.values() for first, _ in pieces})
+        shares: dict[str, list[Fraction]] = {name: [] for name in weights}
+        for first in self._firsts:
+            now = {
+                name: Fraction(str([weight for start, weight in pieces if start <= first][-1]))
+                for name, pieces in weights.items()
+            }
+            for name, weight in now.items():
+                shares[name].append(weight / sum(now.values()))
+        self._whole = math.lcm(*(s.denominator for pieces in shares.values() for s in pieces))
+        self._parts = {name: [int(s * self._whole) for s in of] for name, of in shares.items()}
 
     def next(self, taken: dict[str, int]) -> str:
         """Returns the corpus of the block that follows those taken so far."""
         after = sum(taken.values()) + 1
-        ready = [n for n, part in self._parts.items() if taken[n] * self._whole < part * after]
-        return min(ready, key=lambda n: -((taken[n] + 1) * -self._whole // self._parts[n]))
+        ready = [n for n in taken if taken[n] * self._whole < self._share(n, after)]
+        return min(ready, key=lambda n: self._deadline(n, taken[n] + 1))
+
+    def _pieces(self, name: str) -> Iterator[tuple[int, float, int]]:
+        """Yields (first block, first block behind it, share of a block) of each stretch."""
+        ends = [*self._firsts[1:], math.inf]
+        return zip(self._firsts, ends, self._parts[name], strict=True)
+
+    def _share(self, name: str, blocks: int) -> int:
+        """Returns a corpus's exact part of the first `blocks` blocks, times `whole`."""
+        return sum(
+            part * (min(blocks, end) - first)  # type: ignore[misc]
+            for first, end, part in self._pieces(name)
+            if first < blocks
+        )
+
+    def _deadline(self, name: str, count: int) -> float:
+        """Returns after how many blocks a corpus must have given `count`."""
+        left = count * self._whole
+        for first, end, part in self._pieces(name):
+            if part and left <= part * (end - first):
+                return first - (-left // part)
+            left -= part * (end - first) if part else 0  # type: ignore[assignment]
+        return math.inf
 
 
 class Stream:
-    """An endless iterator of batches from a mixture of corpora, starting at any position."""
+    """An endless iterator of batches from a mixture of corpora, starting at any position.
+
+    With `world` processes, each is given the rows of every batch that are its own; what all of
+    them get together does not depend on how many there are.
+    """
 
     def __init__(
         self,
         corpora: Sequence[Corpus],
-        weights: dict[str, float],
+        weights: dict[str, Weights],
         *,
         sequences: int,
         position: Position | None = None,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         """Starts at `position`, or at the beginning.
 
@@ -224,35 +277,43 @@ class Stream:
         self._corpora = {corpus.name: corpus for corpus in corpora}
         self._mix = Mix(weights)
         self._sequences = sequences
+        self._own = range(rank, sequences, world)
         self.position = position or Position(dict.fromkeys(self._corpora, 0))
         if self.position.blocks.keys() != self._corpora.keys():
             raise DataError(
                 f"the position is of corpora {', '.join(self.position.blocks)}, and the recipe "
                 f"has {', '.join(self._corpora)}"
             )
+        if rank:  # what came before is told once
+            self.position = self.position._replace(digest=NOTHING)
 
     def __iter__(self) -> Iterator[Batch]:
         while True:
             taken = dict(self.position.blocks)
-            rows = []
-            for _ in range(self._sequences):
+            rows, digest = [], int(self.position.digest, 16)
+            for row in range(self._sequences):
                 name = self._mix.next(taken)
-                rows.append(self._corpora[name].block(taken[name]))
+                if row in self._own:
+                    rows.append(self._corpora[name].block(taken[name]))
+                    digest += _fingerprint(sum(taken.values()), rows[-1])
                 taken[name] += 1
-            self.position = Position(taken, _chain(self.position.digest, rows))
+            self.position = Position(taken, f"{digest % 2**128:032x}")
             yield Batch(np.stack(rows).astype(np.int64), self.position)
 
 
-def _chain(digest: str, rows: list[Tokens]) -> str:
-    """Returns the digest behind these rows.
+def _fingerprint(number: int, tokens: Tokens) -> int:
+    """Returns a number for one block at its place in the stream.
 
-    Each row is hashed by itself first, so that processes which hold different rows of one batch
-    can put the digest together from 16 bytes a row.
+    The digest of a stream is the sum of these, so that processes which read different rows only
+    have to add up what each of them found.
     """
-    chain = hashlib.blake2b(bytes.fromhex(digest), digest_size=16)
-    for row in rows:
-        chain.update(hashlib.blake2b(row.astype("<u4").tobytes(), digest_size=16).digest())
-    return chain.hexdigest()
+    said = number.to_bytes(8, "little") + tokens.astype("<u4").tobytes()
+    return int.from_bytes(hashlib.blake2b(said, digest_size=16).digest(), "little")
+
+
+def combine(digests: Iterable[str]) -> str:
+    """Returns the digest of a stream from those of the processes that read it."""
+    return f"{sum(int(digest, 16) for digest in digests) % 2**128:032x}"
 
 
 def agree(corpora: Sequence[Corpus]) -> None:

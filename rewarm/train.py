@@ -116,7 +116,8 @@ def _loop(
     meter.read()
     try:
         for step in range(progress.step + 1, recipe.steps + 1):
-            tokens, position = next(batches)
+            with meter.waiting():
+                tokens, position = next(batches)
             lr, last = recipe.lr(step), step == recipe.steps
             taken = take_step(
                 model,
@@ -131,7 +132,7 @@ def _loop(
             meter.count(recipe.batch.tokens)
             screen.step(step)
             if last or _due(step, every.log):
-                _log(run, progress, taken, meter, screen)
+                _log(run, progress, taken, meter, screen, recipe.data.context)
             if last or _due(step, every.evaluate):
                 with meter.paused(device):
                     progress = _evaluate(recipe, run, model, progress, screen)
@@ -155,7 +156,9 @@ def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _log(run: Run, progress: Progress, taken: Taken, meter: Meter, screen: Screen) -> None:
+def _log(
+    run: Run, progress: Progress, taken: Taken, meter: Meter, screen: Screen, context: int
+) -> None:
     _insist_finite(run, progress, taken)
     numbers = {
         "tokens": progress.tokens,
@@ -164,7 +167,8 @@ def _log(run: Run, progress: Progress, taken: Taken, meter: Meter, screen: Scree
         "grad_norm": taken.grad_norm.item(),
         **meter.read(),
     }
-    run.log("train", step=progress.step, **numbers, stream=progress.stream)
+    seen = {f"{name}/tokens": blocks * context for name, blocks in progress.blocks.items()}
+    run.log("train", step=progress.step, **numbers, **seen, stream=progress.stream)
     screen.trained(progress.step, numbers)
 
 

@@ -1,0 +1,138 @@
+"""Small real corpora, and recipes for models that train in a second."""
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from rewarm import shards, tokenizer
+
+WORDS = {
+    "upstream": "the learning rate of a run is raised and then it decays to its end",
+    "downstream": "ein neues Korpus kommt und das Modell lernt es schnell oder langsam",
+    "third": "def train return step for in range print loss yield while None",
+}
+
+
+def write_texts(path: Path, name: str, documents: int, seed: int = 0) -> Path:
+    """Writes a jsonl of documents of random words; lengths vary from a few words to many."""
+    draw = random.Random(f"{name}/{seed}")
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(documents):
+            text = " ".join(draw.choices(WORDS[name].split(), k=draw.randint(3, 200)))
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tokenizer_json(tmp_path_factory) -> Path:
+    """A byte-level BPE of 512 entries, trained on all three kinds of text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    encoder = Tokenizer(models.BPE())
+    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    encoder.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    encoder.train_from_iterator(list(WORDS.values()) * 50, trainer)
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    encoder.save(str(path))
+    return path
+
+
+@pytest.fixture(scope="session")
+def corpora(tmp_path_factory, tokenizer_json) -> Path:
+    """A folder with upstream, downstream and third, each train (several tars) and val."""
+    root = tmp_path_factory.mktemp("corpora")
+    said = tokenizer.load(str(tokenizer_json))
+    for name in WORDS:
+        text = write_texts(root / f"{name}.jsonl", name, documents=200)
+        shards.shard([text], root / name, said, shard_tokens=3000, validation=0.1)
+    return root
+
+
+@pytest.fixture
+def recipe_text(corpora, tmp_path) -> str:
+    """A recipe from scratch: two mixed corpora, accumulation 2, 20 steps."""
+    return f"""\
+run: {tmp_path}/run
+seed: 5
+tokens: 20480
+model:
+  architecture: {{layers: 2, hidden: 32, heads: 2, vocabulary: 512, positions: 64}}
+data:
+  context: 64
+  lanes: 2
+  train:
+    downstream: {{shards: {corpora}/downstream/train, weight: 70%}}
+    upstream: {{shards: {corpora}/upstream/train, weight: 30%}}
+  validation:
+    downstream: {{shards: {corpora}/downstream/val}}
+    upstream: {{shards: {corpora}/upstream/val, tokens: 640}}
+batch: {{tokens: 1024, microbatch: 8}}
+schedule: {{name: rewarm, peak_lr: 1e-2, min_lr: 1e-3, warmup: 10%}}
+precision: fp32
+every: {{log: 3, evaluate: 5, save: 10}}
+"""
+
+
+@pytest.fixture
+def recipe_file(recipe_text, tmp_path) -> Path:
+    """The same, in a file."""
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text)
+    return path
+
+
+@pytest.fixture
+def thousand_steps() -> str:
+    """A recipe whose numbers are round: 1,000 steps of 10 × 10 × 1,000 tokens. Nothing is there."""
+    return """\
+run: runs/round
+tokens: 100M
+model: {preset: pythia-14m}
+data:
+  context: 1000
+  train:
+    downstream: {shards: data/new, weight: 0.75}
+    upstream: {shards: data/old, weight: 25%}
+batch: {tokens: 100_000, microbatch: 10}
+schedule: {name: rewarm, peak_lr: 3e-4, min_lr: 3e-5, warmup: 100 steps}
+"""
+
+
+@pytest.fixture
+def distribution(tmp_path, monkeypatch):
+    """Puts real distributions on the path, each one module with the schedules that it offers."""
+    site = tmp_path / "site"
+
+    def make(name: str, source: str, **offered: str) -> None:
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        entries = "".join(f"{entry} = {name}:{kind}\n" for entry, kind in offered.items())
+        (info / "entry_points.txt").write_text(f"[rewarm.schedules]\n{entries}")
+        (site / f"{name}.py").write_text(source)
+        monkeypatch.syspath_prepend(site)
+
+    return make
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Runs a command line as the console script does; returns its code, output and errors."""
+    from rewarm.cli import main
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["rewarm", *map(str, words)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return ended.value.code, said.out, said.err
+
+    return run

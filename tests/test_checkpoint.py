@@ -1,0 +1,95 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+
+from rewarm import bases, checkpoint, recipe
+from rewarm.errors import CheckpointError
+from rewarm.evaluate import measure
+from rewarm.neox import NeoX, load_weights
+from rewarm.train import train
+
+
+@pytest.fixture
+def saved(recipe_file):
+    return train(recipe.load(recipe_file, ["tokens=2048", "every.evaluate=null"]))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_transformers_reads_and_writes_it_back_bit_for_bit(recipe_file, tmp_path, tied):
+    saved = train(
+        recipe.load(recipe_file, ["tokens=2048", f"model.architecture.tied={str(tied).lower()}"])
+    )
+    theirs, info = AutoModelForCausalLM.from_pretrained(saved, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert theirs.dtype == torch.float32
+    theirs.save_pretrained(tmp_path / "back")
+    before = load_file(saved / "model.safetensors")
+    after = load_file(tmp_path / "back" / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    base = bases.locate(str(tmp_path / "back"))
+    assert base.kind == "local model"
+    assert base.architecture == bases.read_architecture(saved)
+    ours = NeoX(base.architecture)
+    load_weights(ours, base.directory)
+    assert all(
+        torch.equal(tensor, before.get(name, before["gpt_neox.embed_in.weight"]))
+        for name, tensor in ours.state_dict().items()
+    )
+
+
+def test_it_generates_text_with_its_own_tokenizer(saved):
+    generate = pipeline("text-generation", model=str(saved))
+    (said,) = generate("the learning rate", max_new_tokens=5, do_sample=False)
+    assert said["generated_text"].startswith("the learning rate")
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    assert (tokenizer.eos_token, tokenizer.eos_token_id) == ("<|endoftext|>", 0)
+
+
+def test_its_loss_is_the_one_that_transformers_computes(saved, corpora):
+    folder = corpora / "upstream" / "val"
+    model = NeoX(bases.read_architecture(saved))
+    load_weights(model, saved)
+    ours = measure(model, folder, context=64, microbatch=3)
+    from rewarm.stream import in_stored_order
+
+    theirs = AutoModelForCausalLM.from_pretrained(saved)
+    total = 0.0
+    blocks = list(in_stored_order(folder, context=64, tokens=None))
+    for block in blocks:
+        tokens = torch.tensor(block.astype("int64"))[None]
+        with torch.no_grad():
+            total += theirs(tokens, labels=tokens).loss.item()  # shifts the labels by itself
+    assert ours.loss == pytest.approx(total / len(blocks), abs=1e-5)
+    assert ours.tokens == 64 * len(blocks)
+
+
+def test_the_manifest_names_every_file(saved):
+    files = json.loads((saved / "MANIFEST.json").read_text())["files"]
+    assert {path.name for path in saved.iterdir()} == {*files, "MANIFEST.json"}
+    assert not [path for path in saved.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
+    checkpoint.verify(saved)
+
+
+def test_no_rate_is_stored_with_the_moments(saved):
+    names = {name.split("/")[0] for name in load_file(saved / "optimizer.safetensors")}
+    assert names == {"exp_avg", "exp_avg_sq", "updates"}
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoints(recipe_file, saved, monkeypatch, tmp_path):
+    import errno
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(
+        checkpoint, "save_file", full
+    )  # stands for the disk, which cannot be filled here
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        train(recipe.load(recipe_file, ["tokens=4096"]), resume=True, accept_changes=True)
+    checkpoint.verify(saved)
+    assert [path.name for path in saved.parent.iterdir()] == [saved.name]

@@ -1,0 +1,150 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewarm import Span
+from rewarm.document import Document
+from rewarm.quantities import Budget, in_words, parse_count, parse_share
+from rewarm.recipe import validate
+
+BUDGET = Budget(steps=1000, tokens_per_step=100_000)
+
+
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [
+        ("10B", 10_000_000_000),
+        ("2_097_152", 2_097_152),
+        ("1.5M", 1_500_000),
+        ("0.25T", 250_000_000_000),
+        ("1e9", 1_000_000_000),
+        ("1.1e1", 11),
+        ("1e-3k", 1),
+        (" 20 k ", 20_000),
+        ("0", 0),
+        (1e9, 1_000_000_000),
+        (-3, -3),  # whether it may be negative is the setting's to say
+    ],
+)
+def test_counts(written, count):
+    assert parse_count(written) == count
+    assert isinstance(parse_count(written), int)
+
+
+def test_counts_are_exact_beyond_what_a_float_holds():
+    assert parse_count("9_007_199_254_740_993") == 9_007_199_254_740_993
+    assert parse_count("9.007199254740993e15") == 9_007_199_254_740_993
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["1.5", "0.1k1", "10 apples", "", "k", "-5", "1e", "1e999", "٣", "9" * 5000]
+    + [True, None, 1.5, float("nan"), float("inf"), [1]],
+    ids=repr,
+)
+def test_what_is_not_a_count(written):
+    with pytest.raises(ValueError, match="should be a count, such as 2_097_152, 20M, 10B or 1e9"):
+        parse_count(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "share"), [("5%", 0.05), (" 0.5 % ", 0.005), ("100%", 1), (0.3, 0.3), (2, 2)]
+)
+def test_shares(written, share):
+    assert parse_share(written) == share
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["0.05", "-5%", "1.2.3%", "%", ".%", "", True, None, "9" * 400 + "%", 10**400],
+    ids=lambda written: repr(written)[:9],
+)
+def test_what_is_not_a_share(written):
+    with pytest.raises(ValueError, match="should be a number, such as 0.05 or 5%"):
+        parse_share(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "fraction"),
+    [
+        (0.01, 0.01),
+        (0, 0),
+        ("1%", 0.01),
+        ("3M tokens", 0.03),
+        ("1 token", 1e-8),
+        ("500 steps", 0.5),
+        ("1 step", 0.001),
+        ("0 steps", 0),
+        ("2_000 steps", 2),  # longer than the run: the setting's bounds refuse it
+    ],
+)
+def test_spans(written, fraction):
+    span = Span(written, BUDGET)
+    assert span == fraction
+    assert span.written == written
+    assert Span(span, BUDGET).written == written
+
+
+@pytest.mark.parametrize("written", ["5", "5 apples", "500steps", "3B", "", True, None])
+def test_what_is_not_a_span(written):
+    with pytest.raises(ValueError, match="should be a share of the run"):
+        Span(written, BUDGET)
+
+
+@pytest.mark.parametrize("written", ["many steps", "-1 steps", "1.5 tokens", "9" * 400 + " steps"])
+def test_spans_are_counted_in_whole_numbers(written):
+    with pytest.raises(ValueError, match="should be a count"):
+        Span(written, BUDGET)
+
+
+def test_a_span_in_steps_needs_a_budget():
+    with pytest.raises(ValueError, match="cannot be placed without a valid budget"):
+        Span("500 steps")
+
+
+@pytest.mark.parametrize(
+    ("written", "fraction"),
+    [("0.5%", 0.005), ("0.1", 0.1), ("10M tokens", 0.1), ("1.5M tokens", 0.015), ("9 steps", 0.009)],
+)
+def test_a_span_is_saved_as_it_was_written(thousand_steps, written, fraction):
+    recipe = validate(Document(thousand_steps.replace("100 steps", written), "r.yaml"))
+    again = validate(Document(recipe.to_yaml(), "again.yaml"))
+    from_json = validate(Document(recipe.model_dump_json(), "r.json"))
+    for one in (recipe, again, from_json):
+        assert one.schedule.warmup == fraction
+        assert str(one.schedule.warmup.written) == written
+    assert json.loads(recipe.model_dump_json())["schedule"]["warmup"] in (written, fraction)
+
+
+def test_a_span_in_tokens_keeps_its_place_when_the_budget_is_extended(thousand_steps):
+    text = thousand_steps.replace("100 steps", "10M tokens")
+    short = validate(Document(text, "r.yaml"))
+    extended = Document(short.to_yaml(), "r.yaml")
+    extended.set("tokens=200M")
+    long = validate(extended)
+    assert (short.schedule.warmup, long.schedule.warmup) == (0.1, 0.05)
+    assert short.lr(100) == long.lr(100) == 3e-4  # 10M tokens are step 100 of either
+
+
+@given(st.integers(min_value=0, max_value=10**18))
+def test_a_count_reads_the_same_however_it_is_grouped(count):
+    assert parse_count(str(count)) == parse_count(f"{count:_}") == count
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, "0"),
+        (512, "512"),
+        (9_999, "9,999"),
+        (25_000, "25k"),
+        (2_097_152, "2.1M"),
+        (296_859_205_632, "296.86B"),
+        (1e13, "10T"),
+        (-2_097_152, "-2.1M"),
+    ],
+)
+def test_counts_in_words(count, said):
+    assert in_words(count) == said

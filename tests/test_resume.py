@@ -1,0 +1,256 @@
+"""A run that was stopped and resumed is, bit for bit, the run that was not."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from rewarm import recipe
+from rewarm import train as loop
+from rewarm.bases import last_checkpoint
+from rewarm.document import Document
+from rewarm.errors import CheckpointError, DataError, Preempted
+from rewarm.progress import read_progress
+from rewarm.run import read_metrics
+from rewarm.stream import Corpus
+
+TIMES = ("tokens_per_second", "mfu", "data_wait")
+
+
+def run(text, directory, *, resume=False, accept_changes=False, **settings):
+    document = Document(text, "recipe.yaml")
+    for name, value in {"run": str(directory), **settings}.items():
+        document.set(f"{name.replace('__', '.')}={value}")
+    return loop.train(recipe.validate(document), resume=resume, accept_changes=accept_changes)
+
+
+def metrics(directory):
+    lines = read_metrics(directory / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def learnt(checkpoint):
+    """Everything of a checkpoint that training made, as bytes."""
+    names = ("model.safetensors", "optimizer.safetensors", "progress.json")
+    return {name: (checkpoint / name).read_bytes() for name in names}
+
+
+class StopAfter:
+    """A real signal to this very process, in the middle of a step."""
+
+    def __init__(self, monkeypatch, step, number=signal.SIGTERM):
+        take, self.taken = loop.take_step, 0
+
+        def take_and_signal(*args, **kwargs):
+            self.taken += 1
+            if self.taken == step:
+                os.kill(os.getpid(), number)
+            return take(*args, **kwargs)
+
+        monkeypatch.setattr(loop, "take_step", take_and_signal)
+
+
+def test_twenty_steps_are_ten_and_ten(recipe_text, tmp_path):
+    straight = run(recipe_text, tmp_path / "straight")
+    half = tmp_path / "half"
+    run(recipe_text, half)
+    shutil.rmtree(last_checkpoint(half))
+    assert last_checkpoint(half).name == "step-00000010"
+    resumed = run(recipe_text, half, resume=True)
+    assert resumed.name == straight.name == "step-00000020"
+    assert learnt(resumed) == learnt(straight)
+    assert metrics(half) == metrics(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("step", [1, 7, 13])
+def test_a_run_stopped_by_a_signal_ends_as_if_it_had_not_been(
+    recipe_text, tmp_path, monkeypatch, step
+):
+    straight = run(recipe_text, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        StopAfter(patch, step)
+        with pytest.raises(Preempted, match=f"SIGTERM: stopped after step {step}, saved in"):
+            run(recipe_text, tmp_path / "stopped")
+    assert last_checkpoint(tmp_path / "stopped").name == f"step-{step:08d}"
+    resumed = run(recipe_text, tmp_path / "stopped", resume=True)
+    assert learnt(resumed) == learnt(straight)
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_the_command_saves_and_exits_with_the_code_of_the_signal(
+    recipe_text, tmp_path, number, code
+):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text.replace("tokens: 20480\n", "tokens: 10M\n"))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rewarm", "train", str(path)], stderr=subprocess.PIPE, text=True
+    )
+    while not (line := process.stderr.readline()).startswith("step 3/"):
+        assert line, "ended before step 3"
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert "--resume" in said
+    last = last_checkpoint(tmp_path / "run")
+    assert json.loads((last / "progress.json").read_text())["step"] >= 3
+
+
+def test_five_kills_at_any_moment_lose_nothing(recipe_text, tmp_path):
+    straight = run(recipe_text, tmp_path / "straight", every__save=2)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text)
+    directory = tmp_path / "killed"
+    command = [
+        sys.executable, "-m", "rewarm", "train", str(path), "--resume",
+        "--set", f"run={directory}", "--set", "every.save=2",
+    ]  # fmt: skip
+    for delay in (0.0, 0.15, 0.3, 0.45, 0.6):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        while (line := process.stderr.readline()) and not line.startswith("step"):
+            pass
+        time.sleep(delay)
+        process.kill()
+        process.communicate()
+    subprocess.run(command, check=True, capture_output=True)
+    assert learnt(last_checkpoint(directory)) == learnt(straight)
+    assert metrics(directory) == metrics(tmp_path / "straight")
+    assert not list(directory.rglob("*.partial"))
+
+
+def test_resume_of_a_complete_run_changes_nothing(recipe_text, tmp_path):
+    first = run(recipe_text, tmp_path / "run")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert run(recipe_text, tmp_path / "run", resume=True) == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+def test_a_run_with_checkpoints_is_not_begun_again(recipe_text, tmp_path):
+    run(recipe_text, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="already has checkpoints, up to step-00000020"):
+        run(recipe_text, tmp_path / "run")
+
+
+def test_a_run_in_use_is_refused(recipe_text, tmp_path):
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(CheckpointError, match="in use by another process"):
+            run(recipe_text, tmp_path / "run")
+
+
+def test_a_changed_recipe_is_told_and_needs_a_word(recipe_text, tmp_path):
+    run(recipe_text, tmp_path / "run", every__save=10)
+    changed = {"schedule__peak_lr": "5e-3", "tokens": 30720}
+    with pytest.raises(CheckpointError) as error:
+        run(recipe_text, tmp_path / "run", resume=True, **changed)
+    assert "tokens: 20480 → 30720" in str(error.value)
+    assert "schedule.peak_lr: 0.01 → 0.005" in str(error.value)
+    assert "--accept-changes" in str(error.value)
+    resumed = run(recipe_text, tmp_path / "run", resume=True, accept_changes=True, **changed)
+    assert resumed.name == "step-00000030"
+
+
+def test_what_decides_only_what_is_written_may_change(recipe_text, tmp_path):
+    run(recipe_text, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "step-00000020"
+    assert run(recipe_text, tmp_path / "run", resume=True, every__log=1) == path
+
+
+def test_a_run_does_not_go_on_with_other_shards(recipe_text, tmp_path, corpora):
+    shutil.copytree(corpora / "upstream", tmp_path / "upstream")
+    where = {"data__train__upstream__shards": tmp_path / "upstream" / "train"}
+    run(recipe_text, tmp_path / "run", **where)
+    index = tmp_path / "upstream" / "train" / "index.json"
+    facts = json.loads(index.read_text())
+    del facts["shards"][-1]
+    index.write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match="the shards of upstream are not those"):
+        run(recipe_text, tmp_path / "run", resume=True, **where)
+
+
+def test_a_shard_that_goes_bad_stops_the_run_with_everything_saved(recipe_text, tmp_path, corpora):
+    shutil.copytree(corpora / "upstream", tmp_path / "upstream")
+    folder = tmp_path / "upstream" / "train"
+    where = {"data__train__upstream__shards": folder, "data__lanes": 1}
+    straight = run(recipe_text, tmp_path / "straight", **where)
+    upstream = Corpus("upstream", folder, context=64, seed=5, lanes=1)
+    upstream.block(80)  # of the 96 that the run takes
+    (opened,) = upstream._window.opened
+    bad = folder / upstream.index.shards[opened].name
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:-600])
+    with pytest.raises(DataError, match=bad.name) as error:
+        run(recipe_text, tmp_path / "run", **where)
+    assert "everything up to step" in str(error.value)
+    assert read_progress(last_checkpoint(tmp_path / "run")).step > 1
+    bad.write_bytes(whole)
+    assert learnt(run(recipe_text, tmp_path / "run", resume=True, **where)) == learnt(straight)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", lambda data: data[:-10]),
+        ("optimizer.safetensors", lambda data: data[:-1] + bytes([data[-1] ^ 1])),
+        ("progress.json", lambda data: data.replace(b'"step": 20', b'"step": 19')),
+        ("recipe.yaml", lambda data: data + b"\n"),
+        ("MANIFEST.json", lambda _: b"{}"),
+        ("MANIFEST.json", lambda data: data.replace(b"optimizer.safetensors", b"../../outside")),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(recipe_text, tmp_path, name, damage):
+    path = run(recipe_text, tmp_path / "run") / name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CheckpointError, match="step-00000020"):
+        run(recipe_text, tmp_path / "run", resume=True, tokens=30720, accept_changes=True)
+
+
+def test_a_half_written_checkpoint_is_never_used(recipe_text, tmp_path):
+    last = run(recipe_text, tmp_path / "run")
+    (last / "MANIFEST.json").unlink()  # what a crash between two fsyncs could leave at worst
+    assert last_checkpoint(tmp_path / "run").name == "step-00000010"
+
+
+def test_carried_moments_are_the_bases_own(recipe_text, tmp_path):
+    base = run(recipe_text, tmp_path / "base")
+    carry = {
+        "model": f"{{base: {base}}}",
+        "optimizer__carry": "true",
+        "schedule": "{name: constant, lr: 0.0}",
+    }
+    carried = run(recipe_text, tmp_path / "carried", tokens=1024, **carry)
+    before = load_file(base / "optimizer.safetensors")
+    after = load_file(carried / "optimizer.safetensors")
+    assert before["updates"].item() == 20
+    assert after["updates"].item() == 21
+    name = "exp_avg/gpt_neox.layers.0.mlp.dense_h_to_4h.weight"
+    # One step with β1 = 0.9: what is left of the old moment dominates; a fresh one would be 0.1 g.
+    assert (
+        torch.nn.functional.cosine_similarity(before[name].flatten(), after[name].flatten(), dim=0)
+        > 0.8
+    )
+    # At rate 0 not a bit of the weights moves.
+    assert (base / "model.safetensors").read_bytes() == (carried / "model.safetensors").read_bytes()
+
+
+def test_a_base_without_moments_cannot_carry_them(recipe_text, tmp_path):
+    base = run(recipe_text, tmp_path / "base")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((base / name).read_bytes())
+    with pytest.raises(CheckpointError, match="has no Adam moments to carry"):
+        run(recipe_text, tmp_path / "run", model=f"{{base: {bare}}}", optimizer__carry="true")
+    assert Path(tmp_path / "run" / "checkpoints").is_dir()
+    assert last_checkpoint(tmp_path / "run") is None

@@ -1,0 +1,226 @@
+import json
+import random
+import shutil
+import threading
+from collections import Counter
+from fractions import Fraction
+from itertools import count, islice
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewarm.errors import DataError
+from rewarm.shards import Shard, read_index
+from rewarm.stream import Corpus, Mix, Stream, _generator, combine, in_stored_order, prefetch
+
+CONTEXT = 16
+
+
+def corpus(corpora, name, seed=1, lanes=2, context=CONTEXT):
+    return Corpus(name, corpora / name / "train", context=context, seed=seed, lanes=lanes)
+
+
+def stream(corpora, position=None, seed=1, **processes):
+    weights = {"upstream": [(0, 0.3)], "downstream": [(0, 0.6)], "third": [(0, 0.1)]}
+    return Stream(
+        [corpus(corpora, name, seed) for name in weights],
+        weights,
+        sequences=8,
+        position=position,
+        **processes,
+    )
+
+
+@given(st.data(), st.integers(1, 6), st.integers(1, 300))
+def test_no_corpus_is_ever_a_whole_block_off(data, corpora, blocks):
+    """Also when the weights change on the way, and some are 0 for a while."""
+    changes = [0, *sorted(data.draw(st.sets(st.integers(1, 300), max_size=3)))]
+    weights = {
+        str(c): [(first, data.draw(st.integers(0 if c else 1, 999)) / 8) for first in changes]
+        for c in range(corpora)
+    }
+    mix, taken = Mix(weights), dict.fromkeys(weights, 0)
+    exact = dict.fromkeys(weights, Fraction(0))
+    for block in range(blocks):
+        now = {name: [w for first, w in of if first <= block][-1] for name, of in weights.items()}
+        for name in weights:
+            exact[name] += Fraction(now[name]) / Fraction(sum(now.values()))
+        taken[mix.next(taken)] += 1
+        assert all(abs(taken[name] - exact[name]) < 1 for name in weights)
+
+
+def test_five_percent_is_one_block_in_twenty():
+    mix, taken = Mix({"new": [(0, 0.95)], "old": [(0, 0.05)]}), {"new": 0, "old": 0}
+    order = []
+    for _ in range(1000):
+        order.append(mix.next(taken))
+        taken[order[-1]] += 1
+    assert all(order[i : i + 20].count("old") == 1 for i in range(0, 1000, 20))
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_processes_share_the_rows_of_one_process(corpora, world):
+    alone = list(islice(iter(stream(corpora)), 5))
+    parts = [list(islice(iter(stream(corpora, rank=r, world=world)), 5)) for r in range(world)]
+    for step, whole in enumerate(alone):
+        for rank in range(world):
+            assert np.array_equal(parts[rank][step].tokens, whole.tokens[rank::world])
+            assert parts[rank][step].position.blocks == whole.position.blocks
+        assert combine(part[step].position.digest for part in parts) == whole.position.digest
+
+
+def test_a_block_is_context_plus_one_and_shares_one_token_with_the_next(corpora):
+    one = corpus(corpora, "upstream")
+    index = one.index
+    joined = one._open(0, 0)
+    first, second = joined.block(0, CONTEXT), joined.block(1, CONTEXT)
+    assert len(first) == CONTEXT + 1
+    assert first[-1] == second[0]
+    documents = [d.tolist() for d in Shard(one.folder, index.shards[0], index.dtype)]
+    whole = [
+        token
+        for block in range((index.shards[0].tokens - 1) // CONTEXT)
+        for token in joined.block(block, CONTEXT)[:-1].tolist()
+    ]
+    # Independent of the stream: the joined tokens are the documents, each once, in some order.
+    left = Counter(map(tuple, documents))
+    at = 0
+    while at < len(whole):
+        end = whole.index(0, at) + 1 if 0 in whole[at:] else None
+        if end is None:
+            break
+        left[tuple(whole[at:end])] -= 1
+        at = end
+    assert min(left.values()) >= 0
+    assert sum(left.values()) <= 2  # the tail that fills no block
+
+
+def test_an_epoch_gives_every_block_once_and_the_next_in_another_order(corpora):
+    one = corpus(corpora, "downstream")
+    windows = -(-len(one.index.shards) // 2)
+    assert windows > 2
+    epochs = [
+        [one.block(n).tobytes() for n in range(e * one.blocks, (e + 1) * one.blocks)]
+        for e in range(2)
+    ]
+    assert len(set(epochs[0])) == one.blocks
+    assert epochs[0] != epochs[1]
+
+
+def test_every_address_is_visited_once(corpora):
+    one = corpus(corpora, "downstream")
+    seen = Counter()
+    for place in range(one.blocks):
+        one.block(place)
+        seen[one._window.address(place)] += 1
+    sizes = [(s.tokens - 1) // CONTEXT for s in one.index.shards]
+    assert seen == Counter((s, b) for s, size in enumerate(sizes) for b in range(size))
+
+
+def test_any_block_can_be_reached_at_once(corpora):
+    walked = corpus(corpora, "upstream")
+    sequence = [walked.block(n).tolist() for n in range(3 * walked.blocks)]
+    for n in random.Random(0).sample(range(len(sequence)), 40):
+        assert corpus(corpora, "upstream").block(n).tolist() == sequence[n]
+
+
+def test_resuming_opens_one_window_of_shards(corpora):
+    one = corpus(corpora, "downstream", lanes=2)
+    one.block(one.blocks * 9 // 10)
+    assert len(one._window.opened) == 1
+    assert len(one._window._shards) <= 2
+
+
+def test_resume_at_any_step_continues_token_for_token(corpora):
+    straight = list(islice(iter(stream(corpora)), 60))
+    for step in (1, 7, 31, 59):
+        resumed = next(iter(stream(corpora, straight[step - 1].position)))
+        assert np.array_equal(resumed.tokens, straight[step].tokens)
+        assert resumed.position == straight[step].position
+
+
+def test_epochs_end_at_different_times_and_nothing_is_lost(corpora):
+    taken = list(islice(iter(stream(corpora)), 60))[-1].position.blocks
+    assert sum(taken.values()) == 480
+    assert taken == {"upstream": 144, "downstream": 288, "third": 48}
+
+
+def test_the_digest_tells_streams_apart(corpora):
+    first = next(iter(stream(corpora)))
+    assert first.position.digest == next(iter(stream(corpora))).position.digest
+    assert first.position.digest != next(iter(stream(corpora, seed=2))).position.digest
+
+
+def test_batches_are_inputs_and_targets(corpora):
+    tokens = next(iter(stream(corpora))).tokens
+    assert tokens.shape == (8, CONTEXT + 1)
+    assert tokens.dtype == np.int64
+
+
+def test_the_order_is_the_same_on_every_machine(corpora):
+    # Seen once; a change would silently break the resume of every run that began before it.
+    order = _generator(17, "upstream", 0, "shards").permutation(8)
+    assert order.tolist() == [4, 6, 3, 2, 5, 1, 7, 0]
+
+
+def test_too_little_data_is_refused_with_the_arithmetic(corpora):
+    with pytest.raises(
+        DataError, match=r"too little data for corpus 'third'.*context \+ 1 = 10,001"
+    ):
+        corpus(corpora, "third", context=10_000)
+
+
+def test_corpora_of_different_tokenizers_are_refused(corpora, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(corpora / "third", other / "third")
+    path = other / "third" / "train" / "index.json"
+    path.write_text(path.read_text().replace('"digest": "', '"digest": "f00'))
+    with pytest.raises(DataError, match="written with another tokenizer"):
+        Stream(
+            [corpus(corpora, "upstream"), corpus(other, "third")],
+            {"upstream": [(0, 1)], "third": [(0, 1)]},
+            sequences=2,
+        )
+
+
+def test_a_token_outside_the_vocabulary_is_refused(corpora, tmp_path):
+    shutil.copytree(corpora / "third", tmp_path / "third")
+    path = tmp_path / "third" / "train" / "index.json"
+    index = json.loads(path.read_text())
+    index["tokenizer"]["vocabulary"] = 1
+    path.write_text(json.dumps(index))
+    with pytest.raises(DataError, match="outside the tokenizer's vocabulary of 1;"):
+        corpus(tmp_path, "third").block(0)
+
+
+def test_stored_order_is_the_documents_joined(corpora):
+    folder = corpora / "upstream" / "val"
+    index = read_index(folder)
+    joined = np.concatenate(
+        [tokens for facts in index.shards for tokens in Shard(folder, facts, index.dtype)]
+    )
+    blocks = list(in_stored_order(folder, context=50, tokens=None))
+    assert len(blocks) == (len(joined) - 1) // 50
+    for number, block in enumerate(blocks):
+        assert np.array_equal(block, joined[number * 50 : number * 50 + 51])
+    assert len(list(in_stored_order(folder, context=50, tokens=170))) == 3
+
+
+def test_prefetch_keeps_order_and_raises_in_its_turn():
+    def items():
+        yield from range(10)
+        raise DataError("here")
+
+    ahead = prefetch(items(), depth=3)
+    assert [next(ahead) for _ in range(10)] == list(range(10))
+    with pytest.raises(DataError, match="here"):
+        next(ahead)
+
+
+def test_prefetch_stops_its_thread():
+    ahead = prefetch(count(), depth=2)
+    assert next(ahead) == 0
+    ahead.close()
+    assert not any(thread.name == "rewarm-prefetch" for thread in threading.enumerate())
