@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -14,6 +13,7 @@ from rewarm.progress import read_progress
 from rewarm.quantities import in_words
 from rewarm.recipe import Recipe
 from rewarm.shards import read_index
+from rewarm.stream import Mix, insist_on_epochs
 
 
 class Beginning(BaseModel):
@@ -64,6 +64,8 @@ class CorpusPlan(BaseModel):
     there: int | None = None
     epochs: float | None = None
     share: float | None = None
+    weights: dict[int, float] = {}
+    """The recipe's weight from each step on."""
 
 
 class Plan(BaseModel):
@@ -98,8 +100,7 @@ def plan(recipe: Recipe) -> tuple[Plan, RewarmError | None]:
     problems: list[RewarmError] = []
     base, shape = _model(recipe, problems)
     trained = recipe.steps * recipe.batch.tokens
-    weights = {name: one.weight for name, one in recipe.data.train.items()}
-    total = sum(weights.values())
+    needed = Mix(recipe.weights).exact(recipe.steps * recipe.sequences)
     size = shape.parameters if shape else None
     plugin = schedules.origin(recipe.schedule.name)
     found = Plan(
@@ -125,16 +126,11 @@ def plan(recipe: Recipe) -> tuple[Plan, RewarmError | None]:
         schedule=f"{plugin.name} ({plugin.distribution} {plugin.version})",
         rates=rates(recipe),
         train={
-            name: _corpus(
-                Path(one.shards),
-                round(trained * weights[name] / total),
-                problems,
-                share=weights[name] / total,
-            )
-            for name, one in recipe.data.train.items()
+            name: _train_set(recipe, name, float(blocks), problems)
+            for name, blocks in needed.items()
         },
         validation={
-            name: _corpus(Path(one.shards), one.tokens, problems)
+            name: _validation_set(Path(one.shards), one.tokens, problems)
             for name, one in recipe.data.validation.items()
         },
         evaluations=2 + _times(recipe, recipe.every.evaluate),
@@ -190,12 +186,8 @@ def in_text(plan: Plan) -> str:
     ]
     lines += [("", f"step {one.step:>9,}  lr {one.lr:.4e}  {one.what}") for one in plan.rates]
     for key, corpora in (("data", plan.train), ("measured", plan.validation)):
-        lines += [
-            (key if first else "", line)
-            for (first, _), line in zip(
-                pairwise([True, *[False] * len(corpora)]), _corpora(corpora), strict=True
-            )
-        ]
+        said = _corpora(corpora)
+        lines += list(zip([key, *[""] * len(said)], said, strict=False))
     lines.append(("", f"{plan.evaluations} evaluations, the first before step 1"))
     if plan.checkpoint_bytes is not None:
         lines.append(
@@ -221,10 +213,15 @@ def _corpora(corpora: dict[str, CorpusPlan]) -> list[str]:
     width = max(map(len, corpora), default=0)
     lines = []
     for name, one in corpora.items():
-        share = f"{one.share:>6.1%} of every batch: " if one.share is not None else ""
+        share = f"{one.share:>6.1%} of the tokens: " if one.share is not None else ""
         there = f"of {in_words(one.there)} there" if one.there else "and no shards here"
         epochs = f" = {one.epochs:.2f} epochs" if one.epochs is not None and one.share else ""
         lines.append(f"{name:<{width}}  {share}{in_words(one.needed)} tokens {there}{epochs}")
+        if len(one.weights) > 1:
+            said = ", ".join(
+                f"{weight:g} from step {step:,}" for step, weight in one.weights.items()
+            )
+            lines.append(f"{'':<{width}}  weight {said}")
     return lines
 
 
@@ -271,16 +268,31 @@ def _beginning(recipe: Recipe, base: bases.Base | None, problems: list[RewarmErr
     )
 
 
-def _corpus(
-    folder: Path, needed: int | None, problems: list[RewarmError], share: float | None = None
-) -> CorpusPlan:
+def _train_set(recipe: Recipe, name: str, blocks: float, problems: list[RewarmError]) -> CorpusPlan:
+    data = recipe.data
+    found = CorpusPlan(
+        needed=round(blocks) * data.context,
+        share=blocks / (recipe.steps * recipe.sequences),
+        weights={first // recipe.sequences + 1: weight for first, weight in recipe.weights[name]},
+    )
+    try:
+        index = read_index(Path(data.train[name].shards))
+        insist_on_epochs(name, index, blocks, context=data.context, most=data.max_epochs)
+    except RewarmError as error:
+        problems.append(error)
+        return found
+    return found.model_copy(
+        update={"there": index.tokens, "epochs": found.needed / max(1, index.tokens)}
+    )
+
+
+def _validation_set(folder: Path, tokens: int | None, problems: list[RewarmError]) -> CorpusPlan:
     try:
         there = read_index(folder).tokens
     except RewarmError as error:
         problems.append(error)
-        return CorpusPlan(needed=needed or 0, share=share)
-    needed = min(needed or there, there) if share is None else needed or 0
-    return CorpusPlan(needed=needed, there=there, epochs=needed / there, share=share)
+        return CorpusPlan(needed=tokens or 0)
+    return CorpusPlan(needed=min(tokens or there, there), there=there)
 
 
 def _times(recipe: Recipe, every: int | None) -> int:

@@ -17,7 +17,7 @@ from rich.table import Table
 import rewarm
 from rewarm import recipe as recipes
 from rewarm import schedules as shelf
-from rewarm.errors import RecipeError, RewarmError, ScheduleError
+from rewarm.errors import DataError, RecipeError, RewarmError, ScheduleError
 
 if TYPE_CHECKING:
     from rewarm.evaluate import Measured
@@ -164,7 +164,9 @@ def shard(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...", help="jsonl, jsonl.zst, jsonl.gz, txt, parquet, folders."
+            metavar="INPUT...",
+            help="jsonl (.zst, .gz), txt, parquet, tars of text, datasets saved to disk, "
+            "Megatron's .bin + .idx, and folders of them.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")],
@@ -184,7 +186,7 @@ def shard(
     ] = None,
 ) -> None:
     """Turn text into token shards."""
-    from rewarm import shards
+    from rewarm import sharding
     from rewarm import tokenizer as tokenizers
     from rewarm.quantities import parse_count, parse_share
 
@@ -198,7 +200,7 @@ def shard(
         ) from None
     said = tokenizers.load(tokenizer, eos)
     with _ShardBar(inputs) as bar:
-        indices = shards.shard(
+        indices = sharding.shard(
             inputs,
             out,
             said,
@@ -209,6 +211,41 @@ def shard(
         )
     _print_shards(out, indices)
     print(bar.summary())
+
+
+@app.command(rich_help_panel=PREPARE)
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards.")],
+    overlap: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER", help="Also look for documents that stand in OTHER too."),
+    ] = None,
+) -> None:
+    """Read every shard of a folder whole, and compare it with its index."""
+    from rewarm import shards
+
+    found = shards.verify(folder)
+    for one in found:
+        whole = len(one.held.shards) - len(one.bad)
+        print(f"{one.folder}: {whole:,} of {len(one.held.shards):,} shards are whole")
+    bad = [line for one in found for line in one.bad]
+    if bad:
+        raise DataError("\n".join(bad))
+    if overlap is not None:
+        pairs = [
+            pair
+            for one in found
+            for other in shards.verify(overlap)
+            for pair in shards.overlap(one.folder, other.folder)
+        ]
+        for one_place, other_place in pairs[:10]:
+            print(f"{one_place} = {other_place}")
+        if pairs:
+            raise DataError(
+                f"{len(pairs):,} documents stand in both {folder} and {overlap}; take them out of "
+                "one, or what is measured has been trained on"
+            )
+        print(f"no document stands in both {folder} and {overlap}")
 
 
 def _print_shards(out: Path, indices: dict[str, Index]) -> None:
@@ -268,8 +305,9 @@ class _ShardBar:
 
     def summary(self) -> str:
         last = self._last
-        left_out = f"; {last.empty:,} empty texts left out" if last.empty else ""
-        return f"{last.tokens / self._seconds:,.0f} tokens/s over {self._seconds:.1f} s{left_out}"
+        more = f"; {last.empty:,} empty texts left out" if last.empty else ""
+        more += f"; {last.finished:,} documents were finished before" if last.finished else ""
+        return f"{last.tokens / self._seconds:,.0f} tokens/s over {self._seconds:.1f} s{more}"
 
 
 @app.command(rich_help_panel=TRAIN)
@@ -413,7 +451,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(128 + signal.SIGINT)
+        _fail("interrupted; what `rewarm shard` had finished is kept", 128 + signal.SIGINT)
     except BrokenPipeError:  # `rewarm schema | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)

@@ -52,6 +52,7 @@ def measure(
     microbatch: int,
     tokens: int | None = None,
     precision: str = "fp32",
+    separator: int | None = None,
 ) -> Measured:
     """Returns the model's loss on a shard folder, in its stored order.
 
@@ -62,6 +63,7 @@ def measure(
         microbatch: sequences at once.
         tokens: measure on the first so many; None for all.
         precision: of the forward pass; sums are in double precision.
+        separator: the end-of-text token, if documents should not see each other.
 
     Raises:
         DataError: the folder is missing or damaged, or holds less than one block.
@@ -79,7 +81,7 @@ def measure(
             inputs = torch.nn.functional.pad(inputs, (0, 0, 0, missing))
             targets = torch.nn.functional.pad(targets, (0, 0, 0, missing), value=-100)
         with autocast(precision, device):
-            total += model.loss(inputs, targets, reduction="sum")
+            total += model.loss(inputs, targets, separator=separator, reduction="sum")
         counted += len(rows) * context
     if not counted:
         raise DataError(
@@ -89,7 +91,7 @@ def measure(
     return Measured(float(total) / counted, counted)
 
 
-def measure_all(model: NeoX, recipe: Recipe) -> dict[str, Measured]:
+def measure_all(model: NeoX, recipe: Recipe, separator: int | None = None) -> dict[str, Measured]:
     """Returns the loss of every validation set of a recipe, by name."""
     return {
         name: measure(
@@ -99,6 +101,7 @@ def measure_all(model: NeoX, recipe: Recipe) -> dict[str, Measured]:
             microbatch=recipe.batch.microbatch,
             tokens=said.tokens,
             precision=recipe.precision,
+            separator=separator,
         )
         for name, said in recipe.data.validation.items()
     }

@@ -13,10 +13,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from rewarm.architecture import Architecture
 from rewarm.bases import PICKLED, SAFETENSORS
 from rewarm.errors import CheckpointError
+
+Seen = Tensor | BlockMask
+"""Which positions each position attends to; without one, all that are not behind it."""
 
 # Buffers that older transformers versions saved; all of them follow from the configuration.
 _DERIVED = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
@@ -53,6 +57,26 @@ def rotate(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
     return torch.cat((turned, kept), dim=-1)
 
 
+def separate(tokens_BT: Tensor, separator: int) -> Seen:
+    """Returns which positions each position attends to: those before it in its own document.
+
+    A separator is the last token of its document. Rotary positions need not begin anew in each:
+    attention depends on differences of positions alone (arXiv:2104.09864, equation 16). On a GPU
+    it is a sparse mask of blocks, for flex attention; on a CPU a plain one, (B, 1, T, T).
+    """
+    B, T = tokens_BT.shape
+    ends_BT = (tokens_BT == separator).long()
+    document_BT = ends_BT.cumsum(1) - ends_BT
+    if tokens_BT.is_cuda:
+
+        def same(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (q >= k) & (document_BT[b, q] == document_BT[b, k])
+
+        return create_block_mask(same, B, None, T, T, device=str(tokens_BT.device))
+    causal_TT = torch.ones(T, T, dtype=torch.bool, device=tokens_BT.device).tril()
+    return (causal_TT & (document_BT[:, :, None] == document_BT[:, None, :]))[:, None]
+
+
 class Attention(nn.Module):
     """Causal self-attention with partly rotary positions."""
 
@@ -63,14 +87,21 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
         self.dense = nn.Linear(width, width, bias=bias)
 
-    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, seen: Seen | None = None
+    ) -> Tensor:
         """Returns what attention adds to the residual stream, (B, T, D)."""
         B, T, D = x_BTD.shape
         qkv = self.query_key_value(x_BTD).view(B, T, self.heads, 3 * D // self.heads)
         q_BHTK, k_BHTK, v_BHTK = qkv.transpose(1, 2).chunk(3, dim=-1)
         cos_TR, sin_TR = cos_TR.to(qkv.dtype), sin_TR.to(qkv.dtype)
         q_BHTK, k_BHTK = rotate(q_BHTK, cos_TR, sin_TR), rotate(k_BHTK, cos_TR, sin_TR)
-        out = functional.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True)
+        if isinstance(seen, BlockMask):
+            out = flex_attention(q_BHTK, k_BHTK, v_BHTK, block_mask=seen)
+        else:
+            out = functional.scaled_dot_product_attention(
+                q_BHTK, k_BHTK, v_BHTK, attn_mask=seen, is_causal=seen is None
+            )
         return cast(Tensor, self.dense(out.transpose(1, 2).reshape(B, T, D)))
 
 
@@ -102,9 +133,11 @@ class Layer(nn.Module):
         self.attention = Attention(architecture)
         self.mlp = MLP(architecture)
 
-    def forward(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, seen: Seen | None = None
+    ) -> Tensor:
         """Returns the residual stream behind this layer, (B, T, D)."""
-        attended = self.attention(self.input_layernorm(x_BTD), cos_TR, sin_TR)
+        attended = self.attention(self.input_layernorm(x_BTD), cos_TR, sin_TR, seen)
         if self.parallel:
             return cast(Tensor, x_BTD + attended + self.mlp(self.post_attention_layernorm(x_BTD)))
         x_BTD = x_BTD + attended
@@ -136,18 +169,29 @@ class NeoX(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens_BT: Tensor) -> Tensor:
-        """Returns logits, (B, T, V), for T up to the architecture's positions."""
+    def forward(self, tokens_BT: Tensor, separator: int | None = None) -> Tensor:
+        """Returns logits, (B, T, V), for T up to the architecture's positions.
+
+        With a `separator`, no token sees across one: each document of a sequence stands alone.
+        """
         length = tokens_BT.shape[1]
         cos, sin = cast(Tensor, self.cos)[:length], cast(Tensor, self.sin)[:length]
+        seen = None if separator is None else separate(tokens_BT, separator)
         x_BTD = self.gpt_neox.embed_in(tokens_BT)
         for layer in self.gpt_neox.layers:
-            x_BTD = layer(x_BTD, cos, sin)
+            x_BTD = layer(x_BTD, cos, sin, seen)
         return cast(Tensor, self.embed_out(self.gpt_neox.final_layer_norm(x_BTD)))
 
-    def loss(self, inputs_BT: Tensor, targets_BT: Tensor, *, reduction: str = "mean") -> Tensor:
+    def loss(
+        self,
+        inputs_BT: Tensor,
+        targets_BT: Tensor,
+        *,
+        separator: int | None = None,
+        reduction: str = "mean",
+    ) -> Tensor:
         """Returns the cross-entropy in nats, in fp32; targets of -100 do not count."""
-        logits = self(inputs_BT).float()
+        logits = self(inputs_BT, separator).float()
         return functional.cross_entropy(
             logits.flatten(0, 1), targets_BT.flatten(), reduction=reduction, ignore_index=-100
         )

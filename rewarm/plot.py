@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,8 @@ class Curve(NamedTuple):
     """Named places: end of warm-up, floor."""
     tail: list[Point]
     """The last rates of the base, where it is a rewarm checkpoint; tokens count up to 0."""
+    shares: dict[str, list[tuple[int, float]]]
+    """Where weights change on the way: each corpus's share of a batch, from so many tokens on."""
 
 
 def curve(name: str, run: Recipe, points: int = MOST_POINTS) -> Curve:
@@ -52,7 +55,21 @@ def curve(name: str, run: Recipe, points: int = MOST_POINTS) -> Curve:
         if 0 < place < 1
     }
     steps = sorted({*_thinned(1, run.steps, points), *(mark.step for mark in marks.values())})
-    return Curve(name, [at(step) for step in steps], marks, _tail(run, points))
+    return Curve(name, [at(step) for step in steps], marks, _tail(run, points), _shares(run))
+
+
+def _shares(run: Recipe) -> dict[str, list[tuple[int, float]]]:
+    """Returns each corpus's share of a batch from so many tokens on, if it ever changes."""
+    firsts = sorted({first for pieces in run.weights.values() for first, _ in pieces})
+    shares: dict[str, list[tuple[int, float]]] = {name: [] for name in run.weights}
+    for first in firsts:
+        now = {
+            name: [weight for start, weight in pieces if start <= first][-1]
+            for name, pieces in run.weights.items()
+        }
+        for name, weight in now.items():
+            shares[name].append((first * run.data.context, weight / sum(now.values())))
+    return shares if len(firsts) > 1 else {}
 
 
 def _thinned(first: int, last: int, most: int) -> set[int]:
@@ -110,8 +127,11 @@ def save(curves: list[Curve], out: Path) -> None:
 def _picture(curves: list[Curve]) -> Any:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.add_subplot()
+    mixed = any(one.shares for one in curves)
+    figure = Figure(figsize=(6.4, 5.0 if mixed else 3.6), layout="constrained")
+    axes, *below = figure.subplots(
+        1 + mixed, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + mixed]
+    ).flat
     for index, one in enumerate(curves):
         color = f"C{index}"
         axes.plot(
@@ -142,8 +162,25 @@ def _picture(curves: list[Curve]) -> Any:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("learning rate")
     axes.yaxis.set_major_formatter(lambda y, _: _rate(y))
-    _style(axes)
+    for panel in below:
+        _draw_shares(panel, curves)
+    for panel in (axes, *below):
+        _style(panel)
+    for panel in (axes, *below)[:-1]:
+        panel.set_xlabel("")
     return figure
+
+
+def _draw_shares(axes: Any, curves: list[Curve]) -> None:
+    for index, one in enumerate(curves):
+        for style, (name, pieces) in zip(cycle(("-", ":")), one.shares.items(), strict=False):
+            places, shares = zip(*pieces, (one.points[-1].tokens, pieces[-1][1]), strict=True)
+            label = name if len(curves) == 1 else f"{one.name}: {name}"
+            axes.step(places, shares, style, where="post", color=f"C{index}", label=label)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share of batch")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    axes.legend(frameon=False, fontsize=8)
 
 
 def save_losses(runs: dict[str, Path], out: Path) -> None:
@@ -226,6 +263,9 @@ def in_terminal(curves: list[Curve], *, color: bool, width: int | None = None) -
             )
             for label, p in marks
         ]
+        for name, ((_, share), *later) in one.shares.items():
+            said = "".join(f", {s:.1%} from {in_words(tokens)} tokens" for tokens, s in later)
+            notes.append((None, f"   {name}: {share:.1%} of every batch{said}"))
     first = min(p.tokens for p in every if p.tokens <= 0) if any(c.tail for c in curves) else 0
     ticks = [first] * bool(first) + [last * i // 4 for i in range(5)]
     figure.ruler("x").ticks(ticks, [in_words(tick) for tick in ticks])

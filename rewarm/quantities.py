@@ -115,7 +115,7 @@ class Span(float):
                         "cannot be placed without a valid budget (`tokens` and `batch.tokens`)"
                     )
                 whole = budget.steps * (budget.tokens_per_step if unit.startswith("tok") else 1)
-                return count / whole
+                return count / whole if whole else 0.0  # the recipe refuses a budget of no steps
         try:
             return parse_share(written)
         except ValueError:

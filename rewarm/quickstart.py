@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from rewarm import bases, plot, recipe, shards, tokenizer
+from rewarm import bases, plot, recipe, sharding, shards, tokenizer
 from rewarm.errors import DataError
 from rewarm.recipe import Recipe
 from rewarm.run import read_metrics
@@ -208,7 +208,7 @@ def _documents(path: Path) -> list[str]:
 
 def _shard(name: str, text: Path, folder: Path, file: Path, console: Console) -> None:
     if not folder.exists():
-        shards.shard([text], folder, tokenizer.load(str(file)), validation=0.05)
+        sharding.shard([text], folder, tokenizer.load(str(file)), validation=0.05)
     counts = {part: shards.read_index(folder / part).tokens for part in ("train", "val")}
     console.print(f"   {name:<10} {counts['train']:,} tokens, {counts['val']:,} held out")
 

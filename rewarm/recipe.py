@@ -9,16 +9,20 @@ recipe.yaml ── document.py ──> data and places ── pydantic ──> R
 from __future__ import annotations
 
 import json
+import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainSerializer,
     SerializeAsAny,
     ValidationError,
     ValidationInfo,
@@ -31,7 +35,7 @@ from rewarm import schedules
 from rewarm.architecture import PRESETS, Architecture
 from rewarm.document import Document, Location, write
 from rewarm.errors import RecipeError, ScheduleError, did_you_mean
-from rewarm.quantities import Budget, Count, Share, parse_count
+from rewarm.quantities import Budget, Count, Share, Span, parse_count, parse_share
 from rewarm.schedules import Schedule
 
 Steps = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
@@ -96,13 +100,55 @@ class Model(Section):
         return PRESETS[self.preset] if self.preset else self.architecture
 
 
+class WeightFrom(Section):
+    """A corpus's weight from a place in the run on."""
+
+    start: Annotated[Span, Field(alias="from", ge=0, lt=1)]
+    """Where in the run it begins: a share of the run, or tokens, or steps."""
+    weight: Annotated[Share, Field(ge=0, allow_inf_nan=False)]
+    """Share of every batch from there on, relative to the other corpora's weights."""
+
+
+def _pieces(written: Any) -> Any:
+    if isinstance(written, list | tuple):
+        return written
+    weight = parse_share(written)
+    if not (math.isfinite(weight) and weight > 0):
+        raise ValueError("should be above 0; leave a corpus out to give it no weight")
+    return [{"from": 0, "weight": written}]
+
+
+def _in_order(pieces: tuple[WeightFrom, ...]) -> tuple[WeightFrom, ...]:
+    starts = [float(piece.start) for piece in pieces]
+    if not starts or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
+        raise ValueError("should begin with `from: 0`, and each place should be behind the last")
+    return pieces
+
+
+def _as_written(pieces: tuple[WeightFrom, ...]) -> Any:
+    if len(pieces) == 1:
+        return pieces[0].weight
+    return [piece.model_dump(mode="json", by_alias=True) for piece in pieces]
+
+
+Weight = Annotated[
+    tuple[WeightFrom, ...],
+    BeforeValidator(_pieces, json_schema_input_type=Share | list[WeightFrom]),
+    AfterValidator(_in_order),
+    PlainSerializer(_as_written),
+]
+
+
 class TrainSet(Section):
     """A corpus to train on."""
 
     shards: Text
     """A folder that `rewarm shard` wrote: tar shards and their index.json."""
-    weight: Annotated[Share, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Share of every batch, relative to the other corpora's weights."""
+    weight: Weight = 1.0  # type: ignore[assignment]
+    """Share of every batch, relative to the other corpora's weights; or a list of
+    {from: SPAN, weight: SHARE}, for weights that change on the way."""
+    order: Literal["shuffled", "sequential"] = "shuffled"
+    """`sequential` reads documents and shards as they are stored."""
 
 
 class ValidationSet(Section):
@@ -121,6 +167,12 @@ class Data(Section):
     """Tokens in a sequence."""
     lanes: Annotated[int, Field(strict=True, gt=0)] = 16
     """Shards of one corpus that are read side by side; blocks are shuffled across them."""
+    documents: Literal["attend-across", "separate"] = "attend-across"
+    """Whether a token sees the documents before its own in the same sequence (as in GPT-NeoX)."""
+    max_epochs: Positive | None = 4.0
+    """How often a corpus may be gone through; more is an error, null allows any number."""
+    verify: bool = True
+    """Check the sha256 of each shard when it is first opened."""
     train: Annotated[dict[Name, TrainSet], Field(min_length=1)]
     """Corpora to train on, by name. Replay is one more corpus with a weight."""
     validation: dict[Name, ValidationSet] = {}
@@ -165,10 +217,17 @@ class Every(Section):
     """Steps between checkpoints; null for at the end only."""
 
 
+def _budget(info: ValidationInfo) -> dict[str, Budget | None]:
+    """Returns the context in which spans are placed, as far as the budget is known by then."""
+    tokens, batch = info.data.get("tokens"), info.data.get("batch")
+    known = tokens and batch
+    return {"budget": Budget(tokens // batch.tokens, batch.tokens) if known else None}
+
+
 class Recipe(Section):
     """A whole run."""
 
-    # `batch` and `tokens` stand before `schedule`, whose spans are measured against them.
+    # `tokens` and `batch` stand before `data` and `schedule`, whose spans they measure.
     run: Text
     """The run directory: recipe, metrics and checkpoints go there."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 17
@@ -176,8 +235,8 @@ class Recipe(Section):
     tokens: Count
     """The budget: tokens to train on. Steps follow from it."""
     model: Model
-    data: Data
     batch: Batch
+    data: SerializeAsAny[Data]
     schedule: SerializeAsAny[Schedule]
     optimizer: Optimizer = Optimizer()
     precision: Literal["bf16", "fp32"] = "bf16"
@@ -185,6 +244,13 @@ class Recipe(Section):
     compile: bool = True
     """Compile each layer with torch.compile on a GPU; a CPU runs eagerly."""
     every: Every = Every()
+
+    @field_validator("data", mode="plain", json_schema_input_type=Data)
+    @classmethod
+    def _placed_data(cls, value: Any, info: ValidationInfo) -> Data:
+        if isinstance(value, Data):
+            value = value.model_dump(mode="json", by_alias=True)
+        return Data.model_validate(value, context=_budget(info))
 
     @field_validator("schedule", mode="plain", json_schema_input_type=dict[str, Any])
     @classmethod
@@ -205,12 +271,8 @@ class Recipe(Section):
             raise ValidationError.from_exception_data(
                 "schedule", [_problem(("name",), str(error), name)]
             ) from None
-        tokens, batch = info.data.get("tokens"), info.data.get("batch")
-        budget = None
-        if tokens and batch and tokens >= batch.tokens:
-            budget = Budget(tokens // batch.tokens, batch.tokens)
         try:
-            return kind.model_validate(value, context={"budget": budget})
+            return kind.model_validate(value, context=_budget(info))
         except ValidationError:
             raise
         except Exception as error:  # a stranger's validator may raise anything
@@ -259,6 +321,16 @@ class Recipe(Section):
                     True,
                 )
             )
+        weights = self.weights.values()
+        for first in sorted({first for pieces in weights for first, _ in pieces}):
+            if not any([w for start, w in pieces if start <= first][-1] for pieces in weights):
+                problems.append(
+                    _problem(
+                        ("data", "train"),
+                        f"no corpus has a weight from step {first // self.sequences + 1:,} on",
+                        0,
+                    )
+                )
         if not problems:
             try:
                 for sample in range(1, 201):
@@ -290,6 +362,17 @@ class Recipe(Section):
         """Blocks in one batch."""
         return self.batch.tokens // self.data.context
 
+    @property
+    def weights(self) -> dict[str, list[tuple[int, float]]]:
+        """Each corpus's weight from each block of the stream on; it changes between steps."""
+        return {
+            name: [
+                (math.ceil(piece.start * self.steps - 1e-9) * self.sequences, piece.weight)
+                for piece in one.weight
+            ]
+            for name, one in self.data.train.items()
+        }
+
     def progress(self, step: int) -> float:
         """Returns the part of the run that is done after `step`, in (0, 1]."""
         return step / self.steps
@@ -300,7 +383,7 @@ class Recipe(Section):
 
     def document(self) -> dict[str, Any]:
         """Returns the recipe as plain data, every default spelled out, spans as written."""
-        document: dict[str, Any] = json.loads(self.model_dump_json())
+        document: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
         return document
 
     def to_yaml(self) -> str:

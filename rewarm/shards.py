@@ -14,21 +14,15 @@ from __future__ import annotations
 import hashlib
 import mmap
 import re
-import shutil
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rewarm import texts
 from rewarm.errors import DataError
-
-if TYPE_CHECKING:
-    from rewarm.tokenizer import Tokenizer
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 Whole = Annotated[int, Field(strict=True, ge=0)]
@@ -79,6 +73,10 @@ class Index(_Document):
     def tokens(self) -> int:
         """Tokens in all shards, end-of-text included."""
         return sum(shard.tokens for shard in self.shards)
+
+    def blocks(self, context: int) -> list[int]:
+        """Returns how many blocks of context + 1 tokens, sharing one, each shard gives."""
+        return [max(0, shard.tokens - 1) // context for shard in self.shards]
 
     def digest(self) -> str:
         """Returns one sha256 for everything that the folder holds."""
@@ -151,6 +149,9 @@ class Shard:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __iter__(self) -> Iterator[Tokens]:
+        return (self[document] for document in range(len(self)))
+
     def __getitem__(self, document: int) -> Tokens:
         start, length = int(self._starts[document]), int(self.lengths[document])
         return np.frombuffer(self._map, self._dtype, length, start)
@@ -195,162 +196,61 @@ class Shard:
         return header_end, length
 
 
-class ShardWriter:
-    """Writes documents into numbered tars of one folder, and the index when it is closed."""
+class Verified(NamedTuple):
+    """What `verify` found in one folder."""
 
-    def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> None:
-        """Starts a folder that does not exist yet; a new tar begins after `shard_tokens`."""
-        folder.mkdir(parents=True)
-        self.folder = folder
-        self._tokenizer = tokenizer
-        self.dtype = np.dtype("uint16" if tokenizer.vocabulary <= 2**16 else "uint32")
-        self._shard_tokens = shard_tokens
-        self._shards: list[ShardFacts] = []
-        self._sink: Any = None
-        self._documents = self._tokens = 0
-
-    def write(self, tokens: Tokens) -> None:
-        """Adds one document; its last token is end-of-text."""
-        import webdataset  # it imports torch, which reading an index must not wait for
-
-        if self._sink is None:
-            path = self.folder / f"{len(self._shards):05d}.tar"
-            # A fixed mtime, so that the same text always gives the same bytes.
-            self._sink = webdataset.TarWriter(str(path), mtime=0, user="", group="", mode=0o644)
-        key = f"{len(self._shards):05d}-{self._documents:06d}"
-        self._sink.write({"__key__": key, "npy": tokens.astype(self.dtype.newbyteorder("<"))})
-        self._documents += 1
-        self._tokens += len(tokens)
-        if self._tokens >= self._shard_tokens:
-            self._finish_shard()
-
-    def close(self) -> Index:
-        """Finishes the last tar, and writes index.json and tokenizer.json."""
-        self._finish_shard()
-        told = self._tokenizer
-        index = Index(
-            tokenizer=TokenizerFacts(
-                digest=told.digest,
-                vocabulary=told.vocabulary,
-                eos=told.eos,
-                eos_token=told.eos_token,
-            ),
-            dtype=self.dtype.name,
-            shards=self._shards,
-        )
-        told.encoder.save(str(self.folder / "tokenizer.json"))
-        (self.folder / "index.json").write_text(index.model_dump_json(indent=1) + "\n")
-        return index
-
-    def _finish_shard(self) -> None:
-        if self._sink is None:
-            return
-        self._sink.close()
-        self._sink = None
-        path = self.folder / f"{len(self._shards):05d}.tar"
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        self._shards.append(
-            ShardFacts(
-                name=path.name,
-                documents=self._documents,
-                tokens=self._tokens,
-                bytes=path.stat().st_size,
-                sha256=digest,
-            )
-        )
-        self._documents = self._tokens = 0
+    folder: Path
+    held: Index
+    """What the folder should hold."""
+    bad: list[str]
+    """A line for each shard that is not what the index says."""
 
 
-class Sharded(NamedTuple):
-    """How far sharding has come."""
+def verify(folder: Path) -> list[Verified]:
+    """Returns what is wrong with the shards of a folder, or of its train and val parts.
 
-    documents: int
-    tokens: int
-    read: int
-    """Bytes of the input files behind it."""
-    empty: int
-    """Texts without a character, which become no document."""
-
-
-def shard(
-    inputs: list[Path],
-    out: Path,
-    tokenizer: Tokenizer,
-    *,
-    field: str = "text",
-    shard_tokens: int = 16_000_000,
-    validation: float = 0.0,
-    progress: Callable[[Sharded], None] = lambda _: None,
-) -> dict[str, Index]:
-    """Tokenizes texts into shards, and returns the index of each folder written, by name.
-
-    Nothing appears under `out` before everything is written. With a `validation` share, documents
-    go to `out/val` or `out/train` by a hash of their content, so the split does not depend on
-    order, and a document never stands on both sides; else everything goes to `out`.
+    Every tar is read whole: its sha256, its members, its counts, and that every token is inside the
+    tokenizer's vocabulary.
 
     Raises:
-        DataError: an input cannot be read, `out` is not empty, or the disk is full.
+        DataError: there is no index to verify against.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: not empty; name another folder, or move this one away first")
-    paths = texts.files(inputs)
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    names = ("train", "val") if validation else (".",)
-    try:
+    parts = [part for name in ("train", "val") if (part := folder / name).is_dir()]
+    return [_verified(part) for part in parts or [folder]]
+
+
+def _verified(folder: Path) -> Verified:
+    index, bad = read_index(folder), []
+    for facts in index.shards:
         try:
-            writers = {name: ShardWriter(partial / name, tokenizer, shard_tokens) for name in names}
-            _write(writers, paths, tokenizer, field, validation, progress)
-            indices = {name: writer.close() for name, writer in writers.items()}
-            for name, index in indices.items():
-                if not index.tokens:
-                    where = f" for {out / name} (a larger --validation?)" if validation else ""
-                    raise DataError(f"{', '.join(map(str, inputs))}: no document left{where}")
-            if out.exists():
-                out.rmdir()
-            partial.rename(out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror}") from None
-    return indices
+            shard = Shard(folder, facts, index.dtype)
+            highest = max(int(tokens.max()) for tokens in shard)
+            if highest >= index.tokenizer.vocabulary:
+                raise DataError(
+                    f"{shard.path}: token {highest} is outside the vocabulary of "
+                    f"{index.tokenizer.vocabulary:,}"
+                )
+        except DataError as error:
+            bad.append(str(error))
+    return Verified(folder, index, bad)
 
 
-def _write(
-    writers: dict[str, ShardWriter],
-    paths: list[Path],
-    tokenizer: Tokenizer,
-    field: str,
-    validation: float,
-    progress: Callable[[Sharded], None],
-) -> None:
-    stream = texts.documents(paths, field)
-    documents = tokens = empty = 0
-    while batch := list(_about(stream, 4_000_000)):
-        kept = [one.text for one in batch if one.text]
-        empty += len(batch) - len(kept)
-        # The tokenizer spreads a batch over all cores by itself.
-        encoded = tokenizer.encoder.encode_batch_fast(kept, add_special_tokens=False)
-        for text, encoding in zip(kept, encoded, strict=True):
-            ids = np.array([*encoding.ids, tokenizer.eos], dtype=np.uint32)
-            held_out = validation and _uniform(text) < validation
-            writers["val" if held_out else next(iter(writers))].write(ids)
-            documents += 1
-            tokens += len(ids)
-        progress(Sharded(documents, tokens, batch[-1].read, empty))
+def overlap(one: Path, other: Path) -> list[tuple[str, str]]:
+    """Returns the documents that stand in both folders, as pairs of tar/number places.
+
+    Compares tokens, so it finds what a model would see twice, whatever the files were.
+
+    Raises:
+        DataError: a shard is missing or damaged.
+    """
+    first = {digest: place for place, digest in _documents(one)}
+    return [(first[d], place) for place, d in _documents(other) if d in first]
 
 
-def _about(stream: Iterator[texts.Text], characters: int) -> Iterator[texts.Text]:
-    """Yields documents until about so many characters, so that a batch bounds the memory."""
-    for one in islice(stream, 4096):
-        yield one
-        characters -= len(one.text)
-        if characters <= 0:
-            return
-
-
-def _uniform(text: str) -> float:
-    """Returns a number in [0, 1) that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+def _documents(folder: Path) -> Iterator[tuple[str, bytes]]:
+    index = read_index(folder)
+    for facts in index.shards:
+        shard = Shard(folder, facts, index.dtype)
+        for number, tokens in enumerate(shard):
+            said = tokens.astype("<u4").tobytes()
+            yield f"{shard.path}:{number}", hashlib.blake2b(said, digest_size=16).digest()

@@ -21,7 +21,8 @@ from rewarm.neox import NeoX, initialise, load_weights
 from rewarm.progress import Progress, read_progress
 from rewarm.recipe import Recipe
 from rewarm.run import Run
-from rewarm.stream import Corpus, Stream
+from rewarm.shards import read_index
+from rewarm.stream import Corpus, Mix, Stream
 
 
 class Start(NamedTuple):
@@ -31,6 +32,8 @@ class Start(NamedTuple):
     optimizer: torch.optim.Optimizer
     stream: Stream
     tokenizer: TokenizerSource
+    separator: int | None
+    """The end-of-text token, if documents should not see each other."""
     progress: Progress
     said: list[str]
 
@@ -39,18 +42,35 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
     """Returns the training corpora of a recipe, having read their indices.
 
     Raises:
-        DataError: one is missing, too small, or the tokenizers of two sets differ.
+        DataError: one is missing, too small, or would be read too often; or the tokenizers of two
+            sets, validation included, differ.
     """
     data = recipe.data
     corpora = [
-        Corpus(name, Path(one.shards), context=data.context, seed=recipe.seed, lanes=data.lanes)
+        Corpus(
+            name,
+            Path(one.shards),
+            context=data.context,
+            seed=recipe.seed,
+            lanes=data.lanes,
+            order=one.order,
+            verify=data.verify,
+        )
         for name, one in data.train.items()
     ]
-    validation = [
-        Corpus(name, Path(one.shards), context=data.context, seed=recipe.seed, lanes=1)
-        for name, one in data.validation.items()
-    ]
-    stream.agree([*corpora, *validation])
+    indices = {corpus.folder: corpus.index for corpus in corpora}
+    stream.agree(
+        indices | {Path(v.shards): read_index(Path(v.shards)) for v in data.validation.values()}
+    )
+    needed = Mix(recipe.weights).exact(recipe.steps * recipe.sequences)
+    for corpus in corpora:
+        stream.insist_on_epochs(
+            corpus.name,
+            corpus.index,
+            float(needed[corpus.name]),
+            context=data.context,
+            most=data.max_epochs,
+        )
     return corpora
 
 
@@ -111,12 +131,12 @@ def start(recipe: Recipe, run: Run) -> Start:
         model.compile_layers()
 
     folder = base.directory if base and (base.directory / "tokenizer.json").is_file() else None
-    weights = {name: [(0, one.weight)] for name, one in recipe.data.train.items()}
     return Start(
         model,
         optimizer,
-        Stream(corpora, weights, sequences=recipe.sequences, position=progress.position),
+        Stream(corpora, recipe.weights, sequences=recipe.sequences, position=progress.position),
         TokenizerSource(source or folder or corpora[0].folder, facts.eos, facts.eos_token),
+        facts.eos if recipe.data.documents == "separate" else None,
         progress,
         _said(recipe, run, base, progress, model),
     )

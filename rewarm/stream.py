@@ -24,16 +24,17 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rewarm.errors import DataError
-from rewarm.shards import Shard, Tokens, read_index
+from rewarm.shards import Index, Shard, Tokens, read_index
 
 Blocks = npt.NDArray[np.int64]
 """Token ids, shape (sequences, context + 1): inputs are [:, :-1], targets [:, 1:]."""
+Order = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 
 
@@ -71,7 +72,15 @@ class Corpus:
     """A shard folder as an endless, shuffled sequence of blocks; `corpus.block(n)` is the n-th."""
 
     def __init__(
-        self, name: str, folder: Path, *, context: int, seed: int, lanes: int, verify: bool = True
+        self,
+        name: str,
+        folder: Path,
+        *,
+        context: int,
+        seed: int,
+        lanes: int,
+        order: Literal["shuffled", "sequential"] = "shuffled",
+        verify: bool = True,
     ) -> None:
         """Reads the index; tars are opened when their blocks come up.
 
@@ -81,6 +90,7 @@ class Corpus:
             context: tokens in a sequence.
             seed: of the order.
             lanes: tars whose blocks are shuffled together.
+            order: `sequential` for blocks, documents and tars as they are stored.
             verify: check each tar's sha256 when it is first opened.
 
         Raises:
@@ -91,10 +101,10 @@ class Corpus:
         self.index = read_index(folder)
         self._context = context
         self._seed = seed
-        self._lanes = lanes
+        self._shuffled = order == "shuffled"
+        self._lanes = lanes if self._shuffled else 1
         self._unverified = set(range(len(self.index.shards))) if verify else set()
-        sizes = [max(0, shard.tokens - 1) // context for shard in self.index.shards]
-        self._sizes = np.array(sizes, dtype=np.int64)
+        self._sizes = np.array(self.index.blocks(context), dtype=np.int64)
         self.blocks = int(self._sizes.sum())
         if not self.blocks:
             largest = max(shard.tokens for shard in self.index.shards)
@@ -128,7 +138,7 @@ class Corpus:
 
     def _open_window(self, epoch: int, place: int) -> _Window:
         """Returns the `lanes` consecutive tars of the epoch's order in which a block lies."""
-        order = _generator(self._seed, self.name, epoch, "shards").permutation(len(self._sizes))
+        order = self._order(len(self._sizes), epoch, "shards")
         firsts = range(0, len(order), self._lanes)
         starts = np.concatenate([[0], np.cumsum(np.add.reduceat(self._sizes[order], firsts))])
         which = int(np.searchsorted(starts, place, side="right")) - 1
@@ -138,15 +148,20 @@ class Corpus:
             range(int(starts[which]), int(starts[which + 1])),
             shards,
             self._sizes[shards],
-            _generator(self._seed, self.name, epoch, "window", which),
+            self._order(int(starts[which + 1] - starts[which]), epoch, "window", which),
         )
 
     def _open(self, shard: int, epoch: int) -> _Joined:
         facts, check = self.index.shards[shard], shard in self._unverified
         opened = Shard(self.folder, facts, self.index.dtype, check=check)
         self._unverified.discard(shard)
-        generator = _generator(self._seed, self.name, epoch, "documents", shard)
-        return _Joined(opened, generator.permutation(len(opened)))
+        return _Joined(opened, self._order(len(opened), epoch, "documents", shard))
+
+    def _order(self, count: int, *what: object) -> Order:
+        """Returns the order of `count` things: as they are, or shuffled by what they are."""
+        if not self._shuffled:
+            return np.arange(count)
+        return _generator(self._seed, self.name, *what).permutation(count).astype(np.int64)
 
 
 class _Window:
@@ -156,16 +171,16 @@ class _Window:
         self,
         epoch: int,
         places: range,
-        shards: npt.NDArray[np.int64],
-        sizes: npt.NDArray[np.int64],
-        generator: np.random.RandomState,
+        shards: Order,
+        sizes: Order,
+        order: Order,
     ) -> None:
         self.epoch = epoch
         self.places = places
         self.opened: dict[int, _Joined] = {}
         self._shards = shards
         self._ends = np.cumsum(sizes)
-        self._order = generator.permutation(len(places))
+        self._order = order
 
     def address(self, place: int) -> tuple[int, int]:
         """Returns (shard, block in it) of the block at `place`."""
@@ -178,7 +193,7 @@ class _Window:
 class _Joined:
     """A tar's documents joined in a given order, cut into blocks."""
 
-    def __init__(self, shard: Shard, order: npt.NDArray[np.int64]) -> None:
+    def __init__(self, shard: Shard, order: Order) -> None:
         self._shard = shard
         self._order = order
         self._ends = np.cumsum(shard.lengths[order])
@@ -228,6 +243,10 @@ class Mix:
         ready = [n for n in taken if taken[n] * self._whole < self._share(n, after)]
         return min(ready, key=lambda n: self._deadline(n, taken[n] + 1))
 
+    def exact(self, blocks: int) -> dict[str, Fraction]:
+        """Returns each corpus's exact share of the first `blocks` blocks."""
+        return {name: Fraction(self._share(name, blocks), self._whole) for name in self._parts}
+
     def _pieces(self, name: str) -> Iterator[tuple[int, float, int]]:
         """Yields (first block, first block behind it, share of a block) of each stretch."""
         ends = [*self._firsts[1:], math.inf]
@@ -273,7 +292,7 @@ class Stream:
         Raises:
             DataError: the corpora disagree about tokenizer, or the position is of other corpora.
         """
-        agree(corpora)
+        agree({corpus.folder: corpus.index for corpus in corpora})
         self._corpora = {corpus.name: corpus for corpus in corpora}
         self._mix = Mix(weights)
         self._sequences = sequences
@@ -316,18 +335,35 @@ def combine(digests: Iterable[str]) -> str:
     return f"{sum(int(digest, 16) for digest in digests) % 2**128:032x}"
 
 
-def agree(corpora: Sequence[Corpus]) -> None:
-    """Makes sure that all corpora speak of the same tokens.
+def insist_on_epochs(
+    name: str, index: Index, blocks: float, *, context: int, most: float | None
+) -> None:
+    """Makes sure that a corpus need not be gone through more often than is wanted.
+
+    Raises:
+        DataError: `blocks` are more than `most` times what the corpus has.
+    """
+    there = sum(index.blocks(context))
+    if most is not None and blocks > most * there:
+        raise DataError(
+            f"corpus {name!r}: the run needs {round(blocks) * context:,} tokens of it and it has "
+            f"{there * context:,}: {blocks / there:.2f} epochs, and data.max_epochs is {most:g}; "
+            "give it more text or less weight, or set data.max_epochs (null for no limit)"
+        )
+
+
+def agree(indices: dict[Path, Index]) -> None:
+    """Makes sure that all shard folders speak of the same tokens.
 
     Raises:
         DataError: two were written with different tokenizers.
     """
-    first = corpora[0]
-    for other in corpora[1:]:
-        a, b = first.index.tokenizer, other.index.tokenizer
+    (first, one), *others = indices.items()
+    for folder, other in others:
+        a, b = one.tokenizer, other.tokenizer
         if (a.digest, a.eos) != (b.digest, b.eos):
             raise DataError(
-                f"{other.folder}: written with another tokenizer than {first.folder}: "
+                f"{folder}: written with another tokenizer than {first}: "
                 f"{b.vocabulary:,} entries, end-of-text {b.eos_token!r} = {b.eos}, digest "
                 f"{b.digest[:12]}, against {a.vocabulary:,}, {a.eos_token!r} = {a.eos}, "
                 f"{a.digest[:12]}; write one of them again with `rewarm shard --tokenizer`"

@@ -1,23 +1,27 @@
-"""Reads documents out of jsonl (plain, zst, gz), txt and parquet files and folders of them."""
+"""Reads documents out of text files, tables, tars of text and Megatron's token files."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import json
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from rewarm import megatron
 from rewarm.errors import DataError
+from rewarm.shards import Tokens
 
-ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".txt", ".parquet")
+ENDINGS = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".txt", ".parquet", ".arrow", ".tar", ".bin")
 
 
-class Text(NamedTuple):
+class Document(NamedTuple):
     """One document, and how many bytes of all the input files lie before its end."""
 
-    text: str
+    content: str | Tokens
+    """Its text; or its token ids, where the file (Megatron's .bin and .idx) holds those."""
     read: int
 
 
@@ -43,12 +47,12 @@ def files(inputs: list[Path]) -> list[Path]:
     return found
 
 
-def documents(paths: list[Path], field: str) -> Iterator[Text]:
+def documents(paths: list[Path], field: str) -> Iterator[Document]:
     """Yields every document of the files, in order.
 
     Args:
         paths: from `files`.
-        field: the JSON field or parquet column that holds the text; .txt files are one document.
+        field: the JSON field or table column that holds the text; .txt files are one document.
 
     Raises:
         DataError: a file is damaged, or a line has no such text; named by file and line.
@@ -56,26 +60,53 @@ def documents(paths: list[Path], field: str) -> Iterator[Text]:
     before = 0
     for path in paths:
         try:
-            for text, read in _in_file(path, field):
-                yield Text(text, before + read)
+            for content, read in _in_file(path, field):
+                yield Document(content, before + read)
         except (OSError, EOFError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
         before += path.stat().st_size
 
 
-def _in_file(path: Path, field: str) -> Iterator[tuple[str, int]]:
-    if path.name.endswith(".parquet"):
+def _in_file(path: Path, field: str) -> Iterator[tuple[str | Tokens, int]]:
+    size = path.stat().st_size
+    if path.name.endswith((".parquet", ".arrow")):
         yield from _rows(path, field)
+    elif path.name.endswith(".tar"):
+        yield from _in_tar(path, field)
+    elif path.name.endswith(".bin"):
+        yield from megatron.documents(path)
     elif path.name.endswith(".txt"):
-        try:
-            yield path.read_text(encoding="utf-8"), path.stat().st_size
-        except UnicodeDecodeError as error:
-            raise DataError(f"{path}: not UTF-8 text: {error.reason} at {error.start}") from None
+        yield _utf8(path.read_bytes(), str(path)), size
     else:
         with path.open("rb") as raw:
             for number, line in enumerate(_unpacked(raw, path), start=1):
                 if line.strip():
                     yield _field(line, field, f"{path}:{number}"), raw.tell()
+
+
+def _in_tar(path: Path, field: str) -> Iterator[tuple[str, int]]:
+    """Yields the .txt and .json members of a WebDataset tar; anything beside them is metadata."""
+    try:
+        with tarfile.open(path) as tar:
+            for member in tar:
+                where = f"{path}:{member.name}"
+                if member.isdir() or not member.name.endswith((".txt", ".json")):
+                    continue
+                file = tar.extractfile(member) if member.isreg() else None
+                if file is None:
+                    raise DataError(f"{where}: not a plain file; links are not followed")
+                data = file.read()
+                text = _utf8(data, where) if member.name.endswith(".txt") else None
+                yield text if text is not None else _field(data, field, where), member.offset
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: not a tar that can be read: {error}") from None
+
+
+def _utf8(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8 text: {error.reason} at {error.start}") from None
 
 
 def _unpacked(raw: IO[bytes], path: Path) -> Iterator[bytes]:
@@ -106,26 +137,37 @@ def _field(line: bytes, field: str, where: str) -> str:
 
 
 def _rows(path: Path, field: str) -> Iterator[tuple[str, int]]:
+    """Yields a column of a parquet file, or of an Arrow file of a `datasets` folder."""
     try:
-        from pyarrow import ArrowException, parquet
+        import pyarrow
+        from pyarrow import parquet
     except ImportError:
         raise DataError(
-            f"{path}: reading parquet needs pyarrow: pip install 'rewarm[parquet]'"
+            f"{path}: reading it needs pyarrow: pip install 'rewarm[parquet]'"
         ) from None
+    size = path.stat().st_size
     try:
-        with parquet.ParquetFile(path) as table:
-            if field not in table.schema_arrow.names:
-                there = ", ".join(table.schema_arrow.names)
-                raise DataError(f"{path}: no column {field!r} (there are: {there}); see --field")
-            done, size = 0, path.stat().st_size
-            for batch in table.iter_batches(batch_size=1024, columns=[field]):
-                for text in batch.column(0).to_pylist():
-                    done += 1
+        with path.open("rb") as raw:
+            if path.name.endswith(".parquet"):
+                table = parquet.ParquetFile(raw)
+                names = table.schema_arrow.names
+                batches = table.iter_batches(batch_size=1024, columns=[field])
+            else:
+                batches = pyarrow.ipc.open_stream(raw)
+                names = batches.schema.names
+            if field not in names:
+                raise DataError(
+                    f"{path}: no column {field!r} (there are: {', '.join(names)}); see --field"
+                )
+            row = 0
+            for batch in batches:
+                for text in batch.column(field).to_pylist():
+                    row += 1
                     if not isinstance(text, str):
-                        raise DataError(f"{path}: row {done}: no text in column {field!r}")
-                    yield text, size * done // table.metadata.num_rows
-    except ArrowException as error:
-        raise DataError(f"{path}: not parquet that can be read: {error}") from None
+                        raise DataError(f"{path}: row {row}: no text in column {field!r}")
+                    yield text, min(size, raw.tell())
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
 
 
 def _kinds() -> str:

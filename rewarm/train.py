@@ -50,6 +50,7 @@ def take_step(
     lr: float,
     clip: float | None,
     cast: AbstractContextManager[object],
+    separator: int | None = None,
 ) -> Taken:
     """Takes one optimiser step on tokens of shape (sequences, context + 1)."""
     device = next(model.parameters()).device
@@ -58,7 +59,7 @@ def take_step(
     for part in parts:
         block = part.to(device, non_blocking=True)
         with cast:
-            part_loss = model.loss(block[:, :-1], block[:, 1:]) / len(parts)
+            part_loss = model.loss(block[:, :-1], block[:, 1:], separator=separator) / len(parts)
         part_loss.backward()  # type: ignore[no-untyped-call]
         loss += part_loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
@@ -111,7 +112,7 @@ def _loop(
     )
     saved, taken = run.resumed, None
     if progress.step == 0:
-        progress = _evaluate(recipe, run, model, progress, screen)
+        progress = _evaluate(recipe, run, begun, progress, screen)
     batches = prefetch(_tensors(begun.stream, device))
     meter.read()
     try:
@@ -127,6 +128,7 @@ def _loop(
                 lr=lr,
                 clip=recipe.optimizer.clip,
                 cast=cast,
+                separator=begun.separator,
             )
             progress = progress.after(step, recipe.batch.tokens, lr, position)
             meter.count(recipe.batch.tokens)
@@ -135,7 +137,7 @@ def _loop(
                 _log(run, progress, taken, meter, screen, recipe.data.context)
             if last or _due(step, every.evaluate):
                 with meter.paused(device):
-                    progress = _evaluate(recipe, run, model, progress, screen)
+                    progress = _evaluate(recipe, run, begun, progress, screen)
             if last or _due(step, every.save) or interruptions.asked:
                 with meter.paused(device):
                     saved = _save(recipe, run, begun, progress, taken)
@@ -173,10 +175,11 @@ def _log(
 
 
 def _evaluate(
-    recipe: Recipe, run: Run, model: NeoX, progress: Progress, screen: Screen
+    recipe: Recipe, run: Run, begun: Start, progress: Progress, screen: Screen
 ) -> Progress:
     """Logs the loss of every validation set; before the first step, it is the baseline too."""
-    losses = {name: one.loss for name, one in measure_all(model, recipe).items()}
+    measured = measure_all(begun.model, recipe, begun.separator)
+    losses = {name: one.loss for name, one in measured.items()}
     if progress.step == 0:
         progress = progress.model_copy(update={"baseline": losses})
     line: dict[str, float] = {}

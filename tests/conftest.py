@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rewarm import shards, tokenizer
+from rewarm import sharding, tokenizer
 
 WORDS = {
     "upstream": "the learning rate of a run is raised and then it decays to its end",
@@ -52,7 +52,7 @@ def corpora(tmp_path_factory, tokenizer_json) -> Path:
     said = tokenizer.load(str(tokenizer_json))
     for name in WORDS:
         text = write_texts(root / f"{name}.jsonl", name, documents=200)
-        shards.shard([text], root / name, said, shard_tokens=3000, validation=0.1)
+        sharding.shard([text], root / name, said, shard_tokens=3000, validation=0.1)
     return root
 
 

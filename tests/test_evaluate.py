@@ -86,10 +86,10 @@ def test_bad_input_ends_with_one_message(run, arguments, code, said):
 def test_a_set_smaller_than_a_block_is_refused(run, corpora, tmp_path):
     from conftest import write_texts
 
-    from rewarm import shards, tokenizer
+    from rewarm import sharding, tokenizer
 
     text = write_texts(tmp_path / "t.jsonl", "third", documents=1)
-    shards.shard([text], tmp_path / "small", tokenizer.load(str(corpora / "third" / "train")))
+    sharding.shard([text], tmp_path / "small", tokenizer.load(str(corpora / "third" / "train")))
     with pytest.raises(DataError, match="too little data to measure on"):
         measure_checkpoint(
             str(run), {"a": tmp_path / "small"}, context=60, microbatch=1, tokens=30,

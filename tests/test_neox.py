@@ -113,6 +113,28 @@ def test_targets_that_do_not_count_do_not_count():
     )
 
 
+def test_separate_documents_do_not_see_each_other():
+    model = NeoX(Architecture(layers=2, hidden=32, heads=4, vocabulary=50, positions=32))
+    initialise(model, 1)
+    documents = [[5, 6, 7, 0], [8, 9, 0], [10, 11, 12, 13, 14, 0]]
+    packed = torch.tensor([[token for one in documents for token in one]])
+    alone = torch.cat([model(torch.tensor([one]))[0] for one in documents])
+    assert (model(packed, separator=0)[0] - alone).abs().max() < 1e-5
+    assert (model(packed)[0] - alone).abs().max() > 1e-3  # across, they do
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_separate_documents_on_a_gpu_are_those_on_a_cpu():
+    torch.manual_seed(0)
+    model = NeoX(Architecture(layers=2, hidden=256, heads=4, vocabulary=50, positions=256))
+    initialise(model, 1)
+    tokens = torch.randint(0, 50, (4, 256))
+    expected = model(tokens, separator=0)
+    model.cuda().compile_layers()
+    assert (model(tokens.cuda(), separator=0).cpu() - expected).abs().max() < 2e-2
+
+
 def test_sharded_safetensors_are_read(tmp_path):
     reference = theirs(SHAPES[0], old_spelling=False)
     reference.save_pretrained(tmp_path, max_shard_size="20KB")

@@ -106,7 +106,13 @@ def test_a_span_in_steps_needs_a_budget():
 
 @pytest.mark.parametrize(
     ("written", "fraction"),
-    [("0.5%", 0.005), ("0.1", 0.1), ("10M tokens", 0.1), ("1.5M tokens", 0.015), ("9 steps", 0.009)],
+    [
+        ("0.5%", 0.005),
+        ("0.1", 0.1),
+        ("10M tokens", 0.1),
+        ("1.5M tokens", 0.015),
+        ("9 steps", 0.009),
+    ],
 )
 def test_a_span_is_saved_as_it_was_written(thousand_steps, written, fraction):
     recipe = validate(Document(thousand_steps.replace("100 steps", written), "r.yaml"))

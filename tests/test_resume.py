@@ -91,7 +91,8 @@ def test_the_command_saves_and_exits_with_the_code_of_the_signal(
     recipe_text, tmp_path, number, code
 ):
     path = tmp_path / "recipe.yaml"
-    path.write_text(recipe_text.replace("tokens: 20480\n", "tokens: 10M\n"))
+    endless = recipe_text.replace("tokens: 20480\n", "tokens: 10M\n")
+    path.write_text(endless.replace("lanes: 2\n", "lanes: 2\n  max_epochs: null\n"))
     process = subprocess.Popen(
         [sys.executable, "-m", "rewarm", "train", str(path)], stderr=subprocess.PIPE, text=True
     )

@@ -10,7 +10,7 @@ import pytest
 import webdataset
 from conftest import write_texts
 
-from rewarm import shards, tokenizer
+from rewarm import sharding, tokenizer
 from rewarm.errors import DataError
 from rewarm.shards import Shard, read_index
 
@@ -18,7 +18,7 @@ from rewarm.shards import Shard, read_index
 @pytest.fixture
 def folder(tmp_path, tokenizer_json):
     text = write_texts(tmp_path / "text.jsonl", "upstream", documents=40)
-    shards.shard([text], tmp_path / "out", tokenizer.load(str(tokenizer_json)), shard_tokens=800)
+    sharding.shard([text], tmp_path / "out", tokenizer.load(str(tokenizer_json)), shard_tokens=800)
     return tmp_path / "out"
 
 
@@ -60,7 +60,7 @@ def test_the_index_counts_what_is_there(folder):
 
 def test_sharding_twice_gives_the_same_bytes(folder, tmp_path, tokenizer_json):
     again = tmp_path / "again"
-    shards.shard(
+    sharding.shard(
         [tmp_path / "text.jsonl"], again, tokenizer.load(str(tokenizer_json)), shard_tokens=800
     )
     assert sorted(p.name for p in again.iterdir()) == sorted(p.name for p in folder.iterdir())
@@ -75,7 +75,7 @@ def test_the_validation_split_depends_on_content_and_not_on_order(tmp_path, toke
     sides = []
     for name in ("text", "turned"):
         out = tmp_path / f"out-{name}"
-        shards.shard([tmp_path / f"{name}.jsonl"], out, said, validation=0.2)
+        sharding.shard([tmp_path / f"{name}.jsonl"], out, said, validation=0.2)
         sides.append({tokens.tobytes() for tokens in documents(out / "val")})
         train = {tokens.tobytes() for tokens in documents(out / "train")}
         assert not train & sides[-1]
@@ -86,7 +86,7 @@ def test_the_validation_split_depends_on_content_and_not_on_order(tmp_path, toke
 def test_large_vocabularies_are_stored_in_32_bits(tmp_path, tokenizer_json):
     said = tokenizer.load(str(tokenizer_json))._replace(vocabulary=100_000)
     text = write_texts(tmp_path / "text.jsonl", "third", documents=3)
-    index = shards.shard([text], tmp_path / "out", said)["."]
+    index = sharding.shard([text], tmp_path / "out", said)["."]
     assert index.dtype == "uint32"
     assert documents(tmp_path / "out")[0].dtype == np.uint32
 
@@ -94,7 +94,7 @@ def test_large_vocabularies_are_stored_in_32_bits(tmp_path, tokenizer_json):
 def test_a_folder_with_something_in_it_is_refused(folder, tmp_path, tokenizer_json):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     with pytest.raises(DataError, match="not empty"):
-        shards.shard([tmp_path / "text.jsonl"], folder, tokenizer.load(str(tokenizer_json)))
+        sharding.shard([tmp_path / "text.jsonl"], folder, tokenizer.load(str(tokenizer_json)))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -103,7 +103,7 @@ def test_bad_input_leaves_nothing_behind(tmp_path, tokenizer_json):
     with text.open("a") as file:
         file.write('{"txt": "no text here"}\n')
     with pytest.raises(DataError, match=r"text\.jsonl:4: no text in field 'text' \(there are: txt"):
-        shards.shard([text], tmp_path / "out", tokenizer.load(str(tokenizer_json)))
+        sharding.shard([text], tmp_path / "out", tokenizer.load(str(tokenizer_json)))
     assert [path.name for path in tmp_path.iterdir()] == ["text.jsonl"]
 
 

@@ -4,7 +4,7 @@ import shutil
 import threading
 from collections import Counter
 from fractions import Fraction
-from itertools import count, islice
+from itertools import count, islice, pairwise
 
 import numpy as np
 import pytest
@@ -163,6 +163,67 @@ def test_the_order_is_the_same_on_every_machine(corpora):
     # Seen once; a change would silently break the resume of every run that began before it.
     order = _generator(17, "upstream", 0, "shards").permutation(8)
     assert order.tolist() == [4, 6, 3, 2, 5, 1, 7, 0]
+
+
+def test_sequential_is_the_stored_order(corpora):
+    folder = corpora / "upstream" / "train"
+    one = Corpus("upstream", folder, context=CONTEXT, seed=1, lanes=4, order="sequential")
+    index = read_index(folder)
+    expected = []
+    for facts in index.shards:
+        joined = np.concatenate(list(Shard(folder, facts, index.dtype)))
+        expected += [
+            joined[at : at + CONTEXT + 1].tolist()
+            for at in range(0, len(joined) - CONTEXT, CONTEXT)
+        ]
+    assert [one.block(n).tolist() for n in range(one.blocks)] == expected
+    assert one.block(one.blocks).tolist() == expected[0]  # and again from the beginning
+
+
+CHANGING = {
+    "upstream": [(0, 0.05), (200 * 8, 0.3)],  # from step 201 on
+    "downstream": [(0, 0.9)],
+    "third": [(0, 0.05)],
+}
+
+
+def reader(corpora, *, rank, world, depth, position):
+    """One process of a run with three corpora, whose weights change, and several epochs."""
+    parts = [corpus(corpora, name, lanes=3) for name in CHANGING]
+    batches = Stream(parts, CHANGING, sequences=8, position=position, rank=rank, world=world)
+    return prefetch(iter(batches), depth) if depth else iter(batches)
+
+
+def test_one_digest_for_any_number_of_processes_threads_and_resumes(corpora):
+    """400 batches: every combination sees the same tokens, and can prove it."""
+    steps = 400
+    alone = [
+        batch
+        for batch, _ in zip(
+            reader(corpora, rank=0, world=1, depth=0, position=None), range(steps), strict=False
+        )
+    ]
+    last = alone[-1].position
+    assert last.blocks["downstream"] > corpus(corpora, "downstream").blocks  # an epoch ended
+    assert abs(last.blocks["upstream"] - 8 * (200 * 0.05 + 200 * 0.3 / 1.25)) < 1
+    resumes = sorted(random.Random(1).sample(range(1, steps), 20))
+    for world in (1, 2, 4, 8):
+        for depth in (0, 1, 3):
+            digests, position = [], None
+            for begin, end in pairwise([0, *resumes, steps]):
+                parts = []
+                for rank in range(world):
+                    own = reader(corpora, rank=rank, world=world, depth=depth, position=position)
+                    for step in range(begin, end):
+                        batch = next(own)
+                        if (step, depth) == (end - 1, 0):
+                            assert np.array_equal(batch.tokens, alone[step].tokens[rank::world])
+                    own.close()
+                    parts.append(batch.position)
+                digests = combine(part.digest for part in parts)
+                position = parts[0]._replace(digest=digests)
+                assert position == alone[end - 1].position
+            assert digests == last.digest
 
 
 def test_too_little_data_is_refused_with_the_arithmetic(corpora):

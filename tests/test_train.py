@@ -182,6 +182,37 @@ def test_a_missing_corpus_is_refused_before_anything_is_written(recipe_file, tmp
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
+def test_five_percent_of_replay_is_five_percent_of_the_tokens(recipe_file, tmp_path):
+    train(
+        recipe.load(recipe_file, [
+            "tokens=64000", "batch={tokens: 64, microbatch: 1}", "data.max_epochs=null",
+            "data.train.downstream.weight=95%", "data.train.upstream.weight=5%",
+            "every={log: 100, evaluate: null, save: null}",
+        ])
+    )  # fmt: skip
+    trained = [x for x in read_metrics(tmp_path / "run" / "metrics.jsonl") if x["kind"] == "train"]
+    # 1,000 steps of one block of 64 tokens: by hand, 50 blocks are replay, 5 in every 100 steps.
+    assert [x["upstream/tokens"] for x in trained] == [64 * 5 * n for n in range(1, 11)]
+    assert [x["downstream/tokens"] for x in trained] == [64 * 95 * n for n in range(1, 11)]
+
+
+def test_more_epochs_than_wanted_are_refused_with_the_arithmetic(recipe_file, corpora):
+    with pytest.raises(
+        DataError, match=r"the run needs .* and it has .*: 0\.\d+ epochs"
+    ):
+        train(recipe.load(recipe_file, ["data.max_epochs=0.1"]))
+
+
+def test_separate_documents_train_and_measure(recipe_file, tmp_path):
+    train(recipe.load(recipe_file, ["data.documents=separate"]))
+    train(recipe.load(recipe_file, [f"run={tmp_path}/across"]))
+    separate, across = (
+        read_metrics(tmp_path / run / "metrics.jsonl")[-1] for run in ("run", "across")
+    )
+    assert separate["upstream/loss"] < 4
+    assert separate["upstream/loss"] != across["upstream/loss"]
+
+
 def test_divergence_names_the_step_and_the_last_good_checkpoint(recipe_file, tmp_path):
     with pytest.raises(Diverged, match=r"not finite at step \d+: loss") as error:
         train(
