@@ -220,8 +220,9 @@ class Every(Section):
 def _budget(info: ValidationInfo) -> dict[str, Budget | None]:
     """Returns the context in which spans are placed, as far as the budget is known by then."""
     tokens, batch = info.data.get("tokens"), info.data.get("batch")
-    known = tokens and batch
-    return {"budget": Budget(tokens // batch.tokens, batch.tokens) if known else None}
+    if tokens is None or batch is None:
+        return {"budget": None}
+    return {"budget": Budget(tokens // batch.tokens, batch.tokens)}
 
 
 class Recipe(Section):

@@ -40,8 +40,10 @@ def test_counts_are_exact_beyond_what_a_float_holds():
 
 @pytest.mark.parametrize(
     "written",
-    ["1.5", "0.1k1", "10 apples", "", "k", "-5", "1e", "1e999", "٣", "9" * 5000]
-    + [True, None, 1.5, float("nan"), float("inf"), [1]],
+    [
+        *("1.5", "0.1k1", "10 apples", "", "k", "-5", "1e", "1e999", "٣", "9" * 5000),
+        *(True, None, 1.5, float("nan"), float("inf"), [1]),
+    ],
     ids=repr,
 )
 def test_what_is_not_a_count(written):
@@ -62,7 +64,7 @@ def test_shares(written, share):
     ids=lambda written: repr(written)[:9],
 )
 def test_what_is_not_a_share(written):
-    with pytest.raises(ValueError, match="should be a number, such as 0.05 or 5%"):
+    with pytest.raises(ValueError, match="should be a number, such as"):
         parse_share(written)
 
 

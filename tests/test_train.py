@@ -197,9 +197,7 @@ def test_five_percent_of_replay_is_five_percent_of_the_tokens(recipe_file, tmp_p
 
 
 def test_more_epochs_than_wanted_are_refused_with_the_arithmetic(recipe_file, corpora):
-    with pytest.raises(
-        DataError, match=r"the run needs .* and it has .*: 0\.\d+ epochs"
-    ):
+    with pytest.raises(DataError, match=r"the run needs .* and it has .*: 0\.\d+ epochs"):
         train(recipe.load(recipe_file, ["data.max_epochs=0.1"]))
 
 
