@@ -546,6 +546,9 @@ def wrong_settings() -> Iterator[Mutation]:
             yield Mutation(f"{path}={wrong:.20}", at, full_with(number, new, until=until))
 
 
+OPENED = ("[", "{", "]", "'", '"', "*", "@", "!!str ")
+
+
 def broken_yaml() -> Iterator[Mutation]:
     for path, number in PLACES.items():
         line = LINES[number - 1]
@@ -554,9 +557,7 @@ def broken_yaml() -> Iterator[Mutation]:
         if value.startswith(("[", "{")):
             broken.append(line[:-1])
         elif value:
-            broken += [
-                f"{key}: {opened}{value}" for opened in "[ { ] ' \" * @ !!str\x20".split(" ")
-            ]
+            broken += [f"{key}: {opened}{value}" for opened in OPENED]
         if line.startswith(" "):
             broken += ["\t" + line.lstrip(), line.replace(line.lstrip(), "\t" + line.lstrip())]
         if number - 1 not in (1, PLACES.get(path.rpartition(".")[0])):
@@ -576,7 +577,7 @@ CAMPAIGN = [one for kind in (wrong_settings, broken_yaml) for one in DRAW.sample
 def test_the_campaigns_recipe_is_valid_as_it_stands():
     assert loaded(FULL).steps == 1000
     assert PLACES.keys() >= {*WRONG, *REQUIRED}
-    assert len({mutation.text for mutation in CAMPAIGN}) == 200
+    assert len({mutation.text for mutation in CAMPAIGN} - {FULL}) == 200
 
 
 @pytest.mark.parametrize("mutation", CAMPAIGN, ids=lambda mutation: mutation.what)

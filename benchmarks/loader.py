@@ -1,0 +1,224 @@
+"""Loaders side by side on the same tokens: speed, time to the first batch, resume, memory.
+
+    python benchmarks/loader.py SHARDS [--context 2048] [--batch 64] [--seconds 4] [--repeats 3]
+
+SHARDS is a folder that `rewarm shard` wrote. Peers that cannot be imported are left out and named.
+Every figure is from a process of its own, the median of interleaved repeats, with the spread; what
+a peer needs beforehand (a flat file, MDS shards) is written once and not counted. All give batches of
+token ids, shape (batch, context + 1), as 64-bit integers.
+
+- rewarm: `Stream` over the shards, shuffled, digest of all tokens included, sha256 checked.
+- webdataset: `WebDataset(...).decode()`, documents joined and cut; it resumes by skipping.
+- memmap: nanoGPT's way: random offsets into one flat file of 16-bit tokens.
+- streaming: mosaicml-streaming's StreamingDataset over blocks stored as MDS, shuffled.
+
+With one or two workers, batches are made by that many processes (torch's DataLoader), as
+these libraries do it; rewarm makes them in threads of the training process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PEERS = {
+    "rewarm": "rewarm",
+    "webdataset": "webdataset",
+    "memmap": "torch",
+    "streaming": "streaming",
+}
+
+
+def rewarm(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
+    from rewarm.stream import Corpus, Position, Stream, prefetch
+
+    corpus = Corpus("a", folder, context=said.context, seed=1, lanes=said.lanes)
+    skipped = corpus.blocks * said.resume // 100 // said.batch * said.batch
+    stream = Stream(
+        [corpus], {"a": [(0, 1)]}, sequences=said.batch, position=Position({"a": skipped})
+    )
+    batches = (batch.tokens for batch in stream)
+    return prefetch(batches) if said.workers else batches
+
+
+def webdataset(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
+    import torch
+    import webdataset as wds
+
+    class Packed(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[np.ndarray]:
+            urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+            documents = wds.WebDataset(
+                urls, shardshuffle=False, workersplitter=wds.split_by_worker, repeat=True
+            ).decode()
+            rest = np.empty(0, np.int64)
+            for sample in documents:
+                rest = np.concatenate([rest, sample["npy"].astype(np.int64)])
+                while len(rest) > said.context:
+                    yield rest[: said.context + 1]
+                    rest = rest[said.context :]
+
+    batches = iter(torch.utils.data.DataLoader(Packed(), said.batch, num_workers=said.workers))
+    blocks = json.loads((folder / "index.json").read_text())["shards"]
+    skipped = sum(one["tokens"] for one in blocks) // said.context * said.resume // 100
+    next(islice(batches, skipped // said.batch, None)) if skipped else None
+    return batches
+
+
+def memmap(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
+    import torch
+
+    class Random(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[np.ndarray]:
+            worker = torch.utils.data.get_worker_info()
+            draw = np.random.default_rng(worker.id if worker else 0)
+            data = np.memmap(Path(said.work) / "flat.bin", dtype=np.uint16, mode="r")
+            while True:
+                starts = draw.integers(0, len(data) - said.context - 1, said.batch)
+                yield np.stack([data[s : s + said.context + 1].astype(np.int64) for s in starts])
+
+    return iter(torch.utils.data.DataLoader(Random(), None, num_workers=said.workers))
+
+
+def streaming(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
+    import torch
+    from streaming import StreamingDataset
+
+    class Blocks(StreamingDataset):
+        def __getitem__(self, at: int) -> np.ndarray:
+            return super().__getitem__(at)["tokens"].astype(np.int64)
+
+    dataset = Blocks(local=str(Path(said.work) / "mds"), shuffle=True, batch_size=said.batch)
+    if said.resume:
+        skipped = len(dataset) * said.resume // 100
+        dataset.load_state_dict(
+            {"epoch": 0, "sample_in_epoch": skipped, "num_canonical_nodes": 1,
+             "shuffle_seed": 9176, "initial_physical_nodes": 1}
+        )  # fmt: skip
+
+    def forever() -> Iterator[Any]:
+        while True:
+            yield from torch.utils.data.DataLoader(dataset, said.batch, num_workers=said.workers)
+
+    return forever()
+
+
+def prepare(folder: Path, work: Path, context: int) -> None:
+    """Writes what peers read instead of the shards: a flat file, and MDS shards of blocks."""
+    from rewarm.shards import Shard, read_index
+
+    index = read_index(folder)
+    with (work / "flat.bin").open("wb") as flat:
+        for facts in index.shards:
+            for tokens in Shard(folder, facts, index.dtype):
+                flat.write(tokens.tobytes())
+    if importlib.util.find_spec("streaming"):
+        from streaming import MDSWriter
+
+        data = np.fromfile(work / "flat.bin", np.uint16)
+        with MDSWriter(out=str(work / "mds"), columns={"tokens": "ndarray:uint16"}) as out:
+            for at in range(0, len(data) - context - 1, context):
+                out.write({"tokens": data[at : at + context + 1]})
+
+
+def measure(folder: Path, said: argparse.Namespace) -> dict[str, float]:
+    """Runs one loader in this process."""
+    started = time.perf_counter()
+    batches = globals()[said.only](folder, said)
+    first = next(batches)
+    cold = time.perf_counter() - started
+    assert tuple(first.shape) == (said.batch, said.context + 1), first.shape
+    count, started = 0, time.perf_counter()
+    while time.perf_counter() - started < said.seconds:
+        next(batches)
+        count += 1
+    speed = count * said.batch * said.context / (time.perf_counter() - started)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"first_batch_s": cold, "tokens_per_s": speed, "peak_mb": peak}
+
+
+def main() -> None:
+    """Runs every loader in turn, each in a process of its own, and prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--lanes", type=int, default=16)
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--resume", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    said = parser.parse_args()
+    if said.only:
+        print(json.dumps(measure(said.folder, said)), flush=True)
+        os._exit(0)  # DataLoader workers would keep some peers alive for seconds
+    peers = [name for name, module in PEERS.items() if importlib.util.find_spec(module)]
+    with tempfile.TemporaryDirectory() as work:
+        prepare(said.folder, Path(work), said.context)
+        cases = [(p, w, r) for p in peers for w, r in ((0, 0), (1, 0), (2, 0), (1, 90))]
+        found: dict[tuple[str, int, int], list[dict[str, float]]] = {case: [] for case in cases}
+        for _ in range(said.repeats):
+            for name, workers, resume in cases:
+                if name == "rewarm" and workers == 2:
+                    continue  # its loader is one thread
+                command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+                command += ["--workers", str(workers), "--resume", str(resume), "--work", work]
+                ended = subprocess.run(command, capture_output=True, text=True, check=False)
+                if ended.returncode:
+                    print(f"{name} failed: {ended.stderr.strip().splitlines()[-1:]}")
+                    continue
+                found[name, workers, resume].append(json.loads(ended.stdout.splitlines()[-1]))
+    print(
+        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python "
+        f"{platform.python_version()}, {', '.join(_versions(peers))}; context {said.context}, "
+        f"batch {said.batch}, {said.repeats} repeats: median (lowest to highest)"
+    )
+    missing = [name for name in PEERS if name not in peers]
+    if missing:
+        print(f"not importable here: {', '.join(missing)}")
+    print("| loader | workers | from | M tokens/s | first batch, s | peak memory, MB |")
+    print("|---|---|---|---|---|---|")
+    for (name, workers, resume), runs in found.items():
+        if runs:
+            cells = [_cell(runs, "tokens_per_s", 1e6, 1), _cell(runs, "first_batch_s", 1, 2)]
+            cells.append(_cell(runs, "peak_mb", 1, 0))
+            print(f"| {name} | {workers} | {resume} % | {' | '.join(cells)} |")
+    if said.out:
+        rows = [
+            {"loader": n, "workers": w, "resume": r, "runs": x} for (n, w, r), x in found.items()
+        ]
+        said.out.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _cell(runs: list[dict[str, float]], key: str, unit: float, digits: int) -> str:
+    values = sorted(run[key] / unit for run in runs)
+    middle = statistics.median(values)
+    return f"{middle:.{digits}f} ({values[0]:.{digits}f} to {values[-1]:.{digits}f})"
+
+
+def _versions(peers: list[str]) -> list[str]:
+    names = {"memmap": "numpy", "streaming": "mosaicml-streaming"}
+    return [f"{names.get(peer, peer)} {version(names.get(peer, peer))}" for peer in peers]
+
+
+if __name__ == "__main__":
+    main()
