@@ -4,8 +4,8 @@
 
 SHARDS is a folder that `rewarm shard` wrote. Peers that cannot be imported are left out and named.
 Every figure is from a process of its own, the median of interleaved repeats, with the spread; what
-a peer needs beforehand (a flat file, MDS shards) is written once and not counted. All give batches of
-token ids, shape (batch, context + 1), as 64-bit integers.
+a peer needs beforehand (a flat file, MDS shards) is written once and not counted. All give batches
+of token ids, shape (batch, context + 1), as 64-bit integers.
 
 - rewarm: `Stream` over the shards, shuffled, digest of all tokens included, sha256 checked.
 - webdataset: `WebDataset(...).decode()`, documents joined and cut; it resumes by skipping.
