@@ -23,7 +23,6 @@ import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -46,9 +45,10 @@ PEERS = {
 
 
 def rewarm(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
+    from rewarm.places import Place
     from rewarm.stream import Corpus, Position, Stream, prefetch
 
-    corpus = Corpus("a", folder, context=said.context, seed=1, lanes=said.lanes)
+    corpus = Corpus("a", Place(str(folder)), context=said.context, seed=1, lanes=said.lanes)
     skipped = corpus.blocks * said.resume // 100 // said.batch * said.batch
     stream = Stream(
         [corpus], {"a": [(0, 1)]}, sequences=said.batch, position=Position({"a": skipped})
@@ -64,9 +64,8 @@ def webdataset(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
     class Packed(torch.utils.data.IterableDataset):
         def __iter__(self) -> Iterator[np.ndarray]:
             urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-            documents = wds.WebDataset(
-                urls, shardshuffle=False, workersplitter=wds.split_by_worker, repeat=True
-            ).decode()
+            documents = wds.WebDataset(urls, shardshuffle=False, workersplitter=wds.split_by_worker)
+            documents = documents.decode().repeat()
             rest = np.empty(0, np.int64)
             for sample in documents:
                 rest = np.concatenate([rest, sample["npy"].astype(np.int64)])
@@ -149,7 +148,9 @@ def measure(folder: Path, said: argparse.Namespace) -> dict[str, float]:
         next(batches)
         count += 1
     speed = count * said.batch * said.context / (time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not getrusage's: a process inherits that of the one which started it.
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     return {"first_batch_s": cold, "tokens_per_s": speed, "peak_mb": peak}
 
 

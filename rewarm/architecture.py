@@ -32,7 +32,7 @@ class Architecture(BaseModel):
     """The longest sequence the model is meant for."""
     rotary: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.25
     """The part of each head that rotary embeddings turn."""
-    rotary_base: Annotated[float, Field(strict=True, gt=0)] = 10_000.0
+    rotary_base: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
     """The base of the rotary frequencies (theta)."""
     activation: Activation = "gelu"
     """The non-linearity of the MLP."""
@@ -42,7 +42,7 @@ class Architecture(BaseModel):
     """Biases on the attention's two products."""
     tied: bool = False
     """Input and output embeddings are one matrix."""
-    layer_norm_eps: Annotated[float, Field(strict=True, gt=0)] = 1e-5
+    layer_norm_eps: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1e-5
     """Added to the variance in layer norms."""
 
     @model_validator(mode="after")

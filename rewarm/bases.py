@@ -103,7 +103,7 @@ def fits(
     architecture: Architecture,
     directory: Path | None,
     facts: TokenizerFacts,
-    folder: Path,
+    shards: str,
     context: int,
 ) -> None:
     """Makes sure that a model, a shard folder and a context go together.
@@ -112,7 +112,7 @@ def fits(
         architecture: the model's.
         directory: the model's, whose own tokenizer, if it has one, must be the shards'.
         facts: the tokenizer of the shards.
-        folder: where the shards are.
+        shards: where the shards are.
         context: tokens in a sequence.
 
     Raises:
@@ -120,7 +120,7 @@ def fits(
     """
     if facts.vocabulary > architecture.vocabulary:
         raise CheckpointError(
-            f"{folder}: its tokenizer has {facts.vocabulary:,} entries, and the model only "
+            f"{shards}: its tokenizer has {facts.vocabulary:,} entries, and the model only "
             f"{architecture.vocabulary:,} embedding rows; shard with the model's own tokenizer"
         )
     if context > architecture.positions:
@@ -132,7 +132,7 @@ def fits(
         own = tokenizer.load(str(directory), eos=facts.eos_token)
         if (own.digest, own.eos) != (facts.digest, facts.eos):
             raise CheckpointError(
-                f"{folder}: not written with the tokenizer of {directory}: {facts.vocabulary:,} "
+                f"{shards}: not written with the tokenizer of {directory}: {facts.vocabulary:,} "
                 f"entries, digest {facts.digest[:12]}, against {own.vocabulary:,}, "
                 f"{own.digest[:12]}; write the shards again with `rewarm shard --tokenizer "
                 f"{directory}`"

@@ -9,10 +9,10 @@ from pydantic import BaseModel
 from rewarm import bases, schedules
 from rewarm.architecture import Architecture
 from rewarm.errors import RewarmError
+from rewarm.places import Place
 from rewarm.progress import read_progress
 from rewarm.quantities import in_words
 from rewarm.recipe import Recipe
-from rewarm.shards import read_index
 from rewarm.stream import Mix, insist_on_epochs
 
 
@@ -130,10 +130,10 @@ def plan(recipe: Recipe) -> tuple[Plan, RewarmError | None]:
             for name, blocks in needed.items()
         },
         validation={
-            name: _validation_set(Path(one.shards), one.tokens, problems)
+            name: _validation_set(one.shards, one.tokens, problems)
             for name, one in recipe.data.validation.items()
         },
-        evaluations=2 + _times(recipe, recipe.every.evaluate),
+        evaluations=2 + _times(recipe, recipe.every.evaluate) if recipe.data.validation else 0,
         checkpoints=1 + _times(recipe, recipe.every.save),
         checkpoint_bytes=size and 12 * size,
         memory=size and Memory(weights=4 * size, gradients=4 * size, moments=8 * size),
@@ -188,7 +188,8 @@ def in_text(plan: Plan) -> str:
     for key, corpora in (("data", plan.train), ("measured", plan.validation)):
         said = _corpora(corpora)
         lines += list(zip([key, *[""] * len(said)], said, strict=False))
-    lines.append(("", f"{plan.evaluations} evaluations, the first before step 1"))
+    measured = f"{plan.evaluations} evaluations, the first before step 1"
+    lines.append(("", measured) if plan.validation else ("measured", "nothing: no validation set"))
     if plan.checkpoint_bytes is not None:
         lines.append(
             (
@@ -276,7 +277,7 @@ def _train_set(recipe: Recipe, name: str, blocks: float, problems: list[RewarmEr
         weights={first // recipe.sequences + 1: weight for first, weight in recipe.weights[name]},
     )
     try:
-        index = read_index(Path(data.train[name].shards))
+        index = Place(data.train[name].shards).index
         insist_on_epochs(name, index, blocks, context=data.context, most=data.max_epochs)
     except RewarmError as error:
         problems.append(error)
@@ -286,9 +287,9 @@ def _train_set(recipe: Recipe, name: str, blocks: float, problems: list[RewarmEr
     )
 
 
-def _validation_set(folder: Path, tokens: int | None, problems: list[RewarmError]) -> CorpusPlan:
+def _validation_set(shards: str, tokens: int | None, problems: list[RewarmError]) -> CorpusPlan:
     try:
-        there = read_index(folder).tokens
+        there = Place(shards).index.tokens
     except RewarmError as error:
         problems.append(error)
         return CorpusPlan(needed=tokens or 0)

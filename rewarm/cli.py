@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +21,9 @@ from rewarm.errors import DataError, RecipeError, RewarmError, ScheduleError
 if TYPE_CHECKING:
     from rewarm.evaluate import Measured
     from rewarm.shards import Index
+
+# ClickException: of click, or of the copy that typer brings itself from some version on.
+_USAGE: Any = typer.BadParameter.__mro__[2]
 
 AHEAD, PREPARE, TRAIN = "Look ahead", "Prepare", "Train and measure"
 
@@ -195,7 +197,7 @@ def shard(
         if not (size > 0 and 0 <= held_out < 1):
             raise ValueError("--shard-size should be above 0, and --validation from 0 to below 1")
     except ValueError as error:
-        raise click.UsageError(
+        raise typer.BadParameter(
             f"--shard-size {shard_size}, --validation {validation}: {error}"
         ) from None
     said = tokenizers.load(tokenizer, eos)
@@ -365,23 +367,25 @@ def evaluate(
     """Measure loss and perplexity of checkpoints on shards."""
     from rewarm.quantities import parse_count
 
-    sets: dict[str, Path] = {}
+    sets: dict[str, str] = {}
     for one in data:
         name, equals, folder = one.partition("=")
         if not (name and equals and folder) or name in sets:
-            raise click.UsageError(f"--data {one}: should be NAME=DIR, each name once")
-        sets[name] = Path(folder)
+            raise typer.BadParameter(f"--data {one}: should be NAME=DIR, each name once")
+        sets[name] = folder
     try:
         limit = parse_count(tokens) if tokens else None
     except ValueError as error:
-        raise click.UsageError(f"--tokens {tokens}: {error}") from None
+        raise typer.BadParameter(f"--tokens {tokens}: {error}") from None
     if precision not in ("fp32", "bf16"):
-        raise click.UsageError(f"--precision {precision}: should be fp32 or bf16")
+        raise typer.BadParameter(f"--precision {precision}: should be fp32 or bf16")
     from rewarm.evaluate import measure_checkpoint, perplexity
+    from rewarm.places import Place
 
+    places = {name: Place(folder) for name, folder in sets.items()}
     measured = [
         measure_checkpoint(
-            name, sets, context=context, microbatch=microbatch, tokens=limit, precision=precision
+            name, places, context=context, microbatch=microbatch, tokens=limit, precision=precision
         )
         for name in checkpoints
     ]
@@ -435,7 +439,7 @@ def _plain(value: object) -> str:
 
 
 def _print(table: Table) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = 1000  # whoever reads a pipe wants whole lines
     console.print(table, markup=False)
@@ -447,15 +451,15 @@ def main() -> None:
         code = app(standalone_mode=False)
     except RewarmError as error:
         _fail(error, error.exit_code)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt):
         _fail("interrupted; what `rewarm shard` had finished is kept", 128 + signal.SIGINT)
     except BrokenPipeError:  # `rewarm schema | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
+        if isinstance(error, _USAGE):
+            error.show()
+            sys.exit(error.exit_code)
         if "REWARM_TRACEBACK" in os.environ:
             raise
         text = str(error).strip() or "no message"
@@ -471,7 +475,7 @@ def main() -> None:
 
 def _fail(error: object, code: int) -> None:
     sys.stdout.flush()
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     if isinstance(error, RecipeError):
         # A located line starts with its place, as a compiler's does: editors can jump to it.
         console.print(str(error), markup=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from contextlib import AbstractContextManager
 from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +13,8 @@ import torch
 from rewarm import bases, checkpoint
 from rewarm.errors import DataError
 from rewarm.neox import NeoX, load_weights
+from rewarm.places import Place
 from rewarm.recipe import Recipe
-from rewarm.shards import read_index
 from rewarm.stream import in_stored_order
 
 
@@ -46,7 +45,7 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 @torch.no_grad()
 def measure(
     model: NeoX,
-    folder: Path,
+    place: Place,
     *,
     context: int,
     microbatch: int,
@@ -54,11 +53,11 @@ def measure(
     precision: str = "fp32",
     separator: int | None = None,
 ) -> Measured:
-    """Returns the model's loss on a shard folder, in its stored order.
+    """Returns the model's loss on shards, in their stored order.
 
     Args:
         model: on the device to use.
-        folder: what `rewarm shard` wrote.
+        place: where the shards are.
         context: tokens in a sequence.
         microbatch: sequences at once.
         tokens: measure on the first so many; None for all.
@@ -71,7 +70,7 @@ def measure(
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     counted = 0
-    blocks = in_stored_order(folder, context=context, tokens=tokens)
+    blocks = in_stored_order(place, context=context, tokens=tokens)
     while rows := list(islice(blocks, microbatch)):
         block = torch.from_numpy(np.stack(rows).astype(np.int64)).to(device)
         inputs, targets = block[:, :-1], block[:, 1:]
@@ -85,7 +84,7 @@ def measure(
         counted += len(rows) * context
     if not counted:
         raise DataError(
-            f"{folder}: too little data to measure on: not one block of context + 1 = "
+            f"{place}: too little data to measure on: not one block of context + 1 = "
             f"{context + 1:,} tokens"
         )
     return Measured(float(total) / counted, counted)
@@ -96,7 +95,7 @@ def measure_all(model: NeoX, recipe: Recipe, separator: int | None = None) -> di
     return {
         name: measure(
             model,
-            Path(said.shards),
+            Place(said.shards, cache_bytes=recipe.data.cache),
             context=recipe.data.context,
             microbatch=recipe.batch.microbatch,
             tokens=said.tokens,
@@ -109,7 +108,7 @@ def measure_all(model: NeoX, recipe: Recipe, separator: int | None = None) -> di
 
 def measure_checkpoint(
     name: str,
-    sets: dict[str, Path],
+    sets: dict[str, Place],
     *,
     context: int | None,
     microbatch: int,
@@ -126,19 +125,20 @@ def measure_checkpoint(
     if base.kind == "rewarm checkpoint":
         checkpoint.verify(base.directory)
     context = context or base.architecture.positions
-    for folder in sets.values():
-        bases.fits(base.architecture, base.directory, read_index(folder).tokenizer, folder, context)
+    for place in sets.values():
+        facts = place.index.tokenizer
+        bases.fits(base.architecture, base.directory, facts, str(place), context)
     model = NeoX(base.architecture)
     load_weights(model, base.directory)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return {
         on: measure(
             model,
-            folder,
+            place,
             context=context,
             microbatch=microbatch,
             tokens=tokens,
             precision=precision,
         )
-        for on, folder in sets.items()
+        for on, place in sets.items()
     }

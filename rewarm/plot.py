@@ -235,6 +235,7 @@ def in_terminal(curves: list[Curve], *, color: bool, width: int | None = None) -
 
     columns = max(40, width or shutil.get_terminal_size((80, 24)).columns)
     figure = plotext.figure.clear()
+    figure.parent().limit(False, False)  # a pipe may be wider than the terminal
     figure.theme("colorless")
     figure.plot_size(columns, 18)
     every = [point for one in curves for point in [*one.tail, *one.points]]

@@ -21,6 +21,7 @@ _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _COUNT = re.compile(
     r"([0-9][0-9_]{0,40}(?:\.[0-9_]{1,40})?(?:[eE][+-]?[0-9]{1,2})?)\s*([kKmMbBtT]?)"
 )
+_SHARE = re.compile(r"([0-9.]+)\s*(%?)")
 
 
 def parse_count(written: object) -> int:
@@ -41,7 +42,7 @@ def parse_count(written: object) -> int:
 
 
 def parse_share(written: object) -> float:
-    """Returns the number behind `5%` or a plain number.
+    """Returns the number behind `5%`, `0.05` or a plain number.
 
     Raises:
         ValueError: it is neither.
@@ -49,8 +50,8 @@ def parse_share(written: object) -> float:
     try:
         if isinstance(written, int | float) and not isinstance(written, bool):
             return float(written)
-        if isinstance(written, str) and (match := re.fullmatch(r"([0-9.]+)\s*%", written.strip())):
-            return float(Fraction(match[1]) / 100)
+        if isinstance(written, str) and (match := _SHARE.fullmatch(written.strip())):
+            return float(Fraction(match[1]) / (100 if match[2] else 1))
     except (ValueError, OverflowError):
         pass
     raise ValueError("should be a number, such as 0.05 or 5%")
@@ -63,7 +64,7 @@ _COUNT_SCHEMA = {
         {"type": "string", "pattern": "^[0-9][0-9_.]*([eE][+-]?[0-9]{1,2})?\\s*[kKmMbBtT]?$"},
     ]
 }
-_SHARE_SCHEMA = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[0-9.]+\\s*%$"}]}
+_SHARE_SCHEMA = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[0-9.]+\\s*%?$"}]}
 
 Count = Annotated[
     int, BeforeValidator(parse_count), Field(gt=0, le=10**18), WithJsonSchema(_COUNT_SCHEMA)
@@ -149,7 +150,7 @@ class Span(float):
         return {
             "anyOf": [
                 {"type": "number"},
-                {"type": "string", "pattern": "^[0-9][0-9_.]*\\s*%$"},
+                {"type": "string", "pattern": "^[0-9.]+\\s*%?$"},
                 {"type": "string", "pattern": "^[0-9][0-9_.eE]*[kKmMbBtT]? (tokens?|steps?)$"},
             ]
         }

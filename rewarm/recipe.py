@@ -100,6 +100,24 @@ class Model(Section):
         return PRESETS[self.preset] if self.preset else self.architecture
 
 
+SCHEMES = ("http", "https", "s3", "gs", "hf")
+
+
+def _readable(said: str) -> str:
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", said)
+    if scheme and scheme[1] not in SCHEMES:
+        raise ValueError(
+            f"{scheme[1]}: is not read (nothing here runs a command); name a folder, or an "
+            f"address with {', '.join(f'{one}://' for one in SCHEMES)}"
+        )
+    if "::" in said or said.startswith("!"):
+        raise ValueError("should be a folder or one plain address")
+    return said
+
+
+Shards = Annotated[Text, AfterValidator(_readable)]
+
+
 class WeightFrom(Section):
     """A corpus's weight from a place in the run on."""
 
@@ -142,8 +160,9 @@ Weight = Annotated[
 class TrainSet(Section):
     """A corpus to train on."""
 
-    shards: Text
-    """A folder that `rewarm shard` wrote: tar shards and their index.json."""
+    shards: Shards
+    """A folder that `rewarm shard` wrote, some tars of one (data/x/{00000..00003}.tar), or the
+    address of one elsewhere (https://, s3://, gs://, hf://)."""
     weight: Weight = 1.0  # type: ignore[assignment]
     """Share of every batch, relative to the other corpora's weights; or a list of
     {from: SPAN, weight: SHARE}, for weights that change on the way."""
@@ -154,8 +173,8 @@ class TrainSet(Section):
 class ValidationSet(Section):
     """A corpus to measure on, in its stored order."""
 
-    shards: Text
-    """A folder that `rewarm shard` wrote: tar shards and their index.json."""
+    shards: Shards
+    """As for a corpus to train on."""
     tokens: Count | None = None
     """Measure on the first so many tokens; null for all."""
 
@@ -173,6 +192,8 @@ class Data(Section):
     """How often a corpus may be gone through; more is an error, null allows any number."""
     verify: bool = True
     """Check the sha256 of each shard when it is first opened."""
+    cache: Count = 64_000_000_000
+    """Bytes that shards fetched from elsewhere may take up in ~/.cache/rewarm."""
     train: Annotated[dict[Name, TrainSet], Field(min_length=1)]
     """Corpora to train on, by name. Replay is one more corpus with a weight."""
     validation: dict[Name, ValidationSet] = {}

@@ -91,21 +91,31 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / "index.json"
     try:
-        index = Index.model_validate_json(path.read_bytes())
+        return parse_index(path.read_bytes(), str(path))
     except (FileNotFoundError, NotADirectoryError):
         what = "no index.json in this folder" if folder.is_dir() else "no such folder"
         raise DataError(f"{folder}: {what}; wanted one that `rewarm shard` wrote") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def parse_index(data: bytes, source: str) -> Index:
+    """Returns the index in the bytes of an index.json; `source` is the name that errors show.
+
+    Raises:
+        DataError: it is damaged, or empty.
+    """
+    try:
+        index = Index.model_validate_json(data)
     except ValidationError as error:
         first = error.errors()[0]
         at = ".".join(map(str, first["loc"]))
         raise DataError(
-            f"{path}: not an index of shards: {at + ': ' if at else ''}{first['msg']}; "
+            f"{source}: not an index of shards: {at + ': ' if at else ''}{first['msg']}; "
             "write the shards again with `rewarm shard`"
         ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if not index.tokens:
-        raise DataError(f"{folder}: empty: its index names no documents")
+        raise DataError(f"{source}: empty: it names no documents")
     return index
 
 

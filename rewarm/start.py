@@ -18,10 +18,10 @@ from rewarm.checkpoint import TokenizerSource
 from rewarm.errors import CheckpointError
 from rewarm.evaluate import device_name
 from rewarm.neox import NeoX, initialise, load_weights
+from rewarm.places import Place
 from rewarm.progress import Progress, read_progress
 from rewarm.recipe import Recipe
 from rewarm.run import Run
-from rewarm.shards import read_index
 from rewarm.stream import Corpus, Mix, Stream
 
 
@@ -49,7 +49,7 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
     corpora = [
         Corpus(
             name,
-            Path(one.shards),
+            Place(one.shards, cache_bytes=data.cache),
             context=data.context,
             seed=recipe.seed,
             lanes=data.lanes,
@@ -58,10 +58,9 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
         )
         for name, one in data.train.items()
     ]
-    indices = {corpus.folder: corpus.index for corpus in corpora}
-    stream.agree(
-        indices | {Path(v.shards): read_index(Path(v.shards)) for v in data.validation.values()}
-    )
+    validation = [Place(one.shards, cache_bytes=data.cache) for one in data.validation.values()]
+    places = [*(corpus.place for corpus in corpora), *validation]
+    stream.agree({str(place): place.index for place in places})
     needed = Mix(recipe.weights).exact(recipe.steps * recipe.sequences)
     for corpus in corpora:
         stream.insist_on_epochs(
@@ -114,7 +113,7 @@ def start(recipe: Recipe, run: Run) -> Start:
         architecture = recipe.model.shape
     facts = corpora[0].index.tokenizer
     directory = source or (base.directory if base else None)
-    bases.fits(architecture, directory, facts, corpora[0].folder, recipe.data.context)
+    bases.fits(architecture, directory, facts, str(corpora[0].place), recipe.data.context)
 
     model = NeoX(architecture)
     if source or (base and not recipe.model.fresh):
@@ -135,7 +134,9 @@ def start(recipe: Recipe, run: Run) -> Start:
         model,
         optimizer,
         Stream(corpora, recipe.weights, sequences=recipe.sequences, position=progress.position),
-        TokenizerSource(source or folder or corpora[0].folder, facts.eos, facts.eos_token),
+        TokenizerSource(
+            source or folder or corpora[0].place.tokenizer_folder(), facts.eos, facts.eos_token
+        ),
         facts.eos if recipe.data.documents == "separate" else None,
         progress,
         _said(recipe, run, base, progress, model),

@@ -23,14 +23,14 @@ import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from fractions import Fraction
-from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rewarm.errors import DataError
-from rewarm.shards import Index, Shard, Tokens, read_index
+from rewarm.places import Place
+from rewarm.shards import Index, Shard, Tokens
 
 Blocks = npt.NDArray[np.int64]
 """Token ids, shape (sequences, context + 1): inputs are [:, :-1], targets [:, 1:]."""
@@ -74,7 +74,7 @@ class Corpus:
     def __init__(
         self,
         name: str,
-        folder: Path,
+        place: Place,
         *,
         context: int,
         seed: int,
@@ -82,11 +82,11 @@ class Corpus:
         order: Literal["shuffled", "sequential"] = "shuffled",
         verify: bool = True,
     ) -> None:
-        """Reads the index; tars are opened when their blocks come up.
+        """Tars are opened when their blocks come up.
 
         Args:
             name: of the corpus; it decides its order too.
-            folder: what `rewarm shard` wrote.
+            place: where its shards are.
             context: tokens in a sequence.
             seed: of the order.
             lanes: tars whose blocks are shuffled together.
@@ -94,11 +94,11 @@ class Corpus:
             verify: check each tar's sha256 when it is first opened.
 
         Raises:
-            DataError: there is no such folder, or it holds less than one block.
+            DataError: it holds less than one block.
         """
         self.name = name
-        self.folder = folder
-        self.index = read_index(folder)
+        self.place = place
+        self.index = place.index
         self._context = context
         self._seed = seed
         self._shuffled = order == "shuffled"
@@ -109,7 +109,7 @@ class Corpus:
         if not self.blocks:
             largest = max(shard.tokens for shard in self.index.shards)
             raise DataError(
-                f"{folder}: too little data for corpus {name!r}: its largest shard has "
+                f"{place}: too little data for corpus {name!r}: its largest shard has "
                 f"{largest:,} tokens, and a block takes context + 1 = {context + 1:,}"
             )
         self._window: _Window | None = None
@@ -130,7 +130,7 @@ class Corpus:
         tokens = window.opened[shard].block(block, self._context)
         if tokens.max() >= self.index.tokenizer.vocabulary:
             raise DataError(
-                f"{self.folder / self.index.shards[shard].name}: token {tokens.max()} is outside "
+                f"{self.place}: {self.index.shards[shard].name}: token {tokens.max()} is outside "
                 f"the tokenizer's vocabulary of {self.index.tokenizer.vocabulary:,}; the shard is "
                 "damaged: write the folder again with `rewarm shard`"
             )
@@ -153,7 +153,7 @@ class Corpus:
 
     def _open(self, shard: int, epoch: int) -> _Joined:
         facts, check = self.index.shards[shard], shard in self._unverified
-        opened = Shard(self.folder, facts, self.index.dtype, check=check)
+        opened = Shard(self.place.fetch(facts), facts, self.index.dtype, check=check)
         self._unverified.discard(shard)
         return _Joined(opened, self._order(len(opened), epoch, "documents", shard))
 
@@ -292,7 +292,7 @@ class Stream:
         Raises:
             DataError: the corpora disagree about tokenizer, or the position is of other corpora.
         """
-        agree({corpus.folder: corpus.index for corpus in corpora})
+        agree({str(corpus.place): corpus.index for corpus in corpora})
         self._corpora = {corpus.name: corpus for corpus in corpora}
         self._mix = Mix(weights)
         self._sequences = sequences
@@ -352,7 +352,7 @@ def insist_on_epochs(
         )
 
 
-def agree(indices: dict[Path, Index]) -> None:
+def agree(indices: dict[str, Index]) -> None:
     """Makes sure that all shard folders speak of the same tokens.
 
     Raises:
@@ -370,8 +370,8 @@ def agree(indices: dict[Path, Index]) -> None:
             )
 
 
-def in_stored_order(folder: Path, *, context: int, tokens: int | None) -> Iterator[Tokens]:
-    """Yields the blocks of a shard folder as they are stored, shape (context + 1,).
+def in_stored_order(place: Place, *, context: int, tokens: int | None) -> Iterator[Tokens]:
+    """Yields the blocks of shards as they are stored, shape (context + 1,).
 
     Documents are joined across tars; what is left at the end is less than a block and is dropped.
     At most `tokens` targets are covered; None is for all.
@@ -379,14 +379,14 @@ def in_stored_order(folder: Path, *, context: int, tokens: int | None) -> Iterat
     Raises:
         DataError: a shard is missing or damaged.
     """
-    index = read_index(folder)
+    index = place.index
     blocks = min(tokens or index.tokens, index.tokens - 1) // context
     rest: list[Tokens] = []
     have = 0
     for facts in index.shards:
         if blocks <= 0:
             return
-        shard = Shard(folder, facts, index.dtype)
+        shard = Shard(place.fetch(facts), facts, index.dtype)
         for document in range(len(shard)):
             rest.append(shard[document])
             have += len(rest[-1])

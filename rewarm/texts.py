@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -111,17 +111,39 @@ def _utf8(data: bytes, where: str) -> str:
 
 def _unpacked(raw: IO[bytes], path: Path) -> Iterator[bytes]:
     if path.name.endswith(".zst"):
-        import zstandard
-
-        reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        try:
-            yield from io.BufferedReader(reader)
-        except zstandard.ZstdError as error:
-            raise DataError(f"{path}: damaged zstd: {error}") from None
+        yield from _lines(_unzstd(raw, path))
     elif path.name.endswith(".gz"):
-        yield from gzip.GzipFile(fileobj=raw)
+        try:
+            yield from gzip.GzipFile(fileobj=raw)
+        except zlib.error as error:
+            raise DataError(f"{path}: damaged gzip: {error}") from None
     else:
         yield from raw
+
+
+def _unzstd(raw: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Yields what zstd frames hold; zstandard's own reader takes a cut-off file for a whole one."""
+    import zstandard
+
+    frame = None
+    try:
+        while chunk := raw.read(1 << 16):
+            while chunk:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(chunk)
+                chunk, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    except zstandard.ZstdError as error:
+        raise DataError(f"{path}: damaged zstd: {error}") from None
+    if frame:
+        raise DataError(f"{path}: damaged zstd: cut off")
+
+
+def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    left = b""
+    for chunk in chunks:
+        *whole, left = (left + chunk).split(b"\n")
+        yield from whole
+    yield left
 
 
 def _field(line: bytes, field: str, where: str) -> str:
@@ -130,6 +152,8 @@ def _field(line: bytes, field: str, where: str) -> str:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not a line of JSON: {error}") from None
     text = row.get(field) if isinstance(row, dict) else None
+    if isinstance(text, str) and not _encodes(text):
+        raise DataError(f"{where}: field {field!r} holds half a surrogate pair, which is not text")
     if not isinstance(text, str):
         there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise DataError(f"{where}: no text in field {field!r} (there are: {there}); see --field")
@@ -172,3 +196,11 @@ def _rows(path: Path, field: str) -> Iterator[tuple[str, int]]:
 
 def _kinds() -> str:
     return ", ".join(ENDINGS)
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

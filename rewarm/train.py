@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -92,6 +93,7 @@ def train(
         begun = start(recipe, run)
         done = begun.progress.step
         if run.resumed and done >= recipe.steps:
+            print(f"complete: step {done:,} of {recipe.steps:,} is saved", file=sys.stderr)
             return run.resumed
         run.begin(done)
         with screen(steps=recipe.steps, done=done) as shown, _Interruptions() as interruptions:

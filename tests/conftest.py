@@ -5,8 +5,13 @@ import random
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from rewarm import sharding, tokenizer
+
+# A busy machine is no failure, and a run of the tests is like the one before.
+settings.register_profile("calm", deadline=None, derandomize=True, database=None)
+settings.load_profile("calm")
 
 WORDS = {
     "upstream": "the learning rate of a run is raised and then it decays to its end",

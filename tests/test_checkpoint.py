@@ -9,6 +9,7 @@ from rewarm import bases, checkpoint, recipe
 from rewarm.errors import CheckpointError
 from rewarm.evaluate import measure
 from rewarm.neox import NeoX, load_weights
+from rewarm.places import Place
 from rewarm.train import train
 
 
@@ -54,12 +55,12 @@ def test_its_loss_is_the_one_that_transformers_computes(saved, corpora):
     folder = corpora / "upstream" / "val"
     model = NeoX(bases.read_architecture(saved))
     load_weights(model, saved)
-    ours = measure(model, folder, context=64, microbatch=3)
+    ours = measure(model, Place(str(folder)), context=64, microbatch=3)
     from rewarm.stream import in_stored_order
 
     theirs = AutoModelForCausalLM.from_pretrained(saved)
     total = 0.0
-    blocks = list(in_stored_order(folder, context=64, tokens=None))
+    blocks = list(in_stored_order(Place(str(folder)), context=64, tokens=None))
     for block in blocks:
         tokens = torch.tensor(block.astype("int64"))[None]
         with torch.no_grad():

@@ -7,6 +7,7 @@ import pytest
 from rewarm import recipe
 from rewarm.errors import CheckpointError, DataError
 from rewarm.evaluate import measure_checkpoint
+from rewarm.places import Place
 from rewarm.run import read_metrics
 from rewarm.train import train
 
@@ -56,7 +57,7 @@ def test_eval_prints_a_table_with_the_difference_to_the_first(run, corpora):
 
 
 def test_the_microbatch_does_not_matter(run, corpora):
-    sets = {"upstream": corpora / "upstream" / "val"}
+    sets = {"upstream": Place(str(corpora / "upstream" / "val"))}
     settings = {"context": 32, "tokens": None, "precision": "fp32"}
     losses = [
         measure_checkpoint(str(run), sets, microbatch=n, **settings)["upstream"] for n in (1, 7)
@@ -68,15 +69,16 @@ def test_the_microbatch_does_not_matter(run, corpora):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["nowhere", "--data=a=b"], 3, "no such folder, and not a hub name"),
+        (["nowhere", "--data=a={val}"], 3, "no such folder, and not a hub name"),
         (["{run}", "--data=nonsense"], 2, "should be NAME=DIR"),
         (["{run}", "--data=a=nowhere"], 3, "nowhere: no such folder"),
         (["{run}", "--data=a={run}"], 3, "no index.json in this folder"),
         (["{run}", "--data=a=b", "--precision=int4"], 2, "should be fp32 or bf16"),
     ],
 )
-def test_bad_input_ends_with_one_message(run, arguments, code, said):
-    ended = rewarm("eval", *(argument.format(run=run) for argument in arguments))
+def test_bad_input_ends_with_one_message(run, corpora, arguments, code, said):
+    val = corpora / "third" / "val"
+    ended = rewarm("eval", *(argument.format(run=run, val=val) for argument in arguments))
     assert ended.returncode == code
     # Typer wraps usage errors into a box.
     assert said in " ".join(ended.stderr.replace("│", "").split())
@@ -92,7 +94,7 @@ def test_a_set_smaller_than_a_block_is_refused(run, corpora, tmp_path):
     sharding.shard([text], tmp_path / "small", tokenizer.load(str(corpora / "third" / "train")))
     with pytest.raises(DataError, match="too little data to measure on"):
         measure_checkpoint(
-            str(run), {"a": tmp_path / "small"}, context=60, microbatch=1, tokens=30,
+            str(run), {"a": Place(str(tmp_path / "small"))}, context=60, microbatch=1, tokens=30,
             precision="fp32",
         )  # fmt: skip
 
@@ -102,6 +104,10 @@ def test_a_model_that_is_not_neox_is_refused(run, tmp_path, corpora):
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="model_type is 'bert'; rewarm trains 'gpt_neox'"):
         measure_checkpoint(
-            str(tmp_path / "bert"), {"a": corpora / "third" / "val"}, context=None, microbatch=1,
-            tokens=None, precision="fp32",
-        )  # fmt: skip
+            str(tmp_path / "bert"),
+            {"a": Place(str(corpora / "third" / "val"))},
+            context=None,
+            microbatch=1,
+            tokens=None,
+            precision="fp32",
+        )

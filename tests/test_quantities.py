@@ -52,7 +52,8 @@ def test_what_is_not_a_count(written):
 
 
 @pytest.mark.parametrize(
-    ("written", "share"), [("5%", 0.05), (" 0.5 % ", 0.005), ("100%", 1), (0.3, 0.3), (2, 2)]
+    ("written", "share"),
+    [("5%", 0.05), (" 0.5 % ", 0.005), ("100%", 1), ("0.05", 0.05), (0.3, 0.3), (2, 2)],
 )
 def test_shares(written, share):
     assert parse_share(written) == share
@@ -60,7 +61,20 @@ def test_shares(written, share):
 
 @pytest.mark.parametrize(
     "written",
-    ["0.05", "-5%", "1.2.3%", "%", ".%", "", True, None, "9" * 400 + "%", 10**400],
+    [
+        "5 of 100",
+        "-5%",
+        "-0.05",
+        "5e-2",
+        "1.2.3%",
+        "%",
+        ".%",
+        "",
+        True,
+        None,
+        "9" * 400 + "%",
+        10**400,
+    ],
     ids=lambda written: repr(written)[:9],
 )
 def test_what_is_not_a_share(written):
@@ -89,7 +103,7 @@ def test_spans(written, fraction):
     assert Span(span, BUDGET).written == written
 
 
-@pytest.mark.parametrize("written", ["5", "5 apples", "500steps", "3B", "", True, None])
+@pytest.mark.parametrize("written", ["-5", "5 apples", "500steps", "3B", "", True, None])
 def test_what_is_not_a_span(written):
     with pytest.raises(ValueError, match="should be a share of the run"):
         Span(written, BUDGET)

@@ -19,6 +19,7 @@ from rewarm import train as loop
 from rewarm.bases import last_checkpoint
 from rewarm.document import Document
 from rewarm.errors import CheckpointError, DataError, Preempted
+from rewarm.places import Place
 from rewarm.progress import read_progress
 from rewarm.run import read_metrics
 from rewarm.stream import Corpus
@@ -185,7 +186,7 @@ def test_a_shard_that_goes_bad_stops_the_run_with_everything_saved(recipe_text, 
     folder = tmp_path / "upstream" / "train"
     where = {"data__train__upstream__shards": folder, "data__lanes": 1}
     straight = run(recipe_text, tmp_path / "straight", **where)
-    upstream = Corpus("upstream", folder, context=64, seed=5, lanes=1)
+    upstream = Corpus("upstream", Place(str(folder)), context=64, seed=5, lanes=1)
     upstream.block(80)  # of the 96 that the run takes
     (opened,) = upstream._window.opened
     bad = folder / upstream.index.shards[opened].name

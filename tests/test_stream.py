@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewarm.errors import DataError
+from rewarm.places import Place
 from rewarm.shards import Shard, read_index
 from rewarm.stream import Corpus, Mix, Stream, _generator, combine, in_stored_order, prefetch
 
@@ -19,7 +20,9 @@ CONTEXT = 16
 
 
 def corpus(corpora, name, seed=1, lanes=2, context=CONTEXT):
-    return Corpus(name, corpora / name / "train", context=context, seed=seed, lanes=lanes)
+    return Corpus(
+        name, Place(str(corpora / name / "train")), context=context, seed=seed, lanes=lanes
+    )
 
 
 def stream(corpora, position=None, seed=1, **processes):
@@ -78,7 +81,7 @@ def test_a_block_is_context_plus_one_and_shares_one_token_with_the_next(corpora)
     first, second = joined.block(0, CONTEXT), joined.block(1, CONTEXT)
     assert len(first) == CONTEXT + 1
     assert first[-1] == second[0]
-    documents = [d.tolist() for d in Shard(one.folder, index.shards[0], index.dtype)]
+    documents = [d.tolist() for d in Shard(one.place.folder, index.shards[0], index.dtype)]
     whole = [
         token
         for block in range((index.shards[0].tokens - 1) // CONTEXT)
@@ -167,7 +170,9 @@ def test_the_order_is_the_same_on_every_machine(corpora):
 
 def test_sequential_is_the_stored_order(corpora):
     folder = corpora / "upstream" / "train"
-    one = Corpus("upstream", folder, context=CONTEXT, seed=1, lanes=4, order="sequential")
+    one = Corpus(
+        "upstream", Place(str(folder)), context=CONTEXT, seed=1, lanes=4, order="sequential"
+    )
     index = read_index(folder)
     expected = []
     for facts in index.shards:
@@ -262,11 +267,11 @@ def test_stored_order_is_the_documents_joined(corpora):
     joined = np.concatenate(
         [tokens for facts in index.shards for tokens in Shard(folder, facts, index.dtype)]
     )
-    blocks = list(in_stored_order(folder, context=50, tokens=None))
+    blocks = list(in_stored_order(Place(str(folder)), context=50, tokens=None))
     assert len(blocks) == (len(joined) - 1) // 50
     for number, block in enumerate(blocks):
         assert np.array_equal(block, joined[number * 50 : number * 50 + 51])
-    assert len(list(in_stored_order(folder, context=50, tokens=170))) == 3
+    assert len(list(in_stored_order(Place(str(folder)), context=50, tokens=170))) == 3
 
 
 def test_prefetch_keeps_order_and_raises_in_its_turn():

@@ -1,0 +1,101 @@
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rewarm
+
+SOURCES = {path.stem: path for path in Path(rewarm.__file__).parent.glob("*.py")}
+
+# Imports point down only: a module may import those above it in this list, and no others.
+TORCH = ("metrics", "neox", "optim", "checkpoint", "evaluate", "start", "train")
+ORDER = [
+    *("errors", "quantities", "document", "architecture", "schedules", "recipe", "__init__"),
+    *("shards", "places", "megatron", "texts", "tokenizer", "stream", "sharding"),
+    *("bases", "progress", "run", "plot", "check"),
+    *TORCH,
+    *("quickstart", "cli", "__main__"),
+]
+
+
+def imports(module: str, *, deferred: bool) -> Iterator[str]:
+    """The modules that a module names in its imports: top-level packages, or those of rewarm."""
+    tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree) if deferred else tree.body:
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                yield "rewarm.__init__" if name.name == "rewarm" else name.name
+        elif isinstance(node, ast.ImportFrom) and node.module == "rewarm":
+            for name in node.names:
+                yield f"rewarm.{name.name if name.name in SOURCES else '__init__'}"
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, "relative imports hide what they name"
+            yield node.module
+
+
+def test_every_module_has_a_place_in_the_order():
+    assert sorted(ORDER) == sorted(SOURCES)
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_imports_point_down_only(module):
+    below = ORDER[: ORDER.index(module)]
+    for named in imports(module, deferred=True):
+        if named.startswith("rewarm."):
+            assert named.removeprefix("rewarm.") in below
+
+
+@pytest.mark.parametrize("module", ORDER)
+def test_torch_is_imported_behind_the_line_only(module):
+    named = {name.partition(".")[0] for name in imports(module, deferred=False)}
+    assert ("torch" in named) == (module in TORCH)
+    assert not named & {"transformers", "webdataset", "huggingface_hub", "matplotlib", "plotext"}
+    if module not in TORCH:
+        own = {name.removeprefix("rewarm.") for name in imports(module, deferred=False)}
+        assert not own & set(TORCH)
+
+
+SPY = """
+import json, sys
+from rewarm.cli import main
+codes = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["rewarm", *words]
+    try:
+        main()
+    except SystemExit as ended:
+        codes.append(ended.code)
+heavy = {"torch", "transformers", "webdataset"} & set(sys.modules)
+print("\\n" + json.dumps([codes, sorted(heavy)]))
+"""
+
+
+def test_looking_ahead_never_waits_for_torch(thousand_steps, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(thousand_steps)
+    commands = {
+        ("--help",): 0,
+        ("--version",): 0,
+        ("schedules",): 0,
+        ("schedules", "rewarm"): 0,
+        ("schema",): 0,
+        ("plot-schedule", str(path)): 0,
+        ("plot-schedule", str(path), "--out", str(tmp_path / "r.svg")): 0,
+        ("check", str(path)): 3,  # its data are not here
+        ("check", str(path), "--json"): 3,
+        ("check", str(path), "--set", "model={base: EleutherAI/pythia-410m}"): 3,
+        ("train", str(path), "--set", "sede=1"): 2,
+    }
+    ended = subprocess.run(
+        [sys.executable, "-c", SPY, json.dumps(list(commands))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    codes, heavy = json.loads(ended.stdout.splitlines()[-1])
+    assert codes == list(commands.values()), ended.stderr
+    assert heavy == []
