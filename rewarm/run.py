@@ -33,6 +33,7 @@ class Run:
         self.directory = Path(recipe.run)
         self.checkpoints = self.directory / "checkpoints"
         self._yaml = recipe.to_yaml()
+        self.accept_changes = accept_changes
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = (self.directory / "lock").open("a")

@@ -91,7 +91,14 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / "index.json"
     try:
-        return parse_index(path.read_bytes(), str(path))
+        index = parse_index(path.read_bytes(), str(path))
+        strangers = {tar.name for tar in folder.glob("*.tar")} - {s.name for s in index.shards}
+        if strangers:
+            raise DataError(
+                f"{path}: out of date: {min(strangers)} is in the folder, and not in it; take "
+                "it away, or write the folder again with `rewarm shard`"
+            )
+        return index
     except (FileNotFoundError, NotADirectoryError):
         what = "no index.json in this folder" if folder.is_dir() else "no such folder"
         raise DataError(f"{folder}: {what}; wanted one that `rewarm shard` wrote") from None

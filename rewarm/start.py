@@ -99,7 +99,7 @@ def start(recipe: Recipe, run: Run) -> Start:
     source = run.resumed
     if source:
         checkpoint.verify(source)
-        progress = _resumed(read_progress(source), progress, source)
+        progress = _resumed(read_progress(source), progress, run, source)
         architecture = bases.read_architecture(source)
     elif recipe.model.base:
         base = bases.locate(
@@ -143,15 +143,17 @@ def start(recipe: Recipe, run: Run) -> Start:
     )
 
 
-def _resumed(then: Progress, now: Progress, source: Path) -> Progress:
+def _resumed(then: Progress, now: Progress, run: Run, source: Path) -> Progress:
     """Returns the progress to go on from, having made sure that the data is still the same."""
     changed = [name for name, digest in now.corpora.items() if then.corpora.get(name) != digest]
-    if changed or then.corpora.keys() != now.corpora.keys():
+    if changed and not run.accept_changes:
         raise CheckpointError(
-            f"{source}: the shards of {', '.join(changed) or 'its corpora'} are not those that the "
-            "run began with; put them back, or begin a new run with this checkpoint as model.base"
+            f"{source}: the shards of {', '.join(changed)} are not those that the run began with; "
+            "put them back, or say --accept-changes to go on with these from the same place"
         )
-    return then.model_copy(update={"schedule": now.schedule, "rewarm": now.rewarm})
+    return then.model_copy(
+        update={"corpora": now.corpora, "schedule": now.schedule, "rewarm": now.rewarm}
+    )
 
 
 def _said(

@@ -177,8 +177,12 @@ def test_a_run_does_not_go_on_with_other_shards(recipe_text, tmp_path, corpora):
     facts = json.loads(index.read_text())
     del facts["shards"][-1]
     index.write_text(json.dumps(facts))
+    max((tmp_path / "upstream" / "train").glob("*.tar")).unlink()
     with pytest.raises(CheckpointError, match="the shards of upstream are not those"):
         run(recipe_text, tmp_path / "run", resume=True, **where)
+    longer = {"tokens": 21504, **where}
+    on = run(recipe_text, tmp_path / "run", resume=True, accept_changes=True, **longer)
+    assert on.name == "step-00000021"
 
 
 def test_a_shard_that_goes_bad_stops_the_run_with_everything_saved(recipe_text, tmp_path, corpora):

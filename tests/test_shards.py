@@ -220,6 +220,14 @@ def test_a_damaged_index_is_named(folder, text, said):
         read_index(folder)
 
 
+def test_an_index_that_leaves_a_tar_out_is_out_of_date(folder):
+    index = json.loads((folder / "index.json").read_text())
+    left_out = index["shards"].pop(1)["name"]
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=f"out of date: {left_out} is in the folder"):
+        read_index(folder)
+
+
 def test_an_index_cannot_name_a_file_outside_its_folder(folder):
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["name"] = "../outside.tar"
