@@ -216,8 +216,7 @@ def main() -> None:
 
         corpus = Corpus("a", Place(str(root / "a")), context=64, seed=5, lanes=1)
         corpus.block(450)  # of the 512 that the run takes of it
-        assert corpus._window is not None
-        LATE = corpus.index.shards[next(iter(corpus._window.opened))].name
+        LATE = corpus.index.shards[next(iter(corpus._windows[-1].opened))].name
         recipe = root / "recipe.yaml"
         recipe.write_text(RECIPE.format(run=root / "whole", a=root / "a", b=root / "b"))
         assert rewarm("train", recipe).returncode == 0

@@ -46,15 +46,14 @@ PEERS = {
 
 def rewarm(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
     from rewarm.places import Place
-    from rewarm.stream import Corpus, Position, Stream, prefetch
+    from rewarm.stream import Corpus, Position, Stream
 
     corpus = Corpus("a", Place(str(folder)), context=said.context, seed=1, lanes=said.lanes)
     skipped = corpus.blocks * said.resume // 100 // said.batch * said.batch
     stream = Stream(
         [corpus], {"a": [(0, 1)]}, sequences=said.batch, position=Position({"a": skipped})
     )
-    batches = (batch.tokens for batch in stream)
-    return prefetch(batches) if said.workers else batches
+    return (batch.tokens for batch in stream.batches(said.workers))
 
 
 def webdataset(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
@@ -179,8 +178,6 @@ def main() -> None:
         found: dict[tuple[str, int, int], list[dict[str, float]]] = {case: [] for case in cases}
         for _ in range(said.repeats):
             for name, workers, resume in cases:
-                if name == "rewarm" and workers == 2:
-                    continue  # its loader is one thread
                 command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
                 command += ["--workers", str(workers), "--resume", str(resume), "--work", work]
                 ended = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -30,7 +30,7 @@ _BASE = """\
 # It warms up from 0 and decays to a tenth of its peak, as Pythia did.
 run: {out}/runs/base
 seed: 1
-tokens: 1_024_000
+tokens: 819_200
 model:
   architecture: {{layers: 4, hidden: 96, heads: 4, vocabulary: 4096, positions: 128}}
 data:
@@ -50,7 +50,7 @@ _ARM = """\
 # Continue the base on source code: {said}
 run: {out}/runs/{name}
 seed: 2
-tokens: 327_680
+tokens: 245_760
 model: {{base: {out}/runs/base}}      # a run stands for its last checkpoint
 data:
   context: 128
@@ -64,7 +64,7 @@ data:
 batch: {{tokens: 2048, microbatch: 16}}
 schedule: {schedule}
 precision: fp32
-every: {{log: 10, evaluate: 20, save: 80}}
+every: {{log: 10, evaluate: 20, save: 60}}
 """
 
 _SCHEDULES = {

@@ -192,6 +192,8 @@ class Data(Section):
     """How often a corpus may be gone through; more is an error, null allows any number."""
     verify: bool = True
     """Check the sha256 of each shard when it is first opened."""
+    workers: Annotated[int, Field(strict=True, ge=0, le=64)] = 1
+    """Threads that read ahead of the step; their number changes nothing that is read."""
     cache: Count = 64_000_000_000
     """Bytes that shards fetched from elsewhere may take up in ~/.cache/rewarm."""
     train: Annotated[dict[Name, TrainSet], Field(min_length=1)]

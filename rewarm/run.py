@@ -17,7 +17,7 @@ from rewarm.errors import CheckpointError
 from rewarm.recipe import Recipe
 
 # What may differ on --resume without a word: it decides what is written, not what is learnt.
-_HARMLESS = ("run", "every", "data.validation")
+_HARMLESS = ("run", "every", "data.validation", "data.workers", "data.cache", "data.verify")
 
 
 class Run:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from rewarm import bases, checkpoint, optim, schedules, stream
+from rewarm.architecture import Architecture
 from rewarm.checkpoint import TokenizerSource
 from rewarm.errors import CheckpointError
 from rewarm.evaluate import device_name
@@ -73,106 +74,107 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
     return corpora
 
 
+class Origin(NamedTuple):
+    """Where weights and moments come from; None for those that are new."""
+
+    architecture: Architecture
+    weights: Path | None
+    moments: Path | None
+    tokenizer: Path | None
+    """A directory whose tokenizer goes with the weights."""
+    said: str
+
+
 def start(recipe: Recipe, run: Run) -> Start:
     """Builds model, optimiser and stream: new, from a base, or from the run's last checkpoint."""
     corpora = open_corpora(recipe)
+    facts, first = corpora[0].index.tokenizer, corpora[0].place
+    origin = _origin(recipe, run)
+    bases.fits(origin.architecture, origin.tokenizer, facts, str(first), recipe.data.context)
+    progress = _progress(recipe, run, corpora)
+    model = NeoX(origin.architecture)
+    if origin.weights:
+        load_weights(model, origin.weights)
+    else:
+        initialise(model, recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+    optimizer = optim.adamw(model, recipe.optimizer)
+    if origin.moments:
+        checkpoint.load_optimizer(origin.moments, model, optimizer)
+    if device.type == "cuda" and recipe.compile:
+        model.compile_layers()
+    own = origin.tokenizer and (origin.tokenizer / "tokenizer.json").is_file()
+    folder = origin.tokenizer if own and origin.tokenizer else first.tokenizer_folder()
+    step = min(progress.step + 1, recipe.steps)
+    return Start(
+        model,
+        optimizer,
+        Stream(corpora, recipe.weights, sequences=recipe.sequences, position=progress.position),
+        TokenizerSource(folder, facts.eos, facts.eos_token),
+        facts.eos if recipe.data.documents == "separate" else None,
+        progress,
+        [
+            f"start   {origin.said}",
+            *(f"changed {change}" for change in run.changes),
+            f"model   {model.architecture.parameters:,} parameters, {recipe.precision} on "
+            f"{device_name(device)}",
+            f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
+            f"lr {recipe.lr(step):.4g} → {recipe.lr(recipe.steps):.4g}",
+        ],
+    )
+
+
+def _origin(recipe: Recipe, run: Run) -> Origin:
+    """Returns where the run begins or goes on: each of the three ways is one branch."""
+    if last := run.resumed:
+        checkpoint.verify(last)
+        said = f"{last}: weights, Adam moments and place in the data (resumed)"
+        return Origin(bases.read_architecture(last), last, last, last, said)
+    if recipe.model.base is None:
+        assert recipe.model.shape is not None
+        said = f"new weights (seed {recipe.seed}), fresh Adam moments"
+        return Origin(recipe.model.shape, None, None, None, said)
+    name, fresh = recipe.model.base, recipe.model.fresh
+    base = bases.locate(name, recipe.model.revision, weights=not fresh)
+    if fresh:
+        said = f"new weights (seed {recipe.seed}) in the shape of {name}, fresh Adam moments"
+        return Origin(base.architecture, None, None, base.directory, said)
+    if base.kind == "rewarm checkpoint":
+        checkpoint.verify(base.directory)
+    carried = recipe.optimizer.carry
+    said = f"{base.kind} {name}: its weights, {'its' if carried else 'fresh'} Adam moments"
+    moments = base.directory if carried else None
+    return Origin(base.architecture, base.directory, moments, base.directory, said)
+
+
+def _progress(recipe: Recipe, run: Run, corpora: list[Corpus]) -> Progress:
+    """Returns the progress to begin with, or to go on from if the data is still the same."""
     plugin = schedules.origin(recipe.schedule.name)
-    identity = {
-        "name": plugin.name,
-        "distribution": plugin.distribution,
-        "version": plugin.version,
-    }
-    digests = {corpus.name: corpus.index.digest() for corpus in corpora}
-    progress = Progress(
+    now = Progress(
         step=0,
         tokens=0,
         lr=0.0,
         blocks=dict.fromkeys(recipe.data.train, 0),
         stream=stream.NOTHING,
-        corpora=digests,
+        corpora={corpus.name: corpus.index.digest() for corpus in corpora},
         baseline={},
-        schedule=identity,
+        schedule={
+            "name": plugin.name,
+            "distribution": plugin.distribution,
+            "version": plugin.version,
+        },
         rewarm=version("rewarm"),
     )
-    base = None
-    source = run.resumed
-    if source:
-        checkpoint.verify(source)
-        progress = _resumed(read_progress(source), progress, run, source)
-        architecture = bases.read_architecture(source)
-    elif recipe.model.base:
-        base = bases.locate(
-            recipe.model.base, recipe.model.revision, weights=not recipe.model.fresh
-        )
-        architecture = base.architecture
-        if base.kind == "rewarm checkpoint":
-            checkpoint.verify(base.directory)
-    else:
-        assert recipe.model.shape is not None
-        architecture = recipe.model.shape
-    facts = corpora[0].index.tokenizer
-    directory = source or (base.directory if base else None)
-    bases.fits(architecture, directory, facts, str(corpora[0].place), recipe.data.context)
-
-    model = NeoX(architecture)
-    if source or (base and not recipe.model.fresh):
-        load_weights(model, source or base.directory)  # type: ignore[union-attr]
-    else:
-        initialise(model, recipe.seed)
-    model.to(device)
-    optimizer = optim.adamw(model, recipe.optimizer)
-    if source:
-        checkpoint.load_optimizer(source, model, optimizer)
-    elif base and recipe.optimizer.carry:
-        checkpoint.load_optimizer(base.directory, model, optimizer)
-    if device.type == "cuda" and recipe.compile:
-        model.compile_layers()
-
-    folder = base.directory if base and (base.directory / "tokenizer.json").is_file() else None
-    return Start(
-        model,
-        optimizer,
-        Stream(corpora, recipe.weights, sequences=recipe.sequences, position=progress.position),
-        TokenizerSource(
-            source or folder or corpora[0].place.tokenizer_folder(), facts.eos, facts.eos_token
-        ),
-        facts.eos if recipe.data.documents == "separate" else None,
-        progress,
-        _said(recipe, run, base, progress, model),
-    )
-
-
-def _resumed(then: Progress, now: Progress, run: Run, source: Path) -> Progress:
-    """Returns the progress to go on from, having made sure that the data is still the same."""
+    if run.resumed is None:
+        return now
+    then = read_progress(run.resumed)
     changed = [name for name, digest in now.corpora.items() if then.corpora.get(name) != digest]
     if changed and not run.accept_changes:
         raise CheckpointError(
-            f"{source}: the shards of {', '.join(changed)} are not those that the run began with; "
-            "put them back, or say --accept-changes to go on with these from the same place"
+            f"{run.resumed}: the shards of {', '.join(changed)} are not those that the run began "
+            "with; put them back, or say --accept-changes to go on with these from the same place"
         )
     return then.model_copy(
         update={"corpora": now.corpora, "schedule": now.schedule, "rewarm": now.rewarm}
     )
-
-
-def _said(
-    recipe: Recipe, run: Run, base: bases.Base | None, progress: Progress, model: NeoX
-) -> list[str]:
-    device = next(model.parameters()).device
-    if run.resumed:
-        start = f"{run.resumed}: weights, Adam moments and place in the data (resumed)"
-    elif base and not recipe.model.fresh:
-        moments = "its Adam moments" if recipe.optimizer.carry else "fresh Adam moments"
-        start = f"{base.kind} {recipe.model.base}: its weights, {moments}"
-    else:
-        start = f"new weights (seed {recipe.seed}), fresh Adam moments"
-    first = progress.step + 1
-    return [
-        f"start   {start}",
-        *(f"changed {change}" for change in run.changes),
-        f"model   {model.architecture.parameters:,} parameters, {recipe.precision} on "
-        + device_name(device),
-        f"steps   {first:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
-        f"lr {recipe.lr(min(first, recipe.steps)):.4g} → {recipe.lr(recipe.steps):.4g}",
-    ]

@@ -21,7 +21,9 @@ import hashlib
 import math
 import queue
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from fractions import Fraction
 from typing import Literal, NamedTuple, TypeVar
 
@@ -112,7 +114,9 @@ class Corpus:
                 f"{place}: too little data for corpus {name!r}: its largest shard has "
                 f"{largest:,} tokens, and a block takes context + 1 = {context + 1:,}"
             )
-        self._window: _Window | None = None
+        # The one being read and, while threads are still behind its beginning, the one before.
+        self._windows: deque[_Window] = deque(maxlen=2)
+        self._lock = threading.Lock()
 
     def block(self, number: int) -> Tokens:
         """Returns block `number` of the endless sequence, shape (context + 1,).
@@ -121,13 +125,13 @@ class Corpus:
             DataError: its shard is missing or damaged, or holds a token outside the vocabulary.
         """
         epoch, place = divmod(number, self.blocks)
-        window = self._window
-        if window is None or window.epoch != epoch or place not in window.places:
-            window = self._window = self._open_window(epoch, place)
-        shard, block = window.address(place)
-        if shard not in window.opened:
-            window.opened[shard] = self._open(shard, epoch)
-        tokens = window.opened[shard].block(block, self._context)
+        with self._lock:  # several threads may read; opening a tar is done once
+            window = self._window(epoch, place)
+            shard, block = window.address(place)
+            if shard not in window.opened:
+                window.opened[shard] = self._open(shard, epoch)
+            joined = window.opened[shard]
+        tokens = joined.block(block, self._context)
         if tokens.max() >= self.index.tokenizer.vocabulary:
             raise DataError(
                 f"{self.place}: {self.index.shards[shard].name}: token {tokens.max()} is outside "
@@ -136,20 +140,25 @@ class Corpus:
             )
         return tokens
 
-    def _open_window(self, epoch: int, place: int) -> _Window:
+    def _window(self, epoch: int, place: int) -> _Window:
         """Returns the `lanes` consecutive tars of the epoch's order in which a block lies."""
+        for window in self._windows:
+            if window.epoch == epoch and place in window.places:
+                return window
         order = self._order(len(self._sizes), epoch, "shards")
         firsts = range(0, len(order), self._lanes)
         starts = np.concatenate([[0], np.cumsum(np.add.reduceat(self._sizes[order], firsts))])
         which = int(np.searchsorted(starts, place, side="right")) - 1
         shards = order[which * self._lanes : (which + 1) * self._lanes]
-        return _Window(
+        window = _Window(
             epoch,
             range(int(starts[which]), int(starts[which + 1])),
             shards,
             self._sizes[shards],
             self._order(int(starts[which + 1] - starts[which]), epoch, "window", which),
         )
+        self._windows.append(window)
+        return window
 
     def _open(self, shard: int, epoch: int) -> _Joined:
         facts, check = self.index.shards[shard], shard in self._unverified
@@ -271,7 +280,7 @@ class Mix:
 
 
 class Stream:
-    """An endless iterator of batches from a mixture of corpora, starting at any position.
+    """An endless sequence of batches from a mixture of corpora, starting at any position.
 
     With `world` processes, each is given the rows of every batch that are its own; what all of
     them get together does not depend on how many there are.
@@ -297,27 +306,69 @@ class Stream:
         self._mix = Mix(weights)
         self._sequences = sequences
         self._own = range(rank, sequences, world)
-        self.position = position or Position(dict.fromkeys(self._corpora, 0))
-        if self.position.blocks.keys() != self._corpora.keys():
+        self._position = position or Position(dict.fromkeys(self._corpora, 0))
+        if self._position.blocks.keys() != self._corpora.keys():
             raise DataError(
-                f"the position is of corpora {', '.join(self.position.blocks)}, and the recipe "
+                f"the position is of corpora {', '.join(self._position.blocks)}, and the recipe "
                 f"has {', '.join(self._corpora)}"
             )
         if rank:  # what came before is told once
-            self.position = self.position._replace(digest=NOTHING)
+            self._position = self._position._replace(digest=NOTHING)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def batches(
+        self, workers: int = 1, ahead: int = 4, then: Callable[[Blocks], Blocks] = lambda b: b
+    ) -> Generator[Batch]:
+        """Yields the batches, read by threads ahead of their turn; their number changes nothing.
+
+        Args:
+            workers: threads that read; without any, a batch is read when it is asked for.
+            ahead: batches that may be ready at once.
+            then: what the reading thread does with a batch's tokens at the end.
+
+        Raises:
+            DataError: a shard is missing or damaged; raised when its batch's turn comes.
+        """
+        digest = int(self._position.digest, 16)
+        for (tokens, said), behind in self._in_turn(workers, ahead, then):
+            digest = (digest + said) % 2**128
+            yield Batch(tokens, Position(behind, f"{digest:032x}"))
+
+    def _in_turn(
+        self, workers: int, ahead: int, then: Callable[[Blocks], Blocks]
+    ) -> Iterator[tuple[tuple[Blocks, int], dict[str, int]]]:
+        """Yields what `_read` makes of each plan, in order, and the blocks taken behind it."""
+        if not workers:
+            yield from ((self._read(plan, then), behind) for plan, behind in self._plans())
+        with ThreadPoolExecutor(workers, "rewarm-loader") as pool:
+            reading: deque[tuple[Future[tuple[Blocks, int]], dict[str, int]]] = deque()
+            try:
+                for plan, behind in self._plans():
+                    reading.append((pool.submit(self._read, plan, then), behind))
+                    if len(reading) > ahead:
+                        first, behind_it = reading.popleft()
+                        yield first.result(), behind_it
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _plans(self) -> Iterator[tuple[list[tuple[str, int, int]], dict[str, int]]]:
+        """Yields, for each batch, the corpus, number and place of this process's blocks."""
+        taken = dict(self._position.blocks)
         while True:
-            taken = dict(self.position.blocks)
-            rows, digest = [], int(self.position.digest, 16)
+            plan = []
             for row in range(self._sequences):
                 name = self._mix.next(taken)
                 if row in self._own:
-                    rows.append(self._corpora[name].block(taken[name]))
-                    digest += _fingerprint(sum(taken.values()), rows[-1])
+                    plan.append((name, taken[name], sum(taken.values())))
                 taken[name] += 1
-            self.position = Position(taken, f"{digest % 2**128:032x}")
-            yield Batch(np.stack(rows).astype(np.int64), self.position)
+            yield plan, dict(taken)
+
+    def _read(
+        self, plan: list[tuple[str, int, int]], then: Callable[[Blocks], Blocks]
+    ) -> tuple[Blocks, int]:
+        """Returns the blocks of a plan, and what they add to the digest."""
+        rows = [self._corpora[name].block(number) for name, number, _ in plan]
+        said = sum(_fingerprint(at, row) for (_, _, at), row in zip(plan, rows, strict=True))
+        return then(np.stack(rows).astype(np.int64)), said
 
 
 def _fingerprint(number: int, tokens: Tokens) -> int:

@@ -12,7 +12,6 @@ import ctypes
 import math
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -30,7 +29,7 @@ from rewarm.progress import Progress
 from rewarm.recipe import Recipe
 from rewarm.run import Run
 from rewarm.start import Start, start
-from rewarm.stream import Position, Stream, prefetch
+from rewarm.stream import Blocks
 
 
 class Taken(NamedTuple):
@@ -115,7 +114,9 @@ def _loop(
     saved, taken = run.resumed, None
     if progress.step == 0:
         progress = _evaluate(recipe, run, begun, progress, screen)
-    batches = prefetch(_tensors(begun.stream, device))
+    batches = begun.stream.batches(
+        recipe.data.workers, then=_pinned if device.type == "cuda" else _as_it_is
+    )
     meter.read()
     try:
         for step in range(progress.step + 1, recipe.steps + 1):
@@ -125,7 +126,7 @@ def _loop(
             taken = take_step(
                 model,
                 begun.optimizer,
-                tokens,
+                torch.from_numpy(tokens),
                 microbatch=recipe.batch.microbatch,
                 lr=lr,
                 clip=recipe.optimizer.clip,
@@ -214,11 +215,14 @@ def _insist_finite(run: Run, progress: Progress, taken: Taken) -> None:
         )
 
 
-def _tensors(batches: Stream, device: torch.device) -> Iterator[tuple[Tensor, Position]]:
-    """Yields batches in memory that a GPU can copy from by itself; runs in the loader's thread."""
-    for batch in batches:
-        tokens = torch.from_numpy(batch.tokens)
-        yield tokens.pin_memory() if device.type == "cuda" else tokens, batch.position
+def _as_it_is(blocks: Blocks) -> Blocks:
+    return blocks
+
+
+def _pinned(blocks: Blocks) -> Blocks:
+    """Returns the blocks in memory that a GPU copies from by itself, while it computes."""
+    pinned: Blocks = torch.from_numpy(blocks).pin_memory().numpy()
+    return pinned
 
 
 def _keep_freed_memory() -> None:

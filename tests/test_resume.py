@@ -192,7 +192,7 @@ def test_a_shard_that_goes_bad_stops_the_run_with_everything_saved(recipe_text, 
     straight = run(recipe_text, tmp_path / "straight", **where)
     upstream = Corpus("upstream", Place(str(folder)), context=64, seed=5, lanes=1)
     upstream.block(80)  # of the 96 that the run takes
-    (opened,) = upstream._window.opened
+    (opened,) = upstream._windows[-1].opened
     bad = folder / upstream.index.shards[opened].name
     whole = bad.read_bytes()
     bad.write_bytes(whole[:-600])

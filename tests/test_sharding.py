@@ -64,6 +64,27 @@ def test_a_pile_prepared_for_gpt_neox_becomes_the_same_tokens(tmp_path, said, dt
     assert documents(tmp_path / "out") == [[5, 6, 7, 0], [8, 9, 10, 0], [11, 12, 0]]
 
 
+def test_a_pair_is_trained_on_like_the_text_that_it_was_made_of(
+    tmp_path, corpora, said, recipe_file
+):
+    """Documents with end-of-text, as `preprocess_data.py --append-eod` of GPT-NeoX writes them."""
+    from rewarm import recipe
+    from rewarm.train import train
+
+    folder = corpora / "upstream" / "train"
+    sequences = documents(folder)
+    write_megatron(tmp_path / "pile", "<u2", 8, sequences, range(len(sequences) + 1))
+    sharding.shard([tmp_path / "pile.bin"], tmp_path / "pile", said, shard_tokens=3000)
+    assert files(tmp_path / "pile") == files(folder)
+    pile = f"data.train.upstream.shards={tmp_path}/pile"
+    text, ids = (
+        train(recipe.load(recipe_file, [f"run={tmp_path}/{name}", "tokens=2048", *more]))
+        for name, more in (("text", []), ("ids", [pile]))
+    )
+    name = "model.safetensors"
+    assert (text / name).read_bytes() == (ids / name).read_bytes()
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [

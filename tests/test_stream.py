@@ -65,8 +65,8 @@ def test_five_percent_is_one_block_in_twenty():
 
 @pytest.mark.parametrize("world", [2, 4, 8])
 def test_processes_share_the_rows_of_one_process(corpora, world):
-    alone = list(islice(iter(stream(corpora)), 5))
-    parts = [list(islice(iter(stream(corpora, rank=r, world=world)), 5)) for r in range(world)]
+    alone = list(islice(stream(corpora).batches(0), 5))
+    parts = [list(islice(stream(corpora, rank=r, world=world).batches(0), 5)) for r in range(world)]
     for step, whole in enumerate(alone):
         for rank in range(world):
             assert np.array_equal(parts[rank][step].tokens, whole.tokens[rank::world])
@@ -117,7 +117,7 @@ def test_every_address_is_visited_once(corpora):
     seen = Counter()
     for place in range(one.blocks):
         one.block(place)
-        seen[one._window.address(place)] += 1
+        seen[one._window(0, place).address(place)] += 1
     sizes = [(s.tokens - 1) // CONTEXT for s in one.index.shards]
     assert seen == Counter((s, b) for s, size in enumerate(sizes) for b in range(size))
 
@@ -132,32 +132,32 @@ def test_any_block_can_be_reached_at_once(corpora):
 def test_resuming_opens_one_window_of_shards(corpora):
     one = corpus(corpora, "downstream", lanes=2)
     one.block(one.blocks * 9 // 10)
-    assert len(one._window.opened) == 1
-    assert len(one._window._shards) <= 2
+    assert [len(window.opened) for window in one._windows] == [1]
+    assert len(one._windows[0]._shards) <= 2
 
 
 def test_resume_at_any_step_continues_token_for_token(corpora):
-    straight = list(islice(iter(stream(corpora)), 60))
+    straight = list(islice(stream(corpora).batches(0), 60))
     for step in (1, 7, 31, 59):
-        resumed = next(iter(stream(corpora, straight[step - 1].position)))
+        resumed = next(stream(corpora, straight[step - 1].position).batches(0))
         assert np.array_equal(resumed.tokens, straight[step].tokens)
         assert resumed.position == straight[step].position
 
 
 def test_epochs_end_at_different_times_and_nothing_is_lost(corpora):
-    taken = list(islice(iter(stream(corpora)), 60))[-1].position.blocks
+    taken = list(islice(stream(corpora).batches(0), 60))[-1].position.blocks
     assert sum(taken.values()) == 480
     assert taken == {"upstream": 144, "downstream": 288, "third": 48}
 
 
 def test_the_digest_tells_streams_apart(corpora):
-    first = next(iter(stream(corpora)))
-    assert first.position.digest == next(iter(stream(corpora))).position.digest
-    assert first.position.digest != next(iter(stream(corpora, seed=2))).position.digest
+    first = next(stream(corpora).batches(0))
+    assert first.position.digest == next(stream(corpora).batches(0)).position.digest
+    assert first.position.digest != next(stream(corpora, seed=2).batches(0)).position.digest
 
 
 def test_batches_are_inputs_and_targets(corpora):
-    tokens = next(iter(stream(corpora))).tokens
+    tokens = next(stream(corpora).batches(0)).tokens
     assert tokens.shape == (8, CONTEXT + 1)
     assert tokens.dtype == np.int64
 
@@ -192,11 +192,11 @@ CHANGING = {
 }
 
 
-def reader(corpora, *, rank, world, depth, position):
+def reader(corpora, *, rank, world, workers, position):
     """One process of a run with three corpora, whose weights change, and several epochs."""
     parts = [corpus(corpora, name, lanes=3) for name in CHANGING]
-    batches = Stream(parts, CHANGING, sequences=8, position=position, rank=rank, world=world)
-    return prefetch(iter(batches), depth) if depth else iter(batches)
+    stream = Stream(parts, CHANGING, sequences=8, position=position, rank=rank, world=world)
+    return stream.batches(workers)
 
 
 def test_one_digest_for_any_number_of_processes_threads_and_resumes(corpora):
@@ -205,7 +205,7 @@ def test_one_digest_for_any_number_of_processes_threads_and_resumes(corpora):
     alone = [
         batch
         for batch, _ in zip(
-            reader(corpora, rank=0, world=1, depth=0, position=None), range(steps), strict=False
+            reader(corpora, rank=0, world=1, workers=0, position=None), range(steps), strict=False
         )
     ]
     last = alone[-1].position
@@ -213,15 +213,17 @@ def test_one_digest_for_any_number_of_processes_threads_and_resumes(corpora):
     assert abs(last.blocks["upstream"] - 8 * (200 * 0.05 + 200 * 0.3 / 1.25)) < 1
     resumes = sorted(random.Random(1).sample(range(1, steps), 20))
     for world in (1, 2, 4, 8):
-        for depth in (0, 1, 3):
+        for workers in (0, 1, 3):
             digests, position = [], None
             for begin, end in pairwise([0, *resumes, steps]):
                 parts = []
                 for rank in range(world):
-                    own = reader(corpora, rank=rank, world=world, depth=depth, position=position)
+                    own = reader(
+                        corpora, rank=rank, world=world, workers=workers, position=position
+                    )
                     for step in range(begin, end):
                         batch = next(own)
-                        if (step, depth) == (end - 1, 0):
+                        if (step, workers) == (end - 1, 3):
                             assert np.array_equal(batch.tokens, alone[step].tokens[rank::world])
                     own.close()
                     parts.append(batch.position)
@@ -283,6 +285,13 @@ def test_prefetch_keeps_order_and_raises_in_its_turn():
     assert [next(ahead) for _ in range(10)] == list(range(10))
     with pytest.raises(DataError, match="here"):
         next(ahead)
+
+
+def test_a_loader_that_is_closed_leaves_no_thread(corpora):
+    batches = stream(corpora).batches(2)
+    next(batches)
+    batches.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("rewarm-loader")]
 
 
 def test_prefetch_stops_its_thread():
