@@ -9,11 +9,12 @@ from pydantic import BaseModel
 from rewarm import bases, schedules
 from rewarm.architecture import Architecture
 from rewarm.errors import RewarmError
+from rewarm.mix import Mix
 from rewarm.places import Place
 from rewarm.progress import read_progress
 from rewarm.quantities import in_words
 from rewarm.recipe import Recipe
-from rewarm.stream import Mix, insist_on_epochs
+from rewarm.stream import insist_on_epochs
 
 
 class Beginning(BaseModel):

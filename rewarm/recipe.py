@@ -163,7 +163,7 @@ class TrainSet(Section):
     shards: Shards
     """A folder that `rewarm shard` wrote, some tars of one (data/x/{00000..00003}.tar), or the
     address of one elsewhere (https://, s3://, gs://, hf://)."""
-    weight: Weight = 1.0  # type: ignore[assignment]
+    weight: Weight = (WeightFrom.model_validate({"from": 0, "weight": 1.0}),)
     """Share of every batch, relative to the other corpora's weights; or a list of
     {from: SPAN, weight: SHARE}, for weights that change on the way."""
     order: Literal["shuffled", "sequential"] = "shuffled"

@@ -18,12 +18,13 @@ from rewarm.architecture import Architecture
 from rewarm.checkpoint import TokenizerSource
 from rewarm.errors import CheckpointError
 from rewarm.evaluate import device_name
+from rewarm.mix import Mix
 from rewarm.neox import NeoX, initialise, load_weights
 from rewarm.places import Place
 from rewarm.progress import Progress, read_progress
 from rewarm.recipe import Recipe
 from rewarm.run import Run
-from rewarm.stream import Corpus, Mix, Stream
+from rewarm.stream import Corpus, Stream
 
 
 class Start(NamedTuple):

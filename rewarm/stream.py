@@ -18,19 +18,18 @@ window as their blocks come up, and reads nothing that went before.
 from __future__ import annotations
 
 import hashlib
-import math
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from fractions import Fraction
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rewarm.errors import DataError
+from rewarm.mix import Mix, Weights
 from rewarm.places import Place
 from rewarm.shards import Index, Shard, Tokens
 
@@ -40,8 +39,6 @@ Order = npt.NDArray[np.int64]
 Item = TypeVar("Item")
 
 
-Weights = list[tuple[int, float]]
-"""A corpus's weight from each block on: [(0, 0.95)], or [(0, 0.05), (71_000, 0.3)]."""
 NOTHING = "0" * 32
 
 
@@ -220,63 +217,6 @@ class _Joined:
             document += 1
         joined: Tokens = np.concatenate(parts)
         return joined
-
-
-class Mix:
-    """Decides which corpus gives the next block, so that none is ever a whole block off.
-
-    A corpus's exact share of the first j blocks is the sum of its weights over them. Block i of a
-    corpus may come once that share passes i, and must come by the time it reaches i + 1; of those
-    that may come, the one that must come soonest is taken. Such windows can always be kept, also
-    when weights change on the way (Baruah et al., 1996, "Proportionate progress": earliest
-    deadline first on unit jobs). Exact integers: no rounding error adds up over a long run.
-    """
-
-    def __init__(self, weights: dict[str, Weights]) -> None:
-        """Takes each corpus's weights; at any block they are relative to each other."""
-        self._firsts = sorted({first for pieces in weights.values() for first, _ in pieces})
-        shares: dict[str, list[Fraction]] = {name: [] for name in weights}
-        for first in self._firsts:
-            now = {
-                name: Fraction(str([weight for start, weight in pieces if start <= first][-1]))
-                for name, pieces in weights.items()
-            }
-            for name, weight in now.items():
-                shares[name].append(weight / sum(now.values()))
-        self._whole = math.lcm(*(s.denominator for pieces in shares.values() for s in pieces))
-        self._parts = {name: [int(s * self._whole) for s in of] for name, of in shares.items()}
-
-    def next(self, taken: dict[str, int]) -> str:
-        """Returns the corpus of the block that follows those taken so far."""
-        after = sum(taken.values()) + 1
-        ready = [n for n in taken if taken[n] * self._whole < self._share(n, after)]
-        return min(ready, key=lambda n: self._deadline(n, taken[n] + 1))
-
-    def exact(self, blocks: int) -> dict[str, Fraction]:
-        """Returns each corpus's exact share of the first `blocks` blocks."""
-        return {name: Fraction(self._share(name, blocks), self._whole) for name in self._parts}
-
-    def _pieces(self, name: str) -> Iterator[tuple[int, float, int]]:
-        """Yields (first block, first block behind it, share of a block) of each stretch."""
-        ends = [*self._firsts[1:], math.inf]
-        return zip(self._firsts, ends, self._parts[name], strict=True)
-
-    def _share(self, name: str, blocks: int) -> int:
-        """Returns a corpus's exact part of the first `blocks` blocks, times `whole`."""
-        return sum(
-            part * (min(blocks, end) - first)  # type: ignore[misc]
-            for first, end, part in self._pieces(name)
-            if first < blocks
-        )
-
-    def _deadline(self, name: str, count: int) -> float:
-        """Returns after how many blocks a corpus must have given `count`."""
-        left = count * self._whole
-        for first, end, part in self._pieces(name):
-            if part and left <= part * (end - first):
-                return first - (-left // part)
-            left -= part * (end - first) if part else 0  # type: ignore[assignment]
-        return math.inf
 
 
 class Stream:

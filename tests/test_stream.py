@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewarm.errors import DataError
+from rewarm.mix import Mix
 from rewarm.places import Place
 from rewarm.shards import Shard, read_index
-from rewarm.stream import Corpus, Mix, Stream, _generator, combine, in_stored_order, prefetch
+from rewarm.stream import Corpus, Stream, _generator, combine, in_stored_order, prefetch
 
 CONTEXT = 16
 
