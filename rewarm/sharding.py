@@ -14,11 +14,13 @@ import contextlib
 import hashlib
 import json
 import os
+import queue
 import shutil
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 from pydantic import ValidationError
@@ -26,10 +28,10 @@ from pydantic import ValidationError
 from rewarm import texts
 from rewarm.errors import DataError
 from rewarm.shards import Index, ShardFacts, TokenizerFacts, Tokens
-from rewarm.stream import prefetch
 from rewarm.texts import Document
 from rewarm.tokenizer import Tokenizer
 
+Item = TypeVar("Item")
 _BATCH = 4_000_000  # characters that are tokenized at once
 _NOTES = "finished.json"
 
@@ -269,3 +271,42 @@ def _uniform(document: Document) -> float:
     content = document.content
     said = content.encode() if isinstance(content, str) else content.astype("<u4").tobytes()
     return int.from_bytes(hashlib.sha256(said).digest()[:8], "big") / 2**64
+
+
+def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item]:
+    """Yields the same items, made ahead of time by one thread; an error is raised in its turn."""
+    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(entry: tuple[Item | None, BaseException | None]) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(entry, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+        except BaseException as error:
+            put((None, error))
+        else:
+            put((None, StopIteration()))
+
+    thread = threading.Thread(target=work, name="rewarm-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    finally:
+        stop.set()
+        thread.join()

@@ -18,12 +18,11 @@ window as their blocks come up, and reads nothing that went before.
 from __future__ import annotations
 
 import hashlib
-import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,7 +35,6 @@ from rewarm.shards import Index, Shard, Tokens
 Blocks = npt.NDArray[np.int64]
 """Token ids, shape (sequences, context + 1): inputs are [:, :-1], targets [:, 1:]."""
 Order = npt.NDArray[np.int64]
-Item = TypeVar("Item")
 
 
 NOTHING = "0" * 32
@@ -392,42 +390,3 @@ def in_stored_order(place: Place, *, context: int, tokens: int | None) -> Iterat
             have = len(rest[0])
             if blocks <= 0:
                 return
-
-
-def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item]:
-    """Yields the same items, made ahead of time by one thread; an error is raised in its turn."""
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(entry: tuple[Item | None, BaseException | None]) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(entry, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-        except BaseException as error:
-            put((None, error))
-        else:
-            put((None, StopIteration()))
-
-    thread = threading.Thread(target=work, name="rewarm-prefetch", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
-    finally:
-        stop.set()
-        thread.join()

@@ -15,7 +15,7 @@ SOURCES = {path.stem: path for path in Path(rewarm.__file__).parent.glob("*.py")
 TORCH = ("metrics", "neox", "optim", "checkpoint", "evaluate", "start", "train")
 ORDER = [
     *("errors", "quantities", "document", "architecture", "schedules", "recipe", "__init__"),
-    *("mix", "shards", "places", "megatron", "texts", "tokenizer", "stream", "sharding"),
+    *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
     *("bases", "progress", "run", "plot", "check"),
     *TORCH,
     *("quickstart", "cli", "__main__"),

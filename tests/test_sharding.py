@@ -6,7 +6,9 @@ import struct
 import subprocess
 import sys
 import tarfile
+import threading
 import time
+from itertools import count
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from conftest import write_texts
 
 from rewarm import sharding, shards, tokenizer
 from rewarm.errors import DataError
+from rewarm.sharding import prefetch
 from rewarm.shards import Shard, read_index
 
 
@@ -241,3 +244,21 @@ def test_verify_finds_documents_that_stand_in_both(tmp_path, said):
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "4 documents" in split.stderr
+
+
+def test_prefetch_keeps_order_and_raises_in_its_turn():
+    def items():
+        yield from range(10)
+        raise DataError("here")
+
+    ahead = prefetch(items(), depth=3)
+    assert [next(ahead) for _ in range(10)] == list(range(10))
+    with pytest.raises(DataError, match="here"):
+        next(ahead)
+
+
+def test_prefetch_stops_its_thread():
+    ahead = prefetch(count(), depth=2)
+    assert next(ahead) == 0
+    ahead.close()
+    assert not any(thread.name == "rewarm-prefetch" for thread in threading.enumerate())

@@ -4,7 +4,7 @@ import shutil
 import threading
 from collections import Counter
 from fractions import Fraction
-from itertools import count, islice, pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from rewarm.errors import DataError
 from rewarm.mix import Mix
 from rewarm.places import Place
 from rewarm.shards import Shard, read_index
-from rewarm.stream import Corpus, Stream, _generator, combine, in_stored_order, prefetch
+from rewarm.stream import Corpus, Stream, _generator, combine, in_stored_order
 
 CONTEXT = 16
 
@@ -277,26 +277,8 @@ def test_stored_order_is_the_documents_joined(corpora):
     assert len(list(in_stored_order(Place(str(folder)), context=50, tokens=170))) == 3
 
 
-def test_prefetch_keeps_order_and_raises_in_its_turn():
-    def items():
-        yield from range(10)
-        raise DataError("here")
-
-    ahead = prefetch(items(), depth=3)
-    assert [next(ahead) for _ in range(10)] == list(range(10))
-    with pytest.raises(DataError, match="here"):
-        next(ahead)
-
-
 def test_a_loader_that_is_closed_leaves_no_thread(corpora):
     batches = stream(corpora).batches(2)
     next(batches)
     batches.close()
     assert not [t for t in threading.enumerate() if t.name.startswith("rewarm-loader")]
-
-
-def test_prefetch_stops_its_thread():
-    ahead = prefetch(count(), depth=2)
-    assert next(ahead) == 0
-    ahead.close()
-    assert not any(thread.name == "rewarm-prefetch" for thread in threading.enumerate())
