@@ -21,13 +21,16 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
+from rewarm.architecture import Architecture
+from rewarm.bases import MANIFEST
 from rewarm.errors import CheckpointError
 from rewarm.neox import NeoX
 from rewarm.optim import load_moments, moments
 from rewarm.progress import Progress
+from rewarm.quantities import in_bytes
 
-MANIFEST = "MANIFEST.json"
 _TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -45,10 +48,42 @@ class TokenizerSource(NamedTuple):
     eos_token: str
 
 
+class Tensors:
+    """A copy of weights and moments in host memory, which a thread can write while steps go on.
+
+    The memory is kept for the next copy; beside a GPU it is pinned, so that copies run at the
+    bus's full speed.
+    """
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+        self.moments: dict[str, Tensor] = {}
+
+    def take(self, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
+        """Copies the tensors of this moment; waits for the device."""
+        weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        if model.architecture.tied:
+            del weights["embed_out.weight"]
+        for there, now in ((self.weights, weights), (self.moments, moments(model, optimizer))):
+            for name, tensor in now.items():
+                if name not in there:
+                    there[name] = torch.empty(
+                        tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
+                    )
+                there[name].copy_(tensor, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    @property
+    def bytes(self) -> int:
+        """What they take up, in memory and on the disk."""
+        return sum(t.nbytes for t in (*self.weights.values(), *self.moments.values()))
+
+
 def save(
     directory: Path,
-    model: NeoX,
-    optimizer: torch.optim.Optimizer,
+    architecture: Architecture,
+    tensors: Tensors,
     progress: Progress,
     recipe: str,
     tokenizer: TokenizerSource,
@@ -56,23 +91,24 @@ def save(
     """Writes a whole checkpoint, or nothing.
 
     Raises:
-        CheckpointError: the disk is full, or the folder cannot be written.
+        CheckpointError: there is no room for it, or the folder cannot be written.
     """
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        config = model.architecture.to_hugging_face()
+        free = shutil.disk_usage(partial).free
+        if free < tensors.bytes:
+            raise OSError(
+                f"it takes {in_bytes(tensors.bytes)}, and {in_bytes(free)} are free on this disk"
+            )
+        config = architecture.to_hugging_face()
         ids = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos}
         _write_json(partial / "config.json", config | ids)
         _write_json(partial / "generation_config.json", ids)
-        _write_tokenizer(partial, tokenizer, model.architecture.positions)
-        tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        if model.architecture.tied:
-            del tensors["embed_out.weight"]
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        state = {n: t.cpu().contiguous() for n, t in moments(model, optimizer).items()}
-        save_file(state, partial / "optimizer.safetensors")
+        _write_tokenizer(partial, tokenizer, architecture.positions)
+        save_file(tensors.weights, partial / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors.moments, partial / "optimizer.safetensors")
         (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
         _write_json(partial / "progress.json", progress.model_dump())
         _write_json(partial / MANIFEST, {"files": _digests(partial)})
@@ -83,7 +119,8 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"{directory}: cannot be written: {error}; earlier checkpoints are untouched"
+            f"{directory}: cannot be written: {error}; earlier checkpoints are untouched; make "
+            "room, or see that the folder may be written to"
         ) from None
 
 

@@ -12,11 +12,24 @@ import rewarm
 SOURCES = {path.stem: path for path in Path(rewarm.__file__).parent.glob("*.py")}
 
 # Imports point down only: a module may import those above it in this list, and no others.
-TORCH = ("metrics", "neox", "optim", "checkpoint", "evaluate", "start", "train")
+TORCH = (
+    *("metrics", "neox", "optim", "checkpoint", "evaluate"),
+    *("guard", "saving", "start", "train"),
+)
 ORDER = [
-    *("errors", "quantities", "document", "architecture", "schedules", "recipe", "__init__"),
+    *(
+        "errors",
+        "quantities",
+        "document",
+        "architecture",
+        "schedules",
+        "pythia",
+        "recipe",
+        "__init__",
+    ),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
-    *("bases", "progress", "run", "plot", "check"),
+    *("bases", "progress", "lineage", "contract", "run", "plot", "check"),
+    "interruptions",
     *TORCH,
     *("quickstart", "cli", "__main__"),
 ]
