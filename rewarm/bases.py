@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from rewarm import tokenizer
+from rewarm import neoxlib, tokenizer
 from rewarm.architecture import PRESETS, Architecture
 from rewarm.errors import CheckpointError
 from rewarm.shards import TokenizerFacts
@@ -27,14 +27,15 @@ class Base(NamedTuple):
     directory: Path
     architecture: Architecture
     kind: str
-    """`rewarm checkpoint`, `local model` or `hub model`."""
+    """`rewarm checkpoint`, `GPT-NeoX checkpoint`, `local model` or `hub model`."""
 
 
 def locate(name: str, revision: str | None = None, *, weights: bool = True) -> Base:
     """Returns the model behind a name, fetched from the hub where it is a hub name.
 
     Args:
-        name: a model directory, a run directory (its last checkpoint), or a hub name.
+        name: a model directory, a run directory (its last checkpoint), a checkpoint of the GPT-NeoX
+            library or a folder whose `latest` file names one, or a hub name.
         revision: branch, tag or commit of a hub name.
         weights: without them only the configuration is fetched.
 
@@ -49,6 +50,9 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> B
         raise CheckpointError(
             f"{name}: a revision ({revision}) goes with a hub name; this is a folder here"
         )
+    if written_by_neox := neoxlib.find(path):
+        architecture = neoxlib.read_architecture(written_by_neox)
+        return Base(written_by_neox, architecture, neoxlib.KIND)
     directory = last_checkpoint(path) or path
     kind = "rewarm checkpoint" if (directory / "MANIFEST.json").exists() else "local model"
     return Base(directory, read_architecture(directory), kind)
@@ -82,7 +86,7 @@ def read_architecture(directory: Path) -> Architecture:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{directory}: not a model directory (no config.json); wanted a Hugging Face NeoX "
-            "model, a rewarm checkpoint, or a run that has one"
+            "model, a rewarm checkpoint, a run that has one, or a global_step folder of GPT-NeoX"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None

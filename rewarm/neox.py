@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from rewarm import neoxlib
 from rewarm.architecture import Architecture
 from rewarm.bases import PICKLED, SAFETENSORS
 from rewarm.errors import CheckpointError
@@ -230,12 +231,12 @@ class Matched(NamedTuple):
 
 
 def load_weights(model: NeoX, directory: Path) -> Matched:
-    """Fills the model, converted to fp32, from a Hugging Face directory, whole or sharded.
+    """Fills the model, converted to fp32, from a directory of Hugging Face's or GPT-NeoX's format.
 
     Raises:
         CheckpointError: weights are missing, damaged, left over, or of another shape.
     """
-    read = _read_tensors(directory)
+    read = _read_tensors(directory, model.architecture)
     found = {name: tensor for name, tensor in read.items() if not name.endswith(_DERIVED)}
     matched = Matched(len(found), len(read) - len(found))
     if model.architecture.tied and "gpt_neox.embed_in.weight" in found:
@@ -277,7 +278,13 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
     }
 
 
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
+def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tensor]:
+    if neoxlib.find(directory):
+        return {
+            file.rename(name): tensor
+            for file in neoxlib.layer_files(directory, architecture.layers, tied=architecture.tied)
+            for name, tensor in _read_file(file.path).items()
+        }
     for kind in (SAFETENSORS, PICKLED):
         whole, index = (directory / name for name in kind)
         if whole.is_file():

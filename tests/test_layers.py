@@ -16,7 +16,7 @@ TORCH = ("metrics", "neox", "optim", "checkpoint", "evaluate", "start", "train")
 ORDER = [
     *("errors", "quantities", "document", "architecture", "schedules", "recipe", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
-    *("bases", "progress", "run", "plot", "check"),
+    *("neoxlib", "bases", "progress", "run", "plot", "check"),
     *TORCH,
     *("quickstart", "cli", "__main__"),
 ]
