@@ -61,7 +61,8 @@ class Model(Section):
     """The weights that the run starts from: exactly one of base, preset and architecture."""
 
     base: Text | None = None
-    """A Hugging Face name, a NeoX model directory, a rewarm checkpoint, or a run (its last one)."""
+    """A Hugging Face name, a NeoX model directory, a rewarm checkpoint, a run (its last one), or a
+    global_step folder of the GPT-NeoX library."""
     revision: Text | None = None
     """Branch, tag or commit of a Hugging Face `base`, such as step143000."""
     preset: str | None = None
