@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from rewarm import recipe, tokenizer
+from rewarm import neoxlib, recipe, tokenizer
 from rewarm.architecture import Architecture
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.quantities import parse_count
@@ -32,7 +32,7 @@ class Base(NamedTuple):
     directory: Path
     architecture: Architecture
     kind: str
-    """`rewarm checkpoint`, `local model` or `hub model`."""
+    """`rewarm checkpoint`, `GPT-NeoX checkpoint`, `local model` or `hub model`."""
     revision: str | None = None
     """Branch, tag or commit of a hub model, as the recipe calls it."""
     commit: str | None = None
@@ -44,7 +44,8 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> B
 
     Args:
         name: a model directory, a run directory (its last checkpoint), a place in a run
-            (RUN@40000, RUN@last, RUN@before-decay), or a hub name.
+            (RUN@40000, RUN@last, RUN@before-decay), a checkpoint of the GPT-NeoX library or a
+            folder whose `latest` file names one, or a hub name.
         revision: branch, tag or commit of a hub name.
         weights: without them only the configuration is fetched.
 
@@ -61,6 +62,9 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> B
         raise CheckpointError(
             f"{name}: a revision ({revision}) goes with a hub name; this is a folder here"
         )
+    if written_by_neox := neoxlib.find(directory):
+        architecture = neoxlib.read_architecture(written_by_neox)
+        return Base(name, written_by_neox, architecture, neoxlib.KIND)
     kind = "rewarm checkpoint" if (directory / MANIFEST).exists() else "local model"
     return Base(name, directory, read_architecture(directory), kind)
 
@@ -135,7 +139,7 @@ def weights_digest(directory: Path) -> str:
     """
     files = [directory / name for name in SAFETENSORS[:1] + PICKLED[:1]]
     files = [path for path in files if path.is_file()][:1] or sorted(
-        [*directory.glob("*.safetensors"), *directory.glob("*.bin")]
+        path for kind in ("*.safetensors", "*.bin", "layer_*.pt") for path in directory.glob(kind)
     )
     digests = []
     for path in files:
@@ -159,7 +163,7 @@ def read_architecture(directory: Path) -> Architecture:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{directory}: not a model directory (no config.json); wanted a Hugging Face NeoX "
-            "model, a rewarm checkpoint, or a run that has one"
+            "model, a rewarm checkpoint, a run that has one, or a global_step folder of GPT-NeoX"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None

@@ -163,8 +163,9 @@ def load_optimizer(directory: Path, model: NeoX, optimizer: torch.optim.Optimize
     path = directory / "optimizer.safetensors"
     if not path.is_file():
         raise CheckpointError(
-            f"{directory}: has no Adam moments to carry (no optimizer.safetensors; published "
-            "models come without); set optimizer.carry: false"
+            f"{directory}: has no Adam moments to carry (no optimizer.safetensors: published "
+            "models come without, and GPT-NeoX pickles its own in files that rewarm never opens); "
+            "set optimizer.carry: false"
         )
     try:
         state = load_file(path)

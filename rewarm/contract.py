@@ -25,6 +25,8 @@ class Contract(BaseModel):
     """Where the weights come from."""
     sha256: str | None
     """Digest of the weights, where they are at hand."""
+    tensors: str | None = None
+    """How many tensors of the model were found in the weights, once they are loaded."""
     optimizer: str
     """Whether Adam's moments are fresh or carried."""
     data: str
@@ -47,6 +49,8 @@ class Contract(BaseModel):
             ("begins", self.weights + digest),
             ("", f"{self.optimizer}; {self.data}"),
         ]
+        if self.tensors:
+            said.insert(1, ("", self.tensors))
         if self.base_lr is not None:
             said.append(("", f"lr {self.base_lr:.4g} at the last step → {self.first_lr:.4g} next"))
         if self.tokens_before is not None and self.tokens_after is not None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from rewarm import neoxlib
 from rewarm.architecture import Architecture
 from rewarm.bases import PICKLED, SAFETENSORS
 from rewarm.errors import CheckpointError
@@ -220,39 +221,70 @@ def initialise(model: NeoX, seed: int) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * sigma)
 
 
-def load_weights(model: NeoX, directory: Path) -> None:
-    """Fills the model from a Hugging Face model directory, whole or sharded, converted to fp32.
+class Matched(NamedTuple):
+    """What became of the tensors in a model directory."""
+
+    tensors: int
+    """Those that are the model's."""
+    ignored: int
+    """Those that follow from the configuration, which older versions saved as well."""
+
+
+def load_weights(model: NeoX, directory: Path) -> Matched:
+    """Fills the model, converted to fp32, from a directory of Hugging Face's or GPT-NeoX's format.
 
     Raises:
         CheckpointError: weights are missing, damaged, left over, or of another shape.
     """
-    found = {
-        name: tensor
-        for name, tensor in _read_tensors(directory).items()
-        if not name.endswith(_DERIVED)
-    }
-    wanted = dict(model.state_dict())
-    if model.architecture.tied:
-        found.setdefault("embed_out.weight", found.get("gpt_neox.embed_in.weight", torch.empty(0)))
-    complaints = [f"{name}: missing" for name in wanted.keys() - found.keys()]
-    complaints += [f"{name}: not part of this model" for name in found.keys() - wanted.keys()]
-    complaints += [
-        f"{name}: {tuple(found[name].shape)}, and the configuration says {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    if complaints:
-        shown = sorted(complaints)[:8]
-        more = f"\n  ... and {len(complaints) - 8} more" if len(complaints) > 8 else ""
+    read = _read_tensors(directory, model.architecture)
+    found = {name: tensor for name, tensor in read.items() if not name.endswith(_DERIVED)}
+    matched = Matched(len(found), len(read) - len(found))
+    if model.architecture.tied and "gpt_neox.embed_in.weight" in found:
+        found.setdefault("embed_out.weight", found["gpt_neox.embed_in.weight"])
+    if different := _differences(found, dict(model.state_dict())):
         raise CheckpointError(
-            f"{directory}: the weights are not those of its config.json:\n  "
-            + "\n  ".join(shown)
-            + more
+            f"{directory}: the weights are not those of its configuration{different}"
         )
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+    return matched
 
 
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
+def _differences(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """Returns a table of the tensors that are not the model's; nothing where all are."""
+    there, here = _shapes(found), _shapes(wanted)
+    different = [name for name in sorted(there | here) if there.get(name) != here.get(name)]
+    if not different:
+        return ""
+    table = [
+        ("tensor", "in the file", "in the model"),
+        *((name, there.get(name, "missing"), here.get(name, "—")) for name in different[:8]),
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    if len(different) > 8:
+        lines.append(f"... and {len(different) - 8} more")
+    name = "gpt_neox.embed_in.weight"
+    if name in different and name in found and found[name].ndim:
+        rows, vocabulary = len(found[name]), len(wanted[name])
+        if rows != vocabulary:
+            lines.append(f"the file's vocabulary has {rows:,} rows, the model's {vocabulary:,}")
+    lines.append("take weights and configuration from the same model")
+    return ":\n  " + "\n  ".join(lines)
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {
+        name: " × ".join(map(str, tensor.shape)) or "one number" for name, tensor in tensors.items()
+    }
+
+
+def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tensor]:
+    if neoxlib.find(directory):
+        return {
+            file.rename(name): tensor
+            for file in neoxlib.layer_files(directory, architecture.layers, tied=architecture.tied)
+            for name, tensor in _read_file(file.path).items()
+        }
     for kind in (SAFETENSORS, PICKLED):
         whole, index = (directory / name for name in kind)
         if whole.is_file():

@@ -63,7 +63,8 @@ class Model(Section):
 
     base: Text | None = None
     """A Hugging Face name, a NeoX model directory, a rewarm checkpoint, a run (its last one), or a
-    place in a run: RUN@40000, RUN@last, RUN@before-decay."""
+    place in a run: RUN@40000, RUN@last, RUN@before-decay; or a checkpoint folder of the GPT-NeoX
+    library."""
     revision: Text | None = None
     """Branch, tag or commit of a Hugging Face `base`, such as step143000."""
     preset: str | None = None

@@ -110,7 +110,11 @@ def start(recipe: Recipe, run: Run) -> Start:
     progress = _progress(recipe, corpora, then, carried, origin.ancestors)
     model = NeoX(origin.architecture)
     if origin.weights:
-        load_weights(model, origin.weights)
+        matched = load_weights(model, origin.weights)
+        tensors = f"{matched.tensors:,} of {len(model.state_dict()):,} tensors matched"
+        if matched.ignored:
+            tensors += f", {matched.ignored:,} that follow from the configuration left out"
+        agreed = agreed.model_copy(update={"tensors": tensors})
     else:
         initialise(model, recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -136,8 +140,8 @@ def start(recipe: Recipe, run: Run) -> Start:
         [
             *(f"{head:<8}{text}" for head, text in agreed.lines()),
             *(f"changed {change}" for change in run.changes),
-            f"model   {origin.architecture.parameters:,} parameters in "
-            f"{len(model.state_dict()):,} tensors, {rows:,} embedding rows{padding}",
+            f"model   {origin.architecture.parameters:,} parameters, {rows:,} embedding "
+            f"rows{padding}",
             f"runs    in {recipe.precision} on {device_name(device)}",
             f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
             f"lr {recipe.lr(step):.4g} → {recipe.lr(recipe.steps):.4g}",

@@ -17,18 +17,10 @@ TORCH = (
     *("guard", "saving", "start", "train"),
 )
 ORDER = [
-    *(
-        "errors",
-        "quantities",
-        "document",
-        "architecture",
-        "schedules",
-        "pythia",
-        "recipe",
-        "__init__",
-    ),
+    *("errors", "quantities", "document", "architecture", "schedules", "pythia"),
+    *("recipe", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
-    *("bases", "progress", "lineage", "contract", "run", "plot", "check"),
+    *("neoxlib", "bases", "progress", "lineage", "contract", "run", "plot", "check"),
     "interruptions",
     *TORCH,
     *("quickstart", "cli", "__main__"),
