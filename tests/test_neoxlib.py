@@ -380,7 +380,7 @@ def test_check_sees_its_shape_without_torch(saved, recipe_file):
         check=True,
     )
     assert json.loads(ended.stdout.splitlines()[-1]) == [0, False], ended.stderr
-    assert f"with the weights of {saved.parent} (GPT-NeoX checkpoint)" in ended.stdout
+    assert f"the weights of {saved.parent} (GPT-NeoX checkpoint)" in ended.stdout
     numbers = sum(parameter.numel() for parameter in reference().parameters())
     assert f"{numbers:,} parameters: 3 layers × 32 wide, 4 heads, 512 embedding" in ended.stdout
 
