@@ -2,6 +2,7 @@
 
 ```
 step-00001000/  config.json  generation_config.json  model.safetensors  tokenizer files   the model
+                model.safetensors.index.json                      which files hold its weights
                 optimizer.safetensors  progress.json  recipe.yaml                         to go on
                 MANIFEST.json                                     bytes and sha256 of every file
 ```
@@ -71,6 +72,8 @@ def save(
         if model.architecture.tied:
             del tensors["embed_out.weight"]
         save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        # Without it, vLLM takes every *.safetensors here for weights, the moments too.
+        _write_json(partial / "model.safetensors.index.json", _index(tensors))
         state = {n: t.cpu().contiguous() for n, t in moments(model, optimizer).items()}
         save_file(state, partial / "optimizer.safetensors")
         (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
@@ -156,6 +159,13 @@ def _write_tokenizer(partial: Path, source: TokenizerSource, positions: int) -> 
                 "model_max_length": positions,
             },
         )
+
+
+def _index(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+        "weight_map": dict.fromkeys(tensors, "model.safetensors"),
+    }
 
 
 def _digests(directory: Path) -> dict[str, dict[str, Any]]:
