@@ -66,7 +66,8 @@ def save(
         config = model.architecture.to_hugging_face()
         ids = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos}
         _write_json(partial / "config.json", config | ids)
-        _write_json(partial / "generation_config.json", ids)
+        # generate() pads with end-of-text anyway; older transformers warn if they are not told to.
+        _write_json(partial / "generation_config.json", ids | {"pad_token_id": tokenizer.eos})
         _write_tokenizer(partial, tokenizer, model.architecture.positions)
         tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
         if model.architecture.tied:
