@@ -2,6 +2,7 @@
 
 ```
 step-00001000/  config.json  generation_config.json  model.safetensors  tokenizer files   the model
+                model.safetensors.index.json                      which files hold its weights
                 optimizer.safetensors  progress.json  recipe.yaml                         to go on
                 MANIFEST.json                                     bytes and sha256 of every file
 ```
@@ -105,9 +106,12 @@ def save(
         config = architecture.to_hugging_face()
         ids = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos}
         _write_json(partial / "config.json", config | ids)
-        _write_json(partial / "generation_config.json", ids)
+        # generate() pads with end-of-text anyway; older transformers warn if they are not told to.
+        _write_json(partial / "generation_config.json", ids | {"pad_token_id": tokenizer.eos})
         _write_tokenizer(partial, tokenizer, architecture.positions)
         save_file(tensors.weights, partial / "model.safetensors", metadata={"format": "pt"})
+        # Without it, vLLM takes every *.safetensors here for weights, the moments too.
+        _write_json(partial / "model.safetensors.index.json", _index(tensors.weights))
         save_file(tensors.moments, partial / "optimizer.safetensors")
         (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
         _write_json(partial / "progress.json", progress.model_dump())
@@ -194,6 +198,13 @@ def _write_tokenizer(partial: Path, source: TokenizerSource, positions: int) -> 
                 "model_max_length": positions,
             },
         )
+
+
+def _index(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+        "weight_map": dict.fromkeys(tensors, "model.safetensors"),
+    }
 
 
 def _digests(directory: Path) -> dict[str, dict[str, Any]]:
