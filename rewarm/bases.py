@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -14,6 +13,7 @@ from rewarm import tokenizer
 from rewarm.architecture import PRESETS, Architecture
 from rewarm.errors import CheckpointError
 from rewarm.shards import TokenizerFacts
+from rewarm.untrusted import insist_on_own_files, read_json
 
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -78,25 +78,29 @@ def read_architecture(directory: Path) -> Architecture:
     """
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        insist_on_own_files(directory)
+        config = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{directory}: not a model directory (no config.json); wanted a Hugging Face NeoX "
             "model, a rewarm checkpoint, or a run that has one"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; fetch the model again") from None
     try:
         if not isinstance(config, dict):
             raise ValueError("should be a JSON object")
         return Architecture.from_hugging_face(config)
     except ValidationError as error:
         reasons = "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+            ": ".join([*map(str, one["loc"]), one["msg"].removeprefix("Value error, ")])
+            for one in error.errors()
         )
-        raise CheckpointError(f"{path}: not a model rewarm can build: {reasons}") from None
+        raise CheckpointError(
+            f"{path}: not a model rewarm can build: {reasons}; name another, or fetch it again"
+        ) from None
     except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error}; name another model") from None
 
 
 def fits(

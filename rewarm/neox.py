@@ -5,12 +5,14 @@ Shapes: B sequences, T positions, D hidden, H heads, K head size, R rotary dimen
 
 from __future__ import annotations
 
-import json
 import math
+import re
+import zipfile
 from pathlib import Path
 from typing import cast
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -18,6 +20,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from rewarm.architecture import Architecture
 from rewarm.bases import PICKLED, SAFETENSORS
 from rewarm.errors import CheckpointError
+from rewarm.untrusted import is_plain_name, read_as
 
 Seen = Tensor | BlockMask
 """Which positions each position attends to; without one, all that are not behind it."""
@@ -220,11 +223,29 @@ def initialise(model: NeoX, seed: int) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * sigma)
 
 
+def load(architecture: Architecture, directory: Path) -> NeoX:
+    """Returns the model of a Hugging Face model directory, in fp32.
+
+    Raises:
+        CheckpointError: as in `load_weights`; or the files are too small for such a model, so that
+            memory is not set aside for what a config.json merely claims.
+    """
+    held = sum(path.stat().st_size for path in _weight_files(directory))
+    if held < 2 * architecture.parameters:  # half precision is the least that is read
+        raise CheckpointError(
+            f"{directory}: its config.json is of {architecture.parameters:,} parameters, and its "
+            f"weights are {held:,} bytes, too few for that; fetch the model again"
+        )
+    model = NeoX(architecture)
+    load_weights(model, directory)
+    return model
+
+
 def load_weights(model: NeoX, directory: Path) -> None:
     """Fills the model from a Hugging Face model directory, whole or sharded, converted to fp32.
 
     Raises:
-        CheckpointError: weights are missing, damaged, left over, or of another shape.
+        CheckpointError: weights are missing, damaged, left over, of another shape, or not numbers.
     """
     found = {
         name: tensor
@@ -232,45 +253,89 @@ def load_weights(model: NeoX, directory: Path) -> None:
         if not name.endswith(_DERIVED)
     }
     wanted = dict(model.state_dict())
-    if model.architecture.tied:
-        found.setdefault("embed_out.weight", found.get("gpt_neox.embed_in.weight", torch.empty(0)))
+    head, embedding = "embed_out.weight", "gpt_neox.embed_in.weight"
+    if model.architecture.tied and embedding in found:
+        found.setdefault(head, found[embedding])
     complaints = [f"{name}: missing" for name in wanted.keys() - found.keys()]
     complaints += [f"{name}: not part of this model" for name in found.keys() - wanted.keys()]
-    complaints += [
-        f"{name}: {tuple(found[name].shape)}, and the configuration says {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
+    for name in wanted.keys() & found.keys():
+        tensor, shape = found[name], tuple(wanted[name].shape)
+        if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype} ({tensor.layout}, {tensor.device})".replace("torch.", "")
+            complaints.append(f"{name}: {kind}, and not plain floating-point numbers")
+        elif tensor.shape != shape:
+            complaints.append(f"{name}: {tuple(tensor.shape)}, and the configuration says {shape}")
+    _insist(f"{directory}: the weights are not those of its config.json", complaints)
+    if model.architecture.tied and not torch.equal(found[head], found[embedding]):
+        same = f"{head}: not {embedding}, and the configuration says that they are one"
+        _insist(f"{directory}: the weights are not those of its config.json", [same])
+    model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+    broken = [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]
+    _insist(f"{directory}: weights that are not finite numbers", broken)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Returns whether a tensor is free of NaN and infinity."""
+    return bool(torch.isfinite(tensor).all())
+
+
+# What weights are published in; anything smaller needs scales that rewarm would not apply.
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def _insist(what: str, complaints: list[str]) -> None:
     if complaints:
         shown = sorted(complaints)[:8]
         more = f"\n  ... and {len(complaints) - 8} more" if len(complaints) > 8 else ""
         raise CheckpointError(
-            f"{directory}: the weights are not those of its config.json:\n  "
+            f"{what}:\n  "
             + "\n  ".join(shown)
             + more
+            + "\nfetch the model again, or use another checkpoint"
         )
-    model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """Returns the files that hold the weights."""
+    for whole, index in (SAFETENSORS, PICKLED):
+        if (directory / whole).is_file():
+            return [directory / whole]
+        if (directory / index).is_file():
+            return _indexed(directory / index, Path(whole).suffix)
+    raise CheckpointError(
+        f"{directory}: no weights; wanted one of {', '.join(SAFETENSORS + PICKLED)}; fetch the "
+        "model again"
+    )
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, str]
+
+
+def _indexed(index: Path, suffix: str) -> list[Path]:
+    """Returns the files that an index names, all of them beside it."""
+    try:
+        names = sorted(set(read_as(_Index, index).weight_map.values()))
+        for name in names:
+            if not (is_plain_name(name) and name.endswith(suffix)):
+                raise ValueError(f"{name!r} is not the name of a {suffix} file")
+            if not (index.parent / name).is_file():
+                raise ValueError(f"{name} is missing")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{index}: cannot be read: {error}; fetch the model again") from None
+    return [index.parent / name for name in names]
 
 
 def _read_tensors(directory: Path) -> dict[str, Tensor]:
-    for kind in (SAFETENSORS, PICKLED):
-        whole, index = (directory / name for name in kind)
-        if whole.is_file():
-            return _read_file(whole)
-        if index.is_file():
-            try:
-                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                tensors: dict[str, Tensor] = {}
-                for name in files:
-                    if Path(name).name != name:
-                        raise ValueError(f"{name!r} is not a file name")
-                    tensors |= _read_file(directory / name)
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{index}: cannot be read: {error}") from None
-            return tensors
-    raise CheckpointError(
-        f"{directory}: no weights; wanted one of {', '.join(SAFETENSORS + PICKLED)}"
-    )
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(directory):
+        held = _read_file(path)
+        if again := tensors.keys() & held.keys():
+            raise CheckpointError(
+                f"{path}: holds {min(again)}, as another file does; fetch the model again"
+            )
+        tensors |= held
+    return tensors
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -280,12 +345,28 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
+        return _unpickled(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        raise CheckpointError(f"{path}: cannot be read: {error}; fetch the model again") from None
     except Exception as error:  # torch.load raises what it likes on a stranger's file
-        reason = str(error).split("\n")[0]
+        # Its own message advises to try again without the safety.
+        called = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it would call {called[1]}" if called else str(error).split("\n")[0]
         raise CheckpointError(
-            f"{path}: not plain tensors: {reason}; nothing in it was run"
+            f"{path}: not plain tensors: {reason}; nothing in it was run; fetch the model again, "
+            "if possible as safetensors"
         ) from None
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors that torch.save wrote, made by its unpickler that calls nothing else."""
+    with zipfile.ZipFile(path) as held:
+        # torch.save compresses nothing. A compressed pickle could be of any size, and compressed
+        # numbers would be mapped as if they were not.
+        if any(one.compress_type or one.file_size > one.compress_size for one in held.infolist()):
+            raise ValueError("compressed")
+    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    tensors = {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
+    if not all(isinstance(name, str) for name in tensors):
+        raise ValueError("their names are not text")
+    return tensors

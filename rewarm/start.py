@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import torch
 
-from rewarm import bases, checkpoint, optim, schedules, stream
+from rewarm import bases, checkpoint, manifest, neox, optim, schedules, stream, untrusted
 from rewarm.architecture import Architecture
 from rewarm.checkpoint import TokenizerSource
 from rewarm.errors import CheckpointError
 from rewarm.evaluate import device_name
 from rewarm.mix import Mix
-from rewarm.neox import NeoX, initialise, load_weights
+from rewarm.neox import NeoX
 from rewarm.places import Place
 from rewarm.progress import Progress, read_progress
 from rewarm.recipe import Recipe
@@ -93,11 +93,11 @@ def start(recipe: Recipe, run: Run) -> Start:
     origin = _origin(recipe, run)
     bases.fits(origin.architecture, origin.tokenizer, facts, str(first), recipe.data.context)
     progress = _progress(recipe, run, corpora)
-    model = NeoX(origin.architecture)
     if origin.weights:
-        load_weights(model, origin.weights)
+        model = neox.load(origin.architecture, origin.weights)
     else:
-        initialise(model, recipe.seed)
+        model = NeoX(origin.architecture)
+        neox.initialise(model, recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     optimizer = optim.adamw(model, recipe.optimizer)
@@ -107,6 +107,7 @@ def start(recipe: Recipe, run: Run) -> Start:
         model.compile_layers()
     own = origin.tokenizer and (origin.tokenizer / "tokenizer.json").is_file()
     folder = origin.tokenizer if own and origin.tokenizer else first.tokenizer_folder()
+    untrusted.insist_on_own_files(folder)  # its tokenizer goes into every checkpoint
     step = min(progress.step + 1, recipe.steps)
     return Start(
         model,
@@ -129,7 +130,7 @@ def start(recipe: Recipe, run: Run) -> Start:
 def _origin(recipe: Recipe, run: Run) -> Origin:
     """Returns where the run begins or goes on: each of the three ways is one branch."""
     if last := run.resumed:
-        checkpoint.verify(last)
+        manifest.verify(last)
         said = f"{last}: weights, Adam moments and place in the data (resumed)"
         return Origin(bases.read_architecture(last), last, last, last, said)
     if recipe.model.base is None:
@@ -142,7 +143,7 @@ def _origin(recipe: Recipe, run: Run) -> Origin:
         said = f"new weights (seed {recipe.seed}) in the shape of {name}, fresh Adam moments"
         return Origin(base.architecture, None, None, base.directory, said)
     if base.kind == "rewarm checkpoint":
-        checkpoint.verify(base.directory)
+        manifest.verify(base.directory)
     carried = recipe.optimizer.carry
     said = f"{base.kind} {name}: its weights, {'its' if carried else 'fresh'} Adam moments"
     moments = base.directory if carried else None
@@ -170,6 +171,15 @@ def _progress(recipe: Recipe, run: Run, corpora: list[Corpus]) -> Progress:
     if run.resumed is None:
         return now
     then = read_progress(run.resumed)
+    if run.checkpoint(then.step) != run.resumed:
+        raise CheckpointError(
+            f"{run.resumed}: its progress.json is of step {then.step:,}; use another checkpoint"
+        )
+    if then.blocks.keys() != now.blocks.keys():
+        raise CheckpointError(
+            f"{run.resumed}: its place in the data is one in {', '.join(then.blocks)}, and the "
+            f"recipe reads {', '.join(now.blocks)}; resume with the same corpora"
+        )
     changed = [name for name, digest in now.corpora.items() if then.corpora.get(name) != digest]
     if changed and not run.accept_changes:
         raise CheckpointError(

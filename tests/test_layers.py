@@ -14,9 +14,10 @@ SOURCES = {path.stem: path for path in Path(rewarm.__file__).parent.glob("*.py")
 # Imports point down only: a module may import those above it in this list, and no others.
 TORCH = ("metrics", "neox", "optim", "checkpoint", "evaluate", "start", "train")
 ORDER = [
-    *("errors", "quantities", "document", "architecture", "schedules", "recipe", "__init__"),
+    *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "recipe"),
+    "__init__",
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
-    *("bases", "progress", "run", "plot", "check"),
+    *("bases", "manifest", "progress", "run", "plot", "check"),
     *TORCH,
     *("quickstart", "cli", "__main__"),
 ]
