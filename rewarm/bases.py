@@ -1,7 +1,8 @@
-"""Finds the model a run starts from: a folder here, a run, a checkpoint, or a name on the hub."""
+"""Finds the model a run starts from: a folder, a checkpoint, a place in a run, or a hub name."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from rewarm import tokenizer
-from rewarm.architecture import PRESETS, Architecture
-from rewarm.errors import CheckpointError
+from rewarm import neoxlib, recipe, tokenizer
+from rewarm.architecture import Architecture
+from rewarm.errors import CheckpointError, RewarmError
+from rewarm.manifest import MANIFEST
+from rewarm.quantities import parse_count
 from rewarm.shards import TokenizerFacts
 from rewarm.untrusted import insist_on_own_files, read_json
 
@@ -24,50 +27,131 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 class Base(NamedTuple):
     """A model directory on this machine."""
 
+    name: str
+    """As the recipe calls it."""
     directory: Path
     architecture: Architecture
     kind: str
-    """`rewarm checkpoint`, `local model` or `hub model`."""
+    """`rewarm checkpoint`, `GPT-NeoX checkpoint`, `local model` or `hub model`."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model, as the recipe calls it."""
+    commit: str | None = None
+    """The commit that this was."""
 
 
 def locate(name: str, revision: str | None = None, *, weights: bool = True) -> Base:
     """Returns the model behind a name, fetched from the hub where it is a hub name.
 
     Args:
-        name: a model directory, a run directory (its last checkpoint), or a hub name.
+        name: a model directory, a run directory (its last checkpoint), a place in a run
+            (RUN@40000, RUN@last, RUN@before-decay), a checkpoint of the GPT-NeoX library or a
+            folder whose `latest` file names one, or a hub name.
         revision: branch, tag or commit of a hub name.
         weights: without them only the configuration is fetched.
 
     Raises:
         CheckpointError: there is no such model, or it is not a GPT-NeoX model.
     """
-    path = Path(name)
-    if not path.exists():
+    directory = local(name)
+    if directory is None:
         directory = _from_hub(name, revision, weights=weights)
-        return Base(directory, read_architecture(directory), "hub model")
+        commit = directory.name if re.fullmatch(r"[0-9a-f]{40}", directory.name) else None
+        architecture = read_architecture(directory)
+        return Base(name, directory, architecture, "hub model", revision, commit)
     if revision is not None:
         raise CheckpointError(
             f"{name}: a revision ({revision}) goes with a hub name; this is a folder here"
         )
-    directory = last_checkpoint(path) or path
-    kind = "rewarm checkpoint" if (directory / "MANIFEST.json").exists() else "local model"
-    return Base(directory, read_architecture(directory), kind)
+    if written_by_neox := neoxlib.find(directory):
+        architecture = neoxlib.read_architecture(written_by_neox)
+        return Base(name, written_by_neox, architecture, neoxlib.KIND)
+    kind = "rewarm checkpoint" if (directory / MANIFEST).exists() else "local model"
+    return Base(name, directory, read_architecture(directory), kind)
 
 
-def published(name: str) -> Architecture | None:
-    """Returns the shape of a Pythia model by its hub name, which needs no hub; None for others."""
-    owner, _, model = name.partition("/")
-    return PRESETS.get(model.removesuffix("-deduped")) if owner == "EleutherAI" else None
+def local(name: str) -> Path | None:
+    """Returns the model directory behind a name, or None if it is nothing on this machine.
+
+    Raises:
+        CheckpointError: it is a run, and the place in it is not there.
+    """
+    path, at, place = name.rpartition("@")
+    if Path(name).exists() or not at:
+        return (last_checkpoint(Path(name)) or Path(name)) if Path(name).exists() else None
+    return place_in(Path(path), place) if Path(path).is_dir() else None
+
+
+def place_in(run: Path, place: str) -> Path:
+    """Returns the checkpoint of a run at a step, at `last`, or at `before-decay`.
+
+    `before-decay` is the newest one that the schedule's final decay has not touched.
+
+    Raises:
+        CheckpointError: there is none, or the place is none of these.
+    """
+    there = checkpoints(run)
+    if not there:
+        raise CheckpointError(f"{run}: no whole checkpoint there, so nothing at @{place}")
+    if place == "last":
+        return there[max(there)]
+    if place == "before-decay":
+        try:
+            made = recipe.load(run / "recipe.yaml")
+        except RewarmError as error:
+            raise CheckpointError(f"{run}@{place}: the run's own recipe: {error}") from None
+        step = max((one for one in there if one <= made.before_decay), default=None)
+        wanted = f"at or before step {made.before_decay:,}, where the decay begins"
+    else:
+        try:
+            step = parse_count(place)
+        except ValueError:
+            raise CheckpointError(
+                f"{run}@{place}: no such place; wanted a step, `last` or `before-decay`"
+            ) from None
+        wanted = f"at step {step:,}"
+    if step is None or step not in there:
+        raise CheckpointError(
+            f"{run}: no checkpoint {wanted}; there are {', '.join(f'{one:,}' for one in there)}"
+        )
+    return there[step]
+
+
+def checkpoints(run: Path) -> dict[int, Path]:
+    """Returns the whole checkpoints of a run directory by their step, in order."""
+    found = [
+        path
+        for path in (run / "checkpoints").glob("step-*")
+        if re.fullmatch(r"step-\d{8,}", path.name) and (path / MANIFEST).is_file()
+    ]
+    return dict(sorted((int(path.name.removeprefix("step-")), path) for path in found))
 
 
 def last_checkpoint(run: Path) -> Path | None:
     """Returns the newest whole checkpoint of a run directory, or None where there is none."""
-    found = [
+    there = checkpoints(run)
+    return there[max(there)] if there else None
+
+
+def weights_digest(directory: Path) -> str:
+    """Returns the sha256 of a model's weights, as `sha256sum` gives it for a single file.
+
+    Weights in several files have the digest of the list of their digests and names.
+    """
+    files = [directory / name for name in SAFETENSORS[:1] + PICKLED[:1]]
+    files = [path for path in files if path.is_file()][:1] or sorted(
         path
-        for path in (run / "checkpoints").glob("step-*")
-        if re.fullmatch(r"step-\d{8,}", path.name) and (path / "MANIFEST.json").is_file()
-    ]
-    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+        for kind in ("*.safetensors", "*.bin", "layer_*.pt")
+        for path in directory.glob(kind)
+        if path.is_file()
+    )
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(files) == 1:
+        return digests[0]
+    listed = "".join(f"{one}  {path.name}\n" for one, path in zip(digests, files, strict=True))
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def read_architecture(directory: Path) -> Architecture:
@@ -83,7 +167,7 @@ def read_architecture(directory: Path) -> Architecture:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{directory}: not a model directory (no config.json); wanted a Hugging Face NeoX "
-            "model, a rewarm checkpoint, or a run that has one"
+            "model, a rewarm checkpoint, a run that has one, or a global_step folder of GPT-NeoX"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; fetch the model again") from None

@@ -6,24 +6,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from rewarm import bases, schedules
+from rewarm import bases, contract, lineage, pythia, schedules
 from rewarm.architecture import Architecture
 from rewarm.errors import RewarmError
 from rewarm.mix import Mix
 from rewarm.places import Place
-from rewarm.progress import read_progress
-from rewarm.quantities import in_words
+from rewarm.quantities import in_bytes, in_words
 from rewarm.recipe import Recipe
 from rewarm.stream import insist_on_epochs
-
-
-class Beginning(BaseModel):
-    """Where the run starts."""
-
-    weights: str
-    optimizer: str
-    base_last_lr: float | None = None
-    first_lr: float
 
 
 class Shape(BaseModel):
@@ -65,6 +55,8 @@ class CorpusPlan(BaseModel):
     there: int | None = None
     epochs: float | None = None
     share: float | None = None
+    carried: int = 0
+    """Tokens that the base had taken before (data.carry)."""
     weights: dict[int, float] = {}
     """The recipe's weight from each step on."""
 
@@ -73,7 +65,7 @@ class Plan(BaseModel):
     """Everything `rewarm check` says; `--json` prints it as it is."""
 
     run: str
-    begins: Beginning
+    begins: contract.Contract | None
     model: Shape | None
     budget: int
     steps: int
@@ -155,15 +147,7 @@ def rates(recipe: Recipe) -> list[RateAt]:
 
 def in_text(plan: Plan) -> str:
     """Returns the plan as lines to read."""
-    lines = [("run", plan.run), ("begins", plan.begins.weights), ("", plan.begins.optimizer)]
-    if plan.begins.base_last_lr is not None:
-        lines.append(
-            (
-                "",
-                f"lr {plan.begins.base_last_lr:.4g} at the base's last step → "
-                f"{plan.begins.first_lr:.4g} at this run's first",
-            )
-        )
+    lines = [("run", plan.run), *(plan.begins.lines() if plan.begins else [])]
     if model := plan.model:
         lines.append(
             (
@@ -195,17 +179,17 @@ def in_text(plan: Plan) -> str:
         lines.append(
             (
                 "saved",
-                f"{plan.checkpoints} checkpoints × {_bytes(plan.checkpoint_bytes)} = "
-                f"{_bytes(plan.checkpoints * plan.checkpoint_bytes)}",
+                f"{plan.checkpoints} checkpoints × {in_bytes(plan.checkpoint_bytes)} = "
+                f"{in_bytes(plan.checkpoints * plan.checkpoint_bytes)}",
             )
         )
     if memory := plan.memory:
         lines.append(
             (
                 "memory",
-                f"{_bytes(memory.weights)} weights + {_bytes(memory.gradients)} gradients + "
-                f"{_bytes(memory.moments)} Adam moments = {_bytes(memory.total)}; activations come "
-                "on top",
+                f"{in_bytes(memory.weights)} weights + {in_bytes(memory.gradients)} gradients + "
+                f"{in_bytes(memory.moments)} Adam moments = {in_bytes(memory.total)}; activations "
+                "come on top",
             )
         )
     return "\n".join(f"{key:<10}{text}" for key, text in lines)
@@ -232,42 +216,30 @@ def _model(
 ) -> tuple[bases.Base | None, Architecture | None]:
     if recipe.model.base is None:
         return None, recipe.model.shape
-    known = bases.published(recipe.model.base)
-    if known and not Path(recipe.model.base).exists():
-        return None, known
+    name, revision = recipe.model.base, recipe.model.revision
     try:
-        base = bases.locate(recipe.model.base, recipe.model.revision, weights=False)
+        known = pythia.architecture(name)
+        if known and not bases.local(name):  # no need to ask the hub
+            return bases.Base(name, Path(name), known, "hub model", revision), known
+        base = bases.locate(name, revision, weights=False)
     except RewarmError as error:
         problems.append(error)
         return None, None
     return base, base.architecture
 
 
-def _beginning(recipe: Recipe, base: bases.Base | None, problems: list[RewarmError]) -> Beginning:
-    model, last = recipe.model, None
-    if base and base.kind == "rewarm checkpoint":
-        try:
-            last = read_progress(base.directory).lr
-        except RewarmError as error:
-            problems.append(error)
-    if model.base and not model.fresh:
-        kind = f" ({base.kind})" if base else ""
-        at = f" at revision {model.revision}" if model.revision else ""
-        weights = f"with the weights of {model.base}{at}{kind}"
-    else:
-        shape = model.preset or model.base or "the architecture in the recipe"
-        weights = f"with new weights of seed {recipe.seed}, in the shape of {shape}"
-    moments = (
-        "the base's Adam moments go on (optimizer.carry)"
-        if recipe.optimizer.carry
-        else "fresh Adam moments"
-    )
-    return Beginning(
-        weights=weights,
-        optimizer=f"at step 1, place 0 of the data, {moments}",
-        base_last_lr=last,
-        first_lr=recipe.lr(1),
-    )
+def _beginning(
+    recipe: Recipe, base: bases.Base | None, problems: list[RewarmError]
+) -> contract.Contract | None:
+    if recipe.model.base and not base:
+        return None  # the reason is among the problems
+    try:
+        from_it = base and not recipe.model.fresh
+        ancestors = lineage.ancestry(base, digest=False) if base and from_it else []
+        return contract.agree(recipe, base, ancestors)
+    except RewarmError as error:
+        problems.append(error)
+        return None
 
 
 def _train_set(recipe: Recipe, name: str, blocks: float, problems: list[RewarmError]) -> CorpusPlan:
@@ -300,10 +272,3 @@ def _validation_set(shards: str, tokens: int | None, problems: list[RewarmError]
 def _times(recipe: Recipe, every: int | None) -> int:
     """Returns how often something falls due before the last step."""
     return (recipe.steps - 1) // every if every else 0
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count:,} B"

@@ -2,6 +2,7 @@
 
 ```
 step-00001000/  config.json  generation_config.json  model.safetensors  tokenizer files   the model
+                model.safetensors.index.json                      which files hold its weights
                 optimizer.safetensors  progress.json  recipe.yaml                         to go on
                 MANIFEST.json                                     bytes and sha256 of every file
 ```
@@ -20,12 +21,15 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from rewarm import manifest
+from rewarm.architecture import Architecture
 from rewarm.errors import CheckpointError
 from rewarm.neox import NeoX
 from rewarm.optim import load_moments, moments
 from rewarm.progress import Progress
+from rewarm.quantities import in_bytes
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -44,10 +48,42 @@ class TokenizerSource(NamedTuple):
     eos_token: str
 
 
+class Tensors:
+    """A copy of weights and moments in host memory, which a thread can write while steps go on.
+
+    The memory is kept for the next copy; beside a GPU it is pinned, so that copies run at the
+    bus's full speed.
+    """
+
+    def __init__(self) -> None:
+        self.weights: dict[str, Tensor] = {}
+        self.moments: dict[str, Tensor] = {}
+
+    def take(self, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
+        """Copies the tensors of this moment; waits for the device."""
+        weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        if model.architecture.tied:
+            del weights["embed_out.weight"]
+        for there, now in ((self.weights, weights), (self.moments, moments(model, optimizer))):
+            for name, tensor in now.items():
+                if name not in there:
+                    there[name] = torch.empty(
+                        tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
+                    )
+                there[name].copy_(tensor, non_blocking=True)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    @property
+    def bytes(self) -> int:
+        """What they take up, in memory and on the disk."""
+        return sum(t.nbytes for t in (*self.weights.values(), *self.moments.values()))
+
+
 def save(
     directory: Path,
-    model: NeoX,
-    optimizer: torch.optim.Optimizer,
+    architecture: Architecture,
+    tensors: Tensors,
     progress: Progress,
     recipe: str,
     tokenizer: TokenizerSource,
@@ -55,23 +91,27 @@ def save(
     """Writes a whole checkpoint, or nothing.
 
     Raises:
-        CheckpointError: the disk is full, or the folder cannot be written.
+        CheckpointError: there is no room for it, or the folder cannot be written.
     """
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        config = model.architecture.to_hugging_face()
+        free = shutil.disk_usage(partial).free
+        if free < tensors.bytes:
+            raise OSError(
+                f"it takes {in_bytes(tensors.bytes)}, and {in_bytes(free)} are free on this disk"
+            )
+        config = architecture.to_hugging_face()
         ids = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos}
         _write_json(partial / "config.json", config | ids)
-        _write_json(partial / "generation_config.json", ids)
-        _write_tokenizer(partial, tokenizer, model.architecture.positions)
-        tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-        if model.architecture.tied:
-            del tensors["embed_out.weight"]
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        state = {n: t.cpu().contiguous() for n, t in moments(model, optimizer).items()}
-        save_file(state, partial / "optimizer.safetensors")
+        # generate() pads with end-of-text anyway; older transformers warn if they are not told to.
+        _write_json(partial / "generation_config.json", ids | {"pad_token_id": tokenizer.eos})
+        _write_tokenizer(partial, tokenizer, architecture.positions)
+        save_file(tensors.weights, partial / "model.safetensors", metadata={"format": "pt"})
+        # Without it, vLLM takes every *.safetensors here for weights, the moments too.
+        _write_json(partial / "model.safetensors.index.json", _index(tensors.weights))
+        save_file(tensors.moments, partial / "optimizer.safetensors")
         (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
         _write_json(partial / "progress.json", progress.model_dump())
         _write_json(partial / manifest.MANIFEST, manifest.of(partial))
@@ -82,7 +122,8 @@ def save(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"{directory}: cannot be written: {error}; earlier checkpoints are untouched"
+            f"{directory}: cannot be written: {error}; earlier checkpoints are untouched; make "
+            "room, or see that the folder may be written to"
         ) from None
 
 
@@ -95,8 +136,9 @@ def load_optimizer(directory: Path, model: NeoX, optimizer: torch.optim.Optimize
     path = directory / "optimizer.safetensors"
     if not path.is_file():
         raise CheckpointError(
-            f"{directory}: has no Adam moments to carry (no optimizer.safetensors; published "
-            "models come without); set optimizer.carry: false"
+            f"{directory}: has no Adam moments to carry (no optimizer.safetensors: published "
+            "models come without, and GPT-NeoX pickles its own in files that rewarm never opens); "
+            "set optimizer.carry: false"
         )
     try:
         state = load_file(path)
@@ -128,6 +170,13 @@ def _write_tokenizer(partial: Path, source: TokenizerSource, positions: int) -> 
                 "model_max_length": positions,
             },
         )
+
+
+def _index(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+        "weight_map": dict.fromkeys(tensors, "model.safetensors"),
+    }
 
 
 def _flush(path: Path) -> None:

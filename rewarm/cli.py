@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 # ClickException: of click, or of the copy that typer brings itself from some version on.
 _USAGE: Any = typer.BadParameter.__mro__[2]
 
-AHEAD, PREPARE, TRAIN = "Look ahead", "Prepare", "Train and measure"
+AHEAD, PREPARE, TRAIN, BACK = "Look ahead", "Prepare", "Train and measure", "Look back"
+
+_STARTED = time.monotonic()  # a time limit counts from here, imports of seconds included
 
 app = typer.Typer(
     name="rewarm",
@@ -335,12 +339,22 @@ def train(
         bool,
         typer.Option("--accept-changes", help="Resume although the recipe now says otherwise."),
     ] = False,
+    time_limit: Annotated[
+        str | None,
+        typer.Option(metavar="3h55m", help="Be saved and gone by then, with exit code 75."),
+    ] = None,
 ) -> None:
     """Run a recipe."""
+    from rewarm.quantities import parse_duration
+
+    try:
+        deadline = _STARTED + parse_duration(time_limit) if time_limit else math.inf
+    except ValueError as error:
+        raise typer.BadParameter(f"--time-limit {time_limit}: {error}") from None
     checked = recipes.load(recipe, overrides)
     from rewarm.train import train as run
 
-    print(run(checked, resume=resume, accept_changes=accept_changes))
+    print(run(checked, resume=resume, accept_changes=accept_changes, deadline=deadline))
 
 
 @app.command("eval", rich_help_panel=TRAIN)

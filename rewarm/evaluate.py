@@ -128,7 +128,7 @@ def measure_checkpoint(
     for place in sets.values():
         facts = place.index.tokenizer
         bases.fits(base.architecture, base.directory, facts, str(place), context)
-    model = neox.load(base.architecture, base.directory)
+    model, _ = neox.load(base.architecture, base.directory)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return {
         on: measure(

@@ -9,7 +9,7 @@ import math
 import re
 import zipfile
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from pydantic import BaseModel
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from rewarm import neoxlib
 from rewarm.architecture import Architecture
 from rewarm.bases import PICKLED, SAFETENSORS
 from rewarm.errors import CheckpointError
@@ -223,55 +224,63 @@ def initialise(model: NeoX, seed: int) -> None:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * sigma)
 
 
-def load(architecture: Architecture, directory: Path) -> NeoX:
-    """Returns the model of a Hugging Face model directory, in fp32.
+class Matched(NamedTuple):
+    """What became of the tensors in a model directory."""
+
+    tensors: int
+    """Those that are the model's."""
+    ignored: int
+    """Those that follow from the configuration, which older versions saved as well."""
+
+
+def load(architecture: Architecture, directory: Path) -> tuple[NeoX, Matched]:
+    """Returns the model of a directory of Hugging Face's or GPT-NeoX's format, in fp32.
 
     Raises:
         CheckpointError: as in `load_weights`; or the files are too small for such a model, so that
-            memory is not set aside for what a config.json merely claims.
+            memory is not set aside for what a configuration merely claims.
     """
-    held = sum(path.stat().st_size for path in _weight_files(directory))
+    held = sum(path.stat().st_size for path in _weight_files(directory, architecture))
     if held < 2 * architecture.parameters:  # half precision is the least that is read
         raise CheckpointError(
-            f"{directory}: its config.json is of {architecture.parameters:,} parameters, and its "
+            f"{directory}: its configuration is of {architecture.parameters:,} parameters, and its "
             f"weights are {held:,} bytes, too few for that; fetch the model again"
         )
     model = NeoX(architecture)
-    load_weights(model, directory)
-    return model
+    return model, load_weights(model, directory)
 
 
-def load_weights(model: NeoX, directory: Path) -> None:
-    """Fills the model from a Hugging Face model directory, whole or sharded, converted to fp32.
+def load_weights(model: NeoX, directory: Path) -> Matched:
+    """Fills the model, converted to fp32, from a directory of Hugging Face's or GPT-NeoX's format.
 
     Raises:
         CheckpointError: weights are missing, damaged, left over, of another shape, or not numbers.
     """
-    found = {
-        name: tensor
-        for name, tensor in _read_tensors(directory).items()
-        if not name.endswith(_DERIVED)
-    }
-    wanted = dict(model.state_dict())
+    read = _read_tensors(directory, model.architecture)
+    found = {name: tensor for name, tensor in read.items() if not name.endswith(_DERIVED)}
+    matched = Matched(len(found), len(read) - len(found))
     head, embedding = "embed_out.weight", "gpt_neox.embed_in.weight"
     if model.architecture.tied and embedding in found:
         found.setdefault(head, found[embedding])
-    complaints = [f"{name}: missing" for name in wanted.keys() - found.keys()]
-    complaints += [f"{name}: not part of this model" for name in found.keys() - wanted.keys()]
-    for name in wanted.keys() & found.keys():
-        tensor, shape = found[name], tuple(wanted[name].shape)
-        if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.is_meta:
-            kind = f"{tensor.dtype} ({tensor.layout}, {tensor.device})".replace("torch.", "")
-            complaints.append(f"{name}: {kind}, and not plain floating-point numbers")
-        elif tensor.shape != shape:
-            complaints.append(f"{name}: {tuple(tensor.shape)}, and the configuration says {shape}")
-    _insist(f"{directory}: the weights are not those of its config.json", complaints)
+    if different := _differences(found, dict(model.state_dict())):
+        raise CheckpointError(
+            f"{directory}: the weights are not those of its configuration{different}"
+        )
     if model.architecture.tied and not torch.equal(found[head], found[embedding]):
-        same = f"{head}: not {embedding}, and the configuration says that they are one"
-        _insist(f"{directory}: the weights are not those of its config.json", [same])
+        raise CheckpointError(
+            f"{directory}: the weights are not those of its configuration: {head} is not "
+            f"{embedding}, and the configuration says that they are one; take both from the same "
+            "model"
+        )
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
     broken = [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]
-    _insist(f"{directory}: weights that are not finite numbers", broken)
+    if broken:
+        more = f" and {len(broken) - 8} more" if len(broken) > 8 else ""
+        raise CheckpointError(
+            f"{directory}: weights that are not finite numbers: {', '.join(sorted(broken)[:8])}"
+            f"{more}; fetch the model again, or use another checkpoint"
+        )
+    return matched
 
 
 def is_finite(tensor: Tensor) -> bool:
@@ -283,20 +292,45 @@ def is_finite(tensor: Tensor) -> bool:
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def _insist(what: str, complaints: list[str]) -> None:
-    if complaints:
-        shown = sorted(complaints)[:8]
-        more = f"\n  ... and {len(complaints) - 8} more" if len(complaints) > 8 else ""
-        raise CheckpointError(
-            f"{what}:\n  "
-            + "\n  ".join(shown)
-            + more
-            + "\nfetch the model again, or use another checkpoint"
-        )
+def _differences(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """Returns a table of the tensors that are not the model's; nothing where all are."""
+    there, here = _shapes(found), _shapes(wanted)
+    different = [name for name in sorted(there | here) if there.get(name) != here.get(name)]
+    if not different:
+        return ""
+    table = [
+        ("tensor", "in the file", "in the model"),
+        *((name, there.get(name, "missing"), here.get(name, "—")) for name in different[:8]),
+    ]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
+    if len(different) > 8:
+        lines.append(f"... and {len(different) - 8} more")
+    name = "gpt_neox.embed_in.weight"
+    if name in different and name in found and found[name].ndim:
+        rows, vocabulary = len(found[name]), len(wanted[name])
+        if rows != vocabulary:
+            lines.append(f"the file's vocabulary has {rows:,} rows, the model's {vocabulary:,}")
+    lines.append("take weights and configuration from the same model")
+    return ":\n  " + "\n  ".join(lines)
 
 
-def _weight_files(directory: Path) -> list[Path]:
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Returns what to say of tensors: their shapes, and what makes some no plain numbers."""
+    said = {}
+    for name, tensor in tensors.items():
+        said[name] = " × ".join(map(str, tensor.shape)) or "one number"
+        if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}".replace("torch.", "")
+            said[name] += f" ({kind})"
+    return said
+
+
+def _weight_files(directory: Path, architecture: Architecture) -> list[Path]:
     """Returns the files that hold the weights."""
+    if neoxlib.find(directory):
+        layers = neoxlib.layer_files(directory, architecture.layers, tied=architecture.tied)
+        return [file.path for file in layers]
     for whole, index in (SAFETENSORS, PICKLED):
         if (directory / whole).is_file():
             return [directory / whole]
@@ -326,9 +360,15 @@ def _indexed(index: Path, suffix: str) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_tensors(directory: Path) -> dict[str, Tensor]:
+def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tensor]:
+    if neoxlib.find(directory):
+        return {
+            file.rename(name): tensor
+            for file in neoxlib.layer_files(directory, architecture.layers, tied=architecture.tied)
+            for name, tensor in _read_file(file.path).items()
+        }
     tensors: dict[str, Tensor] = {}
-    for path in _weight_files(directory):
+    for path in _weight_files(directory, architecture):
         held = _read_file(path)
         if again := tensors.keys() & held.keys():
             raise CheckpointError(

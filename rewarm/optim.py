@@ -1,11 +1,11 @@
-"""AdamW over decayed and undecayed parameters; a step gives it its learning rate."""
+"""AdamW over decayed and undecayed parameters; a step gives it its rate, and can prove it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from rewarm.errors import CheckpointError
+from rewarm.errors import CheckpointError, ScheduleError
 from rewarm.neox import NeoX, is_finite
 from rewarm.recipe import Optimizer
 
@@ -29,6 +29,69 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets the rate of the next step, on every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def apply(optimizer: torch.optim.Optimizer, lr: float, found_inf: Tensor) -> None:
+    """Takes one step at a rate, unless `found_inf` is 1: then weights and moments stay.
+
+    Raises:
+        ScheduleError: something set another rate on the way, such as a hook.
+    """
+    set_lr(optimizer, lr)
+    # As a GradScaler says it to a fused AdamW, which reads it on the device: no step waits.
+    setattr(optimizer, "found_inf", found_inf)  # noqa: B010
+    setattr(optimizer, "grad_scale", None)  # noqa: B010
+    optimizer.step()
+    for group in optimizer.param_groups:
+        if group["lr"] != lr:
+            raise ScheduleError(
+                f"the optimiser stepped at a rate of {group['lr']!r}, and the schedule says "
+                f"{lr!r}: something between them changed it, such as a hook on the optimiser"
+            )
+
+
+class Probe:
+    """Measures on the weights themselves at which rate a step was applied.
+
+    Adam moves a parameter without decay by -lr · m̂ / (√v̂ + ε) (arXiv:1412.6980, algorithm 1). With
+    the moments behind the step, the rate is the factor that fits the whole final layer norm's bias
+    best. What an optimiser says of itself takes no part in it.
+    """
+
+    def __init__(self, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
+        """Takes the weights as they are before the step."""
+        self._parameter = model.gpt_neox.final_layer_norm.bias
+        self._optimizer = optimizer
+        self._before = self._parameter.detach().double().clone()
+
+    def insist(self, lr: float, step: int) -> float:
+        """Returns the rate that the step since was applied at. Waits for the device.
+
+        Raises:
+            ScheduleError: it is not `lr`, by more than rounding in fp32 explains.
+        """
+        state = self._optimizer.state[self._parameter]
+        group = next(
+            one
+            for one in self._optimizer.param_groups
+            if any(p is self._parameter for p in one["params"])
+        )
+        (beta1, beta2), updates = group["betas"], float(state["step"])
+        mean = state["exp_avg"].double() / (1 - beta1**updates)
+        variance = state["exp_avg_sq"].double() / (1 - beta2**updates)
+        direction = mean / (variance.sqrt() + group["eps"])
+        moved = self._parameter.detach().double() - self._before
+        along = float(direction.square().sum())
+        measured = -float((moved * direction).sum()) / along
+        unit = torch.finfo(torch.float32).eps * float(self._parameter.detach().abs().max())
+        tolerance = 1e-3 * lr + unit * float(direction.abs().sum()) / along
+        if not abs(measured - lr) <= tolerance:
+            raise ScheduleError(
+                f"step {step:,} moved the weights at a rate of {measured:.6g}, and the schedule "
+                f"says {lr:.6g} (± {tolerance:.2g}): the optimiser did not do what it was told; "
+                "nothing of this step is saved"
+            )
+        return measured
 
 
 def moments(model: NeoX, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

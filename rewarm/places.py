@@ -145,16 +145,21 @@ class Place:
 
     def _read(self, name: str) -> bytes:
         def all_of(file: IO[bytes]) -> bytes:
-            data = file.read(MAX_INDEX_BYTES + 1)
-            if len(data) > MAX_INDEX_BYTES:
-                raise DataError(f"{self._address}/{name}: larger than {MAX_INDEX_BYTES:,} bytes")
-            return data
+            data = bytearray()
+            while chunk := file.read(_CHUNK):
+                data += chunk
+                if len(data) > MAX_INDEX_BYTES:
+                    raise DataError(
+                        f"{self._address}/{name}: larger than {MAX_INDEX_BYTES:,} bytes; name a "
+                        "folder that `rewarm shard` wrote"
+                    )
+            return bytes(data)
 
         return self._tried(name, all_of)
 
     def _bring(self, name: str, target: Path, facts: ShardFacts | None) -> None:
         partial = target.with_name(f"{name}.{os.getpid()}.partial")
-        most = facts.bytes if facts else tokenizer.MAX_BYTES
+        most = facts.bytes if facts else MAX_INDEX_BYTES
 
         def copy(file: IO[bytes]) -> None:
             digest, size = hashlib.sha256(), 0

@@ -81,7 +81,7 @@ def _thinned(first: int, last: int, most: int) -> set[int]:
 
 def _tail(run: Recipe, points: int) -> list[Point]:
     """Returns the end of the base's own curve, if it is a rewarm checkpoint."""
-    if run.model.base is None or run.model.fresh or not Path(run.model.base).exists():
+    if run.model.base is None or run.model.fresh or not bases.local(run.model.base):
         return []
     base = bases.locate(run.model.base, weights=False)
     if base.kind != "rewarm checkpoint":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,6 +12,34 @@ from rewarm.stream import Position
 from rewarm.untrusted import read_as
 
 Whole = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+
+
+class Ancestor(BaseModel):
+    """A model that a run started from; what is not known about it is None."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    """As the recipe of its child called it."""
+    directory: str
+    """Where it was found then."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model, as the recipe called it."""
+    commit: str | None = None
+    """The commit that this was."""
+    sha256: str | None = None
+    """Digest of its weights."""
+    recipe: str | None = None
+    """sha256 of the recipe that made it."""
+    step: Whole | None = None
+    tokens: Whole | None = None
+    """Target tokens of its own run, without those of its ancestors."""
+    lrs: tuple[float, float, float] | None = None
+    """The first, the highest and the last rate of its own run."""
+    schedule: dict[str, str] = {}
+    """Name, distribution and version of the plug-in that gave its rates."""
+    losses: dict[str, float] = {}
+    """Its validation losses when they were last measured, in nats."""
 
 
 class Progress(BaseModel):
@@ -23,32 +51,46 @@ class Progress(BaseModel):
     """Optimiser updates done."""
     tokens: Whole
     """Target tokens trained on."""
-    lr: float
-    """The rate of the last update."""
+    lrs: tuple[float, float, float] | None
+    """The first, the highest and the last rate so far; None before the first update."""
     blocks: dict[str, Whole]
     """Blocks taken so far, per corpus."""
+    carried: dict[str, Whole]
+    """Blocks that the base had taken of each corpus before, where this run goes on (data.carry)."""
     stream: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """Chained digest of every token so far."""
     corpora: dict[str, str]
     """Digest of each training corpus, so that a run cannot go on with other data unnoticed."""
     baseline: dict[str, float]
     """Loss of every validation set before the first update; forgetting is measured against it."""
+    losses: dict[str, float]
+    """Loss of every validation set when it was last measured, in nats."""
+    guard: dict[str, Any]
+    """What the guard remembers of the last steps."""
     schedule: dict[str, str]
     """Name, distribution and version of the plug-in that gave the rates."""
+    lineage: list[Ancestor]
+    """The models that this run descends from, the oldest first."""
     rewarm: str
     """The version that wrote this."""
 
     def after(self, step: int, tokens: int, lr: float, position: Position) -> Progress:
         """Returns the progress behind one more step."""
+        first, highest, _ = self.lrs or (lr, lr, lr)
         return self.model_copy(
             update={
                 "step": step,
                 "tokens": self.tokens + tokens,
-                "lr": lr,
+                "lrs": (first, max(highest, lr), lr),
                 "blocks": position.blocks,
                 "stream": position.digest,
             }
         )
+
+    @property
+    def lr(self) -> float | None:
+        """The rate of the last update."""
+        return self.lrs[-1] if self.lrs else None
 
     @property
     def position(self) -> Position:

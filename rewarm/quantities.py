@@ -22,6 +22,7 @@ _COUNT = re.compile(
     r"([0-9][0-9_]{0,40}(?:\.[0-9_]{1,40})?(?:[eE][+-]?[0-9]{1,2})?)\s*([kKmMbBtT]?)"
 )
 _SHARE = re.compile(r"([0-9.]+)\s*(%?)")
+_DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?")
 
 
 def parse_count(written: object) -> int:
@@ -55,6 +56,23 @@ def parse_share(written: object) -> float:
     except (ValueError, OverflowError):
         pass
     raise ValueError("should be a number, such as 0.05 or 5%")
+
+
+def parse_duration(written: str) -> float:
+    """Returns the seconds behind `3h55m`, `90s`, `2d` or `1h30m10s`.
+
+    Raises:
+        ValueError: it is not a duration above 0 written in one of these ways.
+    """
+    match = _DURATION.fullmatch(written.strip())
+    seconds = sum(
+        float(amount) * size
+        for amount, size in zip(match.groups() if match else (), (86400, 3600, 60, 1), strict=False)
+        if amount
+    )
+    if not seconds:
+        raise ValueError("should be a duration, such as 3h55m, 90m or 45s")
+    return seconds
 
 
 _COUNT_SCHEMA = {
@@ -163,3 +181,11 @@ def in_words(count: float) -> str:
             divisor = 1e3 if suffix == "k" else limit
             return f"{count / divisor:.2f}".rstrip("0").rstrip(".") + suffix
     return f"{count:,.0f}"
+
+
+def in_bytes(count: int) -> str:
+    """Returns a number of bytes as people say it: `4.86 GB`, `512 B`."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count:,} B"

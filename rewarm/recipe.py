@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
@@ -61,7 +62,9 @@ class Model(Section):
     """The weights that the run starts from: exactly one of base, preset and architecture."""
 
     base: Text | None = None
-    """A Hugging Face name, a NeoX model directory, a rewarm checkpoint, or a run (its last one)."""
+    """A Hugging Face name, a NeoX model directory, a rewarm checkpoint, a run (its last one), or a
+    place in a run: RUN@40000, RUN@last, RUN@before-decay; or a checkpoint folder of the GPT-NeoX
+    library."""
     revision: Text | None = None
     """Branch, tag or commit of a Hugging Face `base`, such as step143000."""
     preset: str | None = None
@@ -196,6 +199,9 @@ class Data(Section):
     """Threads that read ahead of the step; their number changes nothing that is read."""
     cache: Count = 64_000_000_000
     """Bytes that shards fetched from elsewhere may take up in ~/.cache/rewarm."""
+    carry: bool = False
+    """Go on in each corpus where the base stopped in it, instead of at its beginning; the base must
+    be a rewarm checkpoint with the same seed, context, lanes and corpora."""
     train: Annotated[dict[Name, TrainSet], Field(min_length=1)]
     """Corpora to train on, by name. Replay is one more corpus with a weight."""
     validation: dict[Name, ValidationSet] = {}
@@ -227,6 +233,32 @@ class Optimizer(Section):
     """The gradient's greatest norm; null for no clipping."""
     carry: bool = False
     """Go on with the base's Adam moments instead of new ones; the base must have them."""
+
+
+class Guard(Section):
+    """What happens when the loss does what it should not."""
+
+    patience: Annotated[int, Field(strict=True, gt=0)] = 3
+    """Steps in a row whose loss or gradient is not finite, after which the run stops. No such step
+    is ever applied."""
+    on_spike: Literal["warn", "stop", "skip"] = "warn"
+    """What to do about a loss far above those before it: say so, stop the run, or not apply the
+    step. While the rate is raised, a rise is expected: it is measured as the stability gap."""
+    spike: Positive = 6.0
+    """How far is far: a robust z-score, against the median of the last 64 losses."""
+
+
+class Keep(Section):
+    """Which checkpoints stay.
+
+    The newest, the one that a branch would start from, and any that was given a name of its own
+    always do.
+    """
+
+    last: Annotated[int, Field(strict=True, gt=0)] | None = None
+    """The newest so many; null for all."""
+    every: Steps | None = None
+    """Also those of every so many steps."""
 
 
 class Every(Section):
@@ -268,6 +300,11 @@ class Recipe(Section):
     compile: bool = True
     """Compile each layer with torch.compile on a GPU; a CPU runs eagerly."""
     every: Every = Every()
+    keep: Keep = Keep()
+    on_save_error: Literal["continue", "stop"] = "continue"
+    """What to do when a checkpoint cannot be written (a full disk): say so and train on, or stop.
+    The last checkpoint of a run has to be written."""
+    guard: Guard = Guard()
 
     @field_validator("data", mode="plain", json_schema_input_type=Data)
     @classmethod
@@ -336,15 +373,16 @@ class Recipe(Section):
                     context,
                 )
             )
-        if self.optimizer.carry and (self.model.base is None or self.model.fresh):
-            problems.append(
-                _problem(
-                    ("optimizer", "carry"),
-                    "there are no moments to carry: the run starts from new "
-                    "weights; take carry away, or name a rewarm checkpoint as model.base",
-                    True,
+        for section, what in (("optimizer", "moments"), ("data", "place in the data")):
+            if getattr(self, section).carry and (self.model.base is None or self.model.fresh):
+                problems.append(
+                    _problem(
+                        (section, "carry"),
+                        f"there is nothing to carry ({what}): the run starts from new weights; "
+                        "take carry away, or name a rewarm checkpoint as model.base",
+                        True,
+                    )
                 )
-            )
         weights = self.weights.values()
         for first in sorted({first for pieces in weights for first, _ in pieces}):
             if not any([w for start, w in pieces if start <= first][-1] for pieces in weights):
@@ -404,6 +442,28 @@ class Recipe(Section):
     def lr(self, step: int) -> float:
         """Returns the learning rate that `step` (counted from 1) is taken with."""
         return schedules.rate(self.schedule, self.progress(step))
+
+    @cached_property
+    def before_decay(self) -> int:
+        """The last step before the rate falls for good: from there a run can branch un-annealed.
+
+        Behind it the rate only falls, or holds at its end. A rate that never falls has none, and
+        this is the last step.
+        """
+        step = self.steps
+        while step > 1 and self.lr(step - 1) == self.lr(step):
+            step -= 1
+        if step == 1:
+            return self.steps
+        while step > 1 and self.lr(step - 1) > self.lr(step):
+            step -= 1
+        return step
+
+    @property
+    def branches(self) -> bool:
+        """Whether a decay follows a plateau, as in WSD: others will want to branch from its end."""
+        step = self.before_decay
+        return 1 < step < self.steps and self.lr(step - 1) == self.lr(step)
 
     def document(self) -> dict[str, Any]:
         """Returns the recipe as plain data, every default spelled out, spans as written."""

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import json
+import math
 import os
 import shutil
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from rewarm import manifest
-from rewarm.bases import last_checkpoint
+from rewarm.bases import checkpoints, last_checkpoint
 from rewarm.document import Document
 from rewarm.errors import CheckpointError, RecipeError, printable
-from rewarm.recipe import Recipe
+from rewarm.recipe import Keep, Recipe
+
+_GONE = ".deleting"
 
 # What may differ on --resume without a word: it decides what is written, not what is learnt.
-_HARMLESS = ("run", "every", "data.validation", "data.workers", "data.cache", "data.verify")
+_HARMLESS = (
+    *("run", "every", "keep", "on_save_error", "guard.patience"),
+    *("data.validation", "data.workers", "data.cache", "data.verify"),
+)
 
 
 class Run:
@@ -58,22 +67,78 @@ class Run:
             self._lock.close()
             raise
 
-    def begin(self, step: int) -> None:
-        """Writes the recipe, and drops the metrics of steps that will be taken again."""
-        for left in self.checkpoints.glob("step-*.partial"):
-            shutil.rmtree(left, ignore_errors=True)
+    def begin(self, step: int) -> list[str]:
+        """Writes the recipe, and drops the metrics of steps that will be taken again.
+
+        Returns what it found half-written, or half-deleted, and cleared away.
+        """
+        left = [
+            path
+            for path in sorted(self.checkpoints.iterdir())
+            if path.name.startswith("step-") and path.suffix in (".partial", _GONE)
+        ]
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
         path = self.directory / "metrics.jsonl"
         kept = []
         if self.resumed and path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= step]
         _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
         _replace(self.directory / "recipe.yaml", self._yaml)
-        self._metrics: IO[str] = path.open("a", encoding="utf-8")
+        self._metrics = path.open("ab", buffering=0)
+        self._unwritten = b""
+        return [f"{path.name}: not whole, cleared away" for path in left]
 
     def log(self, kind: str, **values: Any) -> None:
-        """Adds one line to metrics.jsonl."""
-        self._metrics.write(json.dumps({"kind": kind, **values}) + "\n")
-        self._metrics.flush()
+        """Adds one line to metrics.jsonl; a number that is not finite is null there."""
+        finite = {
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in values.items()
+        }
+        self._unwritten += json.dumps({"kind": kind, **finite}).encode() + b"\n"
+        self.catch_up()
+
+    def catch_up(self) -> str | None:
+        """Writes the lines that are waiting, or returns why they must go on waiting."""
+        end = self._metrics.seek(0, os.SEEK_END)
+        try:
+            written = self._metrics.write(self._unwritten)
+            if written != len(self._unwritten):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:  # a full disk: nothing by halves, and again with the next line
+            self._metrics.truncate(end)
+            return f"{self.directory / 'metrics.jsonl'}: cannot be written: {error.strerror}"
+        self._unwritten = b""
+        return None
+
+    def note(self, kind: str, **values: Any) -> None:
+        """Adds one line to events.jsonl: what happened to this process, and when.
+
+        Metrics are the same however often a run is stopped; events are not.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        with (
+            contextlib.suppress(OSError),  # on a full disk the run matters, its diary does not
+            (self.directory / "events.jsonl").open("a", encoding="utf-8") as file,
+        ):
+            file.write(json.dumps({"kind": kind, "time": now, **values}) + "\n")
+
+    def prune(self, keep: Keep, named: int | None) -> list[str]:
+        """Deletes checkpoints that need not be kept, and returns their names.
+
+        Those of the last `keep.last`, of every `keep.every` steps and of step `named` stay, and
+        whatever is not called step-NNNNNNNN.
+        """
+        there = checkpoints(self.directory)
+        removed = []
+        for step in list(there)[: -keep.last] if keep.last else []:
+            if step == named or (keep.every and step % keep.every == 0):
+                continue
+            # A name that no one takes for a checkpoint, before the first file goes.
+            gone = there[step].rename(there[step].with_suffix(_GONE))
+            shutil.rmtree(gone, ignore_errors=True)
+            removed.append(there[step].name)
+        return removed
 
     def checkpoint(self, step: int) -> Path:
         """Returns where the checkpoint of a step belongs."""

@@ -65,6 +65,9 @@ class NoWarmup(Schedule):
     """The rate that the decay starts from."""
     min_lr: Rate
     """The rate that the decay ends at, and the floor that holds after it."""
+    preheat: Annotated[Span, Field(ge=0, lt=1)] = Span(0)
+    """How long the rate is 0 at first, before everything else: Adam's moments fill, and the weights
+    stay as they are."""
     decay: Decay = "cosine"
     """`cosine` and `linear` reach min_lr at the end of the run. `clipped-cosine` is the curve that
     arXiv:2308.04014 ran: a cosine to zero whose period is the whole run, cut off at min_lr."""
@@ -77,10 +80,12 @@ class NoWarmup(Schedule):
 
     @property
     def _rise(self) -> float:
-        return 0.0
+        return float(self.preheat)
 
     def __call__(self, progress: float) -> float:
-        """Returns the rate on the way down from `peak_lr`, never below `min_lr`."""
+        """Returns 0 up to `preheat`, then the rate on the way down to `min_lr`."""
+        if self.preheat and progress <= self.preheat:
+            return 0.0
         fallen, left = min(progress, 1) - self._rise, 1 - self._rise
         if self.decay == "clipped-cosine":
             # The period is the whole run, not what is left of it after warm-up: see floor_at.
@@ -99,8 +104,9 @@ class NoWarmup(Schedule):
         return min(1.0, self._rise + math.acos(2 * self.min_lr / self.peak_lr - 1) / math.pi)
 
     def marks(self) -> dict[str, float]:
-        """Returns where the floor is reached."""
-        return {"floor": self.floor_at()}
+        """Returns where pre-heating ends and where the floor is reached."""
+        heated = {"end of pre-heating": float(self.preheat)} if self.preheat else {}
+        return heated | {"floor": self.floor_at()}
 
 
 class Rewarm(NoWarmup):
@@ -110,21 +116,27 @@ class Rewarm(NoWarmup):
     start_lr: Rate = 0.0
     """The rate at progress 0, from which the line to the peak starts."""
     warmup: Annotated[Span, Field(ge=0, lt=1)] = Span("1%")
-    """How long the rise takes: a share of the run, or tokens, or steps."""
+    """How long the rise takes, behind `preheat`: a share of the run, or tokens, or steps."""
+
+    @model_validator(mode="after")
+    def _ends(self) -> Rewarm:
+        if self._rise >= 1:
+            raise ValueError("preheat and warmup together should be less than the whole run")
+        return self
 
     @property
     def _rise(self) -> float:
-        return float(self.warmup)
+        return self.preheat + self.warmup
 
     def __call__(self, progress: float) -> float:
-        """Returns the rate on the way up while progress is below `warmup`, then on the way down."""
-        if progress < self.warmup:
-            return linear(progress / self.warmup, self.start_lr, self.peak_lr)
+        """Returns 0 up to `preheat`, then the rate on the way up, then on the way down."""
+        if self.preheat < progress < self._rise:
+            return linear((progress - self.preheat) / self.warmup, self.start_lr, self.peak_lr)
         return super().__call__(progress)
 
     def marks(self) -> dict[str, float]:
-        """Returns where the warm-up ends and where the floor is reached."""
-        return {"end of warm-up": float(self.warmup), **super().marks()}
+        """Returns where pre-heating and warm-up end and where the floor is reached."""
+        return {**super().marks(), "end of warm-up": self._rise}
 
 
 class Constant(Schedule):

@@ -28,6 +28,7 @@ from rewarm.untrusted import first_problem, read_bytes
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 Whole = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 MAX_INDEX_BYTES = 256_000_000
+"""The most that an index, or a tokenizer beside it, may be."""
 
 _BLOCK = 512  # tar's unit
 _NPY = re.compile(

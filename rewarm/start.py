@@ -13,15 +13,28 @@ from typing import NamedTuple
 
 import torch
 
-from rewarm import bases, checkpoint, manifest, neox, optim, schedules, stream, untrusted
+from rewarm import (
+    bases,
+    checkpoint,
+    contract,
+    lineage,
+    manifest,
+    neox,
+    optim,
+    schedules,
+    stream,
+    untrusted,
+)
 from rewarm.architecture import Architecture
+from rewarm.bases import Base
 from rewarm.checkpoint import TokenizerSource
+from rewarm.contract import Contract
 from rewarm.errors import CheckpointError
 from rewarm.evaluate import device_name
 from rewarm.mix import Mix
 from rewarm.neox import NeoX
 from rewarm.places import Place
-from rewarm.progress import Progress, read_progress
+from rewarm.progress import Ancestor, Progress, read_progress
 from rewarm.recipe import Recipe
 from rewarm.run import Run
 from rewarm.stream import Corpus, Stream
@@ -37,11 +50,16 @@ class Start(NamedTuple):
     separator: int | None
     """The end-of-text token, if documents should not see each other."""
     progress: Progress
+    contract: Contract
     said: list[str]
 
 
-def open_corpora(recipe: Recipe) -> list[Corpus]:
+def open_corpora(recipe: Recipe, carried: dict[str, int]) -> list[Corpus]:
     """Returns the training corpora of a recipe, having read their indices.
+
+    Args:
+        recipe: what names them.
+        carried: blocks of each that were taken before this run (data.carry).
 
     Raises:
         DataError: one is missing, too small, or would be read too often; or the tokenizers of two
@@ -56,6 +74,7 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
             seed=recipe.seed,
             lanes=data.lanes,
             order=one.order,
+            first=carried.get(name, 0),
             verify=data.verify,
         )
         for name, one in data.train.items()
@@ -68,7 +87,7 @@ def open_corpora(recipe: Recipe) -> list[Corpus]:
         stream.insist_on_epochs(
             corpus.name,
             corpus.index,
-            float(needed[corpus.name]),
+            float(needed[corpus.name]) + carried.get(corpus.name, 0),
             context=data.context,
             most=data.max_epochs,
         )
@@ -83,18 +102,31 @@ class Origin(NamedTuple):
     moments: Path | None
     tokenizer: Path | None
     """A directory whose tokenizer goes with the weights."""
-    said: str
+    base: Base | None
+    ancestors: list[Ancestor]
 
 
 def start(recipe: Recipe, run: Run) -> Start:
     """Builds model, optimiser and stream: new, from a base, or from the run's last checkpoint."""
-    corpora = open_corpora(recipe)
-    facts, first = corpora[0].index.tokenizer, corpora[0].place
     origin = _origin(recipe, run)
+    then = read_progress(run.resumed) if run.resumed else None
+    if then and run.resumed:
+        _same_place(recipe, run, then, run.resumed)
+    carried = then.carried if then else {}
+    if recipe.data.carry and not then and origin.base:
+        carried = contract.carried(recipe, origin.base)
+    corpora = open_corpora(recipe, carried)
+    _same_data(recipe, run, corpora, then, origin)
+    facts, first = corpora[0].index.tokenizer, corpora[0].place
     bases.fits(origin.architecture, origin.tokenizer, facts, str(first), recipe.data.context)
-    progress = _progress(recipe, run, corpora)
+    agreed = contract.agree(recipe, origin.base, origin.ancestors, run.resumed)
+    progress = _progress(recipe, corpora, then, carried, origin.ancestors)
     if origin.weights:
-        model = neox.load(origin.architecture, origin.weights)
+        model, matched = neox.load(origin.architecture, origin.weights)
+        tensors = f"{matched.tensors:,} of {len(model.state_dict()):,} tensors matched"
+        if matched.ignored:
+            tensors += f", {matched.ignored:,} that follow from the configuration left out"
+        agreed = agreed.model_copy(update={"tensors": tensors})
     else:
         model = NeoX(origin.architecture)
         neox.initialise(model, recipe.seed)
@@ -109,6 +141,8 @@ def start(recipe: Recipe, run: Run) -> Start:
     folder = origin.tokenizer if own and origin.tokenizer else first.tokenizer_folder()
     untrusted.insist_on_own_files(folder)  # its tokenizer goes into every checkpoint
     step = min(progress.step + 1, recipe.steps)
+    rows = origin.architecture.vocabulary
+    padding = f", {rows - facts.vocabulary} of them padding" if rows > facts.vocabulary else ""
     return Start(
         model,
         optimizer,
@@ -116,11 +150,13 @@ def start(recipe: Recipe, run: Run) -> Start:
         TokenizerSource(folder, facts.eos, facts.eos_token),
         facts.eos if recipe.data.documents == "separate" else None,
         progress,
+        agreed,
         [
-            f"start   {origin.said}",
+            *(f"{head:<8}{text}" for head, text in agreed.lines()),
             *(f"changed {change}" for change in run.changes),
-            f"model   {model.architecture.parameters:,} parameters, {recipe.precision} on "
-            f"{device_name(device)}",
+            f"model   {origin.architecture.parameters:,} parameters, {rows:,} embedding "
+            f"rows{padding}",
+            f"runs    in {recipe.precision} on {device_name(device)}",
             f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
             f"lr {recipe.lr(step):.4g} → {recipe.lr(recipe.steps):.4g}",
         ],
@@ -131,61 +167,94 @@ def _origin(recipe: Recipe, run: Run) -> Origin:
     """Returns where the run begins or goes on: each of the three ways is one branch."""
     if last := run.resumed:
         manifest.verify(last)
-        said = f"{last}: weights, Adam moments and place in the data (resumed)"
-        return Origin(bases.read_architecture(last), last, last, last, said)
+        shape = bases.read_architecture(last)
+        return Origin(shape, last, last, last, None, read_progress(last).lineage)
     if recipe.model.base is None:
         assert recipe.model.shape is not None
-        said = f"new weights (seed {recipe.seed}), fresh Adam moments"
-        return Origin(recipe.model.shape, None, None, None, said)
-    name, fresh = recipe.model.base, recipe.model.fresh
-    base = bases.locate(name, recipe.model.revision, weights=not fresh)
+        return Origin(recipe.model.shape, None, None, None, None, [])
+    fresh = recipe.model.fresh
+    base = bases.locate(recipe.model.base, recipe.model.revision, weights=not fresh)
     if fresh:
-        said = f"new weights (seed {recipe.seed}) in the shape of {name}, fresh Adam moments"
-        return Origin(base.architecture, None, None, base.directory, said)
+        return Origin(base.architecture, None, None, base.directory, base, [])
     if base.kind == "rewarm checkpoint":
         manifest.verify(base.directory)
-    carried = recipe.optimizer.carry
-    said = f"{base.kind} {name}: its weights, {'its' if carried else 'fresh'} Adam moments"
-    moments = base.directory if carried else None
-    return Origin(base.architecture, base.directory, moments, base.directory, said)
+    moments = base.directory if recipe.optimizer.carry else None
+    ancestors = lineage.ancestry(base)
+    return Origin(base.architecture, base.directory, moments, base.directory, base, ancestors)
 
 
-def _progress(recipe: Recipe, run: Run, corpora: list[Corpus]) -> Progress:
-    """Returns the progress to begin with, or to go on from if the data is still the same."""
+def _same_place(recipe: Recipe, run: Run, then: Progress, resumed: Path) -> None:
+    """Makes sure that a checkpoint's progress is of its step, and of the recipe's corpora.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if run.checkpoint(then.step) != resumed:
+        raise CheckpointError(
+            f"{resumed}: its progress.json is of step {then.step:,}; use another checkpoint"
+        )
+    if then.blocks.keys() != recipe.data.train.keys():
+        raise CheckpointError(
+            f"{resumed}: its place in the data is one in {', '.join(then.blocks)}, and the "
+            f"recipe reads {', '.join(recipe.data.train)}; resume with the same corpora"
+        )
+
+
+def _same_data(
+    recipe: Recipe, run: Run, corpora: list[Corpus], then: Progress | None, origin: Origin
+) -> None:
+    """Makes sure that a place in the data is a place in this data.
+
+    Raises:
+        CheckpointError: the shards of a corpus are not those that the place was reached in.
+    """
+    if run.accept_changes:
+        return
+    before, whose = then, "the run began with"
+    if recipe.data.carry and not then and origin.base:
+        before, whose = read_progress(origin.base.directory), "the base was trained on"
+    if before is None:
+        return
+    now = {corpus.name: corpus.index.digest() for corpus in corpora}
+    # A corpus that the base did not have begins at its beginning; a run's own cannot be new.
+    changed = [n for n, one in now.items() if before.corpora.get(n, "" if then else one) != one]
+    if changed:
+        raise CheckpointError(
+            f"{recipe.run}: the shards of {', '.join(changed)} are not those that {whose}; put "
+            "them back, or say --accept-changes to go on with these from the same place"
+        )
+
+
+def _progress(
+    recipe: Recipe,
+    corpora: list[Corpus],
+    then: Progress | None,
+    carried: dict[str, int],
+    ancestors: list[Ancestor],
+) -> Progress:
+    """Returns the progress to begin with, or to go on from."""
     plugin = schedules.origin(recipe.schedule.name)
     now = Progress(
         step=0,
         tokens=0,
-        lr=0.0,
+        lrs=None,
         blocks=dict.fromkeys(recipe.data.train, 0),
+        carried=carried,
         stream=stream.NOTHING,
         corpora={corpus.name: corpus.index.digest() for corpus in corpora},
         baseline={},
+        losses={},
+        guard={},
         schedule={
             "name": plugin.name,
             "distribution": plugin.distribution,
             "version": plugin.version,
         },
+        lineage=ancestors,
         rewarm=version("rewarm"),
     )
-    if run.resumed is None:
+    if then is None:
         return now
-    then = read_progress(run.resumed)
-    if run.checkpoint(then.step) != run.resumed:
-        raise CheckpointError(
-            f"{run.resumed}: its progress.json is of step {then.step:,}; use another checkpoint"
-        )
-    if then.blocks.keys() != now.blocks.keys():
-        raise CheckpointError(
-            f"{run.resumed}: its place in the data is one in {', '.join(then.blocks)}, and the "
-            f"recipe reads {', '.join(now.blocks)}; resume with the same corpora"
-        )
-    changed = [name for name, digest in now.corpora.items() if then.corpora.get(name) != digest]
-    if changed and not run.accept_changes:
-        raise CheckpointError(
-            f"{run.resumed}: the shards of {', '.join(changed)} are not those that the run began "
-            "with; put them back, or say --accept-changes to go on with these from the same place"
-        )
     return then.model_copy(
         update={"corpora": now.corpora, "schedule": now.schedule, "rewarm": now.rewarm}
     )

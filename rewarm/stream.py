@@ -77,6 +77,7 @@ class Corpus:
         seed: int,
         lanes: int,
         order: Literal["shuffled", "sequential"] = "shuffled",
+        first: int = 0,
         verify: bool = True,
     ) -> None:
         """Tars are opened when their blocks come up.
@@ -88,6 +89,7 @@ class Corpus:
             seed: of the order.
             lanes: tars whose blocks are shuffled together.
             order: `sequential` for blocks, documents and tars as they are stored.
+            first: blocks of the sequence that were taken before; block 0 is the one behind them.
             verify: check each tar's sha256 when it is first opened.
 
         Raises:
@@ -98,6 +100,7 @@ class Corpus:
         self.index = place.index
         self._context = context
         self._seed = seed
+        self._first = first
         self._shuffled = order == "shuffled"
         self._lanes = lanes if self._shuffled else 1
         self._unverified = set(range(len(self.index.shards))) if verify else set()
@@ -119,7 +122,7 @@ class Corpus:
         Raises:
             DataError: its shard is missing or damaged, or holds a token outside the vocabulary.
         """
-        epoch, place = divmod(number, self.blocks)
+        epoch, place = divmod(self._first + number, self.blocks)
         with self._lock:  # several threads may read; opening a tar is done once
             window = self._window(epoch, place)
             shard, block = window.address(place)
@@ -134,6 +137,13 @@ class Corpus:
                 "damaged: write the folder again with `rewarm shard`"
             )
         return tokens
+
+    def shard(self, number: int) -> str:
+        """Returns the name of the tar in which block `number` lies."""
+        epoch, place = divmod(self._first + number, self.blocks)
+        with self._lock:
+            shard, _ = self._window(epoch, place).address(place)
+        return self.index.shards[shard].name
 
     def _window(self, epoch: int, place: int) -> _Window:
         """Returns the `lanes` consecutive tars of the epoch's order in which a block lies."""
@@ -252,6 +262,16 @@ class Stream:
             )
         if rank:  # what came before is told once
             self._position = self._position._replace(digest=NOTHING)
+
+    def shards(self, before: Position) -> dict[str, list[str]]:
+        """Returns the tars, by corpus, that the batch behind a position is read from."""
+        found: dict[str, set[str]] = {}
+        taken = dict(before.blocks)
+        for _ in range(self._sequences):
+            name = self._mix.next(taken)
+            found.setdefault(name, set()).add(self._corpora[name].shard(taken[name]))
+            taken[name] += 1
+        return {name: sorted(shards) for name, shards in found.items()}
 
     def batches(
         self, workers: int = 1, ahead: int = 4, then: Callable[[Blocks], Blocks] = lambda b: b

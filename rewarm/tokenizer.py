@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
-MAX_BYTES = 100_000_000
+_MAX_BYTES = 100_000_000
 _MOST_IDS = 2**24
 
 
@@ -50,7 +50,7 @@ def load(name: str, eos: str | None = None) -> Tokenizer:
     else:
         file, configured = _in_folder(name) if path.is_dir() else _on_hub(name)
     try:
-        data = read_bytes(file, MAX_BYTES)
+        data = read_bytes(file, _MAX_BYTES)
         _insist_on_ids(parse_json(data))
         encoder = tokenizers.Tokenizer.from_buffer(data)
     except (KeyboardInterrupt, SystemExit):

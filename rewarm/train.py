@@ -1,8 +1,8 @@
 """Training: what a step is, and the loop around it.
 
 ```
- stream ── Batch ──> take_step ── loss, gradient norm (on the device) ──> metrics.jsonl, screen
-   position behind the batch ──> Progress ──> checkpoint
+ stream ── Batch ──> take_step ── loss, norm ──> Guard ──> applied or not
+   position behind the batch ──> Progress ──> Saver ──> checkpoint, while the next steps run
 ```
 """
 
@@ -10,24 +10,28 @@ from __future__ import annotations
 
 import ctypes
 import math
-import signal
+import os
 import sys
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from rewarm import bases, checkpoint, optim
-from rewarm.errors import DataError, Diverged, Preempted
+from rewarm import bases, optim
+from rewarm.errors import CheckpointError, DataError, Diverged, RewarmError
 from rewarm.evaluate import autocast, device_name, measure_all, perplexity
+from rewarm.guard import Guard, unfit
+from rewarm.interruptions import Interruptions
 from rewarm.metrics import Meter, Screen, peak_flops
 from rewarm.neox import NeoX
+from rewarm.optim import Probe
 from rewarm.progress import Progress
 from rewarm.recipe import Recipe
 from rewarm.run import Run
+from rewarm.saving import Saved, Saver
 from rewarm.start import Start, start
 from rewarm.stream import Blocks
 
@@ -39,6 +43,8 @@ class Taken(NamedTuple):
     """Mean cross-entropy of the batch before the update, in nats."""
     grad_norm: Tensor
     """Norm of the whole gradient before clipping."""
+    skipped: Tensor
+    """1 where the update was not applied, else 0."""
 
 
 def take_step(
@@ -50,9 +56,14 @@ def take_step(
     lr: float,
     clip: float | None,
     cast: AbstractContextManager[object],
+    judge: Callable[[Tensor, Tensor], Tensor] = unfit,
     separator: int | None = None,
 ) -> Taken:
-    """Takes one optimiser step on tokens of shape (sequences, context + 1)."""
+    """Takes one optimiser step on tokens of shape (sequences, context + 1).
+
+    `judge` is given the loss and the gradient's norm, and returns 1 where the update should not be
+    applied, else 0.
+    """
     device = next(model.parameters()).device
     parts: tuple[Tensor, ...] = tokens.split(microbatch)  # type: ignore[no-untyped-call]
     loss = torch.zeros((), device=device)
@@ -63,10 +74,10 @@ def take_step(
         part_loss.backward()  # type: ignore[no-untyped-call]
         loss += part_loss.detach()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
-    optim.set_lr(optimizer, lr)
-    optimizer.step()
+    skipped = judge(loss, norm)
+    optim.apply(optimizer, lr, skipped)
     optimizer.zero_grad()
-    return Taken(loss, norm)
+    return Taken(loss, norm, skipped)
 
 
 def train(
@@ -74,6 +85,8 @@ def train(
     *,
     resume: bool = False,
     accept_changes: bool = False,
+    until: int | None = None,
+    deadline: float = math.inf,
     screen: type[Screen] = Screen,
 ) -> Path:
     """Runs a recipe to its end, and returns the last checkpoint.
@@ -82,6 +95,8 @@ def train(
         recipe: what to do.
         resume: go on behind the run directory's last checkpoint, if it has one.
         accept_changes: go on although the recipe now says something else.
+        until: stop behind this step, saved, as if a signal had asked for it.
+        deadline: be saved and gone by this `time.monotonic()`.
         screen: where numbers appear.
 
     Raises:
@@ -94,26 +109,25 @@ def train(
         if run.resumed and done >= recipe.steps:
             print(f"complete: step {done:,} of {recipe.steps:,} is saved", file=sys.stderr)
             return run.resumed
-        run.begin(done)
-        with screen(steps=recipe.steps, done=done) as shown, _Interruptions() as interruptions:
-            for line in begun.said:
+        cleared = run.begin(done)
+        run.note("start", step=done, pid=os.getpid(), **begun.contract.model_dump(mode="json"))
+        with (
+            screen(steps=recipe.steps, done=done) as shown,
+            Interruptions(until, deadline) as interruptions,
+        ):
+            for line in [*begun.said, *cleared]:
                 shown.say(line)
-            return _loop(recipe, run, begun, shown, interruptions)
+            return _loop(begun, _Beside(recipe, run, begun, shown), interruptions)
 
 
-def _loop(
-    recipe: Recipe, run: Run, begun: Start, screen: Screen, interruptions: _Interruptions
-) -> Path:
+def _loop(begun: Start, beside: _Beside, interruptions: Interruptions) -> Path:
     """Takes the steps that are left; what happens now and then is a line each."""
-    model, progress, every = begun.model, begun.progress, recipe.every
+    recipe, run, meter, guard = beside.recipe, beside.run, beside.meter, beside.guard
+    model, optimizer, progress, every = begun.model, begun.optimizer, begun.progress, recipe.every
     device = next(model.parameters()).device
     cast = autocast(recipe.precision, device)
-    meter = Meter(
-        model.architecture.flops_per_token(recipe.data.context), peak_flops(device_name(device))
-    )
-    saved, taken = run.resumed, None
     if progress.step == 0:
-        progress = _evaluate(recipe, run, begun, progress, screen)
+        progress = beside.evaluate(progress)
     batches = begun.stream.batches(
         recipe.data.workers, then=_pinned if device.type == "cuda" else _as_it_is
     )
@@ -123,96 +137,174 @@ def _loop(
             with meter.waiting():
                 tokens, position = next(batches)
             lr, last = recipe.lr(step), step == recipe.steps
+            probe = Probe(model, optimizer) if step in begun.contract.rates else None
+            guard.begin(step, lr, progress.position)
             taken = take_step(
                 model,
-                begun.optimizer,
+                optimizer,
                 torch.from_numpy(tokens),
                 microbatch=recipe.batch.microbatch,
                 lr=lr,
                 clip=recipe.optimizer.clip,
                 cast=cast,
+                judge=guard.judge,
                 separator=begun.separator,
             )
             progress = progress.after(step, recipe.batch.tokens, lr, position)
             meter.count(recipe.batch.tokens)
-            screen.step(step)
+            beside.screen.step(step)
+            if probe and not taken.skipped.item():
+                run.note("rate", step=step, scheduled=lr, measured=probe.insist(lr, step))
+            stopping = interruptions.asked(step, beside.to_leave)
             if last or _due(step, every.log):
-                _log(run, progress, taken, meter, screen, recipe.data.context)
+                beside.log(progress, taken)
             if last or _due(step, every.evaluate):
-                with meter.paused(device):
-                    progress = _evaluate(recipe, run, begun, progress, screen)
-            if last or _due(step, every.save) or interruptions.asked:
-                with meter.paused(device):
-                    saved = _save(recipe, run, begun, progress, taken)
-            if interruptions.asked and not last:
-                raise interruptions.preempted(step, run)
+                progress = beside.evaluate(progress)
+            if last or stopping or _due(step, every.save) or step == beside.branch:
+                beside.save(progress, must=last or bool(stopping))
+            beside.saved(wait=last or bool(stopping))
+            if stopping and not last:
+                raise interruptions.preempted(stopping, step, run.checkpoint(step))
     except DataError as error:
-        if taken is not None and saved != run.checkpoint(progress.step):
-            saved = _save(recipe, run, begun, progress, taken)
-        where = f"; everything up to step {progress.step:,} is saved in {saved}" if saved else ""
-        raise DataError(f"{error}{where}") from error
+        raise DataError(f"{error}{beside.rescue(progress)}") from error
+    except RewarmError:
+        beside.saver.end()  # what is being written is from before the trouble
+        raise
     finally:
         batches.close()
-    assert saved is not None
-    return saved
+    if waiting := run.catch_up():
+        raise CheckpointError(waiting)
+    return run.checkpoint(recipe.steps)
 
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _log(
-    run: Run, progress: Progress, taken: Taken, meter: Meter, screen: Screen, context: int
-) -> None:
-    _insist_finite(run, progress, taken)
-    numbers = {
-        "tokens": progress.tokens,
-        "lr": progress.lr,
-        "loss": taken.loss.item(),
-        "grad_norm": taken.grad_norm.item(),
-        **meter.read(),
-    }
-    seen = {f"{name}/tokens": blocks * context for name, blocks in progress.blocks.items()}
-    run.log("train", step=progress.step, **numbers, **seen, stream=progress.stream)
-    screen.trained(progress.step, numbers)
+class _Beside:
+    """What is done beside the steps: metrics, evaluations, checkpoints, and an eye on the loss."""
 
-
-def _evaluate(
-    recipe: Recipe, run: Run, begun: Start, progress: Progress, screen: Screen
-) -> Progress:
-    """Logs the loss of every validation set; before the first step, it is the baseline too."""
-    measured = measure_all(begun.model, recipe, begun.separator)
-    losses = {name: one.loss for name, one in measured.items()}
-    if progress.step == 0:
-        progress = progress.model_copy(update={"baseline": losses})
-    line: dict[str, float] = {}
-    for name, loss in losses.items():
-        line |= {f"{name}/loss": loss, f"{name}/perplexity": perplexity(loss)}
-        if name in progress.baseline:  # a set that --resume added has none
-            line[f"{name}/forgetting"] = loss - progress.baseline[name]
-    if losses:
-        run.log("evaluate", step=progress.step, tokens=progress.tokens, **line)
-        screen.evaluated(progress.step, losses, progress.baseline)
-    return progress
-
-
-def _save(recipe: Recipe, run: Run, begun: Start, progress: Progress, taken: Taken) -> Path:
-    _insist_finite(run, progress, taken)
-    path = run.checkpoint(progress.step)
-    checkpoint.save(path, begun.model, begun.optimizer, progress, recipe.to_yaml(), begun.tokenizer)
-    return path
-
-
-def _insist_finite(run: Run, progress: Progress, taken: Taken) -> None:
-    loss, norm = taken.loss.item(), taken.grad_norm.item()  # waits for the device
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        last = bases.last_checkpoint(run.directory)
-        raise Diverged(
-            f"{run.directory}: not finite at step {progress.step:,}: loss {loss}, gradient norm "
-            f"{norm}; "
-            + (f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet")
-            + "; try a lower peak_lr, a longer warmup, or gradient clipping"
+    def __init__(self, recipe: Recipe, run: Run, begun: Start, screen: Screen) -> None:
+        self.recipe, self.run, self.begun, self.screen = recipe, run, begun, screen
+        self._device = next(begun.model.parameters()).device
+        self.meter = Meter(
+            begun.model.architecture.flops_per_token(recipe.data.context),
+            peak_flops(device_name(self._device)),
         )
+        self.guard = Guard(recipe.guard, self._device, begun.progress.guard, begun.contract.base_lr)
+        self.branch = recipe.before_decay if recipe.branches else None
+        """The step whose checkpoint others will want to branch from, saved whatever else is."""
+        self.saver = Saver(
+            run,
+            begun.model,
+            begun.optimizer,
+            recipe.to_yaml(),
+            begun.tokenizer,
+            prune=lambda: run.prune(recipe.keep, self.branch),
+        )
+        self._begun_saves = {begun.progress.step} if run.resumed else set[int]()
+
+    @property
+    def to_leave(self) -> float:
+        """Seconds that one more step and a checkpoint take, by those that were."""
+        return self.meter.step_seconds + 1.5 * self.saver.longest
+
+    def log(self, progress: Progress, taken: Taken) -> None:
+        """Logs the numbers of a step."""
+        self._watch()
+        numbers = {
+            "tokens": progress.tokens,
+            "lr": progress.lr,
+            "loss": taken.loss.item(),
+            "grad_norm": taken.grad_norm.item(),
+            "skipped": self.guard.skipped,
+            **self.meter.read(),
+        }
+        context = self.recipe.data.context
+        seen = {f"{name}/tokens": blocks * context for name, blocks in progress.blocks.items()}
+        self.run.log("train", step=progress.step, **numbers, **seen, stream=progress.stream)
+        self.screen.trained(progress.step, numbers)
+
+    def evaluate(self, progress: Progress) -> Progress:
+        """Logs the loss of every validation set; before the first step, it is the baseline too."""
+        with self.meter.paused(self._device):
+            measured = measure_all(self.begun.model, self.recipe, self.begun.separator)
+        losses = {name: one.loss for name, one in measured.items()}
+        baseline = progress.baseline if progress.step else losses
+        line: dict[str, float] = {}
+        for name, loss in losses.items():
+            line |= {f"{name}/loss": loss, f"{name}/perplexity": perplexity(loss)}
+            if name in baseline:  # a set that --resume added has none
+                line[f"{name}/forgetting"] = loss - baseline[name]
+        if losses:
+            self.run.log("evaluate", step=progress.step, tokens=progress.tokens, **line)
+            self.screen.evaluated(progress.step, losses, baseline)
+        return progress.model_copy(update={"losses": losses, "baseline": baseline})
+
+    def save(self, progress: Progress, *, must: bool) -> None:
+        """Begins to write a checkpoint; unless it `must` be, not of a model that may be broken."""
+        with self.meter.paused(self._device):
+            self._watch()
+            if self.guard.in_trouble and not must:
+                self.screen.say(f"step {progress.step:,}  not saved: its loss was not finite")
+                return
+            state = self.guard.state()
+            self._tell(self.saver.begin(progress.model_copy(update={"guard": state})))
+        self._begun_saves.add(progress.step)
+
+    def saved(self, *, wait: bool) -> None:
+        """Notes how a save went that has ended by now; with `wait`, it has to end, and well.
+
+        Raises:
+            CheckpointError: it failed, and the recipe wants to stop then, or has to.
+        """
+        if wait:
+            with self.meter.paused(self._device):
+                self._tell(self.saver.end(), must=True)
+        else:
+            self._tell(self.saver.ready())
+
+    def rescue(self, progress: Progress) -> str:
+        """Saves what was reached when the data ended; returns what to add to the message."""
+        if progress.step and progress.step not in self._begun_saves:
+            self.save(progress, must=True)
+        self.saved(wait=True)
+        last = bases.last_checkpoint(self.run.directory)
+        return f"; everything up to step {progress.step:,} is saved in {last}" if last else ""
+
+    def _tell(self, saved: Saved | None, *, must: bool = False) -> None:
+        if saved is None:
+            return
+        self.meter.stalled(saved.stall)
+        self.run.note("save", **saved._asdict() | {"error": saved.error and str(saved.error)})
+        if saved.error and (must or self.recipe.on_save_error == "stop"):
+            raise saved.error
+        if saved.error:
+            self.screen.say(f"warning: {saved.error}; training goes on (on_save_error: continue)")
+
+    def _watch(self) -> None:
+        """Logs what the guard saw since it was last asked.
+
+        Raises:
+            Diverged: it saw reason to stop.
+        """
+        events, stop = self.guard.read(self.recipe.batch.tokens)
+        for event in events:
+            self.run.log(event.kind, step=event.step, **event.values)
+            self.screen.say(event.in_words())
+        if stop:
+            shards = "; ".join(
+                f"{name}: {', '.join(tars)}"
+                for name, tars in self.begun.stream.shards(stop.before).items()
+            )
+            self.saver.end()
+            there = bases.checkpoints(self.run.directory)
+            good = [path for step, path in there.items() if step < stop.trouble]
+            last = f"the last checkpoint before it is {good[-1]}" if good else "nothing was saved"
+            raise Diverged(
+                f"{self.run.directory}: {stop.reason}; its batch was read from {shards}; {last}; "
+                "try a lower peak_lr, a longer warmup, or look at those shards"
+            )
 
 
 def _as_it_is(blocks: Blocks) -> Blocks:
@@ -236,38 +328,3 @@ def _keep_freed_memory() -> None:
         mmap_threshold, trim_threshold = -3, -1
         mallopt(mmap_threshold, 2**30)
         mallopt(trim_threshold, 2**31 - 1)
-
-
-class _Interruptions:
-    """Turns the first signal into a wish to stop at the next step; the second one stops at once."""
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-    def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
-
-    def __enter__(self) -> Self:
-        self._before = {one: signal.signal(one, self._note) for one in self._SIGNALS}
-        return self
-
-    def __exit__(
-        self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
-    ) -> None:
-        for one, handler in self._before.items():
-            signal.signal(one, handler)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.asked:
-            raise SystemExit(128 + number)
-        self.asked = signal.Signals(number)
-
-    def preempted(self, step: int, run: Run) -> Preempted:
-        """Returns the error that ends the run after its checkpoint is saved."""
-        assert self.asked is not None
-        error = Preempted(
-            f"{self.asked.name}: stopped after step {step:,}, saved in {run.checkpoint(step)}; "
-            "go on with the same command and --resume"
-        )
-        if self.asked == signal.SIGINT:
-            error.exit_code = 130
-        return error

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import settings
 
 from rewarm import sharding, tokenizer
+from rewarm.architecture import PRESETS
+from rewarm.progress import Progress
 
 # A busy machine is no failure, and a run of the tests is like the one before.
 settings.register_profile("calm", deadline=None, derandomize=True, database=None)
@@ -109,6 +111,28 @@ data:
 batch: {tokens: 100_000, microbatch: 10}
 schedule: {name: rewarm, peak_lr: 3e-4, min_lr: 3e-5, warmup: 100 steps}
 """
+
+
+@pytest.fixture
+def reached(tmp_path):
+    """Writes what of a checkpoint is read without its tensors; returns its run directory."""
+
+    def write(preset: str, recipe: str = "", **progress: object) -> Path:
+        run = tmp_path / "base"
+        folder = run / "checkpoints" / f"step-{progress['step']:08d}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(PRESETS[preset].to_hugging_face()))
+        weights = {"bytes": 1, "sha256": "c0ffee" + 58 * "0"}
+        manifest = {"files": {"model.safetensors": weights}}
+        (folder / "MANIFEST.json").write_text(json.dumps(manifest))
+        (folder / "recipe.yaml").write_text(recipe)
+        empty = ("blocks", "carried", "corpora", "baseline", "losses", "guard", "schedule")
+        nothing = {name: {} for name in empty}
+        done = Progress(**nothing | {"stream": "", "lineage": [], "rewarm": "0"} | progress)
+        (folder / "progress.json").write_text(done.model_dump_json())
+        return run
+
+    return write
 
 
 @pytest.fixture

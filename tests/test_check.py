@@ -3,11 +3,9 @@ import json
 import pytest
 
 from rewarm import schedules
-from rewarm.architecture import PRESETS
 from rewarm.check import Plan, in_text, plan
 from rewarm.document import Document
 from rewarm.errors import DataError
-from rewarm.progress import Progress
 from rewarm.recipe import validate
 from rewarm.shards import Index, ShardFacts, TokenizerFacts
 
@@ -15,7 +13,9 @@ from rewarm.shards import Index, ShardFacts, TokenizerFacts
 def write_index(folder, tokens: int) -> None:
     """A folder of shards as far as looking ahead reads it: its index."""
     folder.mkdir(parents=True)
-    shard = ShardFacts(name="00000.tar", documents=9, tokens=tokens, bytes=10240, sha256="0" * 64)
+    shard = ShardFacts(
+        name="00000.tar", documents=9, tokens=tokens, bytes=10_240 + 2 * tokens, sha256="0" * 64
+    )
     facts = TokenizerFacts(digest="d", vocabulary=50_277, eos=0, eos_token="<|endoftext|>")
     index = Index(tokenizer=facts, dtype="uint16", shards=[shard])
     (folder / "index.json").write_text(index.model_dump_json())
@@ -112,7 +112,7 @@ def test_the_data_by_hand(text, data):
 def test_the_text_says_the_same(text, data):
     said = in_text(planned(text)[0])
     for line in (
-        "begins    with new weights of seed 17, in the shape of pythia-410m",
+        "begins    new weights (seed 17) in the shape of pythia-410m",
         "model     405,334,016 parameters: 24 layers × 1,024 wide, 16 heads, 50,304 embedding rows",
         "10,000,000,000 tokens / 2,097,152 a step = 4,768 steps (9,999,220,736 tokens)",
         "1 GPU × 16 sequences × 2,048 tokens × 64 accumulated = 2,097,152 tokens",
@@ -201,41 +201,26 @@ def test_json_is_the_plan(text, data, tmp_path, command):
 
 
 @pytest.fixture
-def base(tmp_path):
-    """A run with one rewarm checkpoint, as far as looking ahead reads it."""
-    folder = tmp_path / "base" / "checkpoints" / "step-00001000"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(PRESETS["pythia-70m"].to_hugging_face()))
-    (folder / "MANIFEST.json").write_text("{}")
-    progress = Progress(
-        step=1000,
-        tokens=2_097_152_000,
-        lr=1.25e-5,
-        blocks={},
-        stream="",
-        corpora={},
-        baseline={},
-        schedule={},
-        rewarm="0",
-    )
-    (folder / "progress.json").write_text(progress.model_dump_json())
-    return tmp_path / "base"
+def base(reached):
+    return reached("pythia-70m", step=1000, tokens=2_097_152_000, lrs=(1e-6, 1e-3, 1.25e-5))
 
 
 def test_a_base_that_rewarm_trained(text, data, base):
     found, problem = planned(text, f"model={{base: {base}}}", "optimizer.carry=true")
     assert problem is None
     assert found.model.parameters == 70_426_624
-    assert found.begins.weights == f"with the weights of {base} (rewarm checkpoint)"
-    assert found.begins.base_last_lr == 1.25e-5
-    assert "Adam moments go on" in found.begins.optimizer
+    assert found.begins.weights == f"the weights of {base} (rewarm checkpoint, step 1,000)"
+    assert found.begins.base_lr == 1.25e-5
+    assert "Adam's moments are the base's" in found.begins.optimizer
     said = in_text(found)
-    assert "lr 1.25e-05 at the base's last step → 3.566e-05 at this run's first" in said
+    assert "(sha256 c0ffee000000)" in said
+    assert "lr 1.25e-05 at the last step → 3.566e-05 next" in said
+    assert "trained on 2.1B tokens → 12.1B at the end of this run" in said
 
 
 def test_a_base_whose_shape_alone_is_kept(text, data, base):
     found, _ = planned(text, f"model={{base: {base}, fresh: true}}", "seed=3")
-    assert found.begins.weights == f"with new weights of seed 3, in the shape of {base}"
+    assert found.begins.weights == f"new weights (seed 3) in the shape of {base}"
     assert found.model.parameters == 70_426_624
 
 

@@ -552,7 +552,7 @@ PICKLES = {
     for what, change in {
         "payload in it": lambda held: held.update({HEAD: Payload()}),
         "payload beside": lambda held: held.update(x={"deep": [Payload()]}),
-        "payload alone": lambda _: Payload(),
+        "payload alone": lambda _: [Payload(), torch.ones(100_000)],
         "a list": lambda held: list(held.values()),
         "a tensor": lambda held: held[HEAD],
         "names that are numbers": lambda held: dict(enumerate(held.values())),
@@ -571,11 +571,11 @@ PICKLES = {
         "NaN": lambda held: held.update({HEAD: held[HEAD] * torch.nan}),
     }.items()
 } | {
-    "a bare payload": pickled(lambda *_: PAYLOAD),
+    "a bare payload": pickled(lambda *_: PAYLOAD + bytes(500_000)),
     "cut in half": pickled(lambda data, _: data[: len(data) // 2]),
     "empty": pickled(lambda *_: b""),
     "text": pickled(lambda *_: b"version https://git-lfs.github.com/spec/v1\n"),
-    "zeros": pickled(lambda *_: bytes(4096)),
+    "zeros": pickled(lambda *_: bytes(500_000)),
     "compressed": functools.partial(compressed, claimed=None),
     "compressed, for 64 GB": functools.partial(compressed, claimed=2**36),
     "in two files": sharded_pickle,
@@ -656,7 +656,7 @@ WITHOUT_MANIFEST = {
     "configuration and tokenizer swapped": swap("config.json", "tokenizer.json"),
     "configuration missing": instead("config.json", lambda _: None),
     "weights missing": instead(MODEL, lambda _: None),
-    "weights a payload": holds(MODEL, PAYLOAD),
+    "weights a payload": holds(MODEL, PAYLOAD + bytes(500_000)),
 }
 
 
@@ -795,7 +795,8 @@ def words(case: Case, folder: Path, root: Path, corpora: Path) -> list[object]:
 
 
 ADVICE = re.compile(
-    r"(; |\n)(use another|fetch|put|take|set|shard with|resume with|write the shards again)"
+    r"(; |\n *)"
+    r"(use another|fetch|name|put|take|resume with|shard with|wanted|write the shards again)"
 )
 
 
@@ -813,7 +814,7 @@ def test_it_is_refused(case, honest, corpora, command, tmp_path, monkeypatch, no
     assert changed <= {"new", "new/lock", "new/checkpoints", "run/lock"}
     assert code in (2, 3), err
     assert out == ""
-    assert folder.name in err
+    assert folder.name in err or f"{tmp_path}/run: " in err
     assert ADVICE.search(err), err
     assert len(err) < 3000
     assert "memory" not in err

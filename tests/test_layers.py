@@ -12,12 +12,16 @@ import rewarm
 SOURCES = {path.stem: path for path in Path(rewarm.__file__).parent.glob("*.py")}
 
 # Imports point down only: a module may import those above it in this list, and no others.
-TORCH = ("metrics", "neox", "optim", "checkpoint", "evaluate", "start", "train")
+TORCH = (
+    *("metrics", "neox", "optim", "checkpoint", "evaluate"),
+    *("guard", "saving", "start", "train"),
+)
 ORDER = [
-    *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "recipe"),
-    "__init__",
+    *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "pythia"),
+    *("recipe", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
-    *("bases", "manifest", "progress", "run", "plot", "check"),
+    *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run", "plot", "check"),
+    "interruptions",
     *TORCH,
     *("quickstart", "cli", "__main__"),
 ]

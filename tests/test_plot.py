@@ -1,15 +1,12 @@
 import csv
-import json
 import re
 from xml.etree import ElementTree
 
 import pytest
 
 from rewarm import plot
-from rewarm.architecture import PRESETS
 from rewarm.document import Document
 from rewarm.errors import RewarmError
-from rewarm.progress import Progress
 from rewarm.recipe import Recipe, validate
 
 
@@ -163,26 +160,10 @@ def test_a_folder_that_is_not_there(rewarm, tmp_path, ending):
 
 
 @pytest.fixture
-def base(constant, tmp_path):
-    """A rewarm checkpoint, as far as looking ahead reads it: the run stopped at step 600."""
-    folder = tmp_path / "base" / "checkpoints" / "step-00000600"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(PRESETS["pythia-14m"].to_hugging_face()))
-    (folder / "MANIFEST.json").write_text("{}")
-    (folder / "recipe.yaml").write_text(constant.to_yaml())
-    progress = Progress(
-        step=600,
-        tokens=60_000_000,
-        lr=1e-4,
-        blocks={},
-        stream="",
-        corpora={},
-        baseline={},
-        schedule={},
-        rewarm="0",
-    )
-    (folder / "progress.json").write_text(progress.model_dump_json())
-    return tmp_path / "base"
+def base(constant, reached):
+    """The run stopped at step 600."""
+    recipe = constant.to_yaml()
+    return reached("pythia-14m", recipe, step=600, tokens=60_000_000, lrs=(1e-4, 1e-4, 1e-4))
 
 
 def test_the_end_of_the_bases_own_curve_is_drawn_before_it(thousand_steps, base):

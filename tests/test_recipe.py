@@ -63,6 +63,7 @@ def test_every_default_is_spelled_out(thousand_steps):
         "name": "rewarm",
         "peak_lr": 3e-4,
         "min_lr": 3e-5,
+        "preheat": 0,
         "decay": "cosine",
         "start_lr": 0.0,
         "warmup": "100 steps",
@@ -173,7 +174,7 @@ every: {lgo: 5}
             "data.context=2_500",
             "data.context: 2,500 is longer than the model's 2,048 positions",
         ),
-        ("optimizer.carry=true", "optimizer.carry: there are no moments to carry"),
+        ("optimizer.carry=true", "optimizer.carry: there is nothing to carry (moments)"),
         (
             "schedule.min_lr=4e-4",
             "schedule: min_lr 0.0004 should not be above peak_lr 0.0003",
@@ -217,7 +218,9 @@ def test_what_does_not_go_together_is_placed_at_the_setting_or_its_section():
 
 def test_carrying_from_a_base_that_is_drawn_anew_is_refused(thousand_steps):
     said = problems(thousand_steps, "model={base: x, fresh: true}", "optimizer.carry=true")
-    assert said[0].startswith("--set optimizer.carry=true: optimizer.carry: there are no moments")
+    assert said[0].startswith(
+        "--set optimizer.carry=true: optimizer.carry: there is nothing to carry"
+    )
 
 
 def test_a_span_in_tokens_needs_a_valid_budget(thousand_steps):
@@ -312,6 +315,7 @@ def test_the_schema_lists_the_settings_of_every_schedule(distribution):
         "name",
         "peak_lr",
         "min_lr",
+        "preheat",
         "decay",
         "start_lr",
         "warmup",

@@ -24,7 +24,7 @@ from rewarm.progress import read_progress
 from rewarm.run import read_metrics
 from rewarm.stream import Corpus
 
-TIMES = ("tokens_per_second", "mfu", "data_wait")
+TIMES = ("tokens_per_second", "mfu", "data_wait", "save_stall")
 
 
 def run(text, directory, *, resume=False, accept_changes=False, **settings):

@@ -37,7 +37,9 @@ def test_accumulation_is_one_large_batch():
     for microbatch in (2, 8):
         model = fresh()
         losses.append(model.loss(tokens[:, :-1], tokens[:, 1:]).item())
-        taken = step(model, optim.adamw(model, Optimizer()), tokens, microbatch=microbatch)
+        # The large eps keeps rounding in tiny gradients from mattering.
+        optimizer = optim.adamw(model, Optimizer(eps=1e-3))
+        taken = step(model, optimizer, tokens, microbatch=microbatch)
         losses.append(taken.loss.item())
         parameters.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
     assert torch.allclose(*parameters, atol=1e-6)
@@ -129,7 +131,14 @@ def test_fresh_keeps_the_shape_and_draws_new_weights(recipe_file, tmp_path):
     train(recipe.load(recipe_file, fresh_arm))
     a, b = (read_metrics(tmp_path / run / "metrics.jsonl") for run in ("base", "fresh"))
     timeless = [
-        [{k: v for k, v in x.items() if k not in ("tokens_per_second", "data_wait")} for x in one]
+        [
+            {
+                k: v
+                for k, v in x.items()
+                if k not in ("tokens_per_second", "data_wait", "save_stall")
+            }
+            for x in one
+        ]
         for one in (a, b)
     ]
     assert timeless[0] == timeless[1]  # the same seed, data and shape: the same run
@@ -212,15 +221,18 @@ def test_separate_documents_train_and_measure(recipe_file, tmp_path):
 
 
 def test_divergence_names_the_step_and_the_last_good_checkpoint(recipe_file, tmp_path):
-    with pytest.raises(Diverged, match=r"not finite at step \d+: loss") as error:
+    with pytest.raises(Diverged, match=r"not finite: loss") as error:
         train(
             recipe.load(recipe_file, [
                 "schedule={name: constant, lr: 1e38}", "every.save=1", "optimizer.clip=null",
             ])
         )  # fmt: skip
-    last = last_checkpoint(tmp_path / "run")
     assert error.value.exit_code == 4
-    assert last is None or str(last) in str(error.value)
+    assert "steps 2 to 4 were not finite" in str(error.value)
+    assert "downstream: " in str(error.value)
+    assert last_checkpoint(tmp_path / "run").name == "step-00000001"
+    assert "the last checkpoint before it is" in str(error.value)
+    assert "step-00000001; try" in str(error.value)
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         assert all(
             tensor.isfinite().all() for tensor in load_file(path / "optimizer.safetensors").values()

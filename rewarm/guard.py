@@ -1,0 +1,227 @@
+"""Guards over the loss: steps that are not applied, spikes, and the gap that re-warming tears.
+
+```
+ loss, gradient norm ── judge ──> found_inf ──> AdamW leaves weights and moments as they are
+      (on the device)     └────── read, when metrics are ──> events, or a reason to stop
+```
+A step is judged on the device, so that none waits for the host. A rise of the loss while the rate
+is raised is expected: it is measured, not warned about.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor
+
+from rewarm.quantities import in_words
+from rewarm.recipe import Guard as Settings
+from rewarm.stream import Position
+
+_WINDOW = 64
+"""Losses that a new one is compared with."""
+_ENOUGH = 16
+"""Losses below which nothing is called a spike."""
+_SMOOTH = 8
+"""Losses whose mean is the smoothed loss of the stability gap."""
+
+
+class Event(NamedTuple):
+    """Something that belongs in the metrics."""
+
+    kind: Literal["not-finite", "spike", "stability-gap"]
+    step: int
+    values: dict[str, Any]
+
+    def in_words(self) -> str:
+        """Returns a line for a person."""
+        said, values = f"step {self.step:,}  ", self.values
+        if self.kind == "stability-gap":
+            tokens = values["tokens_to_recover"]
+            over = f"over after {in_words(tokens)} tokens" if tokens else "not over"
+            return (
+                f"{said}stability gap: the training loss rose by {values['height']:.4f} up to step "
+                f"{values['top_step']:,}; {over}"
+            )
+        done = "applied" if values["applied"] else "not applied"
+        if self.kind == "spike":
+            return f"{said}warning: loss {values['loss']:.4f} is a spike (z {values['z']}); {done}"
+        norm = values["grad_norm"]
+        return f"{said}warning: loss {values['loss']:g}, gradient norm {norm:g}; {done}"
+
+
+class Stop(NamedTuple):
+    """A reason to stop the run."""
+
+    reason: str
+    before: Position
+    """Where in the stream the batch of the step that decided it begins."""
+    trouble: int
+    """The first step that was not as it should be: checkpoints before it are good."""
+
+
+class Rise(BaseModel):
+    """The last stretch of steps in which the rate rose."""
+
+    lr: float = 0.0
+    """The rate of the last step seen."""
+    began: int = 0
+    """First step of the rise; 0 where there was none."""
+    ended: int = 0
+    """Its last step so far."""
+
+    def see(self, step: int, lr: float) -> bool:
+        """Takes the rate of the next step; returns whether a rise of the loss is expected there.
+
+        It is while the rate rises, and as long again afterwards.
+        """
+        if lr > self.lr:
+            self.began = self.began if self.began and self.ended == step - 1 else step
+            self.ended = step
+        self.lr = lr
+        return bool(self.began) and step <= 2 * self.ended - self.began + 1
+
+
+class Gap(BaseModel):
+    """The stability gap: the rise of the training loss that raising the rate causes.
+
+    Height is counted from the smoothed loss where the rate began to rise to the highest smoothed
+    loss since; the gap is over when the smoothed loss is down at that level again.
+    """
+
+    rise: Rise
+    first: int = 0
+    """The step that the gap is measured from."""
+    level: float | None = None
+    """The smoothed loss there; None when no gap is being measured."""
+    top: float = 0.0
+    """The highest smoothed loss since."""
+    top_step: int = 0
+    recent: list[float] = []
+    """The last losses, which are smoothed."""
+
+    def see(self, step: int, lr: float, loss: float, tokens_per_step: int) -> Event | None:
+        """Takes a step's rate and loss; returns the gap when it is over."""
+        self.rise.see(step, lr)
+        self.recent = [*self.recent[1 - _SMOOTH :], loss]
+        smooth = sum(self.recent) / len(self.recent)
+        if step == self.rise.began and self.level is None:
+            self.first, self.level, self.top, self.top_step = step, smooth, smooth, step
+        if self.level is None:
+            return None
+        if smooth > self.top:
+            self.top, self.top_step = smooth, step
+        if step <= self.rise.ended or smooth > self.level:
+            return None
+        event = self.event(step, (step - self.first + 1) * tokens_per_step)
+        self.level = None
+        return event
+
+    def event(self, step: int, tokens: int | None = None) -> Event | None:
+        """Returns the gap that is being measured, `tokens` being what it took to recover."""
+        if self.level is None or self.top <= self.level:
+            return None
+        height = {"height": self.top - self.level, "top_step": self.top_step, "from": self.first}
+        return Event("stability-gap", step, height | {"tokens_to_recover": tokens})
+
+
+def unfit(loss: Tensor, grad_norm: Tensor) -> Tensor:
+    """Returns 1 where the loss or the gradient is not finite, else 0; shape (), on the device."""
+    return (~(torch.isfinite(loss) & torch.isfinite(grad_norm))).float()
+
+
+class Guard:
+    """Judges each step, and remembers the losses of those before it."""
+
+    def __init__(
+        self, settings: Settings, device: torch.device, state: dict[str, Any], base_lr: float | None
+    ) -> None:
+        """Goes on from the `state` of a checkpoint, or begins; `base_lr` is the rate before."""
+        self._settings = settings
+        losses = [float(loss) for loss in state.get("losses", [])][-_WINDOW:]
+        padding = [math.nan] * (_WINDOW - len(losses))
+        self._losses = torch.tensor(padding + losses, device=device)
+        self._unfit = torch.tensor(float(state.get("unfit", 0)), device=device)
+        self.skipped = int(state.get("skipped", 0))
+        """Steps that were not applied, in the whole run."""
+        self.gap = Gap.model_validate(state.get("gap", {"rise": {"lr": base_lr or 0.0}}))
+        """The gap as far as it was read."""
+        self._rise = self.gap.rise.model_copy()  # runs ahead, to the step that is judged
+        self._streak = int(state.get("unfit", 0))
+        self._rows: list[Tensor] = []
+        self._steps: list[tuple[int, float, Position]] = []
+        self._expected = False
+
+    def begin(self, step: int, lr: float, before: Position) -> None:
+        """Says which step is judged next, its rate, and where in the stream its batch begins."""
+        self._expected = self._rise.see(step, lr)
+        self._steps.append((step, lr, before))
+
+    def judge(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
+        """Returns 1 where the step should not be applied, else 0; shape (), on the device."""
+        broken = unfit(loss, grad_norm).bool()
+        middle = self._losses.nanmedian()
+        # 0.6745: the median distance of a normal distribution is so many σ. The floor is for
+        # losses of tiny or repeated texts, which lie so close that any change would stand out.
+        spread = (self._losses - middle).abs().nanmedian() / 0.6745 + 1e-3 * middle.abs()
+        enough = torch.isfinite(self._losses).sum() >= _ENOUGH
+        z = torch.where(enough, (loss - middle) / spread, 0.0)
+        spike = (z > self._settings.spike) & ~broken
+        if self._expected:
+            spike = torch.zeros_like(spike)
+        skip = (broken | spike) if self._settings.on_spike == "skip" else broken
+        self._unfit = torch.where(broken, self._unfit + 1, 0.0)
+        # A spike is not remembered: what follows it is compared with what was before it.
+        moved = torch.cat([self._losses[1:], loss.reshape(1)])
+        self._losses = torch.where(broken | spike, self._losses, moved)
+        row = [loss, grad_norm, torch.where(spike, z, 0.0), skip.float(), self._unfit]
+        self._rows.append(torch.stack([one.float() for one in row]))
+        return skip.float()
+
+    @property
+    def in_trouble(self) -> bool:
+        """Whether the last step that was read was not finite."""
+        return self._streak > 0
+
+    def read(self, tokens_per_step: int) -> tuple[list[Event], Stop | None]:
+        """Returns what happened since the last reading, and a reason to stop, if there is one.
+
+        Waits for the device.
+        """
+        rows = torch.stack(self._rows).tolist() if self._rows else []
+        steps, self._rows, self._steps = self._steps, [], []
+        events: list[Event] = []
+        stop: Stop | None = None
+        for (step, lr, before), (loss, norm, z, skip, unfit) in zip(steps, rows, strict=True):
+            self.skipped, self._streak = self.skipped + int(skip), int(unfit)
+            what = {"loss": loss, "grad_norm": norm, "applied": not skip}
+            if unfit:
+                events.append(Event("not-finite", step, what))
+                if unfit >= self._settings.patience and not stop:
+                    first = step - int(unfit) + 1
+                    said = (
+                        f"steps {first:,} to {step:,} were" if unfit > 1 else f"step {step:,} was"
+                    )
+                    said += f" not finite: loss {loss:g}, gradient norm {norm:g}"
+                    stop = Stop(said, before, first)
+            elif z:
+                events.append(Event("spike", step, {**what, "z": round(z, 1)}))
+                if self._settings.on_spike == "stop" and not stop:
+                    said = f"the loss spiked at step {step:,}: {loss:.4f}, z-score {z:.1f}"
+                    stop = Stop(said, before, step)
+            elif gap := self.gap.see(step, lr, loss, tokens_per_step):
+                events.append(gap)
+        return events, stop
+
+    def state(self) -> dict[str, Any]:
+        """Returns what a checkpoint has to keep, behind a reading. Waits for the device."""
+        known = self._losses[torch.isfinite(self._losses)]
+        return {
+            "losses": known.tolist(),
+            "unfit": int(self._unfit.item()),
+            "skipped": self.skipped,
+            "gap": self.gap.model_dump(),
+        }

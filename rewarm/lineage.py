@@ -1,0 +1,90 @@
+"""Who descends from whom: every checkpoint knows its chain of bases, and runs draw as a tree."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from rewarm import bases, pythia
+from rewarm import recipe as recipes
+from rewarm.bases import Base
+from rewarm.errors import CheckpointError, RecipeError
+from rewarm.manifest import MANIFEST
+from rewarm.progress import Ancestor, Progress, read_progress
+from rewarm.recipe import Recipe
+from rewarm.untrusted import read_json
+
+
+def ancestry(base: Base, *, digest: bool = True) -> list[Ancestor]:
+    """Returns the models that a base descends from, the oldest first and itself the last.
+
+    Args:
+        base: the model.
+        digest: read the weights for their sha256, where no manifest says it.
+
+    Raises:
+        CheckpointError: the base is a damaged rewarm checkpoint.
+    """
+    sha256 = known_digest(base.directory)
+    if sha256 is None and digest:
+        sha256 = bases.weights_digest(base.directory)
+    if base.kind != "rewarm checkpoint":
+        return [_published(base, sha256)]
+    done = read_progress(base.directory)
+    return [*done.lineage, of(base.name, base.directory, done, sha256)]
+
+
+def of(name: str, directory: Path, done: Progress, sha256: str | None) -> Ancestor:
+    """Returns a rewarm checkpoint as an ancestor."""
+    return Ancestor(
+        name=name,
+        directory=str(directory),
+        sha256=sha256,
+        recipe=hashlib.sha256((directory / "recipe.yaml").read_bytes()).hexdigest(),
+        step=done.step,
+        tokens=done.tokens,
+        lrs=done.lrs,
+        schedule=done.schedule,
+        losses=done.losses,
+    )
+
+
+def _published(base: Base, sha256: str | None) -> Ancestor:
+    known = pythia.trained(base.name, base.revision) if base.kind == "hub model" else None
+    return Ancestor(
+        name=base.name,
+        directory=str(base.directory),
+        revision=base.revision,
+        commit=base.commit,
+        sha256=sha256,
+        **(known._asdict() if known else {}),
+    )
+
+
+def known_digest(directory: Path) -> str | None:
+    """Returns the sha256 of a checkpoint's weights from its manifest, or None without one.
+
+    Raises:
+        CheckpointError: the manifest is damaged.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return str(read_json(path)["files"]["model.safetensors"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged: {type(error).__name__}: {error}; use another"
+        ) from None
+
+
+def made_by(checkpoint: Path) -> Recipe:
+    """Returns the recipe that a checkpoint was made by.
+
+    Raises:
+        CheckpointError: it cannot be read any more, or needs a plug-in that is not installed.
+    """
+    try:
+        return recipes.load(checkpoint / "recipe.yaml")
+    except RecipeError as error:
+        raise CheckpointError(f"{checkpoint}: its own recipe cannot be read: {error}") from None

@@ -1,0 +1,105 @@
+"""Saving while training goes on: a step waits for a copy to host memory, a thread does the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from threading import Thread
+from typing import NamedTuple
+
+import torch
+
+from rewarm import checkpoint
+from rewarm.checkpoint import Tensors, TokenizerSource
+from rewarm.errors import CheckpointError
+from rewarm.neox import NeoX
+from rewarm.progress import Progress
+from rewarm.run import Run
+
+
+class Saved(NamedTuple):
+    """How a save went."""
+
+    step: int
+    seconds: float
+    """From the copy to the renamed directory."""
+    stall: float
+    """Seconds that training stood still."""
+    error: CheckpointError | None
+    removed: list[str]
+    """Older checkpoints that were not to be kept."""
+
+
+class Saver:
+    """Writes the checkpoints of a run, one after the other, each in a thread of its own."""
+
+    def __init__(
+        self,
+        run: Run,
+        model: NeoX,
+        optimizer: torch.optim.Optimizer,
+        recipe: str,
+        tokenizer: TokenizerSource,
+        prune: Callable[[], list[str]],
+    ) -> None:
+        """`prune` is called behind each checkpoint that was written."""
+        self._run = run
+        self._model = model
+        self._optimizer = optimizer
+        self._recipe = recipe
+        self._tokenizer = tokenizer
+        self._prune = prune
+        self._tensors = Tensors()
+        self._writing: Future[Saved] | None = None
+        self.longest = 0.0
+        """Seconds that the slowest save took; a run with a time limit leaves itself as many."""
+
+    def begin(self, progress: Progress) -> Saved | None:
+        """Copies everything and begins to write it; returns how the save before went, if any.
+
+        Waits for the one before: there is memory for one copy.
+        """
+        started = time.perf_counter()
+        before = self.end()
+        self._tensors.take(self._model, self._optimizer)
+        stall = time.perf_counter() - started
+        writing = self._writing = Future[Saved]()
+        # Not an executor's thread, which Python would wait for when a second signal says "at once".
+        Thread(target=self._write, args=(writing, progress, stall), daemon=True).start()
+        return before
+
+    def ready(self) -> Saved | None:
+        """Returns how the last save went, once; None while it goes on or when there was none."""
+        return self.end() if self._writing and self._writing.done() else None
+
+    def end(self) -> Saved | None:
+        """Waits for the save that is under way, if any, and returns how it went."""
+        if self._writing is None:
+            return None
+        saved = self._writing.result()
+        self._writing = None
+        self.longest = max(self.longest, saved.seconds)
+        return saved
+
+    def _write(self, writing: Future[Saved], progress: Progress, stall: float) -> None:
+        started = time.perf_counter() - stall
+        error, removed = None, []
+        try:
+            checkpoint.save(
+                self._run.checkpoint(progress.step),
+                self._model.architecture,
+                self._tensors,
+                progress,
+                self._recipe,
+                self._tokenizer,
+            )
+            removed = self._prune()
+        except CheckpointError as caught:
+            error = caught
+        except BaseException as caught:  # what nobody expected comes out where it is waited for
+            writing.set_exception(caught)
+            return
+        writing.set_result(
+            Saved(progress.step, time.perf_counter() - started, stall, error, removed)
+        )
