@@ -18,7 +18,13 @@ from rich.table import Table
 import rewarm
 from rewarm import recipe as recipes
 from rewarm import schedules as shelf
-from rewarm.errors import DataError, RecipeError, RewarmError, ScheduleError
+from rewarm.errors import (
+    CheckpointError,
+    DataError,
+    RecipeError,
+    RewarmError,
+    ScheduleError,
+)
 
 if TYPE_CHECKING:
     from rewarm.evaluate import Measured
@@ -221,15 +227,21 @@ def shard(
 
 @app.command(rich_help_panel=PREPARE)
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of shards.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A folder of shards, a run, or a checkpoint.")
+    ],
     overlap: Annotated[
         Path | None,
         typer.Option(metavar="OTHER", help="Also look for documents that stand in OTHER too."),
     ] = None,
 ) -> None:
-    """Read every shard of a folder whole, and compare it with its index."""
-    from rewarm import shards
+    """Read every shard, or every checkpoint, whole, and compare it with its index."""
+    from rewarm import bases, manifest, shards
 
+    saved = list(bases.checkpoints(folder).values())
+    if saved or (folder / manifest.MANIFEST).is_file():
+        _verify_checkpoints(folder, saved or [folder])
+        return
     found = shards.verify(folder)
     for one in found:
         whole = len(one.held.shards) - len(one.bad)
@@ -252,6 +264,30 @@ def verify(
                 "one, or what is measured has been trained on"
             )
         print(f"no document stands in both {folder} and {overlap}")
+
+
+def _verify_checkpoints(folder: Path, saved: list[Path]) -> None:
+    from rewarm import lineage, manifest
+    from rewarm.progress import read_progress
+    from rewarm.run import read_metrics
+
+    bad = []
+    for one in saved:
+        try:
+            manifest.verify(one)
+            lineage.made_by(one)
+            done = read_progress(one)
+            print(f"{one}: whole: step {done.step:,}, {done.tokens:,} tokens")
+        except RewarmError as error:
+            bad.append(str(error))
+    metrics = folder / "metrics.jsonl"
+    if metrics.exists():
+        try:
+            print(f"{metrics}: {len(read_metrics(metrics)):,} lines")
+        except RewarmError as error:
+            bad.append(str(error))
+    if bad:
+        raise CheckpointError("\n".join(bad))
 
 
 def _print_shards(out: Path, indices: dict[str, Index]) -> None:
@@ -442,6 +478,62 @@ def _losses(checkpoints: list[str], measured: list[dict[str, Measured]]) -> Tabl
                 difference,
             )
     return table
+
+
+@app.command(rich_help_panel=BACK)
+def lineage(
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A checkpoint, a run, or a folder of runs.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Draw which model descends from which, with rates and losses."""
+    from rich.tree import Tree
+
+    from rewarm.lineage import chains
+
+    found = chains(path)
+    if as_json:
+        print(json.dumps([[one.model_dump() for one in chain] for chain in found], indent=1))
+        return
+    roots: list[Tree] = []
+    drawn: dict[str, Tree] = {}
+    for chain in found:
+        above = None
+        for one in chain:
+            # What is the same weights is one node, whatever its children called it.
+            key = one.sha256 or one.name
+            if key not in drawn:
+                drawn[key] = above.add(one.in_words()) if above else Tree(one.in_words())
+                if above is None:
+                    roots.append(drawn[key])
+            above = drawn[key]
+    console = Console(highlight=False, emoji=False, markup=False)
+    console.width = max(console.width, 120) if console.is_terminal else 1000
+    for root in roots:
+        console.print(root)
+
+
+@app.command("verify-resume", rich_help_panel=BACK)
+def verify_resume(
+    recipe: RecipeFile,
+    overrides: Set = None,
+    steps: Annotated[int, typer.Option(help="Steps to run, interrupted half-way.", min=2)] = 40,
+) -> None:
+    """Prove on this machine that an interrupted run ends, bit for bit, as one that was not."""
+    import tempfile
+
+    checked = recipes.load(recipe, overrides)
+    from rewarm.verify_resume import verify_resume as differences
+
+    with tempfile.TemporaryDirectory(prefix="rewarm-verify-resume-") as work:
+        differ = differences(checked, steps, Path(work))
+    if differ:
+        raise CheckpointError("the resumed run differs:\n  " + "\n  ".join(differ))
+    print(
+        f"{min(steps, checked.steps)} steps, straight and interrupted: weights, moments, stream "
+        "and metrics are the same, bit for bit"
+    )
 
 
 def _first_line(kind: type) -> str:

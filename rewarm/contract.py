@@ -155,8 +155,8 @@ def carried(recipe: Recipe, base: Base) -> dict[str, int]:
 
 
 def _promised(recipe: Recipe, step: int) -> dict[int, float]:
-    """Returns the first two steps from `step` on, the schedule's marks, and the last step."""
+    """Returns two steps from `step` on and around each mark of the schedule, and the last step."""
     steps = {step, step + 1, recipe.steps}
     for place in schedules.marks(recipe.schedule).values():
-        steps.add(round(place * recipe.steps))
+        steps |= {round(place * recipe.steps), round(place * recipe.steps) + 1}
     return {one: recipe.lr(one) for one in sorted(steps) if step <= one <= recipe.steps}

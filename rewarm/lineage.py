@@ -61,6 +61,33 @@ def _published(base: Base, sha256: str | None) -> Ancestor:
     )
 
 
+def chains(path: Path) -> list[list[Ancestor]]:
+    """Returns the chain of models, the oldest first, up to each run's last checkpoint.
+
+    Args:
+        path: a checkpoint, a run, a place in one (RUN@step), or a folder with runs somewhere below.
+
+    Raises:
+        CheckpointError: there is none, or one is damaged.
+    """
+    found = bases.local(str(path))
+    if found and (found / MANIFEST).is_file():
+        ends = [(str(path), found)]
+    else:
+        runs = sorted({one.parent.parent for one in path.glob("**/checkpoints/step-*")})
+        ends = [(str(run), last) for run in runs if (last := bases.last_checkpoint(run))]
+    if not ends:
+        raise CheckpointError(
+            f"{path}: neither a rewarm checkpoint, nor a run that has one, nor a folder of runs"
+        )
+    return [_chain(name, end) for name, end in ends]
+
+
+def _chain(name: str, directory: Path) -> list[Ancestor]:
+    done = read_progress(directory)
+    return [*done.lineage, of(name, directory, done, known_digest(directory))]
+
+
 def known_digest(directory: Path) -> str | None:
     """Returns the sha256 of a checkpoint's weights from its manifest, or None without one.
 

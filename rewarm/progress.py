@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from rewarm.errors import CheckpointError
+from rewarm.quantities import in_words
 from rewarm.stream import Position
 from rewarm.untrusted import read_as
 
@@ -40,6 +41,20 @@ class Ancestor(BaseModel):
     """Name, distribution and version of the plug-in that gave its rates."""
     losses: dict[str, float] = {}
     """Its validation losses when they were last measured, in nats."""
+
+    def in_words(self) -> str:
+        """Returns a line for a person."""
+        said = [self.name + (f" at {self.revision}" if self.revision else "")]
+        if self.step is not None:
+            said.append(f"step {self.step:,}")
+        if self.tokens is not None:
+            said.append(f"{in_words(self.tokens)} tokens")
+        if self.lrs:
+            said.append("lr " + " → ".join(f"{lr:.3g}" for lr in self.lrs))
+        if self.schedule:
+            said.append(f"{self.schedule['name']} {self.schedule['version']}")
+        said += [f"{name} {loss:.4f}" for name, loss in self.losses.items()]
+        return "  ".join(said)
 
 
 class Progress(BaseModel):

@@ -14,7 +14,7 @@ SOURCES = {path.stem: path for path in Path(rewarm.__file__).parent.glob("*.py")
 # Imports point down only: a module may import those above it in this list, and no others.
 TORCH = (
     *("metrics", "neox", "optim", "checkpoint", "evaluate"),
-    *("guard", "saving", "start", "train"),
+    *("guard", "saving", "start", "train", "verify_resume"),
 )
 ORDER = [
     *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "pythia"),

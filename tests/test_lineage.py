@@ -1,0 +1,87 @@
+import json
+
+import pytest
+from test_resume import run
+
+from rewarm import bases, pythia
+from rewarm.errors import CheckpointError
+from rewarm.progress import read_progress
+
+# Flat at 1e-2, then down over the last fifth.
+PLATEAU = "{name: no-warmup, peak_lr: 1e-2, min_lr: 1e-2, decay: linear}"
+
+
+def test_a_chain_of_runs_is_known_and_drawn(recipe_text, tmp_path, command):
+    runs = tmp_path / "runs"
+    run(recipe_text, runs / "base")
+    run(recipe_text, runs / "arm", model=f"{{base: {runs}/base@10}}", tokens=2048)
+    run(recipe_text, runs / "leaf", model=f"{{base: {runs}/arm}}", tokens=2048)
+    done = read_progress(bases.last_checkpoint(runs / "leaf"))
+    assert [one.name for one in done.lineage] == [f"{runs}/base@10", f"{runs}/arm"]
+    assert [one.tokens for one in done.lineage] == [10240, 2048]
+    assert done.lineage[0].lrs[1] == 1e-2
+    assert done.lineage[0].losses.keys() == {"upstream", "downstream"}
+    code, out, _ = command("lineage", runs)
+    assert code == 0
+    lines = out.splitlines()
+    assert [line.lstrip("│├└─ ").split("  ")[0] for line in lines] == [
+        f"{runs}/base@10", f"{runs}/arm", f"{runs}/leaf", f"{runs}/base",
+    ]  # fmt: skip
+    assert "10.24k tokens  lr 0.005 → 0.01 →" in lines[0]
+    code, out, _ = command("lineage", f"{runs}/leaf", "--json")
+    ((first, *_, last),) = json.loads(out)
+    assert (first["step"], last["name"]) == (10, f"{runs}/leaf")
+
+
+def test_places_in_a_run(recipe_text, tmp_path):
+    base = tmp_path / "base"
+    run(recipe_text, base, every__save=4)
+    assert bases.local(f"{base}@last").name == "step-00000020"
+    assert bases.local(f"{base}@8").name == "step-00000008"
+    with pytest.raises(CheckpointError, match="no checkpoint at step 9; there are 4, 8, 12"):
+        bases.local(f"{base}@9")
+    with pytest.raises(CheckpointError, match="or before step 2, where the decay begins"):
+        bases.local(f"{base}@before-decay")
+    with pytest.raises(CheckpointError, match="no such place; wanted a step, `last` or"):
+        bases.local(f"{base}@yesterday")
+    assert bases.local(f"{tmp_path}/nowhere@last") is None
+
+
+def test_the_end_of_a_plateau_is_saved_and_can_be_named(recipe_text, tmp_path, distribution):
+    source = """
+from typing import Literal
+from rewarm import Schedule
+
+class Flat(Schedule):
+    name: Literal["flat-then-down"] = "flat-then-down"
+
+    def __call__(self, progress):
+        return 1e-3 if progress <= 0.65 else 1e-3 * (1 - progress) / 0.35
+"""
+    distribution("flat", source, **{"flat-then-down": "Flat"})
+    base = tmp_path / "base"
+    settings = {"schedule": "{name: flat-then-down}", "every__save": "null", "keep": "{last: 1}"}
+    run(recipe_text, base, **settings)
+    assert list(bases.checkpoints(base)) == [13, 20]
+    assert bases.local(f"{base}@before-decay").name == "step-00000013"
+
+
+@pytest.mark.parametrize(
+    ("name", "revision", "tokens", "lr"),
+    [
+        # ../shared/paper.md, section 1: 143,000 steps, 3e-5 from step 115,139 on.
+        ("EleutherAI/pythia-410m", None, 299_892_736_000, 3e-5),
+        ("EleutherAI/pythia-410m-deduped", "step115139", 115_139 * 2_097_152, 3e-5),
+        ("EleutherAI/pythia-410m", "step10000", 10_000 * 2_097_152, 2.9735e-4),
+        ("EleutherAI/pythia-70m", "step27000", 27_000 * 2_097_152, 2.7695e-4 / 0.3),
+    ],
+)
+def test_how_far_a_published_checkpoint_was_trained(name, revision, tokens, lr):
+    known = pythia.trained(name, revision)
+    assert known.tokens == tokens
+    assert known.lrs[-1] == pytest.approx(lr, rel=1e-4)
+
+
+def test_what_is_not_published_is_not_known():
+    assert pythia.trained("EleutherAI/pythia-410m", "main-branch") is None
+    assert pythia.trained("someone/pythia-410m", "step10000") is None
