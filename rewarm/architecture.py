@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu"]
-Size = Annotated[int, Field(strict=True, gt=0)]
+Size = Annotated[int, Field(strict=True, gt=0, le=2**31)]
 
+_MOST_ANGLES = 2**28
 # What the presets share, by Hugging Face's names; a config that says otherwise is another model.
 _FIXED = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}
 
@@ -44,6 +45,16 @@ class Architecture(BaseModel):
     """Input and output embeddings are one matrix."""
     layer_norm_eps: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1e-5
     """Added to the variance in layer norms."""
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Architecture:
+        table = self.positions * self.rotary_size
+        if table > _MOST_ANGLES:  # the one thing that no weight file bears out
+            raise ValueError(
+                f"positions {self.positions:,} of {self.rotary_size:,} rotary dimensions make a "
+                f"table of {table:,} angles; {_MOST_ANGLES:,} are the most"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Architecture:
@@ -104,6 +115,8 @@ class Architecture(BaseModel):
         if kind != "gpt_neox":
             raise ValueError(f"model_type is {kind!r}; rewarm trains 'gpt_neox' (Pythia, GPT-NeoX)")
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"its rotary settings should be an object, and are {rope!r}")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type != "default":
             raise ValueError(f"rotary scaling {rope_type!r} is not supported, only the plain kind")

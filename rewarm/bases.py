@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import re
 from pathlib import Path
@@ -14,10 +13,11 @@ from pydantic import ValidationError
 from rewarm import neoxlib, recipe, tokenizer
 from rewarm.architecture import Architecture
 from rewarm.errors import CheckpointError, RewarmError
+from rewarm.manifest import MANIFEST
 from rewarm.quantities import parse_count
 from rewarm.shards import TokenizerFacts
+from rewarm.untrusted import insist_on_own_files, read_json
 
-MANIFEST = "MANIFEST.json"
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -139,7 +139,10 @@ def weights_digest(directory: Path) -> str:
     """
     files = [directory / name for name in SAFETENSORS[:1] + PICKLED[:1]]
     files = [path for path in files if path.is_file()][:1] or sorted(
-        path for kind in ("*.safetensors", "*.bin", "layer_*.pt") for path in directory.glob(kind)
+        path
+        for kind in ("*.safetensors", "*.bin", "layer_*.pt")
+        for path in directory.glob(kind)
+        if path.is_file()
     )
     digests = []
     for path in files:
@@ -159,25 +162,29 @@ def read_architecture(directory: Path) -> Architecture:
     """
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        insist_on_own_files(directory)
+        config = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{directory}: not a model directory (no config.json); wanted a Hugging Face NeoX "
             "model, a rewarm checkpoint, a run that has one, or a global_step folder of GPT-NeoX"
         ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; fetch the model again") from None
     try:
         if not isinstance(config, dict):
             raise ValueError("should be a JSON object")
         return Architecture.from_hugging_face(config)
     except ValidationError as error:
         reasons = "; ".join(
-            f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()
+            ": ".join([*map(str, one["loc"]), one["msg"].removeprefix("Value error, ")])
+            for one in error.errors()
         )
-        raise CheckpointError(f"{path}: not a model rewarm can build: {reasons}") from None
+        raise CheckpointError(
+            f"{path}: not a model rewarm can build: {reasons}; name another, or fetch it again"
+        ) from None
     except (ValueError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise CheckpointError(f"{path}: {error}; name another model") from None
 
 
 def fits(

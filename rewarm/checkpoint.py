@@ -12,7 +12,6 @@ and JSON only: nothing in it can run.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -24,8 +23,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from rewarm import manifest
 from rewarm.architecture import Architecture
-from rewarm.bases import MANIFEST
 from rewarm.errors import CheckpointError
 from rewarm.neox import NeoX
 from rewarm.optim import load_moments, moments
@@ -115,7 +114,7 @@ def save(
         save_file(tensors.moments, partial / "optimizer.safetensors")
         (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
         _write_json(partial / "progress.json", progress.model_dump())
-        _write_json(partial / MANIFEST, {"files": _digests(partial)})
+        _write_json(partial / manifest.MANIFEST, manifest.of(partial))
         for path in [*partial.iterdir(), partial]:
             _flush(path)
         partial.rename(directory)
@@ -126,36 +125,6 @@ def save(
             f"{directory}: cannot be written: {error}; earlier checkpoints are untouched; make "
             "room, or see that the folder may be written to"
         ) from None
-
-
-def verify(directory: Path) -> None:
-    """Makes sure that every file is what the manifest says.
-
-    Raises:
-        CheckpointError: it is not a rewarm checkpoint, or a file is missing or changed.
-    """
-    path = directory / MANIFEST
-    try:
-        files = json.loads(path.read_text(encoding="utf-8"))["files"]
-        expected = {str(name): (said["bytes"], said["sha256"]) for name, said in files.items()}
-    except (FileNotFoundError, NotADirectoryError):
-        raise CheckpointError(
-            f"{directory}: not a rewarm checkpoint (no {MANIFEST}); to start from these weights, "
-            "name them as model.base"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged: {type(error).__name__}: {error}") from None
-    for name, (size, digest) in expected.items():
-        file = directory / name
-        if Path(name).name != name or not file.is_file():
-            raise CheckpointError(f"{directory}: {name} is missing; use another checkpoint")
-        if file.stat().st_size != size or _sha256(file) != digest:
-            raise CheckpointError(
-                f"{file}: changed since it was written (size or sha256); use another checkpoint"
-            )
-    for needed in ("model.safetensors", "optimizer.safetensors", "progress.json", "recipe.yaml"):
-        if needed not in expected:
-            raise CheckpointError(f"{path}: names no {needed}; use another checkpoint")
 
 
 def load_optimizer(directory: Path, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
@@ -174,7 +143,10 @@ def load_optimizer(directory: Path, model: NeoX, optimizer: torch.optim.Optimize
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        raise CheckpointError(
+            f"{path}: cannot be read: {error}; use another checkpoint, or start from this one's "
+            "weights alone (set optimizer.carry: false)"
+        ) from None
     load_moments(model, optimizer, state, str(path))
 
 
@@ -205,18 +177,6 @@ def _index(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
         "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
         "weight_map": dict.fromkeys(tensors, "model.safetensors"),
     }
-
-
-def _digests(directory: Path) -> dict[str, dict[str, Any]]:
-    return {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(directory.iterdir())
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -236,10 +236,10 @@ def verify(
     ] = None,
 ) -> None:
     """Read every shard, or every checkpoint, whole, and compare it with its index."""
-    from rewarm import bases, shards
+    from rewarm import bases, manifest, shards
 
     saved = list(bases.checkpoints(folder).values())
-    if saved or (folder / bases.MANIFEST).is_file():
+    if saved or (folder / manifest.MANIFEST).is_file():
         _verify_checkpoints(folder, saved or [folder])
         return
     found = shards.verify(folder)
@@ -267,14 +267,14 @@ def verify(
 
 
 def _verify_checkpoints(folder: Path, saved: list[Path]) -> None:
-    from rewarm import checkpoint, lineage
+    from rewarm import lineage, manifest
     from rewarm.progress import read_progress
     from rewarm.run import read_metrics
 
     bad = []
     for one in saved:
         try:
-            checkpoint.verify(one)
+            manifest.verify(one)
             lineage.made_by(one)
             done = read_progress(one)
             print(f"{one}: whole: step {done.step:,}, {done.tokens:,} tokens")

@@ -46,7 +46,8 @@ class Document:
             RecipeError: the file cannot be read, or is not a valid document.
         """
         try:
-            return cls(path.read_text(encoding="utf-8"), str(path))
+            with path.open(encoding="utf-8") as file:
+                return cls(file.read(_MAX_CHARACTERS + 1), str(path))
         except FileNotFoundError:
             raise RecipeError([f"{path}: no such file; a recipe is a YAML file"]) from None
         except IsADirectoryError:

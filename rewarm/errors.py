@@ -17,6 +17,9 @@ class RewarmError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
 
 class RecipeError(RewarmError):
     """A recipe is wrong. Holds every problem found, one located line each."""
@@ -56,6 +59,22 @@ class Preempted(RewarmError):
     """A signal asked the run to stop; everything up to the current step is saved."""
 
     exit_code = 75
+
+
+def printable(text: str) -> str:
+    """Returns text that a terminal shows and does not obey, each line and all of it bounded.
+
+    Messages quote names and values from files that anyone may have written.
+    """
+    lines = text.split("\n")
+    if len(lines) > 50:
+        lines = [*lines[:48], f"... and {len(lines) - 49} more lines", lines[-1]]
+    cut = (x if len(x) <= 1000 else f"{x[:600]} [...] {x[-300:]}" for x in lines)
+    return "\n".join("".join(map(_shown, line)) for line in cut)
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from rewarm import bases, checkpoint
+from rewarm import bases, manifest, neox
 from rewarm.errors import DataError
-from rewarm.neox import NeoX, load_weights
+from rewarm.neox import NeoX
 from rewarm.places import Place
 from rewarm.recipe import Recipe
 from rewarm.stream import in_stored_order
@@ -123,13 +123,12 @@ def measure_checkpoint(
     """
     base = bases.locate(name)
     if base.kind == "rewarm checkpoint":
-        checkpoint.verify(base.directory)
+        manifest.verify(base.directory)
     context = context or base.architecture.positions
     for place in sets.values():
         facts = place.index.tokenizer
         bases.fits(base.architecture, base.directory, facts, str(place), context)
-    model = NeoX(base.architecture)
-    load_weights(model, base.directory)
+    model, _ = neox.load(base.architecture, base.directory)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return {
         on: measure(

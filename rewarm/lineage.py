@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 from rewarm import bases, pythia
 from rewarm import recipe as recipes
 from rewarm.bases import Base
 from rewarm.errors import CheckpointError, RecipeError
+from rewarm.manifest import MANIFEST
 from rewarm.progress import Ancestor, Progress, read_progress
 from rewarm.recipe import Recipe
+from rewarm.untrusted import read_json
 
 
 def ancestry(base: Base, *, digest: bool = True) -> list[Ancestor]:
@@ -70,7 +71,7 @@ def chains(path: Path) -> list[list[Ancestor]]:
         CheckpointError: there is none, or one is damaged.
     """
     found = bases.local(str(path))
-    if found and (found / bases.MANIFEST).is_file():
+    if found and (found / MANIFEST).is_file():
         ends = [(str(path), found)]
     else:
         runs = sorted({one.parent.parent for one in path.glob("**/checkpoints/step-*")})
@@ -93,13 +94,15 @@ def known_digest(directory: Path) -> str | None:
     Raises:
         CheckpointError: the manifest is damaged.
     """
-    path = directory / bases.MANIFEST
+    path = directory / MANIFEST
     if not path.is_file():
         return None
     try:
-        return str(json.loads(path.read_bytes())["files"]["model.safetensors"]["sha256"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: damaged: {type(error).__name__}: {error}") from None
+        return str(read_json(path)["files"]["model.safetensors"]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged: {type(error).__name__}: {error}; use another"
+        ) from None
 
 
 def made_by(checkpoint: Path) -> Recipe:

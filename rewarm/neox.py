@@ -5,12 +5,14 @@ Shapes: B sequences, T positions, D hidden, H heads, K head size, R rotary dimen
 
 from __future__ import annotations
 
-import json
 import math
+import re
+import zipfile
 from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
@@ -19,6 +21,7 @@ from rewarm import neoxlib
 from rewarm.architecture import Architecture
 from rewarm.bases import PICKLED, SAFETENSORS
 from rewarm.errors import CheckpointError
+from rewarm.untrusted import is_plain_name, read_as
 
 Seen = Tensor | BlockMask
 """Which positions each position attends to; without one, all that are not behind it."""
@@ -230,23 +233,63 @@ class Matched(NamedTuple):
     """Those that follow from the configuration, which older versions saved as well."""
 
 
+def load(architecture: Architecture, directory: Path) -> tuple[NeoX, Matched]:
+    """Returns the model of a directory of Hugging Face's or GPT-NeoX's format, in fp32.
+
+    Raises:
+        CheckpointError: as in `load_weights`; or the files are too small for such a model, so that
+            memory is not set aside for what a configuration merely claims.
+    """
+    held = sum(path.stat().st_size for path in _weight_files(directory, architecture))
+    if held < 2 * architecture.parameters:  # half precision is the least that is read
+        raise CheckpointError(
+            f"{directory}: its configuration is of {architecture.parameters:,} parameters, and its "
+            f"weights are {held:,} bytes, too few for that; fetch the model again"
+        )
+    model = NeoX(architecture)
+    return model, load_weights(model, directory)
+
+
 def load_weights(model: NeoX, directory: Path) -> Matched:
     """Fills the model, converted to fp32, from a directory of Hugging Face's or GPT-NeoX's format.
 
     Raises:
-        CheckpointError: weights are missing, damaged, left over, or of another shape.
+        CheckpointError: weights are missing, damaged, left over, of another shape, or not numbers.
     """
     read = _read_tensors(directory, model.architecture)
     found = {name: tensor for name, tensor in read.items() if not name.endswith(_DERIVED)}
     matched = Matched(len(found), len(read) - len(found))
-    if model.architecture.tied and "gpt_neox.embed_in.weight" in found:
-        found.setdefault("embed_out.weight", found["gpt_neox.embed_in.weight"])
+    head, embedding = "embed_out.weight", "gpt_neox.embed_in.weight"
+    if model.architecture.tied and embedding in found:
+        found.setdefault(head, found[embedding])
     if different := _differences(found, dict(model.state_dict())):
         raise CheckpointError(
             f"{directory}: the weights are not those of its configuration{different}"
         )
+    if model.architecture.tied and not torch.equal(found[head], found[embedding]):
+        raise CheckpointError(
+            f"{directory}: the weights are not those of its configuration: {head} is not "
+            f"{embedding}, and the configuration says that they are one; take both from the same "
+            "model"
+        )
     model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
+    broken = [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]
+    if broken:
+        more = f" and {len(broken) - 8} more" if len(broken) > 8 else ""
+        raise CheckpointError(
+            f"{directory}: weights that are not finite numbers: {', '.join(sorted(broken)[:8])}"
+            f"{more}; fetch the model again, or use another checkpoint"
+        )
     return matched
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Returns whether a tensor is free of NaN and infinity."""
+    return bool(torch.isfinite(tensor).all())
+
+
+# What weights are published in; anything smaller needs scales that rewarm would not apply.
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def _differences(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
@@ -273,9 +316,48 @@ def _differences(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
-    return {
-        name: " × ".join(map(str, tensor.shape)) or "one number" for name, tensor in tensors.items()
-    }
+    """Returns what to say of tensors: their shapes, and what makes some no plain numbers."""
+    said = {}
+    for name, tensor in tensors.items():
+        said[name] = " × ".join(map(str, tensor.shape)) or "one number"
+        if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+            kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}".replace("torch.", "")
+            said[name] += f" ({kind})"
+    return said
+
+
+def _weight_files(directory: Path, architecture: Architecture) -> list[Path]:
+    """Returns the files that hold the weights."""
+    if neoxlib.find(directory):
+        layers = neoxlib.layer_files(directory, architecture.layers, tied=architecture.tied)
+        return [file.path for file in layers]
+    for whole, index in (SAFETENSORS, PICKLED):
+        if (directory / whole).is_file():
+            return [directory / whole]
+        if (directory / index).is_file():
+            return _indexed(directory / index, Path(whole).suffix)
+    raise CheckpointError(
+        f"{directory}: no weights; wanted one of {', '.join(SAFETENSORS + PICKLED)}; fetch the "
+        "model again"
+    )
+
+
+class _Index(BaseModel):
+    weight_map: dict[str, str]
+
+
+def _indexed(index: Path, suffix: str) -> list[Path]:
+    """Returns the files that an index names, all of them beside it."""
+    try:
+        names = sorted(set(read_as(_Index, index).weight_map.values()))
+        for name in names:
+            if not (is_plain_name(name) and name.endswith(suffix)):
+                raise ValueError(f"{name!r} is not the name of a {suffix} file")
+            if not (index.parent / name).is_file():
+                raise ValueError(f"{name} is missing")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{index}: cannot be read: {error}; fetch the model again") from None
+    return [index.parent / name for name in names]
 
 
 def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tensor]:
@@ -285,24 +367,15 @@ def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tens
             for file in neoxlib.layer_files(directory, architecture.layers, tied=architecture.tied)
             for name, tensor in _read_file(file.path).items()
         }
-    for kind in (SAFETENSORS, PICKLED):
-        whole, index = (directory / name for name in kind)
-        if whole.is_file():
-            return _read_file(whole)
-        if index.is_file():
-            try:
-                files = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-                tensors: dict[str, Tensor] = {}
-                for name in files:
-                    if Path(name).name != name:
-                        raise ValueError(f"{name!r} is not a file name")
-                    tensors |= _read_file(directory / name)
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                raise CheckpointError(f"{index}: cannot be read: {error}") from None
-            return tensors
-    raise CheckpointError(
-        f"{directory}: no weights; wanted one of {', '.join(SAFETENSORS + PICKLED)}"
-    )
+    tensors: dict[str, Tensor] = {}
+    for path in _weight_files(directory, architecture):
+        held = _read_file(path)
+        if again := tensors.keys() & held.keys():
+            raise CheckpointError(
+                f"{path}: holds {min(again)}, as another file does; fetch the model again"
+            )
+        tensors |= held
+    return tensors
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -312,12 +385,28 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
+        return _unpickled(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        raise CheckpointError(f"{path}: cannot be read: {error}; fetch the model again") from None
     except Exception as error:  # torch.load raises what it likes on a stranger's file
-        reason = str(error).split("\n")[0]
+        # Its own message advises to try again without the safety.
+        called = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it would call {called[1]}" if called else str(error).split("\n")[0]
         raise CheckpointError(
-            f"{path}: not plain tensors: {reason}; nothing in it was run"
+            f"{path}: not plain tensors: {reason}; nothing in it was run; fetch the model again, "
+            "if possible as safetensors"
         ) from None
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors that torch.save wrote, made by its unpickler that calls nothing else."""
+    with zipfile.ZipFile(path) as held:
+        # torch.save compresses nothing. A compressed pickle could be of any size, and compressed
+        # numbers would be mapped as if they were not.
+        if any(one.compress_type or one.file_size > one.compress_size for one in held.infolist()):
+            raise ValueError("compressed")
+    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    tensors = {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
+    if not all(isinstance(name, str) for name in tensors):
+        raise ValueError("their names are not text")
+    return tensors

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rewarm.errors import CheckpointError, ScheduleError
-from rewarm.neox import NeoX
+from rewarm.neox import NeoX, is_finite
 from rewarm.recipe import Optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -111,22 +111,35 @@ def load_moments(
     """Puts Adam's state back; the rate is no part of it, so none can come back with it.
 
     Raises:
-        CheckpointError: the state is of another model.
+        CheckpointError: the state is of another model, or not what Adam leaves behind.
     """
+    wanted = {f"{m}/{name}": p.shape for name, p in model.named_parameters() for m in _MOMENTS}
+    wanted["updates"] = torch.Size([1])
+    for name in sorted(wanted.keys() | state.keys()):
+        complaint = _complaint(name, state.get(name), wanted.get(name))
+        if complaint:
+            raise CheckpointError(
+                f"{source}: {name}: {complaint}; use another checkpoint, or start from this one's "
+                "weights alone (set optimizer.carry: false)"
+            )
     for name, parameter in model.named_parameters():
-        of = {moment: state.get(f"{moment}/{name}") for moment in _MOMENTS}
-        for moment, tensor in of.items():
-            if tensor is None or tensor.shape != parameter.shape:
-                found = "none" if tensor is None else tuple(tensor.shape)
-                raise CheckpointError(
-                    f"{source}: {moment} of {name}: wanted {tuple(parameter.shape)}, found {found}"
-                )
-        updates = state.get("updates")
-        if updates is None or updates.numel() != 1:
-            raise CheckpointError(f"{source}: no count of updates; is it a rewarm optimiser state?")
+        step = state["updates"].reshape(()).clone()
         optimizer.state[parameter] = {
-            "step": updates.reshape(())
-            .clone()
-            .to(parameter.device if parameter.is_cuda else "cpu", torch.float32),
-            **{m: t.to(parameter.device).clone() for m, t in of.items() if t is not None},
+            "step": step.to(parameter.device if parameter.is_cuda else "cpu"),
+            **{m: state[f"{m}/{name}"].to(parameter.device).clone() for m in _MOMENTS},
         }
+
+
+def _complaint(name: str, found: Tensor | None, wanted: torch.Size | None) -> str | None:
+    """Returns what is wrong with one tensor of Adam's state, if anything."""
+    if found is None or wanted is None:
+        return "missing" if found is None else "not part of this model's state"
+    if found.dtype != torch.float32 or found.shape != wanted:
+        return f"{found.dtype} {tuple(found.shape)}, and wanted is fp32 {tuple(wanted)}"
+    if not is_finite(found):
+        return "not finite"
+    if name.startswith("exp_avg_sq/") and found.min() < 0:
+        return "a mean of squares below 0"
+    if name == "updates" and (found.item() < 0 or found.item() % 1):
+        return f"{found.item()} is no count"
+    return None

@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 
 from rewarm.errors import DataError
 from rewarm.recipe import SCHEMES
-from rewarm.shards import Index, ShardFacts, parse_index, read_index
+from rewarm.shards import MAX_INDEX_BYTES, Index, ShardFacts, parse_index, read_index
 
 Result = TypeVar("Result")
 _CHUNK = 1 << 20
@@ -145,12 +145,21 @@ class Place:
 
     def _read(self, name: str) -> bytes:
         def all_of(file: IO[bytes]) -> bytes:
-            return file.read()
+            data = bytearray()
+            while chunk := file.read(_CHUNK):
+                data += chunk
+                if len(data) > MAX_INDEX_BYTES:
+                    raise DataError(
+                        f"{self._address}/{name}: larger than {MAX_INDEX_BYTES:,} bytes; name a "
+                        "folder that `rewarm shard` wrote"
+                    )
+            return bytes(data)
 
         return self._tried(name, all_of)
 
     def _bring(self, name: str, target: Path, facts: ShardFacts | None) -> None:
         partial = target.with_name(f"{name}.{os.getpid()}.partial")
+        most = facts.bytes if facts else MAX_INDEX_BYTES
 
         def copy(file: IO[bytes]) -> None:
             digest, size = hashlib.sha256(), 0
@@ -159,6 +168,8 @@ class Place:
                     out.write(chunk)
                     digest.update(chunk)
                     size += len(chunk)
+                    if size > most:  # or a server could fill the disk
+                        raise ConnectionError(f"more than {most:,} bytes came")
             if facts and size != facts.bytes:
                 raise ConnectionError(f"{size:,} of {facts.bytes:,} bytes came")
             if facts and digest.hexdigest() != facts.sha256:

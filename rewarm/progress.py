@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from rewarm.errors import CheckpointError
 from rewarm.quantities import in_words
 from rewarm.stream import Position
+from rewarm.untrusted import read_as
 
-Whole = Annotated[int, Field(strict=True, ge=0)]
+Whole = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 
 
 class Ancestor(BaseModel):
@@ -71,7 +72,7 @@ class Progress(BaseModel):
     """Blocks taken so far, per corpus."""
     carried: dict[str, Whole]
     """Blocks that the base had taken of each corpus before, where this run goes on (data.carry)."""
-    stream: str
+    stream: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """Chained digest of every token so far."""
     corpora: dict[str, str]
     """Digest of each training corpus, so that a run cannot go on with other data unnoticed."""
@@ -120,6 +121,6 @@ def read_progress(directory: Path) -> Progress:
     """
     path = directory / "progress.json"
     try:
-        return Progress.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        return read_as(Progress, path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; use another checkpoint") from None

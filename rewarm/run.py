@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import yaml
-
+from rewarm import manifest
 from rewarm.bases import checkpoints, last_checkpoint
-from rewarm.errors import CheckpointError
+from rewarm.document import Document
+from rewarm.errors import CheckpointError, RecipeError, printable
 from rewarm.recipe import Keep, Recipe
 
 _GONE = ".deleting"
@@ -75,7 +75,7 @@ class Run:
         left = [
             path
             for path in sorted(self.checkpoints.iterdir())
-            if path.suffix in (".partial", _GONE)
+            if path.name.startswith("step-") and path.suffix in (".partial", _GONE)
         ]
         for path in left:
             shutil.rmtree(path, ignore_errors=True)
@@ -165,10 +165,17 @@ class Run:
 
     def _changes(self, recipe: Recipe) -> list[str]:
         assert self.resumed is not None
-        began = _flat(yaml.safe_load((self.resumed / "recipe.yaml").read_text(encoding="utf-8")))
+        manifest.verify(self.resumed, only="recipe.yaml")  # damage is not a change of mind
+        try:
+            began = _flat(Document.load(self.resumed / "recipe.yaml").data)
+        except RecipeError as error:
+            raise CheckpointError(
+                f"{self.resumed}: its recipe cannot be read: {error.problems[0]}; use another "
+                "checkpoint"
+            ) from None
         now = _flat(recipe.document())
         return [
-            f"{path}: {began.get(path, 'not set')} → {now.get(path, 'not set')}"
+            printable(f"{path}: {began.get(path, 'not set')} → {now.get(path, 'not set')}")
             for path in [*began, *(path for path in now if path not in began)]
             if began.get(path) != now.get(path)
             and not any(path == h or path.startswith(f"{h}.") for h in _HARMLESS)
@@ -183,14 +190,15 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
     read = []
     for number, line in enumerate(lines, start=1):
         try:
             parsed = json.loads(line)
-            parsed["kind"], parsed["step"]
-        except (ValueError, KeyError, TypeError):
+            if not ("kind" in parsed and isinstance(parsed["step"], int)):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(lines):
                 break
             raise CheckpointError(f"{path}:{number}: not a line of metrics") from None
@@ -212,7 +220,8 @@ def _flat(data: Any, path: str = "") -> dict[str, Any]:
 def _replace(path: Path, text: str) -> None:
     """Puts a whole new file in a file's place, or leaves the old one."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    partial.unlink(missing_ok=True)  # and never through a link that someone left there
+    with partial.open("x", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

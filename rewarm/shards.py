@@ -20,16 +20,19 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rewarm.errors import DataError
+from rewarm.untrusted import first_problem, read_bytes
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
-Whole = Annotated[int, Field(strict=True, ge=0)]
+Whole = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+MAX_INDEX_BYTES = 256_000_000
+"""The most that an index, or a tokenizer beside it, may be."""
 
 _BLOCK = 512  # tar's unit
 _NPY = re.compile(
-    rb"\{'descr': '<(u2|u4)', 'fortran_order': False, 'shape': \((\d+),\), \}\s*", re.DOTALL
+    rb"\{'descr': '<(u2|u4)', 'fortran_order': False, 'shape': \((\d{1,15}),\), \}\s*", re.DOTALL
 )
 
 
@@ -64,6 +67,16 @@ class Index(_Document):
     dtype: Literal["uint16", "uint32"]
     shards: list[ShardFacts]
 
+    @model_validator(mode="after")
+    def _fits(self) -> Index:
+        width = 2 if self.dtype == "uint16" else 4
+        for one in self.shards:
+            if one.tokens * width > one.bytes:
+                raise ValueError(
+                    f"{one.name}: {one.tokens:,} tokens of {width} bytes in {one.bytes:,} bytes"
+                )
+        return self
+
     @property
     def documents(self) -> int:
         """Documents in all shards."""
@@ -91,7 +104,7 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / "index.json"
     try:
-        index = parse_index(path.read_bytes(), str(path))
+        index = parse_index(read_bytes(path, MAX_INDEX_BYTES), str(path))
         strangers = {tar.name for tar in folder.glob("*.tar")} - {s.name for s in index.shards}
         if strangers:
             raise DataError(
@@ -102,8 +115,8 @@ def read_index(folder: Path) -> Index:
     except (FileNotFoundError, NotADirectoryError):
         what = "no index.json in this folder" if folder.is_dir() else "no such folder"
         raise DataError(f"{folder}: {what}; wanted one that `rewarm shard` wrote") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from None
 
 
 def parse_index(data: bytes, source: str) -> Index:
@@ -115,11 +128,9 @@ def parse_index(data: bytes, source: str) -> Index:
     try:
         index = Index.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        at = ".".join(map(str, first["loc"]))
         raise DataError(
-            f"{source}: not an index of shards: {at + ': ' if at else ''}{first['msg']}; "
-            "write the shards again with `rewarm shard`"
+            f"{source}: not an index of shards: {first_problem(error)}; write the shards again "
+            "with `rewarm shard`"
         ) from None
     if not index.tokens:
         raise DataError(f"{source}: empty: it names no documents")

@@ -13,7 +13,18 @@ from typing import NamedTuple
 
 import torch
 
-from rewarm import bases, checkpoint, contract, lineage, optim, schedules, stream
+from rewarm import (
+    bases,
+    checkpoint,
+    contract,
+    lineage,
+    manifest,
+    neox,
+    optim,
+    schedules,
+    stream,
+    untrusted,
+)
 from rewarm.architecture import Architecture
 from rewarm.bases import Base
 from rewarm.checkpoint import TokenizerSource
@@ -21,7 +32,7 @@ from rewarm.contract import Contract
 from rewarm.errors import CheckpointError
 from rewarm.evaluate import device_name
 from rewarm.mix import Mix
-from rewarm.neox import NeoX, initialise, load_weights
+from rewarm.neox import NeoX
 from rewarm.places import Place
 from rewarm.progress import Ancestor, Progress, read_progress
 from rewarm.recipe import Recipe
@@ -99,6 +110,8 @@ def start(recipe: Recipe, run: Run) -> Start:
     """Builds model, optimiser and stream: new, from a base, or from the run's last checkpoint."""
     origin = _origin(recipe, run)
     then = read_progress(run.resumed) if run.resumed else None
+    if then and run.resumed:
+        _same_place(recipe, run, then, run.resumed)
     carried = then.carried if then else {}
     if recipe.data.carry and not then and origin.base:
         carried = contract.carried(recipe, origin.base)
@@ -108,15 +121,15 @@ def start(recipe: Recipe, run: Run) -> Start:
     bases.fits(origin.architecture, origin.tokenizer, facts, str(first), recipe.data.context)
     agreed = contract.agree(recipe, origin.base, origin.ancestors, run.resumed)
     progress = _progress(recipe, corpora, then, carried, origin.ancestors)
-    model = NeoX(origin.architecture)
     if origin.weights:
-        matched = load_weights(model, origin.weights)
+        model, matched = neox.load(origin.architecture, origin.weights)
         tensors = f"{matched.tensors:,} of {len(model.state_dict()):,} tensors matched"
         if matched.ignored:
             tensors += f", {matched.ignored:,} that follow from the configuration left out"
         agreed = agreed.model_copy(update={"tensors": tensors})
     else:
-        initialise(model, recipe.seed)
+        model = NeoX(origin.architecture)
+        neox.initialise(model, recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
     optimizer = optim.adamw(model, recipe.optimizer)
@@ -126,6 +139,7 @@ def start(recipe: Recipe, run: Run) -> Start:
         model.compile_layers()
     own = origin.tokenizer and (origin.tokenizer / "tokenizer.json").is_file()
     folder = origin.tokenizer if own and origin.tokenizer else first.tokenizer_folder()
+    untrusted.insist_on_own_files(folder)  # its tokenizer goes into every checkpoint
     step = min(progress.step + 1, recipe.steps)
     rows = origin.architecture.vocabulary
     padding = f", {rows - facts.vocabulary} of them padding" if rows > facts.vocabulary else ""
@@ -152,7 +166,7 @@ def start(recipe: Recipe, run: Run) -> Start:
 def _origin(recipe: Recipe, run: Run) -> Origin:
     """Returns where the run begins or goes on: each of the three ways is one branch."""
     if last := run.resumed:
-        checkpoint.verify(last)
+        manifest.verify(last)
         shape = bases.read_architecture(last)
         return Origin(shape, last, last, last, None, read_progress(last).lineage)
     if recipe.model.base is None:
@@ -163,10 +177,27 @@ def _origin(recipe: Recipe, run: Run) -> Origin:
     if fresh:
         return Origin(base.architecture, None, None, base.directory, base, [])
     if base.kind == "rewarm checkpoint":
-        checkpoint.verify(base.directory)
+        manifest.verify(base.directory)
     moments = base.directory if recipe.optimizer.carry else None
     ancestors = lineage.ancestry(base)
     return Origin(base.architecture, base.directory, moments, base.directory, base, ancestors)
+
+
+def _same_place(recipe: Recipe, run: Run, then: Progress, resumed: Path) -> None:
+    """Makes sure that a checkpoint's progress is of its step, and of the recipe's corpora.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if run.checkpoint(then.step) != resumed:
+        raise CheckpointError(
+            f"{resumed}: its progress.json is of step {then.step:,}; use another checkpoint"
+        )
+    if then.blocks.keys() != recipe.data.train.keys():
+        raise CheckpointError(
+            f"{resumed}: its place in the data is one in {', '.join(then.blocks)}, and the "
+            f"recipe reads {', '.join(recipe.data.train)}; resume with the same corpora"
+        )
 
 
 def _same_data(

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rewarm.errors import DataError
+from rewarm.untrusted import parse_json, read_bytes, read_json
 
 if TYPE_CHECKING:
     import tokenizers
 
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 _MAX_BYTES = 100_000_000
+_MOST_IDS = 2**24
 
 
 class Tokenizer(NamedTuple):
@@ -48,24 +50,27 @@ def load(name: str, eos: str | None = None) -> Tokenizer:
     else:
         file, configured = _in_folder(name) if path.is_dir() else _on_hub(name)
     try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise DataError(f"{file}: larger than {_MAX_BYTES:,} bytes; is it a tokenizer?")
-        encoder = tokenizers.Tokenizer.from_file(str(file))
-    except DataError:
+        data = read_bytes(file, _MAX_BYTES)
+        _insist_on_ids(parse_json(data))
+        encoder = tokenizers.Tokenizer.from_buffer(data)
+    except (KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # tokenizers raises bare Exception
-        raise DataError(f"{file}: not a tokenizer that can be read: {error}") from None
+    except BaseException as error:  # tokenizers raises bare Exception, and panics beside it
+        raise DataError(
+            f"{file}: not a tokenizer that can be read: {error}; fetch it again"
+        ) from None
     encoder.no_truncation()
     encoder.no_padding()
     words = encoder.get_vocab(with_added_tokens=True)
     if isinstance(configured, dict):  # older files spell the token as an object
         configured = configured.get("content")
-    choices = [eos] if eos else [configured, *END_OF_TEXT]
+    usual = (configured, *END_OF_TEXT) if isinstance(configured, str) else END_OF_TEXT
+    choices = (eos,) if eos else usual
     chosen = next((token for token in choices if token in words), None)
     if chosen is None:
         raise DataError(
             f"{name}: no end-of-text token among its {len(words):,} entries "
-            f"(looked for {', '.join(filter(None, choices))}); name it with --eos"
+            f"(looked for {', '.join(choices)}); name it with --eos"
         )
     return Tokenizer(encoder, digest(encoder), max(words.values()) + 1, words[chosen], chosen)
 
@@ -79,16 +84,32 @@ def digest(encoder: tokenizers.Tokenizer) -> str:
     return hashlib.sha256(said.encode()).hexdigest()
 
 
+def _insist_on_ids(said: Any) -> None:
+    """Makes sure that ids are small: tokenizers sets memory aside for every id below the highest.
+
+    Raises:
+        ValueError: they are not, or it is not an object.
+    """
+    if not isinstance(said, dict):
+        raise ValueError("should be a JSON object")
+    model, added = said.get("model"), said.get("added_tokens")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(words.values()) if isinstance(words, dict) else []
+    ids += [one.get("id") for one in added or [] if isinstance(one, dict)]
+    if any(isinstance(one, int) and one >= _MOST_IDS for one in ids):
+        raise ValueError(f"an id is not below {_MOST_IDS:,}")
+
+
 def _in_folder(name: str) -> tuple[Path, Any]:
     folder = Path(name)
     file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not file.is_file():
         raise DataError(f"{name}: no tokenizer.json in this folder")
     try:
-        said = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+        said = read_json(config) if config.exists() else {}
         return file, said.get("eos_token")
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{config}: cannot be read: {error}") from None
+        raise DataError(f"{config}: cannot be read: {error}; fetch it again") from None
 
 
 def _on_hub(name: str) -> tuple[Path, Any]:

@@ -128,7 +128,7 @@ def reached(tmp_path):
         (folder / "recipe.yaml").write_text(recipe)
         empty = ("blocks", "carried", "corpora", "baseline", "losses", "guard", "schedule")
         nothing = {name: {} for name in empty}
-        done = Progress(**nothing | {"stream": "", "lineage": [], "rewarm": "0"} | progress)
+        done = Progress(**nothing | {"stream": "0" * 32, "lineage": [], "rewarm": "0"} | progress)
         (folder / "progress.json").write_text(done.model_dump_json())
         return run
 

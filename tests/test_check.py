@@ -13,7 +13,9 @@ from rewarm.shards import Index, ShardFacts, TokenizerFacts
 def write_index(folder, tokens: int) -> None:
     """A folder of shards as far as looking ahead reads it: its index."""
     folder.mkdir(parents=True)
-    shard = ShardFacts(name="00000.tar", documents=9, tokens=tokens, bytes=10240, sha256="0" * 64)
+    shard = ShardFacts(
+        name="00000.tar", documents=9, tokens=tokens, bytes=10_240 + 2 * tokens, sha256="0" * 64
+    )
     facts = TokenizerFacts(digest="d", vocabulary=50_277, eos=0, eos_token="<|endoftext|>")
     index = Index(tokenizer=facts, dtype="uint16", shards=[shard])
     (folder / "index.json").write_text(index.model_dump_json())

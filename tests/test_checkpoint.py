@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from rewarm import bases, checkpoint, recipe
+from rewarm import bases, checkpoint, manifest, recipe
 from rewarm.errors import CheckpointError
 from rewarm.evaluate import measure
 from rewarm.neox import NeoX, load_weights
@@ -40,7 +40,7 @@ def test_the_manifest_names_every_file(saved):
     files = json.loads((saved / "MANIFEST.json").read_text())["files"]
     assert {path.name for path in saved.iterdir()} == {*files, "MANIFEST.json"}
     assert not [path for path in saved.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
-    checkpoint.verify(saved)
+    manifest.verify(saved)
 
 
 def test_no_rate_is_stored_with_the_moments(saved):
@@ -59,5 +59,5 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(recipe_file, saved, monkeypa
     )  # stands for the disk, which cannot be filled here
     with pytest.raises(CheckpointError, match="No space left on device"):
         train(recipe.load(recipe_file, ["tokens=4096"]), resume=True, accept_changes=True)
-    checkpoint.verify(saved)
+    manifest.verify(saved)
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]

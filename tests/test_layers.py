@@ -17,10 +17,10 @@ TORCH = (
     *("guard", "saving", "start", "train", "verify_resume"),
 )
 ORDER = [
-    *("errors", "quantities", "document", "architecture", "schedules", "pythia"),
+    *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "pythia"),
     *("recipe", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
-    *("neoxlib", "bases", "progress", "lineage", "contract", "run", "plot", "check"),
+    *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run", "plot", "check"),
     "interruptions",
     *TORCH,
     *("quickstart", "cli", "__main__"),
