@@ -24,6 +24,7 @@ from rewarm.checkpoint import Tensors, TokenizerSource
 from rewarm.neox import NeoX, initialise
 from rewarm.progress import Progress
 from rewarm.recipe import Optimizer
+from rewarm.stream import NOTHING
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     optim.apply(optimizer, 1e-4, torch.zeros((), device=device))
     empty = {name: {} for name in ("carried", "corpora", "baseline", "losses", "guard", "schedule")}
     progress = Progress(
-        step=1, tokens=1, lrs=None, blocks={}, stream="", lineage=[], rewarm="0", **empty
+        step=1, tokens=1, lrs=None, blocks={}, stream=NOTHING, lineage=[], rewarm="0", **empty
     )
     tensors, stalls, whole = Tensors(), [], []
     with tempfile.TemporaryDirectory() as work:
