@@ -63,7 +63,10 @@ def main() -> None:
         while kills < said.kills or (not bad and (root / f"run{runs}").exists()):
             run = root / f"run{runs}"
             process = subprocess.Popen(
-                [*words, "--set", f"run={run}"], stderr=subprocess.PIPE, text=True
+                [*words, "--set", f"run={run}"],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
             )
             try:
                 limit = draw.uniform(0.3, 1.0) * whole if kills < said.kills else None
