@@ -239,7 +239,12 @@ class _Beside:
         if losses:
             self.run.log("evaluate", step=progress.step, tokens=progress.tokens, **line)
             self.screen.evaluated(progress.step, losses, baseline)
-        return progress.model_copy(update={"losses": losses, "baseline": baseline})
+        # JSON has no NaN: a checkpoint that held one could not be read again.
+        kept = {
+            key: {name: loss for name, loss in of.items() if math.isfinite(loss)}
+            for key, of in (("losses", losses), ("baseline", baseline))
+        }
+        return progress.model_copy(update=kept)
 
     def save(self, progress: Progress, *, must: bool) -> None:
         """Begins to write a checkpoint; unless it `must` be, not of a model that may be broken."""

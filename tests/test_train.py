@@ -11,6 +11,7 @@ from rewarm import optim, recipe
 from rewarm.architecture import Architecture
 from rewarm.bases import last_checkpoint
 from rewarm.errors import CheckpointError, DataError, Diverged
+from rewarm.evaluate import Measured
 from rewarm.neox import NeoX, initialise
 from rewarm.progress import read_progress
 from rewarm.recipe import Optimizer
@@ -237,3 +238,10 @@ def test_divergence_names_the_step_and_the_last_good_checkpoint(recipe_file, tmp
         assert all(
             tensor.isfinite().all() for tensor in load_file(path / "optimizer.safetensors").values()
         )
+
+
+def test_a_loss_that_is_not_finite_leaves_a_checkpoint_that_can_be_read(recipe_file, monkeypatch):
+    measured = {"downstream": Measured(math.nan, 1), "upstream": Measured(2.0, 1)}
+    monkeypatch.setattr("rewarm.train.measure_all", lambda *_: measured)
+    saved = train(recipe.load(recipe_file, ["tokens=2048"]))
+    assert read_progress(saved).losses == {"upstream": 2.0}
