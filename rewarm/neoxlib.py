@@ -28,6 +28,7 @@ from pydantic_core.core_schema import ValidationInfo
 from rewarm.architecture import Activation, Architecture
 from rewarm.document import Document
 from rewarm.errors import CheckpointError, RecipeError
+from rewarm.untrusted import insist_on_own_files
 
 KIND = "GPT-NeoX checkpoint"
 
@@ -162,6 +163,9 @@ def read_architecture(directory: Path) -> Architecture:
     Raises:
         CheckpointError: it is incomplete or split among GPUs, or of a model rewarm cannot build.
     """
+    for folder in (directory, directory / "configs"):
+        if folder.is_dir():
+            insist_on_own_files(folder)
     _refuse_other_formats(directory)
     config = _read_config(directory)
     layer_files(directory, config.num_layers, tied=not config.no_weight_tying)

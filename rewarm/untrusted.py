@@ -24,7 +24,7 @@ _MAX_BYTES = 16_000_000
 _MAX_DEPTH = 32
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 # The kinds of files that are read from a model folder, or copied from it into checkpoints.
-_READ = {".json", ".safetensors", ".bin", ".txt", ".yaml"}
+_READ = {".json", ".safetensors", ".bin", ".txt", ".yaml", ".yml", ".pt"}
 
 
 def read_bytes(path: Path, most: int = _MAX_BYTES) -> bytes:

@@ -413,3 +413,17 @@ def test_other_folders_are_not_taken_for_one(tmp_path):
     assert neoxlib.find(tmp_path / "nowhere") is None
     with pytest.raises(CheckpointError, match="global_step folder of GPT-NeoX"):
         bases.locate(str(tmp_path))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["layer_00-model_00-model_states.pt", "configs/model.yml"])
+@pytest.mark.parametrize("pipe", [True, False])
+def test_a_link_out_of_the_folder_and_a_pipe_are_refused(saved, tmp_path, name, pipe):
+    path = saved / name
+    path.rename(tmp_path / "outside")
+    if pipe:
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "outside")
+    with pytest.raises(CheckpointError, match=r"not a file, or a link|a link out of its folder"):
+        load(saved)
