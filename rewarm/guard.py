@@ -11,10 +11,10 @@ is raised is expected: it is measured, not warned about.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rewarm.quantities import in_words
@@ -128,6 +128,20 @@ class Gap(BaseModel):
         return Event("stability-gap", step, height | {"tokens_to_recover": tokens})
 
 
+class Memory(BaseModel):
+    """What a checkpoint keeps of the guard."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    losses: Annotated[list[float], Field(max_length=_WINDOW)] = []
+    """The last losses that were no spikes."""
+    unfit: Annotated[int, Field(ge=0, le=2**31)] = 0
+    """Steps in a row, up to now, that were not finite."""
+    skipped: Annotated[int, Field(ge=0, le=2**53)] = 0
+    """Steps that were not applied, in the whole run."""
+    gap: Gap | None = None
+
+
 def unfit(loss: Tensor, grad_norm: Tensor) -> Tensor:
     """Returns 1 where the loss or the gradient is not finite, else 0; shape (), on the device."""
     return (~(torch.isfinite(loss) & torch.isfinite(grad_norm))).float()
@@ -141,16 +155,16 @@ class Guard:
     ) -> None:
         """Goes on from the `state` of a checkpoint, or begins; `base_lr` is the rate before."""
         self._settings = settings
-        losses = [float(loss) for loss in state.get("losses", [])][-_WINDOW:]
-        padding = [math.nan] * (_WINDOW - len(losses))
-        self._losses = torch.tensor(padding + losses, device=device)
-        self._unfit = torch.tensor(float(state.get("unfit", 0)), device=device)
-        self.skipped = int(state.get("skipped", 0))
+        memory = Memory.model_validate(state)
+        padding = [math.nan] * (_WINDOW - len(memory.losses))
+        self._losses = torch.tensor(padding + memory.losses, device=device)
+        self._unfit = torch.tensor(float(memory.unfit), device=device)
+        self.skipped = memory.skipped
         """Steps that were not applied, in the whole run."""
-        self.gap = Gap.model_validate(state.get("gap", {"rise": {"lr": base_lr or 0.0}}))
+        self.gap = memory.gap or Gap(rise=Rise(lr=base_lr or 0.0))
         """The gap as far as it was read."""
         self._rise = self.gap.rise.model_copy()  # runs ahead, to the step that is judged
-        self._streak = int(state.get("unfit", 0))
+        self._streak = memory.unfit
         self._rows: list[Tensor] = []
         self._steps: list[tuple[int, float, Position]] = []
         self._expected = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from rewarm import bases, pythia
@@ -40,7 +39,7 @@ def of(name: str, directory: Path, done: Progress, sha256: str | None) -> Ancest
         name=name,
         directory=str(directory),
         sha256=sha256,
-        recipe=hashlib.sha256((directory / "recipe.yaml").read_bytes()).hexdigest(),
+        recipe=known_digest(directory, "recipe.yaml"),
         step=done.step,
         tokens=done.tokens,
         lrs=done.lrs,
@@ -88,8 +87,10 @@ def _chain(name: str, directory: Path) -> list[Ancestor]:
     return [*done.lineage, of(name, directory, done, known_digest(directory))]
 
 
-def known_digest(directory: Path) -> str | None:
+def known_digest(directory: Path, name: str = "model.safetensors") -> str | None:
     """Returns the sha256 of a checkpoint's weights from its manifest, or None without one.
+
+    Or of another of its files, by `name`.
 
     Raises:
         CheckpointError: the manifest is damaged.
@@ -98,7 +99,7 @@ def known_digest(directory: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        return str(read_json(path)["files"]["model.safetensors"]["sha256"])
+        return str(read_json(path)["files"][name]["sha256"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: damaged: {type(error).__name__}: {error}; use another"

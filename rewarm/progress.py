@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from rewarm.errors import CheckpointError
+from rewarm.errors import CheckpointError, printable
 from rewarm.quantities import in_words
 from rewarm.stream import Position
 from rewarm.untrusted import read_as
@@ -52,9 +52,9 @@ class Ancestor(BaseModel):
         if self.lrs:
             said.append("lr " + " → ".join(f"{lr:.3g}" for lr in self.lrs))
         if self.schedule:
-            said.append(f"{self.schedule['name']} {self.schedule['version']}")
+            said.append(" ".join(self.schedule.get(key, "?") for key in ("name", "version")))
         said += [f"{name} {loss:.4f}" for name, loss in self.losses.items()]
-        return "  ".join(said)
+        return printable("  ".join(said))  # a stranger's checkpoint may have said it
 
 
 class Progress(BaseModel):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from pydantic import ValidationError
 
 from rewarm import (
     bases,
@@ -31,6 +32,7 @@ from rewarm.checkpoint import TokenizerSource
 from rewarm.contract import Contract
 from rewarm.errors import CheckpointError
 from rewarm.evaluate import device_name
+from rewarm.guard import Memory
 from rewarm.mix import Mix
 from rewarm.neox import NeoX
 from rewarm.places import Place
@@ -184,7 +186,7 @@ def _origin(recipe: Recipe, run: Run) -> Origin:
 
 
 def _same_place(recipe: Recipe, run: Run, then: Progress, resumed: Path) -> None:
-    """Makes sure that a checkpoint's progress is of its step, and of the recipe's corpora.
+    """Makes sure that a checkpoint's progress is whole, of its step, and of the recipe's corpora.
 
     Raises:
         CheckpointError: it is not.
@@ -193,6 +195,13 @@ def _same_place(recipe: Recipe, run: Run, then: Progress, resumed: Path) -> None
         raise CheckpointError(
             f"{resumed}: its progress.json is of step {then.step:,}; use another checkpoint"
         )
+    try:
+        Memory.model_validate(then.guard)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{resumed / 'progress.json'}: guard: {untrusted.first_problem(error)}; use another "
+            "checkpoint"
+        ) from None
     if then.blocks.keys() != recipe.data.train.keys():
         raise CheckpointError(
             f"{resumed}: its place in the data is one in {', '.join(then.blocks)}, and the "

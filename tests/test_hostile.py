@@ -448,12 +448,20 @@ PROGRESS = {
         "corpora of another run": {"corpora": {}},
         "corpora deep": {"corpora": json.loads("[" * 200 + "]" * 200)},
         "schedule a list": {"schedule": [[]]},
+        "guard a list": {"guard": [1]},
+        "guard of words": {"guard": {"losses": ["__import__('os')"]}},
+        "guard endless": {"guard": {"losses": [1.0] * 100_000}},
+        "guard negative": {"guard": {"unfit": -1}},
+        "guard of a gap that is none": {"guard": {"gap": {"rise": 7}}},
+        "guard of another key": {"guard": {"__class__": "os.system"}},
     }.items()
 } | {
     "step twice": rewrite("progress.json", lambda data, _: data[:-3] + b', "step": 2}'),
     "megabytes of zeros": lambda at, _: os.truncate(at / "progress.json", 2**26),
     **{what: holds("progress.json", data) for what, data in NOT_AN_OBJECT.items()},
 }
+
+ANCESTOR = {"name": "x", "directory": "x"}
 
 BOMB = "a0: &a0 [x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 40)
@@ -836,3 +844,31 @@ def test_undamaged_it_is_taken(door, honest, corpora, command, tmp_path):
     assert code == 0, err
     if door == "resume":
         assert learnt(Path(out.strip())) == honest.end
+
+
+LOOKS = [
+    *table("whole files", WHOLE, ("check", "lineage"), False),
+    *table("progress", PROGRESS, ("lineage",), True),
+    *table(
+        "names",
+        {
+            "of a schedule": edit("progress.json", lineage=[{**ANCESTOR, "schedule": {"x": "y"}}]),
+            "with escapes": edit("progress.json", lineage=[{**ANCESTOR, "name": "\x1b]0;o\x07"}]),
+        },
+        ("lineage",),
+        True,
+    ),
+]
+
+
+@pytest.mark.parametrize("case", LOOKS, ids=str)
+def test_looking_at_it_is_safe(case, honest, command, tmp_path, no_room):
+    """These doors read little of it, so they need not notice; but they end in their own words."""
+    (tmp_path / "recipe.yaml").write_text(honest.text)
+    folder = prepare(case._replace(door="base"), honest, tmp_path)
+    where = ["lineage", folder]
+    if case.door == "check":
+        where = ["check", tmp_path / "recipe.yaml", "--set", f"model={{base: {folder}}}"]
+    code, out, err = command(*where)
+    assert code in (0, 3), err
+    assert all(one.isprintable() or one == "\n" for one in out + err)
