@@ -123,7 +123,7 @@ def reached(tmp_path):
         folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps(PRESETS[preset].to_hugging_face()))
         weights = {"bytes": 1, "sha256": "c0ffee" + 58 * "0"}
-        manifest = {"files": {"model.safetensors": weights}}
+        manifest = {"files": {"model.safetensors": weights, "recipe.yaml": weights}}
         (folder / "MANIFEST.json").write_text(json.dumps(manifest))
         (folder / "recipe.yaml").write_text(recipe)
         empty = ("blocks", "carried", "corpora", "baseline", "losses", "guard", "schedule")
