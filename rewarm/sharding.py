@@ -18,6 +18,7 @@ import queue
 import shutil
 import threading
 from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -275,10 +276,10 @@ def _uniform(document: Document) -> float:
 
 def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item]:
     """Yields the same items, made ahead of time by one thread; an error is raised in its turn."""
-    ready: queue.Queue[tuple[Item | None, BaseException | None]] = queue.Queue(depth)
+    ready: queue.Queue[Future[Item] | None] = queue.Queue(depth)
     stop = threading.Event()
 
-    def put(entry: tuple[Item | None, BaseException | None]) -> bool:
+    def put(entry: Future[Item] | None) -> bool:
         while not stop.is_set():
             try:
                 ready.put(entry, timeout=0.1)
@@ -290,23 +291,22 @@ def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item]:
     def work() -> None:
         try:
             for item in items:
-                if not put((item, None)):
+                made = Future[Item]()
+                made.set_result(item)
+                if not put(made):
                     return
         except BaseException as error:
-            put((None, error))
+            failed = Future[Item]()
+            failed.set_exception(error)
+            put(failed)
         else:
-            put((None, StopIteration()))
+            put(None)
 
     thread = threading.Thread(target=work, name="rewarm-prefetch", daemon=True)
     thread.start()
     try:
-        while True:
-            item, error = ready.get()
-            if isinstance(error, StopIteration):
-                return
-            if error is not None:
-                raise error
-            yield item  # type: ignore[misc]
+        while (entry := ready.get()) is not None:
+            yield entry.result()
     finally:
         stop.set()
         thread.join()
