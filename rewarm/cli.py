@@ -70,12 +70,21 @@ def _options(
     pass
 
 
+def _load(path: Path, overrides: list[str] | None) -> recipes.Recipe:
+    def base_lr(model: recipes.Model) -> float:
+        from rewarm.lineage import base_lr
+
+        return base_lr(model)
+
+    return recipes.load(path, overrides, base_lr=base_lr)
+
+
 @app.command(rich_help_panel=AHEAD)
 def check(recipe: RecipeFile, overrides: Set = None, as_json: Json = False) -> None:
     """Print what a recipe will do, as arithmetic, without doing it."""
     from rewarm.check import in_text, plan
 
-    found, problem = plan(recipes.load(recipe, overrides))
+    found, problem = plan(_load(recipe, overrides))
     print(found.model_dump_json(indent=1) if as_json else in_text(found))
     if problem:
         problem.args = ("\n".join(found.problems),)
@@ -99,7 +108,7 @@ def plot_schedule(
         names = [str(path) for path in files]
     points = plot.MOST_POINTS if out else 1000
     curves = [
-        plot.curve(name, recipes.load(path, overrides), points)
+        plot.curve(name, _load(path, overrides), points)
         for name, path in zip(names, files, strict=True)
     ]
     if out:
@@ -387,7 +396,7 @@ def train(
         deadline = _STARTED + parse_duration(time_limit) if time_limit else math.inf
     except ValueError as error:
         raise typer.BadParameter(f"--time-limit {time_limit}: {error}") from None
-    checked = recipes.load(recipe, overrides)
+    checked = _load(recipe, overrides)
     from rewarm.train import train as run
 
     print(run(checked, resume=resume, accept_changes=accept_changes, deadline=deadline))
@@ -523,7 +532,7 @@ def verify_resume(
     """Prove on this machine that an interrupted run ends, bit for bit, as one that was not."""
     import tempfile
 
-    checked = recipes.load(recipe, overrides)
+    checked = _load(recipe, overrides)
     from rewarm.verify_resume import verify_resume as differences
 
     with tempfile.TemporaryDirectory(prefix="rewarm-verify-resume-") as work:
@@ -541,7 +550,7 @@ def _first_line(kind: type) -> str:
 
 
 def _plain(value: object) -> str:
-    return str(getattr(value, "written", value))
+    return "null" if value is None else str(getattr(value, "written", value))
 
 
 def _print(table: Table) -> None:

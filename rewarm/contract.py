@@ -6,6 +6,7 @@ measures on the weights themselves that the promised rates are the ones applied.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -39,6 +40,8 @@ class Contract(BaseModel):
     """What the model was trained on before this run; None where that is not known."""
     tokens_after: int | None
     """What it will have been trained on at the end of this run."""
+    of_base: list[str] = []
+    """How each rate came about that was written as one of the base's."""
     rates: dict[int, float]
     """Steps at which the rate is measured on the weights, and what the schedule says there."""
 
@@ -53,6 +56,7 @@ class Contract(BaseModel):
             said.insert(1, ("", self.tensors))
         if self.base_lr is not None:
             said.append(("", f"lr {self.base_lr:.4g} at the last step → {self.first_lr:.4g} next"))
+        said += [("", one) for one in self.of_base]
         if self.tokens_before is not None and self.tokens_after is not None:
             before, after = in_words(self.tokens_before), in_words(self.tokens_after)
             said.append(("", f"trained on {before} tokens → {after} at the end of this run"))
@@ -102,6 +106,12 @@ def agree(
         optimizer, data = "fresh Adam moments", "the data from its beginning"
     step = min((done.step if done else 0) + 1, recipe.steps)
     last_lr = done.lr if done else parent.lrs[-1] if parent and parent.lrs else None
+    given = model.base_lr
+    if given is not None and parent and parent.lrs and not math.isclose(given, parent.lrs[-1]):
+        raise CheckpointError(
+            f"model.base_lr is {given:g}, and the last rate of {parent.name} was "
+            f"{parent.lrs[-1]:g}; take base_lr away"
+        )
     known = [one.tokens for one in ancestors]
     before = None if None in known else sum(one for one in known if one is not None)
     return Contract(
@@ -113,6 +123,7 @@ def agree(
         first_lr=recipe.lr(step),
         tokens_before=before,
         tokens_after=None if before is None else before + recipe.steps * recipe.batch.tokens,
+        of_base=list(schedules.of_base(recipe.schedule)),
         rates=_promised(recipe, step),
     )
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from rewarm import bases, pythia
 from rewarm import recipe as recipes
 from rewarm.bases import Base
-from rewarm.errors import CheckpointError, RecipeError
+from rewarm.errors import CheckpointError, RecipeError, RewarmError
 from rewarm.manifest import MANIFEST
 from rewarm.progress import Ancestor, Progress, read_progress
-from rewarm.recipe import Recipe
+from rewarm.recipe import Model, Recipe
 from rewarm.untrusted import read_json
 
 
@@ -104,6 +104,26 @@ def known_digest(directory: Path, name: str = "model.safetensors") -> str | None
         raise CheckpointError(
             f"{path}: damaged: {type(error).__name__}: {error}; use another"
         ) from None
+
+
+def base_lr(model: Model) -> float:
+    """Returns the rate of the last update of a model's base, which `5x base` is resolved against.
+
+    Raises:
+        ValueError: it is not known.
+    """
+    if model.base is None or model.base_lr is not None:
+        return recipes.given_base_lr(model)
+    try:
+        if bases.local(model.base):
+            parent = ancestry(bases.locate(model.base, weights=False), digest=False)[-1]
+            lrs = parent.lrs
+        else:  # no need to ask the hub
+            known = pythia.trained(model.base, model.revision)
+            lrs = known.lrs if known else None
+    except RewarmError as error:
+        raise ValueError(str(error)) from None
+    return lrs[-1] if lrs else recipes.given_base_lr(model)
 
 
 def made_by(checkpoint: Path) -> Recipe:

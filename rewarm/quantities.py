@@ -13,6 +13,8 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 from pydantic.json_schema import JsonSchemaValue, WithJsonSchema
 from pydantic_core import CoreSchema, core_schema
@@ -22,6 +24,7 @@ _COUNT = re.compile(
     r"([0-9][0-9_]{0,40}(?:\.[0-9_]{1,40})?(?:[eE][+-]?[0-9]{1,2})?)\s*([kKmMbBtT]?)"
 )
 _SHARE = re.compile(r"([0-9.]+)\s*(%?)")
+_OF_BASE = re.compile(r"(?:([0-9]+(?:\.[0-9]+)?)\s*[x×]\s*)?base")
 _DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?")
 
 
@@ -92,8 +95,51 @@ Count = Annotated[
 Share = Annotated[float, BeforeValidator(parse_share), WithJsonSchema(_SHARE_SCHEMA)]
 """A part of a whole: `0.05` or `5%`."""
 
-Rate = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
-"""An absolute learning rate, such as `3e-4`."""
+
+class RateOfBase(float):
+    """A learning rate that was written as a multiple of the base's last one, and remembers it."""
+
+    factor: float
+    base_lr: float
+
+    def __new__(cls, factor: float, base_lr: float) -> RateOfBase:
+        """Returns `factor` times the base's last rate."""
+        rate = super().__new__(cls, factor * base_lr)
+        rate.factor, rate.base_lr = factor, base_lr
+        return rate
+
+
+def _rate(written: Any, number: ValidatorFunctionWrapHandler, info: ValidationInfo) -> float:
+    """Returns a rate; `base_lr` in the context is a function that says, or raises, the base's."""
+    match = _OF_BASE.fullmatch(written.strip()) if isinstance(written, str) else None
+    if match is None:
+        if isinstance(written, str):
+            raise ValueError("should be a rate, such as 3e-4, or of the base's last: base, 5x base")
+        rate: float = number(written)
+        return rate
+    base_lr = (info.context or {}).get("base_lr")
+    if base_lr is None:
+        raise ValueError("there is no base here whose last rate this could be; write a number")
+    return RateOfBase(float(match[1] or 1), base_lr())
+
+
+Rate = Annotated[
+    float,
+    Field(strict=True, ge=0, allow_inf_nan=False),
+    WrapValidator(_rate),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "number", "minimum": 0},
+                {"type": "string", "pattern": "^([0-9]+(\\.[0-9]+)?\\s*[x×]\\s*)?base$"},
+            ]
+        }
+    ),
+]
+"""An absolute learning rate, `3e-4`, or one of the base's last rate: `base`, `5x base`.
+
+The second kind is resolved when a recipe is read, and written down as the number that it was.
+"""
 
 
 class Budget(NamedTuple):

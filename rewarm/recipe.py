@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -71,6 +72,9 @@ class Model(Section):
     """A Pythia shape with new weights: pythia-14m ... pythia-12b."""
     architecture: Architecture | None = None
     """A shape spelled out, with new weights."""
+    base_lr: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
+    """The rate of the base's last update, where its lineage does not say: the schedule's `base` and
+    `5x base` are of this one."""
     fresh: bool = False
     """Keep the shape of `base` but draw new weights: the from-scratch baseline."""
 
@@ -93,8 +97,10 @@ class Model(Section):
                     )
                 ],
             )
-        if self.base is None and (self.revision or self.fresh):
-            raise ValueError("revision and fresh say something about a base, and there is none")
+        if self.base is None and (self.revision or self.fresh or self.base_lr is not None):
+            raise ValueError(
+                "revision, fresh and base_lr say something about a base, and there is none"
+            )
         return self
 
     @property
@@ -272,12 +278,30 @@ class Every(Section):
     """Steps between checkpoints; null for at the end only."""
 
 
-def _budget(info: ValidationInfo) -> dict[str, Budget | None]:
-    """Returns the context in which spans are placed, as far as the budget is known by then."""
-    tokens, batch = info.data.get("tokens"), info.data.get("batch")
-    if tokens is None or batch is None:
-        return {"budget": None}
-    return {"budget": Budget(tokens // batch.tokens, batch.tokens)}
+BaseRate = Callable[[Model], float]
+"""Says the last rate of a model's base, or raises ValueError where that is not known."""
+
+
+def _context(info: ValidationInfo) -> dict[str, Any]:
+    """Returns what spans and rates are resolved against, as far as it is known by then."""
+    tokens, batch, model = (info.data.get(name) for name in ("tokens", "batch", "model"))
+    known: dict[str, Any] = {"budget": None, "base_lr": None}
+    if tokens is not None and batch is not None:
+        known["budget"] = Budget(tokens // batch.tokens, batch.tokens)
+    if model is not None and model.base is not None:
+        known["base_lr"] = lambda: (info.context or {}).get("base_lr", given_base_lr)(model)
+    return known
+
+
+def given_base_lr(model: Model) -> float:
+    """Returns `model.base_lr`.
+
+    Raises:
+        ValueError: it is not given.
+    """
+    if model.base_lr is None:
+        raise ValueError(f"the last rate of {model.base} is not known; give it as model.base_lr")
+    return model.base_lr
 
 
 class Recipe(Section):
@@ -311,7 +335,7 @@ class Recipe(Section):
     def _placed_data(cls, value: Any, info: ValidationInfo) -> Data:
         if isinstance(value, Data):
             value = value.model_dump(mode="json", by_alias=True)
-        return Data.model_validate(value, context=_budget(info))
+        return Data.model_validate(value, context=_context(info))
 
     @field_validator("schedule", mode="plain", json_schema_input_type=dict[str, Any])
     @classmethod
@@ -333,7 +357,7 @@ class Recipe(Section):
                 "schedule", [_problem(("name",), str(error), name)]
             ) from None
         try:
-            return kind.model_validate(value, context=_budget(info))
+            return kind.model_validate(value, context=_context(info))
         except ValidationError:
             raise
         except Exception as error:  # a stranger's validator may raise anything
@@ -453,7 +477,7 @@ class Recipe(Section):
         step = self.steps
         while step > 1 and self.lr(step - 1) == self.lr(step):
             step -= 1
-        if step == 1:
+        if step == 1 or self.lr(step - 1) < self.lr(step):
             return self.steps
         while step > 1 and self.lr(step - 1) > self.lr(step):
             step -= 1
@@ -475,8 +499,15 @@ class Recipe(Section):
         return write(self.document())
 
 
-def load(path: Path, overrides: list[str] | None = None) -> Recipe:
+def load(
+    path: Path, overrides: list[str] | None = None, *, base_lr: BaseRate | None = None
+) -> Recipe:
     """Returns the recipe in a YAML file, with `a.b=value` overrides applied.
+
+    Args:
+        path: the file.
+        overrides: settings to change.
+        base_lr: says the last rate of a base; without it only `model.base_lr` is known.
 
     Raises:
         RecipeError: everything that is wrong with it, each line located.
@@ -484,17 +515,17 @@ def load(path: Path, overrides: list[str] | None = None) -> Recipe:
     document = Document.load(path)
     for override in overrides or []:
         document.set(override)
-    return validate(document)
+    return validate(document, base_lr=base_lr)
 
 
-def validate(document: Document) -> Recipe:
-    """Returns the recipe in a parsed document.
+def validate(document: Document, *, base_lr: BaseRate | None = None) -> Recipe:
+    """Returns the recipe in a parsed document; `base_lr` as for `load`.
 
     Raises:
         RecipeError: everything that is wrong with it, each line located.
     """
     try:
-        return Recipe.model_validate(document.data)
+        return Recipe.model_validate(document.data, context={"base_lr": base_lr or given_base_lr})
     except ValidationError as error:
         problems = {_letter(document, one): None for one in error.errors(include_url=False)}
         raise RecipeError(sorted(problems, key=_by_place)) from None

@@ -9,30 +9,35 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from importlib.metadata import EntryPoint, entry_points
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points, version
 from inspect import isabstract
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rewarm.errors import ScheduleError, did_you_mean
-from rewarm.quantities import Rate, Span
+from rewarm.quantities import Rate, RateOfBase, Span
 
 GROUP = "rewarm.schedules"
+
+CONTRACT = 1
+"""What `Schedule` asks of its subclasses, as a version: each says which one it was built for."""
 
 
 class Schedule(BaseModel, ABC):
     """A learning-rate curve. `schedule(progress)` is the rate of the step that reaches `progress`.
 
     Step k of n has progress k / n, so the first update is never at progress 0 and the last is at
-    exactly 1. Subclasses set `name: Literal["my-name"] = "my-name"`, equal to their entry point.
+    exactly 1. Subclasses set `contract: ClassVar[int] = 1`, the contract that they were built for,
+    and `name: Literal["my-name"] = "my-name"`, equal to their entry point.
     """
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
     )
 
+    contract: ClassVar[int]
     name: str
 
     @abstractmethod
@@ -54,75 +59,102 @@ def cosine(x: float, start: float, end: float) -> float:
     return linear((1 - math.cos(math.pi * x)) / 2, start, end)
 
 
-Decay = Literal["cosine", "clipped-cosine", "linear"]
+Decay = Literal["cosine", "clipped-cosine", "linear", "1-sqrt", "inverse-sqrt", "none"]
 
 
 class NoWarmup(Schedule):
     """Starts at the peak and decays to the minimum: `rewarm` without the rise."""
 
+    contract: ClassVar[int] = 1
     name: Literal["no-warmup"] = "no-warmup"
-    peak_lr: Rate
+    peak_lr: Annotated[Rate, Field(examples=[3e-4])]
     """The rate that the decay starts from."""
-    min_lr: Rate
-    """The rate that the decay ends at, and the floor that holds after it."""
+    min_lr: Annotated[Rate | None, Field(examples=[3e-5])] = None
+    """The rate that the decay ends at, and the floor that holds after it; required, but for
+    `decay: none`."""
     preheat: Annotated[Span, Field(ge=0, lt=1)] = Span(0)
     """How long the rate is 0 at first, before everything else: Adam's moments fill, and the weights
     stay as they are."""
     decay: Decay = "cosine"
-    """`cosine` and `linear` reach min_lr at the end of the run. `clipped-cosine` is the curve that
-    arXiv:2308.04014 ran: a cosine to zero whose period is the whole run, cut off at min_lr."""
+    """`cosine`, `linear` and `1-sqrt` reach min_lr at the end of the run. `clipped-cosine` is the
+    curve that arXiv:2308.04014 ran: a cosine to zero whose period is the whole run, cut off at
+    min_lr. `inverse-sqrt` falls with the root of the steps since warm-up began (arXiv:1706.03762),
+    down to min_lr. `none` keeps the peak."""
 
     @model_validator(mode="after")
-    def _falls(self) -> NoWarmup:
-        if self.min_lr > self.peak_lr:
+    def _falls(self) -> Self:
+        if self.decay == "none":
+            if self.min_lr is not None:
+                raise ValueError("decay: none stays at peak_lr and has no min_lr; take it away")
+        elif self.min_lr is None:
+            raise ValueError(f"min_lr is required with decay: {self.decay}")
+        elif self.min_lr > self.peak_lr:
             raise ValueError(f"min_lr {self.min_lr:g} should not be above peak_lr {self.peak_lr:g}")
+        if self._rise >= 1:
+            raise ValueError("preheat and warmup together should be less than the whole run")
+        if self.decay == "inverse-sqrt" and self._rise == self.preheat:
+            raise ValueError(
+                "inverse-sqrt falls with the root of the steps since warm-up began; it needs a "
+                "warmup, so use the schedule rewarm with a warmup above 0, or another decay"
+            )
         return self
 
     @property
     def _rise(self) -> float:
+        """Where the decay begins."""
         return float(self.preheat)
 
     def __call__(self, progress: float) -> float:
         """Returns 0 up to `preheat`, then the rate on the way down to `min_lr`."""
         if self.preheat and progress <= self.preheat:
             return 0.0
+        if self.min_lr is None:
+            return self.peak_lr
         fallen, left = min(progress, 1) - self._rise, 1 - self._rise
-        if self.decay == "clipped-cosine":
-            # The period is the whole run, not what is left of it after warm-up: see floor_at.
-            return max(cosine(fallen, self.peak_lr, 0.0), self.min_lr)
-        curve: Callable[[float, float, float], float] = linear if self.decay == "linear" else cosine
-        return curve(fallen / left, self.peak_lr, self.min_lr)
+        match self.decay:
+            case "clipped-cosine":
+                # The period is the whole run, not what is left of it after warm-up: see floor_at.
+                return max(cosine(fallen, self.peak_lr, 0.0), self.min_lr)
+            case "inverse-sqrt":
+                warmup = self._rise - self.preheat
+                return max(self.peak_lr * math.sqrt(warmup / (warmup + fallen)), self.min_lr)
+            case "1-sqrt":
+                return linear(math.sqrt(fallen / left), self.peak_lr, self.min_lr)
+            case "linear":
+                return linear(fallen / left, self.peak_lr, self.min_lr)
+        return cosine(fallen / left, self.peak_lr, self.min_lr)
 
     def floor_at(self) -> float:
         """Returns the progress at which `min_lr` is reached.
 
         For `clipped-cosine` that is w + arccos(2·min/peak − 1)/π: 80.5 % of the run for a 1 %
         warm-up and a tenth of the peak (240 B of 296.86 B tokens, as arXiv:2308.04014 says).
+        For `inverse-sqrt` it is w·(peak/min)², if that is within the run.
         """
-        if self.decay != "clipped-cosine" or self.peak_lr == 0:
+        if self.min_lr is None or self.peak_lr == 0:
+            return 1.0
+        if self.decay == "inverse-sqrt":
+            fallen = self.peak_lr / self.min_lr if self.min_lr else math.inf
+            return min(1.0, self.preheat + (self._rise - self.preheat) * fallen**2)
+        if self.decay != "clipped-cosine":
             return 1.0
         return min(1.0, self._rise + math.acos(2 * self.min_lr / self.peak_lr - 1) / math.pi)
 
     def marks(self) -> dict[str, float]:
         """Returns where pre-heating ends and where the floor is reached."""
         heated = {"end of pre-heating": float(self.preheat)} if self.preheat else {}
-        return heated | {"floor": self.floor_at()}
+        return heated | ({} if self.min_lr is None else {"floor": self.floor_at()})
 
 
 class Rewarm(NoWarmup):
     """Rises linearly to the peak, then decays to the minimum (arXiv:2308.04014)."""
 
+    contract: ClassVar[int] = 1
     name: Literal["rewarm"] = "rewarm"  # type: ignore[assignment]
     start_lr: Rate = 0.0
     """The rate at progress 0, from which the line to the peak starts."""
     warmup: Annotated[Span, Field(ge=0, lt=1)] = Span("1%")
     """How long the rise takes, behind `preheat`: a share of the run, or tokens, or steps."""
-
-    @model_validator(mode="after")
-    def _ends(self) -> Rewarm:
-        if self._rise >= 1:
-            raise ValueError("preheat and warmup together should be less than the whole run")
-        return self
 
     @property
     def _rise(self) -> float:
@@ -142,8 +174,9 @@ class Rewarm(NoWarmup):
 class Constant(Schedule):
     """Keeps one rate throughout."""
 
+    contract: ClassVar[int] = 1
     name: Literal["constant"] = "constant"
-    lr: Rate
+    lr: Annotated[Rate, Field(examples=[3e-5])]
     """The rate of every step."""
 
     def __call__(self, progress: float) -> float:
@@ -214,6 +247,13 @@ def find(name: str) -> type[Schedule]:
         ) from error
     if not (isinstance(loaded, type) and issubclass(loaded, Schedule)):
         raise ScheduleError(f"{owner} is not a rewarm.Schedule: {plugin.entry.value}")
+    built_for = vars(loaded).get("contract")  # its own, not one that it inherits
+    if built_for != CONTRACT:
+        said = f"contract {built_for!r}" if built_for else "no contract (contract: ClassVar[int])"
+        raise ScheduleError(
+            f"{owner} was built for {said} of rewarm schedules, and rewarm {version('rewarm')} has "
+            f"contract {CONTRACT}; install a {plugin.distribution} for contract {CONTRACT}"
+        )
     if isabstract(loaded):
         raise ScheduleError(f"{owner} has no __call__(self, progress): {plugin.entry.value}")
     declared = loaded.model_fields["name"].default
@@ -257,3 +297,19 @@ def marks(schedule: Schedule) -> dict[str, float]:
             f"the marks of schedule {schedule.name!r} raised {type(error).__name__}: {error}"
         ) from error
     raise ScheduleError(f"schedule {schedule.name!r} marks {places!r}; a mark is a finite number")
+
+
+def of_base(schedule: BaseModel) -> Iterator[str]:
+    """Yields the arithmetic of every rate that was written as one of the base's."""
+
+    def inside(label: str, value: Any) -> Iterator[str]:
+        if isinstance(value, RateOfBase):
+            yield f"{label} = {value.factor:g} × {value.base_lr:g} (the base's last) = {value:g}"
+        elif isinstance(value, BaseModel):
+            for name in type(value).model_fields:
+                yield from inside(f"{label}.{name}" if label else name, getattr(value, name))
+        elif isinstance(value, list | tuple):
+            for index, one in enumerate(value):
+                yield from inside(f"{label}.{index}", one)
+
+    yield from inside("", schedule)

@@ -122,10 +122,11 @@ def test_a_reader_that_leaves_is_not_an_error():
 
 def test_what_nobody_expected_is_one_message(command, distribution, monkeypatch):
     source = """
-from typing import Literal
+from typing import ClassVar, Literal
 from rewarm import Schedule
 
 class Odd(Schedule):
+    contract: ClassVar[int] = 1
     name: Literal["odd"] = "odd"
     def __call__(self, progress):
         return 1.0
@@ -171,14 +172,14 @@ def test_the_settings_of_one_schedule(command):
     assert rows.items() >= {
         ("setting", "default"),
         ("peak_lr", "required"),
-        ("min_lr", "required"),
+        ("min_lr", "null"),
         ("start_lr", "0.0"),
         ("warmup", "1%"),
         ("decay", "cosine"),
     }
     assert "One of: cosine, clipped-cosine, linear." in out
     _, out, _ = command("schedules", "rewarm", "--json")
-    assert set(json.loads(out)["required"]) == {"peak_lr", "min_lr"}
+    assert set(json.loads(out)["required"]) == {"peak_lr"}
 
 
 def test_schema(command):

@@ -49,10 +49,11 @@ def test_places_in_a_run(recipe_text, tmp_path):
 
 def test_the_end_of_a_plateau_is_saved_and_can_be_named(recipe_text, tmp_path, distribution):
     source = """
-from typing import Literal
+from typing import ClassVar, Literal
 from rewarm import Schedule
 
 class Flat(Schedule):
+    contract: ClassVar[int] = 1
     name: Literal["flat-then-down"] = "flat-then-down"
 
     def __call__(self, progress):

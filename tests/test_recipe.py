@@ -186,11 +186,11 @@ every: {lgo: 5}
         ("model={}", "model: should have exactly one of base, preset, architecture; has none"),
         (
             "model.revision=main",
-            "model: revision and fresh say something about a base, and there is none",
+            "model: revision, fresh and base_lr say something about a base, and there is none",
         ),
         (
             "model.fresh=true",
-            "model: revision and fresh say something about a base, and there is none",
+            "model: revision, fresh and base_lr say something about a base, and there is none",
         ),
         (
             "model={architecture: {layers: 1, hidden: 10, heads: 3}}",
@@ -239,7 +239,7 @@ def test_a_base_says_its_own_shape(thousand_steps):
 
 STRANGER = """
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 from rewarm import Schedule, Span
 
@@ -248,6 +248,7 @@ class Part(BaseModel):
     length: float
 
 class Stranger(Schedule):
+    contract: ClassVar[int] = 1
     name: Literal["stranger"] = "stranger"
     mood: str = "fine"
     stretch: Span = Span("10%")
@@ -320,7 +321,7 @@ def test_the_schema_lists_the_settings_of_every_schedule(distribution):
         "start_lr",
         "warmup",
     }
-    assert set(rewarm["required"]) == {"name", "peak_lr", "min_lr"}
+    assert set(rewarm["required"]) == {"name", "peak_lr"}
     assert rewarm["properties"]["name"]["const"] == "rewarm"
     assert not rewarm["additionalProperties"]
 

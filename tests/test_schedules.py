@@ -1,6 +1,6 @@
 import math
 import sys
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from hypothesis import given
@@ -103,12 +103,16 @@ def test_lines_and_waves():
         ({"min_lr": 4e-4}, "min_lr 0.0004 should not be above peak_lr 0.0003"),
         ({"peak_lr": -1.0, "min_lr": 0.0}, "greater than or equal to 0"),
         ({"peak_lr": math.inf}, "finite number"),
-        ({"peak_lr": "3e-4"}, "valid number"),
+        ({"peak_lr": "3e-4"}, "should be a rate, such as 3e-4"),
+        ({"peak_lr": "5x base"}, "there is no base here"),
         ({"warmup": 1}, "less than 1"),
         ({"warmup": "100%"}, "less than 1"),
         ({"warmup": -0.1}, "greater than or equal to 0"),
         ({"warmup": math.nan}, "greater than or equal to 0"),
-        ({"decay": "wsd"}, "'cosine', 'clipped-cosine' or 'linear'"),
+        (
+            {"decay": "wsd"},
+            "'cosine', 'clipped-cosine', 'linear', '1-sqrt', 'inverse-sqrt' or 'none'",
+        ),
         ({"peek_lr": 1.0}, "Extra inputs"),
     ],
 )
@@ -143,17 +147,19 @@ def test_rates_stay_between_the_lowest_and_the_peak(three, start_is_low, warmup,
 # Plug-ins: real distributions on the path.
 
 SOURCE = """
-from typing import Literal
+from typing import ClassVar, Literal
 from rewarm import Schedule
 
 class Step(Schedule):
     "Falls to a tenth half way."
+    contract: ClassVar[int] = 1
     name: Literal["step"] = "step"
     lr: float
     def __call__(self, progress):
         return self.lr if progress < 0.5 else self.lr / 10
 
 class Uncallable(Schedule):
+    contract: ClassVar[int] = 1
     name: Literal["uncallable"] = "uncallable"
 
 def function(progress):
@@ -241,6 +247,7 @@ def test_two_distributions_with_one_name_are_refused_before_either_is_imported(d
 
 
 class Stranger(Schedule):
+    contract: ClassVar[int] = 1
     name: Literal["stranger"] = "stranger"
     gives: object
 

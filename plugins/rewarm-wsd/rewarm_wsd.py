@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -13,12 +13,13 @@ from rewarm import Rate, Schedule, Span, cosine, linear
 class Wsd(Schedule):
     """Rises to the peak, stays there, and decays at the end (arXiv:2404.06395, 2405.18392)."""
 
+    contract: ClassVar[int] = 1
     name: Literal["wsd"] = "wsd"
     start_lr: Rate = 0.0
     """The rate at progress 0, from which the line to the peak starts."""
-    peak_lr: Rate
+    peak_lr: Annotated[Rate, Field(examples=[3e-4])]
     """The rate of the stable part."""
-    min_lr: Rate
+    min_lr: Annotated[Rate, Field(examples=[3e-5])]
     """The rate at the end of the run, which holds after it."""
     warmup: Annotated[Span, Field(ge=0, lt=1)] = Span("1%")
     """How long the rise takes: a share of the run, or tokens, or steps."""
