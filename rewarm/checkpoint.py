@@ -111,7 +111,7 @@ def save(
         save_file(tensors.weights, partial / "model.safetensors", metadata={"format": "pt"})
         # Without it, vLLM takes every *.safetensors here for weights, the moments too.
         _write_json(partial / "model.safetensors.index.json", _index(tensors.weights))
-        save_file(tensors.moments, partial / "optimizer.safetensors")
+        save_file(tensors.moments, partial / manifest.MOMENTS)
         (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
         _write_json(partial / "progress.json", progress.model_dump())
         _write_json(partial / manifest.MANIFEST, manifest.of(partial))
@@ -131,15 +131,9 @@ def load_optimizer(directory: Path, model: NeoX, optimizer: torch.optim.Optimize
     """Puts a checkpoint's Adam moments into the optimiser.
 
     Raises:
-        CheckpointError: there are none, or they are of another model.
+        CheckpointError: they cannot be read, or are of another model.
     """
-    path = directory / "optimizer.safetensors"
-    if not path.is_file():
-        raise CheckpointError(
-            f"{directory}: has no Adam moments to carry (no optimizer.safetensors: published "
-            "models come without, and GPT-NeoX pickles its own in files that rewarm never opens); "
-            "set optimizer.carry: false"
-        )
+    path = directory / manifest.MOMENTS
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:

@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from rewarm import lineage, schedules
 from rewarm.bases import Base
-from rewarm.errors import CheckpointError
+from rewarm.errors import CheckpointError, printable
+from rewarm.manifest import MOMENTS
 from rewarm.progress import Ancestor, read_progress
 from rewarm.quantities import in_words
 from rewarm.recipe import Recipe
@@ -94,6 +95,14 @@ def agree(
             if recipe.optimizer.carry
             else "fresh Adam moments"
         )
+        if not (base.directory / MOMENTS).is_file():
+            if recipe.optimizer.carry:
+                raise CheckpointError(
+                    f"{base.name}: has no Adam moments to carry (no {MOMENTS}: published models "
+                    "come without, and GPT-NeoX pickles its own in files that rewarm never "
+                    "opens); set optimizer.carry: false"
+                )
+            optimizer += " (the base has none to carry)"
         data = "the data from its beginning"
         if recipe.data.carry:
             blocks = carried(recipe, base)
@@ -163,6 +172,48 @@ def carried(recipe: Recipe, base: Base) -> dict[str, int]:
     return {
         name: done.carried.get(name, 0) + done.blocks.get(name, 0) for name in recipe.data.train
     }
+
+
+def curve_changes(resumed: Path, recipe: Recipe) -> list[str]:
+    """Returns how the rates ahead differ from those that a run had before it when it was saved.
+
+    Because the recipe changed, or because the plug-in behind the schedule did.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    done = read_progress(resumed)
+    try:
+        began = lineage.made_by(resumed)
+    except CheckpointError:
+        return []  # its plug-in is gone, and the recipe names another: that change is listed
+    found = []
+    pairs = enumerate(zip(done.curve, schedules.sampled(began.schedule), strict=False), start=1)
+    for percent, (then, now) in pairs:
+        if not math.isclose(then, now, rel_tol=1e-9):
+            found.append(
+                f"{_plugin(done.schedule)} → {_plugin(schedules.identity(began.schedule.name))}: "
+                f"with the same settings, lr at {percent} % of the run: {then:.4e} → {now:.4e}"
+            )
+            break
+    places = {done.step + 1: "the next", began.steps: "the last before", recipe.steps: "the last"}
+    for one in (began, recipe):
+        for label, place in schedules.marks(one.schedule).items():
+            places.setdefault(round(place * one.steps), label)
+    for step, label in sorted(places.items()):
+        was, will_be = (one.lr(step) if step <= one.steps else None for one in (began, recipe))
+        if step > done.step and was != will_be:
+            found.append(f"lr at step {step:,} ({label}): {_rate(was)} → {_rate(will_be)}")
+    return found
+
+
+def _plugin(schedule: dict[str, str]) -> str:
+    # A stranger's checkpoint may have said it.
+    return printable(" ".join(schedule.get(key, "?") for key in ("name", "version")))
+
+
+def _rate(lr: float | None) -> str:
+    return "none" if lr is None else f"{lr:.4e}"
 
 
 def _promised(recipe: Recipe, step: int) -> dict[int, float]:

@@ -16,10 +16,11 @@ from rewarm.errors import CheckpointError
 from rewarm.untrusted import insist_on_own_files, is_plain_name, read_as
 
 MANIFEST = "MANIFEST.json"
+MOMENTS = "optimizer.safetensors"
 _NEEDED = (
     "config.json",
     "model.safetensors",
-    "optimizer.safetensors",
+    MOMENTS,
     "progress.json",
     "recipe.yaml",
 )

@@ -84,6 +84,8 @@ class Progress(BaseModel):
     """What the guard remembers of the last steps."""
     schedule: dict[str, str]
     """Name, distribution and version of the plug-in that gave the rates."""
+    curve: list[float] = []
+    """The rate at every hundredth of the run, so that a plug-in cannot change it unnoticed."""
     lineage: list[Ancestor]
     """The models that this run descends from, the oldest first."""
     rewarm: str

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rewarm import manifest
+from rewarm import contract, manifest
 from rewarm.bases import checkpoints, last_checkpoint
 from rewarm.document import Document
 from rewarm.errors import CheckpointError, RecipeError, printable
@@ -174,12 +174,13 @@ class Run:
                 "checkpoint"
             ) from None
         now = _flat(recipe.document())
-        return [
+        changed = [
             printable(f"{path}: {began.get(path, 'not set')} → {now.get(path, 'not set')}")
             for path in [*began, *(path for path in now if path not in began)]
             if began.get(path) != now.get(path)
             and not any(path == h or path.startswith(f"{h}.") for h in _HARMLESS)
         ]
+        return changed + contract.curve_changes(self.resumed, recipe)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

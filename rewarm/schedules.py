@@ -230,6 +230,16 @@ def origin(name: str) -> Installed:
     return named[0]
 
 
+def identity(name: str) -> dict[str, str]:
+    """Returns what a checkpoint says of the plug-in that gave its rates.
+
+    Raises:
+        ScheduleError: there is none of that name, or two.
+    """
+    plugin = origin(name)
+    return {"name": name, "distribution": plugin.distribution, "version": plugin.version}
+
+
 def find(name: str) -> type[Schedule]:
     """Returns the schedule class of that name, importing only that plug-in.
 
@@ -280,6 +290,11 @@ def rate(schedule: Schedule, progress: float) -> float:
     if not math.isfinite(value) or value < 0:
         raise ScheduleError(f"{where} gave {value!r}; a rate is finite and not negative")
     return float(value)
+
+
+def sampled(schedule: Schedule) -> list[float]:
+    """Returns the rate at every hundredth of the run, by which a curve is known again."""
+    return [rate(schedule, place / 100) for place in range(1, 101)]
 
 
 def marks(schedule: Schedule) -> dict[str, float]:

@@ -30,7 +30,7 @@ from rewarm.architecture import Architecture
 from rewarm.bases import Base
 from rewarm.checkpoint import TokenizerSource
 from rewarm.contract import Contract
-from rewarm.errors import CheckpointError
+from rewarm.errors import CheckpointError, printable
 from rewarm.evaluate import device_name
 from rewarm.guard import Memory
 from rewarm.mix import Mix
@@ -156,6 +156,7 @@ def start(recipe: Recipe, run: Run) -> Start:
         [
             *(f"{head:<8}{text}" for head, text in agreed.lines()),
             *(f"changed {change}" for change in run.changes),
+            *(_new_plugin(then, progress) if then else []),
             f"model   {origin.architecture.parameters:,} parameters, {rows:,} embedding "
             f"rows{padding}",
             f"runs    in {recipe.precision} on {device_name(device)}",
@@ -183,6 +184,17 @@ def _origin(recipe: Recipe, run: Run) -> Origin:
     moments = base.directory if recipe.optimizer.carry else None
     ancestors = lineage.ancestry(base)
     return Origin(base.architecture, base.directory, moments, base.directory, base, ancestors)
+
+
+def _new_plugin(then: Progress, now: Progress) -> list[str]:
+    """Returns a warning if the schedule is of another version than the run went on with so far."""
+    if then.schedule == now.schedule:
+        return []
+    was, is_now = (
+        "{name} of {distribution} {version}".format_map({**now.schedule, **one.schedule})
+        for one in (then, now)
+    )
+    return [printable(f"warning: the schedule is {is_now}, and was {was}")]
 
 
 def _same_place(recipe: Recipe, run: Run, then: Progress, resumed: Path) -> None:
@@ -242,7 +254,6 @@ def _progress(
     ancestors: list[Ancestor],
 ) -> Progress:
     """Returns the progress to begin with, or to go on from."""
-    plugin = schedules.origin(recipe.schedule.name)
     now = Progress(
         step=0,
         tokens=0,
@@ -254,16 +265,18 @@ def _progress(
         baseline={},
         losses={},
         guard={},
-        schedule={
-            "name": plugin.name,
-            "distribution": plugin.distribution,
-            "version": plugin.version,
-        },
+        schedule=schedules.identity(recipe.schedule.name),
+        curve=schedules.sampled(recipe.schedule),
         lineage=ancestors,
         rewarm=version("rewarm"),
     )
     if then is None:
         return now
     return then.model_copy(
-        update={"corpora": now.corpora, "schedule": now.schedule, "rewarm": now.rewarm}
+        update={
+            "corpora": now.corpora,
+            "schedule": now.schedule,
+            "curve": now.curve,
+            "rewarm": now.rewarm,
+        }
     )

@@ -126,6 +126,7 @@ def reached(tmp_path):
         manifest = {"files": {"model.safetensors": weights, "recipe.yaml": weights}}
         (folder / "MANIFEST.json").write_text(json.dumps(manifest))
         (folder / "recipe.yaml").write_text(recipe)
+        (folder / "optimizer.safetensors").touch()
         empty = ("blocks", "carried", "corpora", "baseline", "losses", "guard", "schedule")
         nothing = {name: {} for name in empty}
         done = Progress(**nothing | {"stream": "0" * 32, "lineage": [], "rewarm": "0"} | progress)

@@ -5,8 +5,9 @@ import pytest
 from rewarm import schedules
 from rewarm.check import Plan, in_text, plan
 from rewarm.document import Document
-from rewarm.errors import DataError
-from rewarm.recipe import validate
+from rewarm.errors import DataError, RecipeError
+from rewarm.lineage import base_lr
+from rewarm.recipe import Recipe, validate
 from rewarm.shards import Index, ShardFacts, TokenizerFacts
 
 
@@ -55,11 +56,15 @@ def data(tmp_path):
         write_index(tmp_path / name, tokens)
 
 
-def planned(text: str, *overrides: str) -> tuple[Plan, Exception | None]:
+def checked(text: str, *overrides: str) -> Recipe:
     document = Document(text, "r.yaml")
     for override in overrides:
         document.set(override)
-    return plan(validate(document))
+    return validate(document, base_lr=base_lr)
+
+
+def planned(text: str, *overrides: str) -> tuple[Plan, Exception | None]:
+    return plan(checked(text, *overrides))
 
 
 def test_the_numbers_by_hand(text, data):
@@ -216,6 +221,30 @@ def test_a_base_that_rewarm_trained(text, data, base):
     assert "(sha256 c0ffee000000)" in said
     assert "lr 1.25e-05 at the last step → 3.566e-05 next" in said
     assert "trained on 2.1B tokens → 12.1B at the end of this run" in said
+
+
+def test_moments_that_are_not_there(text, data):
+    published = "model={base: EleutherAI/pythia-410m, revision: step143000}"
+    found, problem = planned(text, published)
+    assert "fresh Adam moments (the base has none to carry)" in found.begins.optimizer
+    assert problem is None
+    found, problem = planned(text, published, "optimizer.carry=true")
+    assert "EleutherAI/pythia-410m: has no Adam moments to carry" in str(problem)
+
+
+def test_rates_of_the_base(text, data, base):
+    wanted = ("schedule.start_lr=base", "schedule.peak_lr=4x base", "schedule.min_lr=0.5 × base")
+    resolved = checked(text, f"model={{base: {base}}}", *wanted)
+    assert resolved.document()["schedule"]["peak_lr"] == 5e-5
+    said = in_text(plan(resolved)[0])
+    assert "peak_lr = 4 × 1.25e-05 (the base's last) = 5e-05" in said
+    assert "min_lr = 0.5 × 1.25e-05 (the base's last) = 6.25e-06" in said
+    with pytest.raises(RecipeError, match="the last rate of someone/else is not known; give it"):
+        checked(text, "model={base: someone/else}", *wanted)
+    given = checked(text, "model={base: someone/else, base_lr: 1e-5}", *wanted)
+    assert given.schedule.peak_lr == 4e-5
+    _, problem = planned(text, f"model={{base: {base}, base_lr: 1e-5}}", *wanted)
+    assert "model.base_lr is 1e-05, and the last rate of" in str(problem)
 
 
 def test_a_base_whose_shape_alone_is_kept(text, data, base):

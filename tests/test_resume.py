@@ -153,14 +153,62 @@ def test_a_run_in_use_is_refused(recipe_text, tmp_path):
 
 def test_a_changed_recipe_is_told_and_needs_a_word(recipe_text, tmp_path):
     run(recipe_text, tmp_path / "run", every__save=10)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000020")
     changed = {"schedule__peak_lr": "5e-3", "tokens": 30720}
     with pytest.raises(CheckpointError) as error:
         run(recipe_text, tmp_path / "run", resume=True, **changed)
     assert "tokens: 20480 → 30720" in str(error.value)
     assert "schedule.peak_lr: 0.01 → 0.005" in str(error.value)
+    # Up over 10 % of 20 steps to 1e-2, down to 1e-3 in a cosine; now 10 % of 30 steps to 5e-3.
+    assert "lr at step 11 (the next): 5.5000e-03 → 4.1943e-03" in str(error.value)
+    assert "lr at step 20 (the last before): 1.0000e-03 → 2.2078e-03" in str(error.value)
+    assert "lr at step 30 (the last): none → 1.0000e-03" in str(error.value)
     assert "--accept-changes" in str(error.value)
     resumed = run(recipe_text, tmp_path / "run", resume=True, accept_changes=True, **changed)
     assert resumed.name == "step-00000030"
+
+
+FLAT = """
+from typing import ClassVar, Literal
+from rewarm import Schedule
+
+class Flat(Schedule):
+    contract: ClassVar[int] = 1
+    name: Literal["flat-{module}"] = "flat-{module}"
+
+    def __call__(self, progress):
+        return {lr}
+"""
+
+
+def another_version(site, module, lr):
+    """Installs version 2.0 of a plug-in in the place of 1.0."""
+    (site / f"{module}.py").write_text(FLAT.format(module=module, lr=lr))
+    metadata = site / f"{module}-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("Version: 1.0", "Version: 2.0"))
+    del sys.modules[module]
+
+
+def test_a_new_version_of_a_plug_in_is_told_and_may_not_change_the_curve(
+    recipe_text, tmp_path, distribution, capsys
+):
+    distribution("kind", FLAT.format(module="kind", lr="1e-3"), **{"flat-kind": "Flat"})
+    settings = {"schedule": "{name: flat-kind}", "every__save": 10}
+    for name in ("a", "b"):
+        run(recipe_text, tmp_path / name, **settings)
+        shutil.rmtree(tmp_path / name / "checkpoints" / "step-00000020")
+    another_version(tmp_path / "site", "kind", "1e-3 + 0")
+    run(recipe_text, tmp_path / "a", resume=True, **settings)
+    said = "warning: the schedule is flat-kind of kind 2.0, and was flat-kind of kind 1.0"
+    assert said in capsys.readouterr().err
+    another_version(tmp_path / "site", "kind", "1e-3 if progress < 0.85 else 2e-3")
+    with pytest.raises(CheckpointError) as error:
+        run(recipe_text, tmp_path / "b", resume=True, **settings)
+    assert (
+        "flat-kind 1.0 → flat-kind 2.0: with the same settings, lr at 85 % of the run: "
+        "1.0000e-03 → 2.0000e-03" in str(error.value)
+    )
+    run(recipe_text, tmp_path / "b", resume=True, accept_changes=True, **settings)
 
 
 def test_what_decides_only_what_is_written_may_change(recipe_text, tmp_path):
