@@ -17,13 +17,12 @@ from rich.table import Table
 
 import rewarm
 from rewarm import recipe as recipes
-from rewarm import schedules as shelf
+from rewarm import shelf, tables
 from rewarm.errors import (
     CheckpointError,
     DataError,
     RecipeError,
     RewarmError,
-    ScheduleError,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +44,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(shelf.app, name="schedules", rich_help_panel=AHEAD)
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in YAML.")]
 Set = Annotated[
@@ -116,62 +117,6 @@ def plot_schedule(
         print(f"{out}: {len(curves)} {'curve' if len(curves) == 1 else 'curves'}")
     else:
         print(plot.in_terminal(curves, color=Console().color_system is not None))
-
-
-@app.command(rich_help_panel=AHEAD)
-def schedules(
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Show its settings.")] = None,
-    as_json: Json = False,
-) -> None:
-    """List the installed schedules, or the settings of one."""
-    if name is None:
-        _list_schedules(as_json)
-        return
-    kind = shelf.find(name)
-    schema = kind.model_json_schema()
-    if as_json:
-        print(json.dumps(schema, indent=1))
-        return
-    plugin = shelf.origin(name)
-    print(f"{name}  ({plugin.distribution} {plugin.version})\n{_first_line(kind)}\n")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("setting", "default", "what it is"):
-        table.add_column(column, no_wrap=column != "what it is")
-    for setting, field in kind.model_fields.items():
-        if setting != "name":
-            default = "required" if field.is_required() else _plain(field.get_default())
-            said = " ".join((field.description or "").split())
-            choices = schema["properties"][setting].get("enum")
-            table.add_row(
-                setting, default, said + (f" One of: {', '.join(choices)}." if choices else "")
-            )
-    _print(table)
-
-
-def _list_schedules(as_json: bool) -> None:
-    rows: list[dict[str, str]] = []
-    for one in shelf.installed():
-        try:
-            said = _first_line(shelf.find(one.name))
-        except ScheduleError as error:  # one broken plug-in must not hide the others
-            said = f"cannot be used: {error}"
-        rows.append(
-            {
-                "name": one.name,
-                "distribution": one.distribution,
-                "version": one.version,
-                "help": said,
-            }
-        )
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "distribution", "version", "help"):
-        table.add_column(column, no_wrap=column != "help")
-    for row in rows:
-        table.add_row(*row.values())
-    _print(table)
 
 
 @app.command(rich_help_panel=AHEAD)
@@ -313,7 +258,7 @@ def _print_shards(out: Path, indices: dict[str, Index]) -> None:
             f"{index.tokens:,}",
             f"{size / index.tokens:.2f}",
         )
-    _print(table)
+    tables.show(table)
 
 
 class _ShardBar:
@@ -464,7 +409,7 @@ def evaluate(
         ]
         print(json.dumps(lines, indent=1))
         return
-    _print(_losses(checkpoints, measured))
+    tables.show(_losses(checkpoints, measured))
 
 
 def _losses(checkpoints: list[str], measured: list[dict[str, Measured]]) -> Table:
@@ -543,21 +488,6 @@ def verify_resume(
         f"{min(steps, checked.steps)} steps, straight and interrupted: weights, moments, stream "
         "and metrics are the same, bit for bit"
     )
-
-
-def _first_line(kind: type) -> str:
-    return (kind.__doc__ or "").strip().split("\n")[0]
-
-
-def _plain(value: object) -> str:
-    return "null" if value is None else str(getattr(value, "written", value))
-
-
-def _print(table: Table) -> None:
-    console = Console(highlight=False, emoji=False)
-    if not console.is_terminal:
-        console.width = 1000  # whoever reads a pipe wants whole lines
-    console.print(table, markup=False)
 
 
 def main() -> None:

@@ -109,7 +109,7 @@ def _is_pure(case: _Case) -> Iterator[str]:
         rate = schedules.rate(schedule, _PLACES[index])
         if rate != expected[index]:
             yield (
-                f"at progress {_PLACES[index]:g} it gave {expected[index]:g}, and {rate:g} when "
+                f"at progress {_PLACES[index]:g} it gave {expected[index]!r}, and {rate!r} when "
                 "asked in another order; the same progress should always give the same rate"
             )
     if schedule.model_dump_json() != before:
@@ -121,7 +121,7 @@ def _holds(case: _Case) -> Iterator[str]:
     end = schedules.rate(schedule, 1.0)
     for place in _BEYOND:
         if (rate := schedules.rate(schedule, place)) != end:
-            yield f"at the end it is {end:g}, and at progress {place:g} it is {rate:g}"
+            yield f"at the end it is {end!r}, and at progress {place!r} it is {rate!r}"
 
 
 def _is_fast(case: _Case) -> Iterator[str]:

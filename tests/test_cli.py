@@ -177,7 +177,7 @@ def test_the_settings_of_one_schedule(command):
         ("warmup", "1%"),
         ("decay", "cosine"),
     }
-    assert "One of: cosine, clipped-cosine, linear." in out
+    assert "One of: cosine, clipped-cosine, linear, 1-sqrt, inverse-sqrt, none." in out
     _, out, _ = command("schedules", "rewarm", "--json")
     assert set(json.loads(out)["required"]) == {"peak_lr"}
 

@@ -1,0 +1,179 @@
+"""Every promise, and a schedule that breaks it."""
+
+import pytest
+
+from rewarm import recipe
+from rewarm.document import Document
+from rewarm.errors import ScheduleError
+from rewarm.testing import check_schedule, conformance
+
+SOURCE = '''
+import time
+from typing import Annotated, ClassVar, Literal
+from pydantic import ConfigDict, Field, PrivateAttr, field_serializer, model_validator
+from rewarm import Rate, Schedule, Span, linear
+
+
+class Plain(Schedule):
+    """Falls in a line to 0."""
+
+    contract: ClassVar[int] = 1
+    name: Literal["plain"] = "plain"
+    peak_lr: Annotated[Rate, Field(examples=[3e-4])]
+    """Where it starts."""
+    hold: Span = Span(0)
+    """How long it stays there."""
+
+    def __call__(self, progress):
+        left = 1 - max(0.0, min(progress, 1) - self.hold) / (1 - self.hold)
+        return self.peak_lr * left
+'''
+
+
+def test_the_plain_one_keeps_them_all(distribution):
+    distribution("all_kept", SOURCE, plain="Plain")
+    assert set(conformance("plain", {}).values()) == {None}
+    check_schedule("plain")
+    check_schedule("plain", peak_lr="5x base", hold="10%")
+    check_schedule("plain", hold="100 steps")
+
+
+@pytest.mark.parametrize("name", ["rewarm", "no-warmup"])
+@pytest.mark.parametrize("decay", ["cosine", "clipped-cosine", "linear", "1-sqrt"])
+def test_the_built_in_ones(name, decay):
+    check_schedule(name, decay=decay)
+    check_schedule(name, decay=decay, preheat="5%")
+
+
+def test_the_built_in_ones_with_settings_of_their_own():
+    check_schedule("rewarm", decay="inverse-sqrt", warmup="2%", start_lr="base")
+    check_schedule("rewarm", decay="none", min_lr=None)
+    check_schedule("constant", lr="base")
+
+
+@pytest.mark.parametrize(
+    ("promise", "how", "body"),
+    [
+        (
+            "finite and not negative",
+            "at progress 0.001 gave -1e-06",
+            "def __call__(self, progress): return -1e-6",
+        ),
+        (
+            "finite and not negative",
+            "gave nan; a rate is finite",
+            "def __call__(self, progress): return float('nan') if progress > 5 else 1e-3",
+        ),
+        (
+            "finite and not negative",
+            "gave 'fast'; a rate is a number",
+            "def __call__(self, progress): return 'fast'",
+        ),
+        (
+            "pure: the same in any order",
+            "the same progress should always give the same rate",
+            "seen: ClassVar[list[float]] = []\n"
+            "    def __call__(self, progress):\n"
+            "        self.seen.append(progress)\n"
+            "        return 1e-3 / len(self.seen)",
+        ),
+        (
+            "pure: the same in any order",
+            "its settings changed while it was called",
+            "lrs: list[float] = []\n"
+            '    """Rates so far."""\n'
+            "    def __call__(self, progress):\n"
+            "        self.lrs.append(progress)\n"
+            "        return 1e-3",
+        ),
+        (
+            "holds past its end",
+            "at the end it is 0.001, and at progress 1.000000001 it is 0.001000000001",
+            "def __call__(self, progress): return 1e-3 * progress",
+        ),
+        (
+            "sees progress only",
+            "in a run of 1,000 steps and",
+            "_steps: int = PrivateAttr(1)\n"
+            "    @model_validator(mode='after')\n"
+            "    def _look(self, info):\n"
+            "        self._steps = info.context['budget'].steps\n"
+            "        return self\n"
+            "    def __call__(self, progress): return 1e-3 / self._steps",
+        ),
+        (
+            "fast",
+            "µs; wanted at most 200",
+            "def __call__(self, progress): return time.sleep(3e-4) or 1e-3",
+        ),
+        (
+            "comes back from YAML and JSON",
+            "read back from JSON it is another",
+            "@field_serializer('peak_lr')\n"
+            "    def _rounded(self, lr): return round(lr, 3)\n"
+            "    def __call__(self, progress): return self.peak_lr",
+        ),
+        (
+            "settings documented",
+            "the setting secret has no docstring under it",
+            "secret: int = 3\n    def __call__(self, progress): return 1e-3",
+        ),
+        (
+            "refuses unknown settings",
+            "is taken without a word",
+            "model_config = ConfigDict(extra='ignore')\n"
+            "    def __call__(self, progress): return 1e-3",
+        ),
+        (
+            "frozen",
+            "can be changed; keep frozen=True",
+            "model_config = ConfigDict(frozen=False)\n"
+            "    def __call__(self, progress): return 1e-3",
+        ),
+        (
+            "marks within the run",
+            "the mark 'late' is at 1.5",
+            "def marks(self): return {'late': 1.5}",
+        ),
+    ],
+)
+def test_a_broken_promise_is_named(distribution, request, promise, how, body):
+    module = f"broken_promise_{request.node.callspec.indices['promise']}"
+    source = f"{SOURCE}\n\nclass Broken(Plain):\n    '''It is.'''\n\n    "
+    source += (
+        f"contract: ClassVar[int] = 1\n    name: Literal['{module}'] = '{module}'\n    {body}\n"
+    )
+    distribution(module, source, **{module: "Broken"})
+    found = conformance(module, {})
+    assert how in found[promise]
+    with pytest.raises(AssertionError, match=f"breaks its contract:(.|\n)*{promise}: "):
+        check_schedule(module)
+
+
+def test_a_call_that_raises_is_a_broken_promise(distribution):
+    body = "\n\nclass Raises(Plain):\n    contract: ClassVar[int] = 1\n"
+    body += "    name: Literal['raises'] = 'raises'\n    def marks(self): return 1 / 0\n"
+    distribution("one_raises", SOURCE + body, raises="Raises")
+    found = conformance("raises", {})
+    assert "raised ZeroDivisionError" in found["marks within the run"]
+
+
+def test_what_cannot_be_tested_is_told():
+    with pytest.raises(ScheduleError, match="no schedule named 'rewram'"):
+        check_schedule("rewram")
+    with pytest.raises(ScheduleError, match=r"cannot be made to be tested: warmup: .*less than 1"):
+        check_schedule("rewarm", warmup=2)
+
+
+def test_a_recipe_cannot_name_a_schedule_of_another_contract(distribution, thousand_steps):
+    for contract in ("= 2", ""):
+        source = SOURCE.replace(
+            "contract: ClassVar[int] = 1", f"contract: ClassVar[int] {contract}"
+        )
+        module = f"contract{len(contract)}"
+        distribution(module, source.replace('"plain"', f'"{module}"'), **{module: "Plain"})
+        document = Document(thousand_steps, "r.yaml")
+        document.set(f"schedule={{name: {module}, peak_lr: 1e-3}}")
+        said = "contract 2" if contract else "no contract"
+        with pytest.raises(recipe.RecipeError, match=rf"built for {said}.*has contract 1; install"):
+            recipe.validate(document)
