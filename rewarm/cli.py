@@ -122,7 +122,28 @@ def plot_schedule(
 @app.command(rich_help_panel=AHEAD)
 def schema() -> None:
     """Print the JSON Schema of a recipe, for editors."""
-    print(json.dumps(recipes.schema(), indent=1))
+    from rewarm import shipped
+
+    print(shipped.schema(), end="")
+
+
+@app.command(rich_help_panel=PREPARE)
+def new(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A shipped recipe; without it, a list.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write into.")] = Path(),
+) -> None:
+    """Write a recipe to begin from, with comments, and the schema that editors check it by."""
+    from rewarm import shipped
+
+    if name is not None:
+        print("\n".join(str(path) for path in shipped.write(name, out)))
+        return
+    table = tables.table("recipe", "what it does")
+    for shipped_name, what in shipped.names().items():
+        table.add_row(shipped_name, what)
+    tables.show(table)
 
 
 @app.command(rich_help_panel=PREPARE)

@@ -21,7 +21,7 @@ ORDER = [
     *("recipe", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
     *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run", "plot", "check"),
-    *("testing", "author", "tables", "shelf", "interruptions"),
+    *("testing", "author", "shipped", "tables", "shelf", "interruptions"),
     *TORCH,
     *("quickstart", "cli", "__main__"),
 ]

@@ -1,0 +1,114 @@
+"""The recipes that are shipped, and `rewarm new`."""
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from rewarm import recipe, shipped
+from rewarm.document import Document
+
+RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
+DEFAULT = "pythia-410m-rewarm"
+
+# What each arm of arXiv:2308.04014 changes in the default one, and how many steps it warms up.
+ARMS = {
+    "constant": {"schedule": {"name": "constant", "lr": 3e-5}},
+    "no-warmup": {"schedule.name": "no-warmup", "schedule.start_lr": None, "schedule.warmup": None},
+    "warmup-0.5": {"schedule.warmup": "0.5%"},
+    "warmup-2": {"schedule.warmup": "2%"},
+    "peak-1.5e-4": {"schedule.peak_lr": 1.5e-4, "schedule.min_lr": 1.5e-5},
+    "peak-6e-4": {"schedule.peak_lr": 6e-4, "schedule.min_lr": 6e-5},
+    "scratch": {"model.fresh": True},
+    "step10000": {"model.revision": "step10000"},
+    "step27000": {"model.revision": "step27000"},
+    "pile": {"data.train": {"upstream": {"shards": "data/pile/train"}}},
+}
+
+
+def settings(name):
+    return recipe.load(RECIPES[name]).document()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_is_one_and_says_how_to_run_it(name):
+    said = RECIPES[name].read_text()
+    loaded = recipe.load(RECIPES[name])
+    assert loaded.run == f"runs/{name}"
+    assert said.startswith(f"# yaml-language-server: $schema={shipped.SCHEMA}\n")
+    assert [line for line in re.findall(r"#   rewarm (.*)", said) if "shard" not in line][:3] == [
+        f"new {name}",
+        f"check {name}.yaml",
+        f"train {name}.yaml",
+    ]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_editors_find_every_recipe_valid(name):
+    jsonschema.validate(Document.load(RECIPES[name]).data, json.loads(shipped.schema()))
+
+
+def test_editors_find_what_is_wrong():
+    schema = json.loads(shipped.schema())
+    for wrong in ("schedule.peak_lr=5y base", "schedule.warmup=soon", "seed=-1", "sede=1"):
+        document = Document.load(RECIPES[DEFAULT])
+        document.set(wrong)
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(document.data, schema)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_an_arm_differs_from_the_default_in_what_it_names(arm):
+    expected = settings(DEFAULT)
+    expected["run"] = f"runs/pythia-410m-{arm}"
+    for path, value in ARMS[arm].items():
+        *parents, last = path.split(".")
+        section = expected
+        for part in parents:
+            section = section[part]
+        if value is None:
+            del section[last]
+        elif path == "data.train":
+            section[last] = {"upstream": {**section[last]["downstream"], **value["upstream"]}}
+        else:
+            section[last] = value
+    assert settings(f"pythia-410m-{arm}") == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), [("warmup-0.5", 656), ("rewarm", 1313), ("warmup-2", 2626)]
+)
+def test_warm_ups_are_as_long_as_in_the_paper(name, steps):
+    loaded = recipe.load(RECIPES[f"pythia-410m-{name}"])
+    assert loaded.steps == 131_296
+    rates = [loaded.lr(step) for step in (steps - 1, steps, steps + 1)]
+    assert rates[0] < rates[1] == pytest.approx(3e-4, rel=1e-3)
+    assert rates[1] >= rates[2] or rates[2] == pytest.approx(3e-4, rel=1e-6)
+
+
+def test_new_lists_them(command):
+    code, out, _ = command("new")
+    assert code == 0
+    rows = dict(line.split(maxsplit=1) for line in out.splitlines()[1:])
+    assert rows.keys() == RECIPES.keys()
+    assert rows[DEFAULT].startswith("Continue Pythia-410M from the Pile onto SlimPajama")
+
+
+def test_new_writes_one_with_the_schema_beside_it(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = command("new", DEFAULT)
+    assert (code, out.split()) == (0, [f"{DEFAULT}.yaml", shipped.SCHEMA])
+    assert (tmp_path / f"{DEFAULT}.yaml").read_text() == RECIPES[DEFAULT].read_text()
+    _, out, _ = command("schema")
+    assert json.loads((tmp_path / shipped.SCHEMA).read_text()) == json.loads(out)
+    code, _, err = command("new", DEFAULT)
+    assert code == 2
+    assert f"{DEFAULT}.yaml: is there already; remove it, or choose another folder" in err
+    code, _, err = command("new", "pythia-410m-rewram")
+    assert code == 2
+    assert "no shipped recipe named 'pythia-410m-rewram'; did you mean" in err
+    code, _, err = command("new", DEFAULT, "--out", tmp_path / "nowhere")
+    assert code == 2
+    assert "cannot be written: No such file or directory" in err
