@@ -20,7 +20,7 @@ ORDER = [
     *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "pythia"),
     *("recipe", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
-    *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run", "plot", "check"),
+    *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run", "curve", "plot", "check"),
     *("testing", "interruptions"),
     *TORCH,
     *("quickstart", "cli", "__main__"),
