@@ -26,6 +26,7 @@ from rewarm.errors import (
 )
 
 if TYPE_CHECKING:
+    from rewarm.curve import Value
     from rewarm.evaluate import Measured
     from rewarm.shards import Index
 
@@ -71,13 +72,14 @@ def _options(
     pass
 
 
+def _base_lr(model: recipes.Model) -> float:
+    from rewarm.lineage import base_lr
+
+    return base_lr(model)
+
+
 def _load(path: Path, overrides: list[str] | None) -> recipes.Recipe:
-    def base_lr(model: recipes.Model) -> float:
-        from rewarm.lineage import base_lr
-
-        return base_lr(model)
-
-    return recipes.load(path, overrides, base_lr=base_lr)
+    return recipes.load(path, overrides, base_lr=_base_lr)
 
 
 @app.command(rich_help_panel=AHEAD)
@@ -94,29 +96,129 @@ def check(recipe: RecipeFile, overrides: Set = None, as_json: Json = False) -> N
 
 @app.command("plot-schedule", rich_help_panel=AHEAD)
 def plot_schedule(
-    files: Annotated[list[Path], typer.Argument(metavar="RECIPE...", help="Recipes to overlay.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to overlay.")
+    ] = None,
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A schedule without a recipe, with its settings by --set, or as "
+            "'{name: wsd, decay: 10%}'; may be repeated.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COUNT",
+            help="How long --schedule runs: 10B; in batches of 2,097,152 unless "
+            "--set batch.tokens says otherwise.",
+        ),
+    ] = None,
     overrides: Set = None,
+    zoom: Annotated[
+        str,
+        typer.Option(
+            metavar="FROM:TO",
+            help="Only this part of each run, every step of it: 0:2%, :500, 98%:, 1B:2B.",
+        ),
+    ] = ":",
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACE,...",
+            help="Print the exact rates at the steps nearest to these places instead: "
+            "1,656,1%,240B (step, step, share, tokens).",
+        ),
+    ] = None,
+    form: Annotated[
+        str | None,
+        typer.Option("--format", metavar="FORM", help="Print --at as table, csv or json."),
+    ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a .png, .svg or .csv instead of the terminal."),
+        typer.Option(
+            metavar="FILE",
+            help="Write the curves to a .png, .svg, .csv or .json instead of the terminal.",
+        ),
     ] = None,
 ) -> None:
     """Draw the learning rate of recipes, by the function that trains."""
-    from rewarm import plot
+    from rewarm import curve, plot
 
-    names = [path.stem for path in files]
-    if len(set(names)) < len(names):
-        names = [str(path) for path in files]
-    points = plot.MOST_POINTS if out else 1000
-    curves = [
-        plot.curve(name, _load(path, overrides), points)
-        for name, path in zip(names, files, strict=True)
-    ]
+    if at is not None and (out is not None or zoom != ":"):
+        raise typer.BadParameter("--at prints values at places; it goes without --out and --zoom")
+    if form is not None and at is None:
+        raise typer.BadParameter(
+            "--format goes with --at; write curves with --out FILE.csv or .json"
+        )
+    if form not in (None, "table", "csv", "json"):
+        raise typer.BadParameter(f"--format {form}: should be table, csv or json")
+    runs = _to_draw(files or [], schedule or [], tokens, overrides or [])
+    if at is not None:
+        try:
+            values = curve.values(runs, at)
+        except ValueError as error:
+            raise typer.BadParameter(f"--at {at}: {error}") from None
+        if form == "csv":
+            plot.write_csv(curve.Value._fields, values, sys.stdout)
+        elif form == "json":
+            print(json.dumps([one._asdict() for one in values], indent=1))
+        else:
+            _print(_values(values))
+        return
+    most = 1000
+    if out:
+        every = zoom != ":" and out.suffix in (".csv", ".json")
+        most = curve.MOST_STEPS if every else curve.MOST_POINTS
+    try:
+        curves = [curve.curve(name, run, most, zoom) for name, run in runs.items()]
+    except ValueError as error:
+        raise typer.BadParameter(f"--zoom {zoom}: {error}") from None
     if out:
         plot.save(curves, out)
         print(f"{out}: {len(curves)} {'curve' if len(curves) == 1 else 'curves'}")
     else:
-        print(plot.in_terminal(curves, color=Console().color_system is not None))
+        console = Console()
+        color = console.color_system is not None and not console.no_color
+        print(plot.in_terminal(curves, color=color))
+
+
+def _to_draw(
+    files: list[Path], schedules: list[str], tokens: str | None, overrides: list[str]
+) -> dict[str, recipes.Recipe]:
+    """Returns the recipes by names that tell them apart."""
+    from rewarm.curve import bare
+
+    if not (files or schedules):
+        raise typer.BadParameter("name a RECIPE to draw, or --schedule NAME --tokens COUNT")
+    if tokens is not None and not schedules:
+        raise typer.BadParameter("--tokens goes with --schedule; for a recipe, --set tokens=COUNT")
+    stems = [path.stem for path in files]
+    names = stems if len({*stems, *schedules}) == len(stems + schedules) else map(str, files)
+    runs: dict[str, recipes.Recipe] = {}
+    drawn = [(name, _load(path, overrides)) for name, path in zip(names, files, strict=True)]
+    drawn += [(one, bare(one, tokens, overrides, base_lr=_base_lr)) for one in schedules]
+    for name, run in drawn:
+        again = sum(name == other for other, _ in drawn[: len(runs)])
+        runs[f"{name} ({again + 1})" if again else name] = run
+    return runs
+
+
+def _values(values: list[Value]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("recipe", overflow="fold")
+    for column in ("at", "step", "tokens", "progress", "rate"):
+        table.add_column(column, justify="right", no_wrap=True)
+    from rewarm.plot import rate_in_words
+
+    above = None
+    for one in values:
+        name = "" if one.recipe == above else one.recipe
+        progress, rate = f"{one.progress:.4%}", rate_in_words(one.lr, 7)
+        table.add_row(name, one.at, f"{one.step:,}", f"{one.tokens:,}", progress, rate)
+        above = one.recipe
+    return table
 
 
 @app.command(rich_help_panel=AHEAD)

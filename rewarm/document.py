@@ -57,15 +57,19 @@ class Document:
         except OSError as error:
             raise RecipeError([f"{path}: cannot be read: {error.strerror}"]) from None
 
-    def set(self, assignment: str) -> None:
+    def set(self, assignment: str, source: str | None = None) -> None:
         """Overrides one setting, written `a.b=value` with a YAML value.
+
+        Args:
+            assignment: the setting and its value.
+            source: the place that errors show; without it `--set` and the assignment.
 
         Raises:
             RecipeError: it is not an assignment, or leads through something that has no settings.
         """
         path, equals, written = assignment.partition("=")
         keys = tuple(path.split("."))
-        source = f"--set {assignment}"
+        source = source or f"--set {assignment}"
         if not equals or not all(keys):
             raise RecipeError([f"{source}: should be written --set section.setting=value"])
         value, _ = _parse(written, source)

@@ -1,186 +1,221 @@
-"""Draws schedules in the terminal, as a picture or as numbers, by the function that trains."""
+"""Draws schedules in the terminal or as a picture, and writes them down as numbers."""
 
 from __future__ import annotations
 
 import csv
-import re
+import json
+import math
 import shutil
-from itertools import cycle
+import textwrap
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
-from rewarm import bases, recipe, schedules
-from rewarm.errors import RewarmError
-from rewarm.progress import read_progress
+from rewarm import recipe
+from rewarm.curve import Curve, Point, curve
+from rewarm.errors import RewarmError, printable
 from rewarm.quantities import in_words
-from rewarm.recipe import Recipe
 from rewarm.run import read_metrics
-
-MOST_POINTS = 10_000
-_TAIL = 0.25  # of a run's length: as much of its base's curve is drawn to the left
-
-
-class Point(NamedTuple):
-    """The rate of one step. Steps of the base are counted down from 0 at its end."""
-
-    step: int
-    tokens: int
-    progress: float
-    lr: float
-
-
-class Curve(NamedTuple):
-    """A recipe's learning rate, step by step."""
-
-    name: str
-    points: list[Point]
-    marks: dict[str, Point]
-    """Named places: end of warm-up, floor."""
-    tail: list[Point]
-    """The last rates of the base, where it is a rewarm checkpoint; tokens count up to 0."""
-    shares: dict[str, list[tuple[int, float]]]
-    """Where weights change on the way: each corpus's share of a batch, from so many tokens on."""
-
-
-def curve(name: str, run: Recipe, points: int = MOST_POINTS) -> Curve:
-    """Returns a recipe's curve: every step, thinned to about `points` where there are more."""
-
-    def at(step: int) -> Point:
-        lr = run.lr(step)
-        return Point(step, step * run.batch.tokens, run.progress(step), lr)
-
-    marks = {
-        label: at(min(run.steps, max(1, round(place * run.steps))))
-        for label, place in schedules.marks(run.schedule).items()
-        if 0 < place < 1
-    }
-    steps = sorted({*_thinned(1, run.steps, points), *(mark.step for mark in marks.values())})
-    return Curve(name, [at(step) for step in steps], marks, _tail(run, points), _shares(run))
-
-
-def _shares(run: Recipe) -> dict[str, list[tuple[int, float]]]:
-    """Returns each corpus's share of a batch from so many tokens on, if it ever changes."""
-    firsts = sorted({first for pieces in run.weights.values() for first, _ in pieces})
-    shares: dict[str, list[tuple[int, float]]] = {name: [] for name in run.weights}
-    for first in firsts:
-        now = {
-            name: [weight for start, weight in pieces if start <= first][-1]
-            for name, pieces in run.weights.items()
-        }
-        for name, weight in now.items():
-            shares[name].append((first * run.data.context, weight / sum(now.values())))
-    return shares if len(firsts) > 1 else {}
-
-
-def _thinned(first: int, last: int, most: int) -> set[int]:
-    count = last - first + 1
-    if count <= most:
-        return set(range(first, last + 1))
-    return {first + i * (count - 1) // (most - 1) for i in range(most)}
-
-
-def _tail(run: Recipe, points: int) -> list[Point]:
-    """Returns the end of the base's own curve, if it is a rewarm checkpoint."""
-    if run.model.base is None or run.model.fresh or not bases.local(run.model.base):
-        return []
-    base = bases.locate(run.model.base, weights=False)
-    if base.kind != "rewarm checkpoint":
-        return []
-    reached = read_progress(base.directory)
-    parent = recipe.load(base.directory / "recipe.yaml")
-    length = max(2, round(_TAIL * run.steps * run.batch.tokens / parent.batch.tokens))
-    first = max(1, reached.step - length + 1)
-    return [
-        Point(
-            step - reached.step,
-            (step - reached.step) * parent.batch.tokens,
-            parent.progress(step),
-            parent.lr(step),
-        )
-        for step in sorted(_thinned(first, reached.step, points))
-    ]
 
 
 def save(curves: list[Curve], out: Path) -> None:
-    """Writes the curves to a .png, .svg or .csv file.
+    """Writes the curves to a .png, .svg, .csv or .json file.
 
     Raises:
         RewarmError: the ending is none of these, or the file cannot be written.
     """
     try:
         if out.suffix == ".csv":
+            rows = ([one.name, *point] for one in curves for point in one.points)
             with out.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.writer(file)
-                writer.writerow(["recipe", *Point._fields])
-                for one in curves:
-                    writer.writerows([one.name, *point] for point in one.points)
+                write_csv(["recipe", *Point._fields], rows, file)
+        elif out.suffix == ".json":
+            text = json.dumps([_as_data(one) for one in curves], indent=1)
+            out.write_text(text + "\n", encoding="utf-8")
         elif out.suffix in (".png", ".svg"):
-            _picture(curves).savefig(out, dpi=200)
+            _save_picture(curves, out)
         else:
-            error = RewarmError(f"{out}: should end in .png, .svg or .csv")
+            error = RewarmError(f"{out}: should end in .png, .svg, .csv or .json")
             error.exit_code = 2
             raise error
     except OSError as error:
         raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
 
 
+def write_csv(header: Iterable[str], rows: Iterable[Iterable[Any]], file: IO[str]) -> None:
+    """Writes a table as CSV; numbers in all their digits, so that they are read back equal."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+
+
+def _as_data(one: Curve) -> dict[str, Any]:
+    totals = one.totals
+    return {
+        "recipe": one.name,
+        "steps": one.run.steps,
+        "tokens": one.run.steps * one.run.batch.tokens,
+        "area": totals.area,
+        "floor": totals.floor._asdict(),
+        "exact": totals.exact,
+        "marks": {label: mark._asdict() for label, mark in one.marks.items()},
+        "shares": {
+            name: [{"tokens": tokens, "share": share} for tokens, share in pieces]
+            for name, pieces in one.shares.items()
+        },
+        "base": [point._asdict() for point in one.tail],
+        "points": [point._asdict() for point in one.points],
+    }
+
+
+class _Range(NamedTuple):
+    """What of tokens and rates is drawn."""
+
+    first: int
+    last: int
+    top: float
+
+    @classmethod
+    def of(cls, curves: list[Curve]) -> _Range:
+        """Returns a range with room for all points, from where their first steps begin."""
+        every = [point for one in curves for point in [*one.tail, *one.points]]
+        begins = [point.tokens for one in curves for point in one.tail]
+        begins += [(one.points[0].step - 1) * one.run.batch.tokens for one in curves]
+        return cls(
+            min(begins), max(point.tokens for point in every), max(p.lr for p in every) or 1.0
+        )
+
+
+def _ticks(first: float, last: float, most: int) -> list[float]:
+    """Returns at most about so many round numbers, evenly spaced, from first to last."""
+    rough = (last - first) / most
+    size = 10.0 ** math.floor(math.log10(rough))
+    step = size * next(factor for factor in (1, 2, 5, 10) if factor * size >= rough * (1 - 1e-9))
+    low, high = math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9)
+    return [round(i * step, 15) for i in range(low, high + 1)]
+
+
+def _tokens(ticks: list[float]) -> list[str]:
+    """Returns labels that tell the ticks apart, and no longer than that takes."""
+    labels = [in_words(tick) for tick in ticks]
+    return labels if len({*labels}) == len(labels) else [f"{tick:,.0f}" for tick in ticks]
+
+
+def rate_in_words(lr: float, digits: int = 3) -> str:
+    """Returns a rate as it is written in recipes, to so many digits: 3e-4."""
+    if lr == 0:
+        return "0"
+    mantissa, exponent = f"{lr:.{digits - 1}e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+
+
+# Pictures.
+
+# Okabe and Ito's colours, which the colour-blind can tell apart, without those too light for paper;
+# and dashes, for who prints in grey, and for curves that lie on each other.
+_INKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+_DASHES = ("-", (0, (6, 2)), (0, (2, 1.2)), (0, (7, 2, 1.5, 2)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
+_SIGNS = ("^", "v", "s", "D", "o", "P", "X")
+
+
+def _save_picture(curves: list[Curve], out: Path) -> None:
+    import matplotlib as mpl
+
+    # Names are shown as they are, `$` too; and the same curves are the same file.
+    with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "rewarm"}):
+        metadata = {"Date": None} if out.suffix == ".svg" else {}
+        _picture(curves).savefig(out, dpi=200, metadata=metadata)
+
+
 def _picture(curves: list[Curve]) -> Any:
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-    mixed = any(one.shares for one in curves)
-    figure = Figure(figsize=(6.4, 5.0 if mixed else 3.6), layout="constrained")
+    mixed = [one for one in curves if one.shares]
+    handles: list[Any] = []
+
+    def explain(label: str, **look: Any) -> None:
+        # A label that begins with an underscore would be left out.
+        handles.append(Line2D([], [], label=f" {label}" if label[0] == "_" else label, **look))
+
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes, *below = figure.subplots(
-        1 + mixed, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + mixed]
+        1 + bool(mixed), 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + bool(mixed)]
     ).flat
-    for index, one in enumerate(curves):
-        color = f"C{index}"
-        axes.plot(
-            [p.tokens for p in one.points],
-            [p.lr for p in one.points],
-            color=color,
-            label=one.name,
-            lw=1.6,
-        )
-        if one.tail:
-            axes.plot([p.tokens for p in one.tail], [p.lr for p in one.tail], color=color, ls=":")
+    looks = [
+        {"color": _INKS[i % len(_INKS)], "ls": _DASHES[i % len(_DASHES)], "lw": 1.6}
+        for i in range(len(curves))
+    ]
+    labels = list(dict.fromkeys(label for one in curves for label in one.marks))
+    signs = {label: _SIGNS[i % len(_SIGNS)] for i, label in enumerate(labels)}
+    tails = [one.tail for one in curves if one.tail]
+    shared = bool(tails) and all(tail == tails[0] for tail in tails)
+    for one, look in zip(curves, looks, strict=True):
+        axes.plot([p.tokens for p in one.points], [p.lr for p in one.points], **look)
+        explain(one.name, **look)
+        if one.tail and not (shared and one.tail is not tails[0]):
+            color = "0.35" if shared else look["color"]
+            axes.plot([p.tokens for p in one.tail], [p.lr for p in one.tail], color=color, lw=1.2)
         for label, mark in one.marks.items():
             # Marks are drawn on the curve, so that those of several recipes stay apart.
-            style = "^" if "warm" in label else "v"
-            axes.plot(mark.tokens, mark.lr, style, color=color, ms=6, mec="white", mew=0.8)
-    if any(one.tail for one in curves):
+            axes.plot(
+                mark.tokens, mark.lr, signs[label], color=look["color"], ms=6, mec="white", mew=0.8
+            )
+    drawn = _Range.of(curves)
+    if tails:
         axes.axvline(0, color="0.6", lw=0.8)
-        axes.annotate(
-            "base  ", (0, 0.02), xycoords=("data", "axes fraction"), ha="right", color="0.4", size=8
-        )
-    labels = list(dict.fromkeys(label for one in curves for label in one.marks))
-    handles, names = axes.get_legend_handles_labels()
-    for label in labels:
-        style = "^" if "warm" in label else "v"
-        handles += axes.plot([], [], style, color="0.4", ms=6)
-        names.append(label)
-    axes.legend(handles, names, frameon=False, fontsize=8)
-    axes.set_ylim(bottom=0)
+        # Above the frame, where no curve is.
+        for text, side in (("base ", "right"), (" run", "left")):
+            axes.annotate(
+                text,
+                (0, 1.02),
+                xycoords=("data", "axes fraction"),
+                ha=side,
+                color="0.35",
+                size=8,
+                annotation_clip=False,
+            )
+    for label, sign in signs.items():
+        explain(label, marker=sign, color="0.35", ls="", ms=6)
+    axes.set_ylim(0, drawn.top * 1.05)
+    ticks = _ticks(0, drawn.top, 5)
+    axes.set_yticks(ticks, [rate_in_words(tick) for tick in ticks])
     axes.set_ylabel("learning rate")
-    axes.yaxis.set_major_formatter(lambda y, _: _rate(y))
     for panel in below:
-        _draw_shares(panel, curves)
+        corpora = list(dict.fromkeys(name for one in mixed for name in one.shares))
+        for name, dash in zip(corpora, [*_DASHES] * len(corpora), strict=False):
+            explain(f"share of {name}", color="0.35", ls=dash, lw=1.2)
+            for one, look in zip(curves, looks, strict=True):
+                if pieces := one.shares.get(name):
+                    places, shares = zip(*pieces, (drawn.last, pieces[-1][1]), strict=True)
+                    color = look["color"]
+                    panel.step(places, shares, where="post", color=color, ls=dash, lw=1.2)
+        panel.set_ylim(0, 1)
+        panel.set_ylabel("share of batch")
+        panel.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
     for panel in (axes, *below):
         _style(panel)
     for panel in (axes, *below)[:-1]:
         panel.set_xlabel("")
+    margin = 0.02 * (drawn.last - drawn.first)
+    axes.set_xlim(drawn.first - margin, drawn.last + margin)
+    ticks = _ticks(drawn.first, drawn.last, 8)
+    axes.set_xticks(ticks, _tokens(ticks))
+    # The legend stands below the axes, never on a curve, in as many columns as its names allow.
+    longest = max(len(handle.get_label()) for handle in handles)
+    columns = max(1, min(len(handles), 90 // (longest + 8)))
+    rows = math.ceil(len(handles) / columns)
+    figure.set_size_inches(6.4, (4.6 if below else 3.2) + 0.18 * rows)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+        fontsize=8,
+        handlelength=3.2,
+    )
     return figure
-
-
-def _draw_shares(axes: Any, curves: list[Curve]) -> None:
-    for index, one in enumerate(curves):
-        for style, (name, pieces) in zip(cycle(("-", ":")), one.shares.items(), strict=False):
-            places, shares = zip(*pieces, (one.points[-1].tokens, pieces[-1][1]), strict=True)
-            label = name if len(curves) == 1 else f"{one.name}: {name}"
-            axes.step(places, shares, style, where="post", color=f"C{index}", label=label)
-    axes.set_ylim(0, 1)
-    axes.set_ylabel("share of batch")
-    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
-    axes.legend(frameon=False, fontsize=8)
 
 
 def save_losses(runs: dict[str, Path], out: Path) -> None:
@@ -208,7 +243,7 @@ def save_losses(runs: dict[str, Path], out: Path) -> None:
         points = curve(name, recipe.load(run / "recipe.yaml"), 1000).points
         rates.plot([p.tokens for p in points], [p.lr for p in points], lw=1.6, label=name)
     rates.set_ylim(bottom=0)
-    rates.yaxis.set_major_formatter(lambda y, _: _rate(y))
+    rates.yaxis.set_major_formatter(lambda y, _: rate_in_words(y))
     rates.legend(frameon=False, fontsize=8)
     for axes in (*panels, rates):
         _style(axes)
@@ -225,70 +260,173 @@ def _style(axes: Any) -> None:
     axes.grid(alpha=0.25, lw=0.6)
 
 
-_COLORS = (6, 5, 2, 3, 4, 1)  # of the terminal's own sixteen, so that light and dark both work
-_SYMBOLS = ("braille", "+", "x", "o", "*", "#")
+# The terminal.
+
+# Of the 256, colours neither so light nor so dark that black or white paper would swallow them.
+_COLORS = (33, 166, 35, 163, 136, 99, 244)
+_BRAILLE = "braille"
+_SYMBOLS = (_BRAILLE, *"+xo*#@%&=")
+_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 
 
 def in_terminal(curves: list[Curve], *, color: bool, width: int | None = None) -> str:
-    """Returns the curves drawn in characters, and what they are, with their marks, below."""
-    import plotext
+    """Returns the curves drawn in characters, and what they are, with their marks, below.
 
+    Args:
+        curves: what to draw.
+        color: tell curves apart by colours rather than by characters.
+        width: columns, at least 40; without it, those of the terminal.
+    """
     columns = max(40, width or shutil.get_terminal_size((80, 24)).columns)
-    figure = plotext.figure.clear()
-    figure.parent().limit(False, False)  # a pipe may be wider than the terminal
-    figure.theme("colorless")
-    figure.plot_size(columns, 18)
-    every = [point for one in curves for point in [*one.tail, *one.points]]
-    last, top = max(p.tokens for p in every), max(p.lr for p in every) or 1.0
-    notes: list[tuple[int | None, str]] = []
-    for index, one in enumerate(curves):
-        symbol = "braille" if color else _SYMBOLS[index % len(_SYMBOLS)]
-        pixel = plotext.pixel(_COLORS[index % len(_COLORS)]) if color else plotext.pixel()
-        for points in (one.tail, one.points):
-            if points:
-                signal = figure.signal(
-                    [p.tokens for p in points],
-                    [p.lr for p in points],
-                    marker=plotext.marker(symbol, pixel),
-                )
-                figure.draw(signal.lines())
-        sign = "─" if symbol == "braille" else symbol
-        marks = [("first", one.points[0]), *one.marks.items(), ("last", one.points[-1])]
-        width_of_label = max(len(label) for label, _ in marks)
-        notes.append((index, f"{sign * 2} {one.name}"))
-        notes += [
-            (
-                None,
-                f"   {label:<{width_of_label}}  {_rate(p.lr):>8}  step {p.step:,} "
-                f"({in_words(p.tokens)} tokens)",
-            )
-            for label, p in marks
+    looks: list[_Look] = [
+        # With colours, characters change only once the colours have been used up.
+        (_SYMBOLS[i // len(_COLORS) % len(_SYMBOLS)], _COLORS[i % len(_COLORS)])
+        if color
+        else (_SYMBOLS[i % len(_SYMBOLS)], None)
+        for i in range(len(curves))
+    ]
+    lines = [*_drawing(curves, looks, columns), *_table(curves, looks, columns)]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+_Look = tuple[str, int | None]
+"""The character that a curve is drawn with, and its colour."""
+
+
+def _inked(text: str, color: int | None) -> str:
+    return text if color is None else f"\x1b[38;5;{color}m{text}\x1b[0m"
+
+
+class _Canvas:
+    """Characters of 2 × 4 dots each, which remember whose curves go through them."""
+
+    def __init__(self, columns: int, rows: int) -> None:
+        self.columns, self.rows = columns, rows
+        self._dots: dict[tuple[int, int], int] = {}
+        self._owners: dict[tuple[int, int], list[_Look]] = {}
+
+    def line(self, dots: list[tuple[int, int]], look: _Look) -> None:
+        """Joins dots, which are counted from the upper left."""
+        for (x, y), (x_next, y_next) in pairwise([dots[0], *dots]):
+            length = max(abs(x_next - x), abs(y_next - y), 1)
+            for i in range(length + 1):
+                at_x = x + round((x_next - x) * i / length)
+                at_y = y + round((y_next - y) * i / length)
+                cell = at_y // 4, at_x // 2
+                if look[0] == _BRAILLE:
+                    self._dots[cell] = self._dots.get(cell, 0) | _DOTS[at_x % 2][at_y % 4]
+                owners = self._owners.setdefault(cell, [])
+                if look not in owners:
+                    owners.append(look)
+
+    def row(self, number: int, empty: str) -> Iterator[str]:
+        """Yields the characters of a row; `empty` is what it looks like where no curve is."""
+        for column in range(self.columns):
+            cell = number, column
+            if owners := self._owners.get(cell):
+                # Where curves lie on each other, each shows in some of the columns.
+                symbol, color = owners[column % len(owners)]
+                drawn = chr(0x2800 + self._dots[cell]) if symbol == _BRAILLE else symbol
+                yield _inked(drawn, color)
+            else:
+                yield empty[column]
+
+
+def _drawing(curves: list[Curve], looks: list[_Look], columns: int) -> Iterator[str]:
+    """Yields the lines of the plot: axes, ticks and curves."""
+    drawn = _Range.of(curves)
+    ticks = _ticks(0, drawn.top, 5)
+    labels = [rate_in_words(tick) for tick in ticks]
+    margin = max(map(len, labels))
+    canvas = _Canvas(columns - margin - 2, min(24, max(12, columns // 5)))
+    right, bottom = 2 * canvas.columns - 1, 4 * canvas.rows - 1
+
+    def across(tokens: float) -> int:
+        return round((tokens - drawn.first) / (drawn.last - drawn.first) * right)
+
+    def down(lr: float) -> int:
+        return round((1 - lr / drawn.top) * bottom)
+
+    for one, look in zip(curves, looks, strict=True):
+        for points in filter(None, (one.tail, one.points)):
+            canvas.line([(across(p.tokens), down(p.lr)) for p in points], look)
+    at_rows = {down(tick) // 4: label for tick, label in zip(ticks, labels, strict=True)}
+    tailed = any(one.tail for one in curves)
+    begin = across(0) // 2 if tailed else -1
+    empty = "".join("┊" if column == begin else " " for column in range(canvas.columns))
+    yield "learning rate"
+    for row in range(canvas.rows):
+        label = at_rows.get(row, "")
+        yield f"{label:>{margin}} {'┤' if label else '│'}" + "".join(canvas.row(row, empty))
+    rule, said = _x_axis(drawn, canvas.columns, across)
+    yield " " * (margin + 1) + "└" + rule
+    yield " " * (margin + 2) + said
+    yield f"{'tokens' + ' (left of 0: the base)' * tailed:>{columns}}"
+
+
+def _x_axis(drawn: _Range, columns: int, across: Any) -> tuple[str, str]:
+    """Returns the axis and its labels: as many as stand apart."""
+    for most in range(12, 0, -1):
+        ticks = _ticks(drawn.first, drawn.last, most)
+        rule, said, free = ["─"] * columns, [" "] * columns, 0
+        for tick, label in zip(ticks, _tokens(ticks), strict=True):
+            column = across(tick) // 2
+            start = min(max(0, column - len(label) // 2), columns - len(label))
+            if start < free:
+                break
+            rule[column] = "┬"
+            said[start : start + len(label)] = label
+            free = start + len(label) + 3
+        else:
+            break
+    return "".join(rule), "".join(said)
+
+
+def _table(curves: list[Curve], looks: list[_Look], columns: int) -> Iterator[str]:
+    """Yields what is worth knowing in numbers, the columns of all recipes below each other."""
+    places = [
+        [
+            (printable(label), rate_in_words(p.lr), f"{p.step:,}", in_words(p.tokens))
+            for label, p in [("first", one.points[0]), *one.marks.items(), ("last", one.points[-1])]
         ]
+        for one in curves
+    ]
+    every = [
+        ("at the floor", "0.000001%", "step", "tokens"),
+        *(row for rows in places for row in rows),
+    ]
+    label_w, rate_w, step_w, tokens_w = (max(map(len, part)) for part in zip(*every, strict=True))
+    label_w = min(label_w, columns - rate_w - step_w - tokens_w - 9)
+
+    def row(label: str, rate: str, rest: list[str]) -> Iterator[str]:
+        *above, label = textwrap.wrap(label, label_w) or [""]
+        yield from (f"   {line}" for line in above)
+        head = f"   {label:<{label_w}}  {rate:>{rate_w}}  "
+        yield head + rest[0]
+        yield from (" " * len(head) + line for line in rest[1:])
+
+    yield from row("", "rate", [f"{'step':>{step_w}}  {'tokens':>{tokens_w}}"])
+    for one, (symbol, color), rows in zip(curves, looks, places, strict=True):
+        sign = "──" if symbol == _BRAILLE else symbol * 2
+        for i, line in enumerate(textwrap.wrap(printable(one.name), columns - 3) or [""]):
+            yield _inked(f"{'  ' if i else sign} {line}", color)
+        for label, rate, step, tokens in rows:
+            yield from row(label, rate, [f"{step:>{step_w}}  {tokens:>{tokens_w}}"])
+        area, floor, exact = one.totals
+        about = "" if exact else "about "
+        room = columns - label_w - rate_w - 7
+        for label, value, said in (
+            ("area", f"{area:.5g}", f"{about}the sum of all steps' rates"),
+            (
+                "at the floor",
+                f"{100 * floor.share:.4g}%",
+                f"{about}{in_words(floor.tokens)} tokens at {rate_in_words(floor.lr)}",
+            ),
+        ):
+            yield from row(label, value, textwrap.wrap(said, room))
         for name, ((_, share), *later) in one.shares.items():
             said = "".join(f", {s:.1%} from {in_words(tokens)} tokens" for tokens, s in later)
-            notes.append((None, f"   {name}: {share:.1%} of every batch{said}"))
-    first = min(p.tokens for p in every if p.tokens <= 0) if any(c.tail for c in curves) else 0
-    ticks = [first] * bool(first) + [last * i // 4 for i in range(5)]
-    figure.ruler("x").ticks(ticks, [in_words(tick) for tick in ticks])
-    figure.ruler("x").lim(first, last)
-    figure.ruler("y").ticks([top * i / 4 for i in range(5)], [_rate(top * i / 4) for i in range(5)])
-    figure.ruler("y").lim(0, top)
-    figure.label("tokens" + (", base to the left of 0" if first else ""), "x")
-    figure.label("learning rate", "y")
-    lines = [*str(figure.build()).rstrip("\n").split("\n")]
-    if not color:
-        lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in lines]
-    for which, text in notes:
-        tinted = color and which is not None
-        lines.append(
-            f"\x1b[3{_COLORS[(which or 0) % len(_COLORS)]}m{text}\x1b[0m" if tinted else text
-        )
-    return "\n".join(lines)
-
-
-def _rate(lr: float) -> str:
-    """Returns a rate as it is written in recipes: 3e-4."""
-    if lr == 0:
-        return "0"
-    mantissa, exponent = f"{lr:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+            text = f"{name}: {share:.1%} of every batch{said}"
+            yield from textwrap.wrap(
+                text, columns, initial_indent="   ", subsequent_indent="      "
+            )

@@ -110,13 +110,14 @@ class NoWarmup(Schedule):
             return 0.0
         if self.min_lr is None:
             return self.peak_lr
-        fallen, left = min(progress, 1) - self._rise, 1 - self._rise
+        rise = self._rise
+        fallen, left = min(progress, 1) - rise, 1 - rise
         match self.decay:
             case "clipped-cosine":
                 # The period is the whole run, not what is left of it after warm-up: see floor_at.
                 return max(cosine(fallen, self.peak_lr, 0.0), self.min_lr)
             case "inverse-sqrt":
-                warmup = self._rise - self.preheat
+                warmup = rise - self.preheat
                 return max(self.peak_lr * math.sqrt(warmup / (warmup + fallen)), self.min_lr)
             case "1-sqrt":
                 return linear(math.sqrt(fallen / left), self.peak_lr, self.min_lr)
@@ -280,11 +281,18 @@ def rate(schedule: Schedule, progress: float) -> float:
     Raises:
         ScheduleError: the schedule raised, or gave something negative, not finite or not a number.
     """
-    where = f"schedule {schedule.name!r} at progress {progress:.6g}"
     try:
         value = schedule(progress)
+        if (
+            type(value) is float and 0 <= value < math.inf
+        ):  # nearly always, and called for each step
+            return value
     except Exception as error:  # a stranger's curve may raise anything
-        raise ScheduleError(f"{where} raised {type(error).__name__}: {error}") from error
+        raise ScheduleError(
+            f"schedule {schedule.name!r} at progress {progress:.6g} raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    where = f"schedule {schedule.name!r} at progress {progress:.6g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ScheduleError(f"{where} gave {value!r}; a rate is a number")
     if not math.isfinite(value) or value < 0:

@@ -1,0 +1,77 @@
+"""docs/schedules.md, followed to the letter: from nothing to a schedule that trains."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TUTORIAL = Path(__file__).parents[1] / "docs" / "schedules.md"
+
+# The same install without the network: no dependencies, and the hatchling of this environment.
+PIP = (
+    f"{sys.executable} -m pip install --quiet --disable-pip-version-check --no-deps "
+    "--no-build-isolation --target site"
+)
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Runs a command line in an empty folder; returns its output, its code being 0."""
+    scripts = Path(sys.executable).parent
+    env = {
+        **os.environ,
+        "PATH": f"{scripts}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")]),
+        "COLUMNS": "80",
+    }
+
+    def run(line: str) -> str:
+        line = line.replace("pip install -e", PIP)
+        ended = subprocess.run(
+            ["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 0, f"{line}\n{ended.stdout}\n{ended.stderr}"
+        return ended.stdout + ended.stderr
+
+    return run
+
+
+def test_the_tutorial(shell, tmp_path, recipe_text):
+    told = TUTORIAL.read_text()
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", told, re.DOTALL)
+    python = [text for kind, text in blocks if kind == "python"]
+    files = re.findall(r"`(rewarm-staircase/\S+\.py)`", told)
+    (tmp_path / "rewarm-quickstart" / "recipes").mkdir(parents=True)
+    (tmp_path / "rewarm-quickstart" / "recipes" / "rewarm.yaml").write_text(recipe_text)
+    said = {}
+    for kind, text in blocks:
+        if kind == "python":
+            path = tmp_path / files[python.index(text)]
+            assert path.is_file()
+            path.write_text(text)
+            continue
+        for line in text.strip().splitlines():
+            said[line] = shell(line)
+    assert said["rewarm schedules test staircase"].count("kept") == 10
+    assert "7 passed" in said["pytest rewarm-staircase"]
+    assert "How many stairs there are, all of one length." in said["rewarm schedules staircase"]
+    (plotted,) = (out for line, out in said.items() if "plot-schedule" in line)
+    assert "3e-4" in plotted
+    assert "3.75e-5" in plotted
+    (train,) = (line for line in said if line.startswith("rewarm train"))
+    assert "schedule" not in said[train]
+    last = tmp_path / "runs" / "staircase" / "checkpoints" / "step-00000020"
+    weights = (last / "model.safetensors").read_bytes()
+    assert '"name": "staircase"' in (last / "progress.json").read_text()
+    shutil.rmtree(last)
+    assert "everything goes on behind step 10" in shell(f"{train} --resume")
+    assert (last / "model.safetensors").read_bytes() == weights
+    code = tmp_path / "site" / "rewarm_staircase.py"
+    code.write_text(code.read_text().replace("2.0 **", "3.0 **"))
+    shutil.rmtree(last)
+    with pytest.raises(AssertionError, match="with the same settings, lr at 26 % of the run"):
+        shell(f"{train} --resume")
