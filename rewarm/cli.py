@@ -165,7 +165,7 @@ def plot_schedule(
         elif form == "json":
             print(json.dumps([one._asdict() for one in values], indent=1))
         else:
-            _print(_values(values))
+            tables.show(_values(values))
         return
     most = 1000
     if out:
