@@ -287,7 +287,7 @@ def read(written: Any, context: dict[str, Any]) -> Schedule:
             raise ScheduleError("required, but missing" if name is None else "should be text")
         kind = find(name)
     except ScheduleError as error:
-        fault = PydanticCustomError("recipe", str(error))  # type: ignore[arg-type]  # any text
+        fault = PydanticCustomError("recipe", str(error))
         details = InitErrorDetails(type=fault, loc=("name",), input=name)
         raise ValidationError.from_exception_data("schedule", [details]) from None
     try:
