@@ -143,9 +143,12 @@ The second kind is resolved when a recipe is read, and written down as the numbe
 
 
 class Budget(NamedTuple):
-    """The length of a run, which spans written in tokens or steps are measured against."""
+    """The length of a run, which spans written in tokens or steps are measured against.
 
-    steps: int
+    That of a part of a run, too, which may end within a step.
+    """
+
+    steps: float
     tokens_per_step: int
 
 

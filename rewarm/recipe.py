@@ -340,30 +340,7 @@ class Recipe(Section):
     @field_validator("schedule", mode="plain", json_schema_input_type=dict[str, Any])
     @classmethod
     def _known_schedule(cls, value: Any, info: ValidationInfo) -> Schedule:
-        if isinstance(value, Schedule):
-            value = value.model_dump(mode="json")
-        if not isinstance(value, dict):
-            raise ValueError("should be settings, such as {name: rewarm, peak_lr: 3e-4, ...}")
-        name = value.get("name")
-        if not isinstance(name, str):
-            message = "required, but missing" if name is None else "should be text"
-            raise ValidationError.from_exception_data(
-                "schedule", [_problem(("name",), message, name)]
-            )
-        try:
-            kind = schedules.find(name)
-        except ScheduleError as error:
-            raise ValidationError.from_exception_data(
-                "schedule", [_problem(("name",), str(error), name)]
-            ) from None
-        try:
-            return kind.model_validate(value, context=_context(info))
-        except ValidationError:
-            raise
-        except Exception as error:  # a stranger's validator may raise anything
-            raise ValueError(
-                f"{name!r} cannot check its settings: {type(error).__name__}: {error}"
-            ) from error
+        return schedules.read(value, _context(info))
 
     @model_validator(mode="after")
     def _adds_up(self) -> Recipe:
@@ -568,10 +545,12 @@ def _settings(data: Any, location: Location) -> list[str]:
     for part in location:
         fields = getattr(model, "model_fields", {})
         # Not a field: an entry of a mapping or a list, dict[Name, Section] → Section.
-        inner = fields[part].annotation if part in fields else [None, *get_args(model)][-1]
+        entries = [None, *(one for one in get_args(model) if one is not ...)]
+        inner = fields[part].annotation if part in fields else entries[-1]
         if get_origin(inner) in (Union, UnionType):  # Section | None → Section
             inner = get_args(inner)[0]
-        model = schedules.find(data["schedule"]["name"]) if inner is Schedule else inner
+        data = data[part]
+        model = schedules.find(data["name"]) if inner is Schedule else inner
     return list(getattr(model, "model_fields", {}))
 
 

@@ -14,7 +14,8 @@ from importlib.metadata import EntryPoint, entry_points, version
 from inspect import isabstract
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rewarm.errors import ScheduleError, did_you_mean
 from rewarm.quantities import Rate, RateOfBase, Span
@@ -271,6 +272,43 @@ def find(name: str) -> type[Schedule]:
     if declared != name:
         raise ScheduleError(f"{owner} calls itself {declared!r}; the two names must be the same")
     return loaded
+
+
+def read(written: Any, context: dict[str, Any]) -> Schedule:
+    """Returns the schedule that settings such as `{name: rewarm, peak_lr: 3e-4, ...}` say.
+
+    A recipe reads its schedule through this one function, and so does a schedule made of others.
+
+    Args:
+        written: the settings, or a schedule, which is read again.
+        context: what spans and rates are resolved against: `budget`, a Budget, and `base_lr`, a
+            function that says the last rate of the base; each may be None.
+
+    Raises:
+        ValueError: these are no settings, or the schedule broke while it checked them.
+        ValidationError: there is no such schedule, or its settings are wrong; each fault located.
+    """
+    if isinstance(written, Schedule):
+        written = written.model_dump(mode="json")
+    if not isinstance(written, dict):
+        raise ValueError("should be settings, such as {name: rewarm, peak_lr: 3e-4, ...}")
+    name = written.get("name")
+    try:
+        if not isinstance(name, str):
+            raise ScheduleError("required, but missing" if name is None else "should be text")
+        kind = find(name)
+    except ScheduleError as error:
+        fault = PydanticCustomError("recipe", str(error))
+        details = InitErrorDetails(type=fault, loc=("name",), input=name)
+        raise ValidationError.from_exception_data("schedule", [details]) from None
+    try:
+        return kind.model_validate(written, context=context)
+    except ValidationError:
+        raise
+    except Exception as error:  # a stranger's validator may raise anything
+        raise ValueError(
+            f"{name!r} cannot check its settings: {type(error).__name__}: {error}"
+        ) from error
 
 
 def rate(schedule: Schedule, progress: float) -> float:

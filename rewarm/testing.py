@@ -61,6 +61,26 @@ def check_schedule(name: str, **settings: Any) -> None:
         raise AssertionError(f"schedule {name!r} breaks its contract:{lines}")
 
 
+def rates(
+    schedule: str | type[Schedule], steps: int, *, tokens_per_step: int = 64, **settings: Any
+) -> list[float]:
+    """Returns the rate of every step of a run with a schedule; that of step k is at k - 1.
+
+    Args:
+        schedule: an installed schedule's name, or a class.
+        steps: the length of the run.
+        tokens_per_step: how long a step is, for settings in tokens.
+        settings: those of the schedule, as in a recipe; `base` is 3e-5.
+
+    Raises:
+        ScheduleError: there is no such schedule, or it gave what is not a rate.
+        ValidationError: the settings are wrong.
+    """
+    kind = schedules.find(schedule) if isinstance(schedule, str) else schedule
+    made = _Case(kind, settings).made(Budget(steps, tokens_per_step))
+    return [schedules.rate(made, step / steps) for step in range(1, steps + 1)]
+
+
 def conformance(name: str, settings: dict[str, Any]) -> dict[str, str | None]:
     """Returns each promise of a schedule, and how it is broken, or None where it is kept.
 
