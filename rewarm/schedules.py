@@ -222,7 +222,8 @@ def origin(name: str) -> Installed:
         names = sorted({one.name for one in offered})
         raise ScheduleError(
             f"no schedule named {name!r}{did_you_mean(name, names)} "
-            f"(installed: {', '.join(names) or 'none; is rewarm installed?'})"
+            f"(installed: {', '.join(names) or 'none; is rewarm installed?'}; others come with "
+            "plug-ins)"
         )
     if len(named) > 1:
         owners = " and ".join(f"{one.distribution} {one.version}" for one in named)

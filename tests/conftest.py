@@ -2,6 +2,7 @@
 
 import json
 import random
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,23 @@ def distribution(tmp_path, monkeypatch):
         monkeypatch.syspath_prepend(site)
 
     return make
+
+
+@pytest.fixture
+def plugins(tmp_path, monkeypatch):
+    """Puts every plug-in of this repository on the path, as pip would."""
+    site = tmp_path / "plugins"
+    for folder in sorted((Path(__file__).parents[1] / "plugins").glob("rewarm-*")):
+        project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+        name, version = project["name"], project["version"]
+        info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        ((group, offered),) = project["entry-points"].items()
+        entries = "".join(f"{entry} = {kind}\n" for entry, kind in offered.items())
+        (info / "entry_points.txt").write_text(f"[{group}]\n{entries}")
+        monkeypatch.syspath_prepend(folder)
+    monkeypatch.syspath_prepend(site)
 
 
 @pytest.fixture

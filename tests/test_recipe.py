@@ -50,6 +50,7 @@ def test_every_default_is_spelled_out(thousand_steps):
         "revision": None,
         "preset": "pythia-14m",
         "architecture": None,
+        "base_lr": None,
         "fresh": False,
     }
     assert said["optimizer"] == {

@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from rewarm import recipe, shipped
+from rewarm import lineage, recipe, shipped
 from rewarm.document import Document
 
 RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
@@ -28,14 +28,18 @@ ARMS = {
 }
 
 
+def load(name):
+    return recipe.load(RECIPES[name], base_lr=lineage.base_lr)
+
+
 def settings(name):
-    return recipe.load(RECIPES[name]).document()
+    return load(name).document()
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_one_and_says_how_to_run_it(name):
+def test_every_recipe_is_one_and_says_how_to_run_it(plugins, name):
     said = RECIPES[name].read_text()
-    loaded = recipe.load(RECIPES[name])
+    loaded = load(name)
     assert loaded.run == f"runs/{name}"
     assert said.startswith(f"# yaml-language-server: $schema={shipped.SCHEMA}\n")
     assert [line for line in re.findall(r"#   rewarm (.*)", said) if "shard" not in line][:3] == [
@@ -46,7 +50,7 @@ def test_every_recipe_is_one_and_says_how_to_run_it(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_editors_find_every_recipe_valid(name):
+def test_editors_find_every_recipe_valid(plugins, name):
     jsonschema.validate(Document.load(RECIPES[name]).data, json.loads(shipped.schema()))
 
 
@@ -81,11 +85,36 @@ def test_an_arm_differs_from_the_default_in_what_it_names(arm):
     ("name", "steps"), [("warmup-0.5", 656), ("rewarm", 1313), ("warmup-2", 2626)]
 )
 def test_warm_ups_are_as_long_as_in_the_paper(name, steps):
-    loaded = recipe.load(RECIPES[f"pythia-410m-{name}"])
+    loaded = load(f"pythia-410m-{name}")
     assert loaded.steps == 131_296
     rates = [loaded.lr(step) for step in (steps - 1, steps, steps + 1)]
     assert rates[0] < rates[1] == pytest.approx(3e-4, rel=1e-3)
     assert rates[1] >= rates[2] or rates[2] == pytest.approx(3e-4, rel=1e-6)
+
+
+# Where the follow-ups are to be at which step of 4,768, by the papers' own numbers.
+FOLLOW_UPS = {
+    "replay": {0: 3e-5, 48: 3e-4, 4768: 3e-5},
+    "infinite": {48: 3e-4, 2909: 1.65e-4, 4052: 1.65e-4, 4768: 3e-5},
+    "wsd": {48: 3e-4, 3814: 3e-4, 4053: 1.65e-4, 4768: 3e-5},  # √¼ down a quarter of the way
+    "d2z": {477: 3e-4, 2622: 1.5e-4, 4768: 0.0},
+    "reuse": {0: 3e-5, 3392: 6e-6, 4768: 3e-7},  # a fifth at 71.13 %
+}
+
+
+@pytest.mark.parametrize("name", FOLLOW_UPS)
+def test_the_follow_ups_are_where_their_papers_say(plugins, name):
+    loaded = load(f"pythia-410m-{name}")
+    rates = {step: loaded.lr(step or 1) for step in FOLLOW_UPS[name]}
+    # A step is 0.02 % of the run, which a warm-up of 48 steps feels most.
+    assert rates == pytest.approx(FOLLOW_UPS[name], rel=0.2 if name == "replay" else 7e-3)
+
+
+def test_the_blend_changes_where_reuse_says(plugins):
+    loaded = load("pythia-410m-reuse")
+    ((_, switch),) = loaded.schedule.marks().items()
+    firsts = {first for pieces in loaded.weights.values() for first, _ in pieces}
+    assert sorted(firsts) == [0, round(switch * loaded.steps) * loaded.sequences]
 
 
 def test_new_lists_them(command):
