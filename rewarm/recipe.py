@@ -396,10 +396,7 @@ class Recipe(Section):
                 )
         if not problems:
             try:
-                for sample in range(1, 201):
-                    schedules.rate(self.schedule, sample / 200)
-                for place in schedules.marks(self.schedule).values():
-                    schedules.rate(self.schedule, min(1.0, max(place, 1 / self.steps)))
+                schedules.insist_on_rates(self.schedule, 1 / self.steps)
             except ScheduleError as error:
                 problems.append(_problem(("schedule",), str(error), self.schedule.name))
         if problems:

@@ -198,16 +198,21 @@ class Installed(NamedTuple):
 def installed() -> list[Installed]:
     """Returns every schedule on offer, by name; imports none of them."""
     found = {
-        (entry.name, entry.dist.name if entry.dist else "?", entry.value): entry
+        (entry.name, _said(entry, "Name"), entry.value): entry
         for entry in entry_points(group=GROUP)
     }
     return sorted(
         (
-            Installed(name, distribution, entry.dist.version if entry.dist else "?", entry)
+            Installed(name, distribution, _said(entry, "Version"), entry)
             for (name, distribution, _), entry in found.items()
         ),
         key=lambda one: one[:3],
     )
+
+
+def _said(entry: EntryPoint, key: str) -> str:
+    """Returns what a distribution's metadata say under a key, which may be nothing."""
+    return next(iter((entry.dist and entry.dist.metadata.get_all(key)) or []), "?")
 
 
 def origin(name: str) -> Installed:
@@ -337,6 +342,27 @@ def rate(schedule: Schedule, progress: float) -> float:
     if not math.isfinite(value) or value < 0:
         raise ScheduleError(f"{where} gave {value!r}; a rate is finite and not negative")
     return float(value)
+
+
+def insist_on_rates(schedule: Schedule, least: float) -> None:
+    """Makes sure, at 200 places and at each mark, that a schedule gives a rate, the same each time.
+
+    Args:
+        schedule: whose curve it is.
+        least: the progress of the first step.
+
+    Raises:
+        ScheduleError: it does not.
+    """
+    places = [sample / 200 for sample in range(1, 201)]
+    places += [min(1.0, max(place, least)) for place in marks(schedule).values()]
+    first = {place: rate(schedule, place) for place in places}
+    for place in reversed(places):
+        if (again := rate(schedule, place)) != first[place]:
+            raise ScheduleError(
+                f"schedule {schedule.name!r} at progress {place:.6g} gave {first[place]!r}, and "
+                f"{again!r} when asked again; a schedule keeps nothing between calls"
+            )
 
 
 def sampled(schedule: Schedule) -> list[float]:

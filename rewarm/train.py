@@ -154,7 +154,9 @@ def _loop(begun: Start, beside: _Beside, interruptions: Interruptions) -> Path:
             meter.count(recipe.batch.tokens)
             beside.screen.step(step)
             if probe and not taken.skipped.item():
-                run.note("rate", step=step, scheduled=lr, measured=probe.insist(lr, step))
+                promised = begun.contract.rates[step]
+                measured = probe.insist(promised, step)
+                run.note("rate", step=step, scheduled=promised, measured=measured)
             stopping = interruptions.asked(step, beside.to_leave)
             if last or _due(step, every.log):
                 beside.log(progress, taken)

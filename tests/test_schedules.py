@@ -267,6 +267,16 @@ def test_a_plug_in_that_is_not_what_it_claims(distribution, module, entry, kind,
         schedules.find(entry)
 
 
+def test_a_distribution_whose_metadata_say_nothing_is_still_listed(distribution, tmp_path):
+    distribution("anonymous", SOURCE, step="Step")
+    (tmp_path / "site" / "anonymous-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\n"
+    )
+    assert schedules.origin("step")[:3] == ("step", "?", "?")
+    assert schedules.identity("step") == {"name": "step", "distribution": "?", "version": "?"}
+    assert issubclass(schedules.find("step"), Schedule)
+
+
 def test_two_distributions_with_one_name_are_refused_before_either_is_imported(distribution):
     for name in ("twin_a", "twin_b"):
         distribution(name, SOURCE, step="Step")
