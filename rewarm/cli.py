@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -644,10 +645,11 @@ def main() -> None:
 def _fail(error: object, code: int) -> None:
     sys.stdout.flush()
     console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    if isinstance(error, RecipeError):
-        # A located line starts with its place, as a compiler's does: editors can jump to it.
-        console.print(str(error), markup=False)
-    else:
-        console.print("[bold red]error:[/] ", end="")
-        console.print(str(error), markup=False)
+    with contextlib.suppress(OSError):  # a log on a full disk: the code still has to come out
+        if isinstance(error, RecipeError):
+            # A located line starts with its place, as a compiler's does: editors can jump to it.
+            console.print(str(error), markup=False)
+        else:
+            console.print("[bold red]error:[/] ", end="")
+            console.print(str(error), markup=False)
     sys.exit(code)

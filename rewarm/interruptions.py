@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
+import sys
 import time
 from pathlib import Path
+from threading import Thread
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -27,7 +30,11 @@ class Interruptions:
         self._signal: signal.Signals | None = None
 
     def __enter__(self) -> Self:
+        reading, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
         self._before = {one: signal.signal(one, self._note) for one in self._SIGNALS}
+        self._fd_before = signal.set_wakeup_fd(self._writing)
+        Thread(target=self._listen, args=(reading,), daemon=True).start()
         return self
 
     def __exit__(
@@ -35,11 +42,26 @@ class Interruptions:
     ) -> None:
         for one, handler in self._before.items():
             signal.signal(one, handler)
+        signal.set_wakeup_fd(self._fd_before)
+        os.close(self._writing)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self._signal:
-            raise SystemExit(128 + number)
-        self._signal = signal.Signals(number)
+        self._signal = self._signal or signal.Signals(number)
+
+    def _listen(self, reading: int) -> None:
+        """Ends the process at the second signal, whatever the main thread waits for.
+
+        A handler would wait with it, for a long step, a save or a device that hangs; and two
+        signals in that time would call it once.
+        """
+        came = 0
+        while number := os.read(reading, 1):
+            came += number[0] in self._SIGNALS
+            if came > 1:
+                if sys.stderr.isatty():
+                    os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the cursor that the bar hid
+                os._exit(128 + number[0])
+        os.close(reading)
 
     def asked(self, step: int, needed: float) -> str | None:
         """Returns what asks the run to stop behind a step, if anything does.

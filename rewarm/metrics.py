@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -166,4 +166,5 @@ class Screen:
         if self._live:
             self._console.print(line, markup=False, highlight=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            with suppress(OSError):  # a log on a full disk: what cannot be told can be trained
+                print(line, file=sys.stderr, flush=True)

@@ -47,7 +47,7 @@ class Run:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self._lock = (self.directory / "lock").open("a")
         except OSError as error:
-            raise CheckpointError(f"{self.directory}: cannot be written: {error}") from None
+            raise self._unwritable(error) from None
         try:
             self._take_lock()
             self.resumed = last_checkpoint(self.directory)
@@ -83,9 +83,12 @@ class Run:
         kept = []
         if self.resumed and path.exists():
             kept = [line for line in read_metrics(path) if line["step"] <= step]
-        _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
-        _replace(self.directory / "recipe.yaml", self._yaml)
-        self._metrics = path.open("ab", buffering=0)
+        try:
+            _replace(path, "".join(json.dumps(line) + "\n" for line in kept))
+            _replace(self.directory / "recipe.yaml", self._yaml)
+            self._metrics = path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._unwritable(error) from None
         self._unwritten = b""
         return [f"{path.name}: not whole, cleared away" for path in left]
 
@@ -100,15 +103,13 @@ class Run:
 
     def catch_up(self) -> str | None:
         """Writes the lines that are waiting, or returns why they must go on waiting."""
-        end = self._metrics.seek(0, os.SEEK_END)
         try:
-            written = self._metrics.write(self._unwritten)
-            if written != len(self._unwritten):
+            # On a full disk perhaps a part of them: the rest follows it with the next line.
+            self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
+            if self._unwritten:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:  # a full disk: nothing by halves, and again with the next line
-            self._metrics.truncate(end)
+        except OSError as error:
             return f"{self.directory / 'metrics.jsonl'}: cannot be written: {error.strerror}"
-        self._unwritten = b""
         return None
 
     def note(self, kind: str, **values: Any) -> None:
@@ -135,7 +136,10 @@ class Run:
             if step == named or (keep.every and step % keep.every == 0):
                 continue
             # A name that no one takes for a checkpoint, before the first file goes.
-            gone = there[step].rename(there[step].with_suffix(_GONE))
+            try:
+                gone = there[step].rename(there[step].with_suffix(_GONE))
+            except OSError:  # another's, say: one too many is no reason to end a run
+                continue
             shutil.rmtree(gone, ignore_errors=True)
             removed.append(there[step].name)
         return removed
@@ -153,6 +157,13 @@ class Run:
         self._lock.close()
         if hasattr(self, "_metrics"):
             self._metrics.close()
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self.directory}: cannot be written: {error.strerror}; what is saved there is "
+            "untouched; make room, see that the folder may be written to, or name another with "
+            "--set run=DIR"
+        )
 
     def _take_lock(self) -> None:
         try:

@@ -52,8 +52,15 @@ class Saver:
         self._prune = prune
         self._tensors = Tensors()
         self._writing: Future[Saved] | None = None
-        self.longest = 0.0
-        """Seconds that the slowest save took; a run with a time limit leaves itself as many."""
+        self._longest = 0.0
+
+    @property
+    def to_end(self) -> float:
+        """Seconds that one more save takes, and the one under way, by the slowest that has ended.
+
+        A run with a time limit leaves itself as many.
+        """
+        return 1.5 * self._longest * (2 if self._writing else 1)
 
     def begin(self, progress: Progress) -> Saved | None:
         """Copies everything and begins to write it; returns how the save before went, if any.
@@ -65,7 +72,7 @@ class Saver:
         self._tensors.take(self._model, self._optimizer)
         stall = time.perf_counter() - started
         writing = self._writing = Future[Saved]()
-        # Not an executor's thread, which Python would wait for when a second signal says "at once".
+        # Not an executor's thread: who wants to wait for it says so, and Python never does.
         Thread(target=self._write, args=(writing, progress, stall), daemon=True).start()
         return before
 
@@ -79,7 +86,7 @@ class Saver:
             return None
         saved = self._writing.result()
         self._writing = None
-        self.longest = max(self.longest, saved.seconds)
+        self._longest = max(self._longest, saved.seconds)
         return saved
 
     def _write(self, writing: Future[Saved], progress: Progress, stall: float) -> None:

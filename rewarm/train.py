@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rewarm import bases, optim
-from rewarm.errors import CheckpointError, DataError, Diverged, RewarmError
+from rewarm.errors import CheckpointError, DataError, Diverged
 from rewarm.evaluate import autocast, device_name, measure_all, perplexity
 from rewarm.guard import Guard, unfit
 from rewarm.interruptions import Interruptions
@@ -34,6 +34,8 @@ from rewarm.run import Run
 from rewarm.saving import Saved, Saver
 from rewarm.start import Start, start
 from rewarm.stream import Blocks
+
+_COMING_AND_GOING = 2.0  # seconds in which Python starts, before a time limit counts, and ends
 
 
 class Taken(NamedTuple):
@@ -169,7 +171,7 @@ def _loop(begun: Start, beside: _Beside, interruptions: Interruptions) -> Path:
                 raise interruptions.preempted(stopping, step, run.checkpoint(step))
     except DataError as error:
         raise DataError(f"{error}{beside.rescue(progress)}") from error
-    except RewarmError:
+    except Exception:
         beside.saver.end()  # what is being written is from before the trouble
         raise
     finally:
@@ -208,8 +210,8 @@ class _Beside:
 
     @property
     def to_leave(self) -> float:
-        """Seconds that one more step and a checkpoint take, by those that were."""
-        return self.meter.step_seconds + 1.5 * self.saver.longest
+        """Seconds that one more step and a checkpoint take, by those that were, and the rest."""
+        return self.meter.step_seconds + self.saver.to_end + _COMING_AND_GOING
 
     def log(self, progress: Progress, taken: Taken) -> None:
         """Logs the numbers of a step."""
@@ -256,6 +258,7 @@ class _Beside:
                 self.screen.say(f"step {progress.step:,}  not saved: its loss was not finite")
                 return
             state = self.guard.state()
+            self.run.catch_up()  # a resume goes on behind this step, and would miss what waits
             self._tell(self.saver.begin(progress.model_copy(update={"guard": state})))
         self._begun_saves.add(progress.step)
 

@@ -1,16 +1,25 @@
 """Checkpoints are kept, dropped, and missed without loss."""
 
+import errno
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from pathlib import Path
 
 import pytest
-from test_resume import learnt, metrics, run
+from test_resume import StopAfter, learnt, metrics, run
 
-from rewarm import bases, checkpoint
+from rewarm import bases, checkpoint, manifest
+from rewarm import train as loop
 from rewarm.errors import CheckpointError, Preempted
 from rewarm.recipe import load
+from rewarm.run import Run
+from rewarm.saving import Saved, Saver
 from rewarm.train import train
 
 
@@ -69,8 +78,6 @@ def test_the_last_checkpoint_has_to_be_written(recipe_text, tmp_path, monkeypatc
 
 
 def test_metrics_wait_for_room(recipe_text, tmp_path):
-    from rewarm.run import Run
-
     with Run(load_text(recipe_text, tmp_path), resume=False, accept_changes=False) as opened:
         opened.begin(0)
 
@@ -87,10 +94,129 @@ def test_metrics_wait_for_room(recipe_text, tmp_path):
         whole, opened._metrics = opened._metrics, FullDisk(opened._metrics)
         opened.log("train", step=1)
         assert "No space left" in opened.catch_up()
-        assert (opened.directory / "metrics.jsonl").read_bytes() == b""
+        assert metrics(opened.directory) == []  # what is half there is left out, as after a kill
         opened._metrics = whole
         opened.log("train", step=2)
     assert [line["step"] for line in metrics(opened.directory)] == [1, 2]
+
+
+def test_a_checkpoint_is_not_ahead_of_the_metrics(recipe_text, tmp_path, monkeypatch):
+    """A disk that was full when lines were due, and is not when the run is stopped."""
+    run(recipe_text, tmp_path / "straight")
+    log = Run.log
+
+    def without_room(*args, **values):
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "catch_up", lambda _: "No space left on device")
+            log(*args, **values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "log", without_room)
+        StopAfter(patch, 7)
+        with pytest.raises(Preempted):
+            run(recipe_text, tmp_path / "stopped")
+    run(recipe_text, tmp_path / "stopped", resume=True)
+    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
+
+
+def test_a_run_directory_that_cannot_be_written_says_so(recipe_text, tmp_path):
+    in_the_way = tmp_path / "run" / "recipe.yaml.partial"
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="run: cannot be written: Is a directory; what is"):
+        run(recipe_text, tmp_path / "run")
+    in_the_way.rmdir()
+    run(recipe_text, tmp_path / "run", tokens=1024)
+
+
+def test_a_log_on_a_full_disk_ends_nothing(recipe_file, tmp_path, command, monkeypatch):
+    class Full(io.StringIO):
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("sys.stderr", Full())
+    assert command("train", recipe_file)[0] == 0
+    assert command("train", recipe_file)[0] == 3  # it has checkpoints, and nobody can be told
+
+
+def test_a_checkpoint_that_cannot_be_dropped_ends_nothing(recipe_text, tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def anothers(path, target):
+        if Path(target).name == "step-00000004.deleting":
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", anothers)
+    run(recipe_text, tmp_path / "run", every__save=2, keep="{last: 1}")
+    assert list(bases.checkpoints(tmp_path / "run")) == [4, 20]
+
+
+def test_a_signal_during_a_save_loses_neither_checkpoint(recipe_text, tmp_path, monkeypatch):
+    straight = run(recipe_text, tmp_path / "straight", every__save=4)
+    listed = manifest.of
+
+    def slowly(directory):
+        if directory.name == "step-00000004.partial":
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)  # in which the steps go on, and one notices
+        return listed(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest, "of", slowly)
+        with pytest.raises(Preempted, match="SIGTERM: stopped after step"):
+            run(recipe_text, tmp_path / "run", every__save=4)
+    first, last = bases.checkpoints(tmp_path / "run").values()
+    assert first.name == "step-00000004"
+    assert last.name < "step-00000020"
+    assert not list((tmp_path / "run").rglob("*.partial"))
+    for whole in (first, last):
+        manifest.verify(whole)
+    resumed = run(recipe_text, tmp_path / "run", every__save=4, resume=True)
+    assert learnt(resumed) == learnt(straight)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "straight")
+
+
+def test_an_error_that_nobody_expected_waits_for_the_save(recipe_text, tmp_path, monkeypatch):
+    take, listed, taken = loop.take_step, manifest.of, []
+
+    def out_of_memory(*args, **kwargs):
+        taken.append(0)
+        if len(taken) == 11:
+            raise RuntimeError("out of memory")
+        return take(*args, **kwargs)
+
+    def slowly(directory):
+        time.sleep(0.3)
+        return listed(directory)
+
+    monkeypatch.setattr(loop, "take_step", out_of_memory)
+    monkeypatch.setattr(manifest, "of", slowly)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run(recipe_text, tmp_path / "run")
+    assert list(bases.checkpoints(tmp_path / "run")) == [10]
+
+
+STUCK = """
+import hashlib
+from rewarm.interruptions import Interruptions
+with Interruptions():
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in C, where no handler is called
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_a_process_that_is_stuck(number):
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"ready\n"
+            process.send_signal(number)
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(timeout=0.2)
+            process.send_signal(number)
+            assert process.wait(timeout=5) == 128 + number
+        finally:
+            process.kill()
 
 
 def load_text(text, tmp_path):
@@ -117,6 +243,16 @@ def test_a_time_limit_saves_and_leaves(recipe_text, tmp_path):
     assert error.value.exit_code == 75
     assert time.monotonic() - began < 3
     assert bases.last_checkpoint(tmp_path / "run")
+
+
+def test_a_time_limit_leaves_room_for_the_save_under_way_too():
+    saver = Saver(None, None, None, "", None, prune=list)
+    saver._writing = Future()
+    saver._writing.set_result(Saved(1, seconds=2.0, stall=0.0, error=None, removed=[]))
+    saver.end()
+    assert saver.to_end == 3.0
+    saver._writing = Future()
+    assert saver.to_end == 6.0
 
 
 def test_the_command_takes_a_time_limit(recipe_file):
