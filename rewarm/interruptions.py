@@ -15,6 +15,11 @@ from typing import Self
 from rewarm.errors import Preempted
 
 
+# Seconds in which several signals are one wish: a launcher hands on to the processes it started what
+# a scheduler sends to all of them.
+_ONE_WISH = 0.2
+
+
 class Interruptions:
     """Turns signals and limits into a wish to stop at the next step; a second signal stops at once.
 
@@ -54,10 +59,12 @@ class Interruptions:
         A handler would wait with it, for a long step, a save or a device that hangs; and two
         signals in that time would call it once.
         """
-        came = 0
+        first = None
         while number := os.read(reading, 1):
-            came += number[0] in self._SIGNALS
-            if came > 1:
+            if number[0] not in self._SIGNALS:
+                continue
+            first = first or time.monotonic()
+            if time.monotonic() - first > _ONE_WISH:
                 if sys.stderr.isatty():
                     os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # the cursor that the bar hid
                 os._exit(128 + number[0])

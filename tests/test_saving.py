@@ -211,8 +211,9 @@ def test_a_second_signal_ends_a_process_that_is_stuck(number):
         try:
             assert process.stdout.readline() == b"ready\n"
             process.send_signal(number)
+            process.send_signal(signal.SIGUSR1)  # a launcher's echo, the same wish
             with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(timeout=0.2)
+                process.wait(timeout=0.5)
             process.send_signal(number)
             assert process.wait(timeout=5) == 128 + number
         finally:
