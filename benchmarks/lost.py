@@ -266,7 +266,6 @@ def amid_a_save(trials: Trials, name: str, *signals: signal.Signals) -> None:
         sent = time.perf_counter()
         for more in signals[1:]:
             time.sleep(0.25)  # sooner, and it would be an echo of the first
-            hit = partial.exists()
             sent = time.perf_counter()
             process.send_signal(more)
         done = ended(process)

@@ -14,9 +14,8 @@ from typing import Self
 
 from rewarm.errors import Preempted
 
-
-# Seconds in which several signals are one wish: a launcher hands on to the processes it started what
-# a scheduler sends to all of them.
+# Seconds in which several signals are one wish: a launcher hands on to its processes what a
+# scheduler sends to all of them.
 _ONE_WISH = 0.2
 
 
