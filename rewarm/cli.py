@@ -96,7 +96,7 @@ def check(recipe: RecipeFile, overrides: Set = None, as_json: Json = False) -> N
 @app.command("plot-schedule", rich_help_panel=AHEAD)
 def plot_schedule(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to overlay.")
+        list[Path] | None, typer.Argument(metavar="RECIPE", help="Recipes to overlay.")
     ] = None,
     schedule: Annotated[
         list[str] | None,
@@ -119,7 +119,8 @@ def plot_schedule(
         str,
         typer.Option(
             metavar="FROM:TO",
-            help="Only this part of each run, every step of it: 0:2%, :500, 98%:, 1B:2B.",
+            show_default=False,
+            help="Draw only this part of each run, every step of it: 0:2%, :500, 98%:, 1B:2B.",
         ),
     ] = ":",
     at: Annotated[
@@ -132,7 +133,9 @@ def plot_schedule(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", metavar="FORM", help="Print --at as table, csv or json."),
+        typer.Option(
+            "--format", metavar="FORM", help="Print --at as table (if not said), csv or json."
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -82,9 +82,17 @@ class _Range(NamedTuple):
         every = [point for one in curves for point in [*one.tail, *one.points]]
         begins = [point.tokens for one in curves for point in one.tail]
         begins += [(one.points[0].step - 1) * one.run.batch.tokens for one in curves]
-        return cls(
-            min(begins), max(point.tokens for point in every), max(p.lr for p in every) or 1.0
-        )
+        top = max(point.lr for point in every) or 1.0
+        # A peak that falls between two steps comes just short of its round number.
+        top = max(top, _ticks(0, 1.03 * top, 5)[-1])
+        return cls(min(begins), max(point.tokens for point in every), top)
+
+
+def _tails(curves: list[Curve]) -> tuple[dict[int, list[Point]], bool]:
+    """Returns the tails to draw, by the place of their curve, and whether it is one for all."""
+    tails = {index: one.tail for index, one in enumerate(curves) if one.tail}
+    shared = len(tails) > 1 and all(tail == min(tails.items())[1] for tail in tails.values())
+    return dict([min(tails.items())]) if shared else tails, shared
 
 
 def _ticks(first: float, last: float, most: int) -> list[float]:
@@ -97,9 +105,11 @@ def _ticks(first: float, last: float, most: int) -> list[float]:
 
 
 def _tokens(ticks: list[float]) -> list[str]:
-    """Returns labels that tell the ticks apart, and no longer than that takes."""
-    labels = [in_words(tick) for tick in ticks]
-    return labels if len({*labels}) == len(labels) else [f"{tick:,.0f}" for tick in ticks]
+    """Returns the ticks' labels, in the greatest's unit, in as many digits as they need."""
+    most = max(map(abs, ticks), default=0)
+    units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1, ""))
+    unit, suffix = next((one for one in units if most >= one[0]), units[-1])
+    return [f"{tick / unit:.12g}{suffix}" if tick else "0" for tick in ticks]
 
 
 def rate_in_words(lr: float, digits: int = 3) -> str:
@@ -136,8 +146,8 @@ def _picture(curves: list[Curve]) -> Any:
     handles: list[Any] = []
 
     def explain(label: str, **look: Any) -> None:
-        # A label that begins with an underscore would be left out.
-        handles.append(Line2D([], [], label=f" {label}" if label[0] == "_" else label, **look))
+        # The space, because a label that begins with an underscore is left out.
+        handles.append(Line2D([], [], label=f" {printable(label)}", **look))
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes, *below = figure.subplots(
@@ -148,21 +158,21 @@ def _picture(curves: list[Curve]) -> Any:
         for i in range(len(curves))
     ]
     labels = list(dict.fromkeys(label for one in curves for label in one.marks))
+    labels.sort(key=lambda label: "warm" not in label)  # what goes up points up
     signs = {label: _SIGNS[i % len(_SIGNS)] for i, label in enumerate(labels)}
-    tails = [one.tail for one in curves if one.tail]
-    shared = bool(tails) and all(tail == tails[0] for tail in tails)
+    tails, shared = _tails(curves)
     for one, look in zip(curves, looks, strict=True):
         axes.plot([p.tokens for p in one.points], [p.lr for p in one.points], **look)
         explain(one.name, **look)
-        if one.tail and not (shared and one.tail is not tails[0]):
-            color = "0.35" if shared else look["color"]
-            axes.plot([p.tokens for p in one.tail], [p.lr for p in one.tail], color=color, lw=1.2)
         for label, mark in one.marks.items():
             # Marks are drawn on the curve, so that those of several recipes stay apart.
             axes.plot(
                 mark.tokens, mark.lr, signs[label], color=look["color"], ms=6, mec="white", mew=0.8
             )
     drawn = _Range.of(curves)
+    for index, tail in tails.items():
+        color = "0.35" if shared else looks[index]["color"]
+        axes.plot([p.tokens for p in tail], [p.lr for p in tail], color=color, lw=1.2)
     if tails:
         axes.axvline(0, color="0.6", lw=0.8)
         # Above the frame, where no curve is.
@@ -302,8 +312,7 @@ class _Canvas:
 
     def __init__(self, columns: int, rows: int) -> None:
         self.columns, self.rows = columns, rows
-        self._dots: dict[tuple[int, int], int] = {}
-        self._owners: dict[tuple[int, int], list[_Look]] = {}
+        self._cells: dict[tuple[int, int], dict[_Look, int]] = {}
 
     def line(self, dots: list[tuple[int, int]], look: _Look) -> None:
         """Joins dots, which are counted from the upper left."""
@@ -312,22 +321,16 @@ class _Canvas:
             for i in range(length + 1):
                 at_x = x + round((x_next - x) * i / length)
                 at_y = y + round((y_next - y) * i / length)
-                cell = at_y // 4, at_x // 2
-                if look[0] == _BRAILLE:
-                    self._dots[cell] = self._dots.get(cell, 0) | _DOTS[at_x % 2][at_y % 4]
-                owners = self._owners.setdefault(cell, [])
-                if look not in owners:
-                    owners.append(look)
+                cell = self._cells.setdefault((at_y // 4, at_x // 2), {})
+                cell[look] = cell.get(look, 0) | _DOTS[at_x % 2][at_y % 4]
 
     def row(self, number: int, empty: str) -> Iterator[str]:
         """Yields the characters of a row; `empty` is what it looks like where no curve is."""
         for column in range(self.columns):
-            cell = number, column
-            if owners := self._owners.get(cell):
+            if cell := self._cells.get((number, column)):
                 # Where curves lie on each other, each shows in some of the columns.
-                symbol, color = owners[column % len(owners)]
-                drawn = chr(0x2800 + self._dots[cell]) if symbol == _BRAILLE else symbol
-                yield _inked(drawn, color)
+                (symbol, color), dots = [*cell.items()][column % len(cell)]
+                yield _inked(chr(0x2800 + dots) if symbol == _BRAILLE else symbol, color)
             else:
                 yield empty[column]
 
@@ -338,21 +341,23 @@ def _drawing(curves: list[Curve], looks: list[_Look], columns: int) -> Iterator[
     ticks = _ticks(0, drawn.top, 5)
     labels = [rate_in_words(tick) for tick in ticks]
     margin = max(map(len, labels))
-    canvas = _Canvas(columns - margin - 2, min(24, max(12, columns // 5)))
-    right, bottom = 2 * canvas.columns - 1, 4 * canvas.rows - 1
+    # So many rows that the ticks stand evenly.
+    apart = max(2, min(24, max(12, columns // 5)) // (len(ticks) - 1))
+    canvas = _Canvas(columns - margin - 2, apart * (len(ticks) - 1) + 1)
 
     def across(tokens: float) -> int:
-        return round((tokens - drawn.first) / (drawn.last - drawn.first) * right)
+        return round((tokens - drawn.first) / (drawn.last - drawn.first) * (2 * canvas.columns - 1))
 
     def down(lr: float) -> int:
-        return round((1 - lr / drawn.top) * bottom)
+        return 1 + round((1 - lr / drawn.top) * 4 * (canvas.rows - 1))
 
-    for one, look in zip(curves, looks, strict=True):
-        for points in filter(None, (one.tail, one.points)):
-            canvas.line([(across(p.tokens), down(p.lr)) for p in points], look)
+    tails, shared = _tails(curves)
+    lines = [((_BRAILLE, None) if shared else looks[i], tail) for i, tail in tails.items()]
+    lines += [(look, one.points) for look, one in zip(looks, curves, strict=True)]
+    for look, points in lines:
+        canvas.line([(across(p.tokens), down(p.lr)) for p in points], look)
     at_rows = {down(tick) // 4: label for tick, label in zip(ticks, labels, strict=True)}
-    tailed = any(one.tail for one in curves)
-    begin = across(0) // 2 if tailed else -1
+    begin = across(0) // 2 if tails else -1
     empty = "".join("┊" if column == begin else " " for column in range(canvas.columns))
     yield "learning rate"
     for row in range(canvas.rows):
@@ -361,7 +366,7 @@ def _drawing(curves: list[Curve], looks: list[_Look], columns: int) -> Iterator[
     rule, said = _x_axis(drawn, canvas.columns, across)
     yield " " * (margin + 1) + "└" + rule
     yield " " * (margin + 2) + said
-    yield f"{'tokens' + ' (left of 0: the base)' * tailed:>{columns}}"
+    yield f"{'tokens' + ' (left of 0: the base)' * bool(tails):>{columns}}"
 
 
 def _x_axis(drawn: _Range, columns: int, across: Any) -> tuple[str, str]:
@@ -396,7 +401,7 @@ def _table(curves: list[Curve], looks: list[_Look], columns: int) -> Iterator[st
         *(row for rows in places for row in rows),
     ]
     label_w, rate_w, step_w, tokens_w = (max(map(len, part)) for part in zip(*every, strict=True))
-    label_w = min(label_w, columns - rate_w - step_w - tokens_w - 9)
+    label_w = max(8, min(label_w, columns - rate_w - step_w - tokens_w - 9))
 
     def row(label: str, rate: str, rest: list[str]) -> Iterator[str]:
         *above, label = textwrap.wrap(label, label_w) or [""]
