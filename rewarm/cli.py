@@ -27,7 +27,6 @@ from rewarm.errors import (
 )
 
 if TYPE_CHECKING:
-    from rewarm.curve import Value
     from rewarm.evaluate import Measured
     from rewarm.shards import Index
 
@@ -158,25 +157,19 @@ def plot_schedule(
         raise typer.BadParameter(f"--format {form}: should be table, csv or json")
     runs = _to_draw(files or [], schedule or [], tokens, overrides or [])
     if at is not None:
-        try:
-            values = curve.values(runs, at)
-        except ValueError as error:
-            raise typer.BadParameter(f"--at {at}: {error}") from None
-        if form == "csv":
-            plot.write_csv(curve.Value._fields, values, sys.stdout)
-        elif form == "json":
-            print(json.dumps([one._asdict() for one in values], indent=1))
-        else:
-            _print(_values(values))
+        _print_values(runs, at, form or "table")
         return
     most = 1000
     if out:
         every = zoom != ":" and out.suffix in (".csv", ".json")
         most = curve.MOST_STEPS if every else curve.MOST_POINTS
-    try:
-        curves = [curve.curve(name, run, most, zoom) for name, run in runs.items()]
-    except ValueError as error:
-        raise typer.BadParameter(f"--zoom {zoom}: {error}") from None
+    for name, run in runs.items():
+        try:
+            curve.stretch(zoom, run)
+        except ValueError as error:
+            where = f"{name}: " if len(runs) > 1 else ""
+            raise typer.BadParameter(f"--zoom {zoom}: {where}{error}") from None
+    curves = [curve.curve(name, run, most, zoom) for name, run in runs.items()]
     if out:
         plot.save(curves, out)
         print(f"{out}: {len(curves)} {'curve' if len(curves) == 1 else 'curves'}")
@@ -207,20 +200,30 @@ def _to_draw(
     return runs
 
 
-def _values(values: list[Value]) -> Table:
+def _print_values(runs: dict[str, recipes.Recipe], at: str, form: str) -> None:
+    from rewarm import curve, plot
+
+    try:
+        values = curve.values(runs, at)
+    except ValueError as error:
+        raise typer.BadParameter(f"--at {at}: {error}") from None
+    if form == "csv":
+        plot.write_csv(curve.Value._fields, values, sys.stdout)
+        return
+    if form == "json":
+        print(json.dumps([one._asdict() for one in values], indent=1))
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("recipe", overflow="fold")
     for column in ("at", "step", "tokens", "progress", "rate"):
         table.add_column(column, justify="right", no_wrap=True)
-    from rewarm.plot import rate_in_words
-
     above = None
     for one in values:
         name = "" if one.recipe == above else one.recipe
-        progress, rate = f"{one.progress:.4%}", rate_in_words(one.lr, 7)
+        progress, rate = f"{one.progress:.4%}", plot.rate_in_words(one.lr, 7)
         table.add_row(name, one.at, f"{one.step:,}", f"{one.tokens:,}", progress, rate)
         above = one.recipe
-    return table
+    _print(table)
 
 
 @app.command(rich_help_panel=AHEAD)

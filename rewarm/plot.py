@@ -147,7 +147,7 @@ def _picture(curves: list[Curve]) -> Any:
 
     def explain(label: str, **look: Any) -> None:
         # The space, because a label that begins with an underscore is left out.
-        handles.append(Line2D([], [], label=f" {printable(label)}", **look))
+        handles.append(Line2D([], [], label=" " + textwrap.fill(printable(label), 84), **look))
 
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes, *below = figure.subplots(
@@ -213,9 +213,9 @@ def _picture(curves: list[Curve]) -> Any:
     ticks = _ticks(drawn.first, drawn.last, 8)
     axes.set_xticks(ticks, _tokens(ticks))
     # The legend stands below the axes, never on a curve, in as many columns as its names allow.
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, min(len(handles), 90 // (longest + 8)))
-    rows = math.ceil(len(handles) / columns)
+    labels = [handle.get_label() for handle in handles]
+    columns = max(1, 90 // (max(map(len, labels)) + 8))
+    rows = math.ceil(sum(1 + label.count("\n") for label in labels) / columns)
     figure.set_size_inches(6.4, (4.6 if below else 3.2) + 0.18 * rows)
     figure.legend(
         handles=handles,
@@ -273,7 +273,7 @@ def _style(axes: Any) -> None:
 # The terminal.
 
 # Of the 256, colours neither so light nor so dark that black or white paper would swallow them.
-_COLORS = (33, 166, 35, 163, 136, 99, 244)
+_COLORS = (33, 166, 29, 163, 136, 99, 244)
 _BRAILLE = "braille"
 _SYMBOLS = (_BRAILLE, *"+xo*#@%&=")
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
