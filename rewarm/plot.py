@@ -31,8 +31,8 @@ def save(curves: list[Curve], out: Path) -> None:
             with out.open("w", newline="", encoding="utf-8") as file:
                 write_csv(["recipe", *Point._fields], rows, file)
         elif out.suffix == ".json":
-            text = json.dumps([_as_data(one) for one in curves], indent=1)
-            out.write_text(text + "\n", encoding="utf-8")
+            lines = ",\n".join(json.dumps(_as_data(one)) for one in curves)
+            out.write_text(f"[{lines}]\n", encoding="utf-8")
         elif out.suffix in (".png", ".svg"):
             _save_picture(curves, out)
         else:
