@@ -101,7 +101,7 @@ def _ticks(first: float, last: float, most: int) -> list[float]:
     size = 10.0 ** math.floor(math.log10(rough))
     step = size * next(factor for factor in (1, 2, 5, 10) if factor * size >= rough * (1 - 1e-9))
     low, high = math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9)
-    return [round(i * step, 15) for i in range(low, high + 1)]
+    return [float(f"{i * step:.12g}") for i in range(low, high + 1)]
 
 
 def _tokens(ticks: list[float]) -> list[str]:
@@ -140,70 +140,20 @@ def _save_picture(curves: list[Curve], out: Path) -> None:
 
 def _picture(curves: list[Curve]) -> Any:
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-    mixed = [one for one in curves if one.shares]
-    handles: list[Any] = []
-
-    def explain(label: str, **look: Any) -> None:
-        # The space, because a label that begins with an underscore is left out.
-        handles.append(Line2D([], [], label=" " + textwrap.fill(printable(label), 84), **look))
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes, *below = figure.subplots(
-        1 + bool(mixed), 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + bool(mixed)]
-    ).flat
+    mixed = any(one.shares for one in curves)
     looks = [
         {"color": _INKS[i % len(_INKS)], "ls": _DASHES[i % len(_DASHES)], "lw": 1.6}
         for i in range(len(curves))
     ]
-    labels = list(dict.fromkeys(label for one in curves for label in one.marks))
-    labels.sort(key=lambda label: "warm" not in label)  # what goes up points up
-    signs = {label: _SIGNS[i % len(_SIGNS)] for i, label in enumerate(labels)}
-    tails, shared = _tails(curves)
-    for one, look in zip(curves, looks, strict=True):
-        axes.plot([p.tokens for p in one.points], [p.lr for p in one.points], **look)
-        explain(one.name, **look)
-        for label, mark in one.marks.items():
-            # Marks are drawn on the curve, so that those of several recipes stay apart.
-            axes.plot(
-                mark.tokens, mark.lr, signs[label], color=look["color"], ms=6, mec="white", mew=0.8
-            )
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes, *below = figure.subplots(
+        1 + mixed, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + mixed]
+    ).flat
     drawn = _Range.of(curves)
-    for index, tail in tails.items():
-        color = "0.35" if shared else looks[index]["color"]
-        axes.plot([p.tokens for p in tail], [p.lr for p in tail], color=color, lw=1.2)
-    if tails:
-        axes.axvline(0, color="0.6", lw=0.8)
-        # Above the frame, where no curve is.
-        for text, side in (("base ", "right"), (" run", "left")):
-            axes.annotate(
-                text,
-                (0, 1.02),
-                xycoords=("data", "axes fraction"),
-                ha=side,
-                color="0.35",
-                size=8,
-                annotation_clip=False,
-            )
-    for label, sign in signs.items():
-        explain(label, marker=sign, color="0.35", ls="", ms=6)
-    axes.set_ylim(0, drawn.top * 1.05)
-    ticks = _ticks(0, drawn.top, 5)
-    axes.set_yticks(ticks, [rate_in_words(tick) for tick in ticks])
-    axes.set_ylabel("learning rate")
+    explained = _draw_rates(axes, curves, looks, drawn)
     for panel in below:
-        corpora = list(dict.fromkeys(name for one in mixed for name in one.shares))
-        for name, dash in zip(corpora, [*_DASHES] * len(corpora), strict=False):
-            explain(f"share of {name}", color="0.35", ls=dash, lw=1.2)
-            for one, look in zip(curves, looks, strict=True):
-                if pieces := one.shares.get(name):
-                    places, shares = zip(*pieces, (drawn.last, pieces[-1][1]), strict=True)
-                    color = look["color"]
-                    panel.step(places, shares, where="post", color=color, ls=dash, lw=1.2)
-        panel.set_ylim(0, 1)
-        panel.set_ylabel("share of batch")
-        panel.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        explained += _draw_shares(panel, curves, looks)
     for panel in (axes, *below):
         _style(panel)
     for panel in (axes, *below)[:-1]:
@@ -212,20 +162,85 @@ def _picture(curves: list[Curve]) -> Any:
     axes.set_xlim(drawn.first - margin, drawn.last + margin)
     ticks = _ticks(drawn.first, drawn.last, 8)
     axes.set_xticks(ticks, _tokens(ticks))
-    # The legend stands below the axes, never on a curve, in as many columns as its names allow.
-    labels = [handle.get_label() for handle in handles]
+    rows = _add_legend(figure, explained)
+    figure.set_size_inches(6.4, (4.6 if mixed else 3.2) + 0.18 * rows)
+    return figure
+
+
+_Explained = list[tuple[str, dict[str, Any]]]
+"""What the legend says: labels, and the looks that they are about."""
+
+
+def _draw_rates(
+    axes: Any, curves: list[Curve], looks: list[dict[str, Any]], drawn: _Range
+) -> _Explained:
+    labels = list(dict.fromkeys(label for one in curves for label in one.marks))
+    labels.sort(key=lambda label: "warm" not in label)  # what goes up points up
+    signs = {label: _SIGNS[i % len(_SIGNS)] for i, label in enumerate(labels)}
+    for one, look in zip(curves, looks, strict=True):
+        axes.plot([p.tokens for p in one.points], [p.lr for p in one.points], **look)
+        for label, mark in one.marks.items():
+            # Marks are drawn on the curve, so that those of several recipes stay apart.
+            axes.plot(
+                mark.tokens, mark.lr, signs[label], color=look["color"], ms=6, mec="white", mew=0.8
+            )
+    tails, shared = _tails(curves)
+    for index, tail in tails.items():
+        color = "0.35" if shared else looks[index]["color"]
+        axes.plot([p.tokens for p in tail], [p.lr for p in tail], color=color, lw=1.2)
+    if tails:
+        axes.axvline(0, color="0.6", lw=0.8)
+        # Above the frame, where no curve is.
+        above = {"xycoords": ("data", "axes fraction"), "annotation_clip": False}
+        axes.annotate("base ", (0, 1.02), ha="right", color="0.35", size=8, **above)
+        axes.annotate(" run", (0, 1.02), ha="left", color="0.35", size=8, **above)
+    axes.set_ylim(0, drawn.top * 1.05)
+    ticks = _ticks(0, drawn.top, 5)
+    axes.set_yticks(ticks, [rate_in_words(tick) for tick in ticks])
+    axes.set_ylabel("learning rate")
+    return [(one.name, look) for one, look in zip(curves, looks, strict=True)] + [
+        (label, {"marker": sign, "color": "0.35", "ls": "", "ms": 6})
+        for label, sign in signs.items()
+    ]
+
+
+def _draw_shares(axes: Any, curves: list[Curve], looks: list[dict[str, Any]]) -> _Explained:
+    corpora = list(dict.fromkeys(name for one in curves for name in one.shares))
+    dashes = {name: _DASHES[i % len(_DASHES)] for i, name in enumerate(corpora)}
+    for one, look in zip(curves, looks, strict=True):
+        end = one.points[-1].tokens
+        for name, pieces in one.shares.items():
+            seen = [(tokens, share) for tokens, share in pieces if tokens < end]
+            places, shares = zip(*seen, (end, seen[-1][1]), strict=True)
+            axes.step(places, shares, where="post", color=look["color"], ls=dashes[name], lw=1.2)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share of batch")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    return [
+        (f"share of {name}", {"color": "0.35", "ls": dash, "lw": 1.2})
+        for name, dash in dashes.items()
+    ]
+
+
+def _add_legend(figure: Any, explained: _Explained) -> int:
+    """Returns the legend's lines. It stands below the axes, where no curve is."""
+    from matplotlib.lines import Line2D
+
+    # The space, because a label that begins with an underscore is left out.
+    labels = [" " + textwrap.fill(printable(label), 84) for label, _ in explained]
     columns = max(1, 90 // (max(map(len, labels)) + 8))
-    rows = math.ceil(sum(1 + label.count("\n") for label in labels) / columns)
-    figure.set_size_inches(6.4, (4.6 if below else 3.2) + 0.18 * rows)
     figure.legend(
-        handles=handles,
+        handles=[
+            Line2D([], [], label=label, **look)
+            for label, (_, look) in zip(labels, explained, strict=True)
+        ],
         loc="outside lower center",
         ncols=columns,
         frameon=False,
         fontsize=8,
         handlelength=3.2,
     )
-    return figure
+    return math.ceil(sum(1 + label.count("\n") for label in labels) / columns)
 
 
 def save_losses(runs: dict[str, Path], out: Path) -> None:

@@ -325,6 +325,15 @@ def test_the_legend_is_below_the_curves(rewarm, constant, base, thousand_steps):
     assert frame.x1 <= figure.bbox.x1
 
 
+def test_shares_are_drawn_as_far_as_the_rates(thousand_steps):
+    mixed = recipe_of(
+        thousand_steps, "data.train.upstream.weight=[{from: 0, weight: 0}, {from: 50%, weight: 1}]"
+    )
+    for zoom, places in ((":", [0, 5e7, 1e8]), (":60%", [0, 5e7, 6e7]), (":30%", [0, 3e7])):
+        _, panel = plot._picture([curve.curve("x", mixed, zoom=zoom)]).axes
+        assert [list(line.get_xdata()) for line in panel.lines] == [places, places]
+
+
 def test_curves_can_be_told_apart_without_colours(rewarm):
     figure = plot._picture([curve.curve(str(i), rewarm, 100) for i in range(5)])
     drawn = [line for line in figure.axes[0].lines if len(line.get_xdata()) > 10]
