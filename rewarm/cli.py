@@ -27,7 +27,6 @@ from rewarm.errors import (
 )
 
 if TYPE_CHECKING:
-    from rewarm.curve import Value
     from rewarm.evaluate import Measured
     from rewarm.shards import Index
 
@@ -98,7 +97,7 @@ def check(recipe: RecipeFile, overrides: Set = None, as_json: Json = False) -> N
 @app.command("plot-schedule", rich_help_panel=AHEAD)
 def plot_schedule(
     files: Annotated[
-        list[Path] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to overlay.")
+        list[Path] | None, typer.Argument(metavar="RECIPE", help="Recipes to overlay.")
     ] = None,
     schedule: Annotated[
         list[str] | None,
@@ -121,7 +120,8 @@ def plot_schedule(
         str,
         typer.Option(
             metavar="FROM:TO",
-            help="Only this part of each run, every step of it: 0:2%, :500, 98%:, 1B:2B.",
+            show_default=False,
+            help="Draw only this part of each run, every step of it: 0:2%, :500, 98%:, 1B:2B.",
         ),
     ] = ":",
     at: Annotated[
@@ -134,7 +134,9 @@ def plot_schedule(
     ] = None,
     form: Annotated[
         str | None,
-        typer.Option("--format", metavar="FORM", help="Print --at as table, csv or json."),
+        typer.Option(
+            "--format", metavar="FORM", help="Print --at as table (if not said), csv or json."
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -157,25 +159,19 @@ def plot_schedule(
         raise typer.BadParameter(f"--format {form}: should be table, csv or json")
     runs = _to_draw(files or [], schedule or [], tokens, overrides or [])
     if at is not None:
-        try:
-            values = curve.values(runs, at)
-        except ValueError as error:
-            raise typer.BadParameter(f"--at {at}: {error}") from None
-        if form == "csv":
-            plot.write_csv(curve.Value._fields, values, sys.stdout)
-        elif form == "json":
-            print(json.dumps([one._asdict() for one in values], indent=1))
-        else:
-            tables.show(_values(values))
+        _print_values(runs, at, form or "table")
         return
     most = 1000
     if out:
         every = zoom != ":" and out.suffix in (".csv", ".json")
         most = curve.MOST_STEPS if every else curve.MOST_POINTS
-    try:
-        curves = [curve.curve(name, run, most, zoom) for name, run in runs.items()]
-    except ValueError as error:
-        raise typer.BadParameter(f"--zoom {zoom}: {error}") from None
+    for name, run in runs.items():
+        try:
+            curve.stretch(zoom, run)
+        except ValueError as error:
+            where = f"{name}: " if len(runs) > 1 else ""
+            raise typer.BadParameter(f"--zoom {zoom}: {where}{error}") from None
+    curves = [curve.curve(name, run, most, zoom) for name, run in runs.items()]
     if out:
         plot.save(curves, out)
         print(f"{out}: {len(curves)} {'curve' if len(curves) == 1 else 'curves'}")
@@ -206,20 +202,30 @@ def _to_draw(
     return runs
 
 
-def _values(values: list[Value]) -> Table:
+def _print_values(runs: dict[str, recipes.Recipe], at: str, form: str) -> None:
+    from rewarm import curve, plot
+
+    try:
+        values = curve.values(runs, at)
+    except ValueError as error:
+        raise typer.BadParameter(f"--at {at}: {error}") from None
+    if form == "csv":
+        plot.write_csv(curve.Value._fields, values, sys.stdout)
+        return
+    if form == "json":
+        print(json.dumps([one._asdict() for one in values], indent=1))
+        return
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("recipe", overflow="fold")
     for column in ("at", "step", "tokens", "progress", "rate"):
         table.add_column(column, justify="right", no_wrap=True)
-    from rewarm.plot import rate_in_words
-
     above = None
     for one in values:
         name = "" if one.recipe == above else one.recipe
-        progress, rate = f"{one.progress:.4%}", rate_in_words(one.lr, 7)
+        progress, rate = f"{one.progress:.4%}", plot.rate_in_words(one.lr, 7)
         table.add_row(name, one.at, f"{one.step:,}", f"{one.tokens:,}", progress, rate)
         above = one.recipe
-    return table
+    tables.show(table)
 
 
 @app.command(rich_help_panel=AHEAD)

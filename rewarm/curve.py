@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import takewhile
 from typing import NamedTuple
 
 from rewarm import bases, recipe, schedules
@@ -44,7 +45,7 @@ class Value(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """The rate at which a run ends, and how much of the run has it."""
+    """The rate at which a run ends, and how much of it, up to the end, is taken with this rate."""
 
     lr: float
     steps: int
@@ -80,16 +81,17 @@ class Curve:
     @cached_property
     def totals(self) -> Totals:
         """Returns what all steps add up to, those that are not among the points too."""
-        steps = self.run.steps
+        steps, tokens_per_step = self.run.steps, self.run.batch.tokens
         rates = _rates(self.run, _thinned(1, steps, MOST_STEPS))
-        last = rates[-1]
         # A plateau that a formula draws, a·(1 − x) + a·x, is level but for rounding.
-        there = sum(math.isclose(lr, last, rel_tol=1e-12) for lr in rates)
-        share = there / len(rates)
-        floor = Floor(
-            last, round(share * steps), round(share * steps) * self.run.batch.tokens, share
+        level = takewhile(lambda lr: math.isclose(lr, rates[-1], rel_tol=1e-12), reversed(rates))
+        share = sum(1 for _ in level) / len(rates)
+        there = round(share * steps)
+        return Totals(
+            area=math.fsum(rates) * (steps / len(rates)),
+            floor=Floor(rates[-1], there, there * tokens_per_step, share),
+            exact=len(rates) == steps,
         )
-        return Totals(math.fsum(rates) * (steps / len(rates)), floor, exact=len(rates) == steps)
 
 
 def curve(name: str, run: Recipe, most: int = MOST_POINTS, zoom: str = ":") -> Curve:
@@ -124,10 +126,21 @@ def curve(name: str, run: Recipe, most: int = MOST_POINTS, zoom: str = ":") -> C
     )
 
 
-def _rates(run: Recipe, steps: Iterable[int]) -> list[float]:
-    """Returns `run.lr(step)` of each step, without asking for the run's length each time."""
-    whole = run.steps
-    return [schedules.rate(run.schedule, step / whole) for step in steps]
+def _rates(run: Recipe, steps: list[int]) -> list[float]:
+    """Returns `run.lr(step)` of each step; of all of a long run in a tenth of a second.
+
+    Raises:
+        ScheduleError: as `run.lr`.
+    """
+    schedule, whole = run.schedule, run.steps
+    try:
+        rates = [schedule(step / whole) for step in steps]
+        # That they are rates is asked once for all; `run.lr` would ask at each.
+        if {*map(type, rates)} == {float} and min(rates) >= 0 and math.isfinite(math.fsum(rates)):
+            return rates
+    except Exception:  # a stranger's curve may raise anything
+        pass
+    return [run.lr(step) for step in steps]  # says which one is not, and why
 
 
 def _points(run: Recipe, steps: list[int], end: int = 0) -> list[Point]:

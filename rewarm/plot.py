@@ -31,8 +31,8 @@ def save(curves: list[Curve], out: Path) -> None:
             with out.open("w", newline="", encoding="utf-8") as file:
                 write_csv(["recipe", *Point._fields], rows, file)
         elif out.suffix == ".json":
-            text = json.dumps([_as_data(one) for one in curves], indent=1)
-            out.write_text(text + "\n", encoding="utf-8")
+            lines = ",\n".join(json.dumps(_as_data(one)) for one in curves)
+            out.write_text(f"[{lines}]\n", encoding="utf-8")
         elif out.suffix in (".png", ".svg"):
             _save_picture(curves, out)
         else:
@@ -82,9 +82,17 @@ class _Range(NamedTuple):
         every = [point for one in curves for point in [*one.tail, *one.points]]
         begins = [point.tokens for one in curves for point in one.tail]
         begins += [(one.points[0].step - 1) * one.run.batch.tokens for one in curves]
-        return cls(
-            min(begins), max(point.tokens for point in every), max(p.lr for p in every) or 1.0
-        )
+        top = max(point.lr for point in every) or 1.0
+        # A peak that falls between two steps comes just short of its round number.
+        top = max(top, _ticks(0, 1.03 * top, 5)[-1])
+        return cls(min(begins), max(point.tokens for point in every), top)
+
+
+def _tails(curves: list[Curve]) -> tuple[dict[int, list[Point]], bool]:
+    """Returns the tails to draw, by the place of their curve, and whether it is one for all."""
+    tails = {index: one.tail for index, one in enumerate(curves) if one.tail}
+    shared = len(tails) > 1 and all(tail == min(tails.items())[1] for tail in tails.values())
+    return dict([min(tails.items())]) if shared else tails, shared
 
 
 def _ticks(first: float, last: float, most: int) -> list[float]:
@@ -93,13 +101,15 @@ def _ticks(first: float, last: float, most: int) -> list[float]:
     size = 10.0 ** math.floor(math.log10(rough))
     step = size * next(factor for factor in (1, 2, 5, 10) if factor * size >= rough * (1 - 1e-9))
     low, high = math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9)
-    return [round(i * step, 15) for i in range(low, high + 1)]
+    return [float(f"{i * step:.12g}") for i in range(low, high + 1)]
 
 
 def _tokens(ticks: list[float]) -> list[str]:
-    """Returns labels that tell the ticks apart, and no longer than that takes."""
-    labels = [in_words(tick) for tick in ticks]
-    return labels if len({*labels}) == len(labels) else [f"{tick:,.0f}" for tick in ticks]
+    """Returns the ticks' labels, in the greatest's unit, in as many digits as they need."""
+    most = max(map(abs, ticks), default=0)
+    units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1, ""))
+    unit, suffix = next((one for one in units if most >= one[0]), units[-1])
+    return [f"{tick / unit:.12g}{suffix}" if tick else "0" for tick in ticks]
 
 
 def rate_in_words(lr: float, digits: int = 3) -> str:
@@ -130,70 +140,20 @@ def _save_picture(curves: list[Curve], out: Path) -> None:
 
 def _picture(curves: list[Curve]) -> Any:
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
-    mixed = [one for one in curves if one.shares]
-    handles: list[Any] = []
-
-    def explain(label: str, **look: Any) -> None:
-        # A label that begins with an underscore would be left out.
-        handles.append(Line2D([], [], label=f" {label}" if label[0] == "_" else label, **look))
-
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes, *below = figure.subplots(
-        1 + bool(mixed), 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + bool(mixed)]
-    ).flat
+    mixed = any(one.shares for one in curves)
     looks = [
         {"color": _INKS[i % len(_INKS)], "ls": _DASHES[i % len(_DASHES)], "lw": 1.6}
         for i in range(len(curves))
     ]
-    labels = list(dict.fromkeys(label for one in curves for label in one.marks))
-    signs = {label: _SIGNS[i % len(_SIGNS)] for i, label in enumerate(labels)}
-    tails = [one.tail for one in curves if one.tail]
-    shared = bool(tails) and all(tail == tails[0] for tail in tails)
-    for one, look in zip(curves, looks, strict=True):
-        axes.plot([p.tokens for p in one.points], [p.lr for p in one.points], **look)
-        explain(one.name, **look)
-        if one.tail and not (shared and one.tail is not tails[0]):
-            color = "0.35" if shared else look["color"]
-            axes.plot([p.tokens for p in one.tail], [p.lr for p in one.tail], color=color, lw=1.2)
-        for label, mark in one.marks.items():
-            # Marks are drawn on the curve, so that those of several recipes stay apart.
-            axes.plot(
-                mark.tokens, mark.lr, signs[label], color=look["color"], ms=6, mec="white", mew=0.8
-            )
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes, *below = figure.subplots(
+        1 + mixed, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + mixed]
+    ).flat
     drawn = _Range.of(curves)
-    if tails:
-        axes.axvline(0, color="0.6", lw=0.8)
-        # Above the frame, where no curve is.
-        for text, side in (("base ", "right"), (" run", "left")):
-            axes.annotate(
-                text,
-                (0, 1.02),
-                xycoords=("data", "axes fraction"),
-                ha=side,
-                color="0.35",
-                size=8,
-                annotation_clip=False,
-            )
-    for label, sign in signs.items():
-        explain(label, marker=sign, color="0.35", ls="", ms=6)
-    axes.set_ylim(0, drawn.top * 1.05)
-    ticks = _ticks(0, drawn.top, 5)
-    axes.set_yticks(ticks, [rate_in_words(tick) for tick in ticks])
-    axes.set_ylabel("learning rate")
+    explained = _draw_rates(axes, curves, looks, drawn)
     for panel in below:
-        corpora = list(dict.fromkeys(name for one in mixed for name in one.shares))
-        for name, dash in zip(corpora, [*_DASHES] * len(corpora), strict=False):
-            explain(f"share of {name}", color="0.35", ls=dash, lw=1.2)
-            for one, look in zip(curves, looks, strict=True):
-                if pieces := one.shares.get(name):
-                    places, shares = zip(*pieces, (drawn.last, pieces[-1][1]), strict=True)
-                    color = look["color"]
-                    panel.step(places, shares, where="post", color=color, ls=dash, lw=1.2)
-        panel.set_ylim(0, 1)
-        panel.set_ylabel("share of batch")
-        panel.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        explained += _draw_shares(panel, curves, looks)
     for panel in (axes, *below):
         _style(panel)
     for panel in (axes, *below)[:-1]:
@@ -202,20 +162,85 @@ def _picture(curves: list[Curve]) -> Any:
     axes.set_xlim(drawn.first - margin, drawn.last + margin)
     ticks = _ticks(drawn.first, drawn.last, 8)
     axes.set_xticks(ticks, _tokens(ticks))
-    # The legend stands below the axes, never on a curve, in as many columns as its names allow.
-    longest = max(len(handle.get_label()) for handle in handles)
-    columns = max(1, min(len(handles), 90 // (longest + 8)))
-    rows = math.ceil(len(handles) / columns)
-    figure.set_size_inches(6.4, (4.6 if below else 3.2) + 0.18 * rows)
+    rows = _add_legend(figure, explained)
+    figure.set_size_inches(6.4, (4.6 if mixed else 3.2) + 0.18 * rows)
+    return figure
+
+
+_Explained = list[tuple[str, dict[str, Any]]]
+"""What the legend says: labels, and the looks that they are about."""
+
+
+def _draw_rates(
+    axes: Any, curves: list[Curve], looks: list[dict[str, Any]], drawn: _Range
+) -> _Explained:
+    labels = list(dict.fromkeys(label for one in curves for label in one.marks))
+    labels.sort(key=lambda label: "warm" not in label)  # what goes up points up
+    signs = {label: _SIGNS[i % len(_SIGNS)] for i, label in enumerate(labels)}
+    for one, look in zip(curves, looks, strict=True):
+        axes.plot([p.tokens for p in one.points], [p.lr for p in one.points], **look)
+        for label, mark in one.marks.items():
+            # Marks are drawn on the curve, so that those of several recipes stay apart.
+            axes.plot(
+                mark.tokens, mark.lr, signs[label], color=look["color"], ms=6, mec="white", mew=0.8
+            )
+    tails, shared = _tails(curves)
+    for index, tail in tails.items():
+        color = "0.35" if shared else looks[index]["color"]
+        axes.plot([p.tokens for p in tail], [p.lr for p in tail], color=color, lw=1.2)
+    if tails:
+        axes.axvline(0, color="0.6", lw=0.8)
+        # Above the frame, where no curve is.
+        above = {"xycoords": ("data", "axes fraction"), "annotation_clip": False}
+        axes.annotate("base ", (0, 1.02), ha="right", color="0.35", size=8, **above)
+        axes.annotate(" run", (0, 1.02), ha="left", color="0.35", size=8, **above)
+    axes.set_ylim(0, drawn.top * 1.05)
+    ticks = _ticks(0, drawn.top, 5)
+    axes.set_yticks(ticks, [rate_in_words(tick) for tick in ticks])
+    axes.set_ylabel("learning rate")
+    return [(one.name, look) for one, look in zip(curves, looks, strict=True)] + [
+        (label, {"marker": sign, "color": "0.35", "ls": "", "ms": 6})
+        for label, sign in signs.items()
+    ]
+
+
+def _draw_shares(axes: Any, curves: list[Curve], looks: list[dict[str, Any]]) -> _Explained:
+    corpora = list(dict.fromkeys(name for one in curves for name in one.shares))
+    dashes = {name: _DASHES[i % len(_DASHES)] for i, name in enumerate(corpora)}
+    for one, look in zip(curves, looks, strict=True):
+        end = one.points[-1].tokens
+        for name, pieces in one.shares.items():
+            seen = [(tokens, share) for tokens, share in pieces if tokens < end]
+            places, shares = zip(*seen, (end, seen[-1][1]), strict=True)
+            axes.step(places, shares, where="post", color=look["color"], ls=dashes[name], lw=1.2)
+    axes.set_ylim(0, 1)
+    axes.set_ylabel("share of batch")
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+    return [
+        (f"share of {name}", {"color": "0.35", "ls": dash, "lw": 1.2})
+        for name, dash in dashes.items()
+    ]
+
+
+def _add_legend(figure: Any, explained: _Explained) -> int:
+    """Returns the legend's lines. It stands below the axes, where no curve is."""
+    from matplotlib.lines import Line2D
+
+    # The space, because a label that begins with an underscore is left out.
+    labels = [" " + textwrap.fill(printable(label), 84) for label, _ in explained]
+    columns = max(1, 90 // (max(map(len, labels)) + 8))
     figure.legend(
-        handles=handles,
+        handles=[
+            Line2D([], [], label=label, **look)
+            for label, (_, look) in zip(labels, explained, strict=True)
+        ],
         loc="outside lower center",
         ncols=columns,
         frameon=False,
         fontsize=8,
         handlelength=3.2,
     )
-    return figure
+    return math.ceil(sum(1 + label.count("\n") for label in labels) / columns)
 
 
 def save_losses(runs: dict[str, Path], out: Path) -> None:
@@ -263,7 +288,7 @@ def _style(axes: Any) -> None:
 # The terminal.
 
 # Of the 256, colours neither so light nor so dark that black or white paper would swallow them.
-_COLORS = (33, 166, 35, 163, 136, 99, 244)
+_COLORS = (33, 166, 29, 163, 136, 99, 244)
 _BRAILLE = "braille"
 _SYMBOLS = (_BRAILLE, *"+xo*#@%&=")
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
@@ -302,8 +327,7 @@ class _Canvas:
 
     def __init__(self, columns: int, rows: int) -> None:
         self.columns, self.rows = columns, rows
-        self._dots: dict[tuple[int, int], int] = {}
-        self._owners: dict[tuple[int, int], list[_Look]] = {}
+        self._cells: dict[tuple[int, int], dict[_Look, int]] = {}
 
     def line(self, dots: list[tuple[int, int]], look: _Look) -> None:
         """Joins dots, which are counted from the upper left."""
@@ -312,22 +336,16 @@ class _Canvas:
             for i in range(length + 1):
                 at_x = x + round((x_next - x) * i / length)
                 at_y = y + round((y_next - y) * i / length)
-                cell = at_y // 4, at_x // 2
-                if look[0] == _BRAILLE:
-                    self._dots[cell] = self._dots.get(cell, 0) | _DOTS[at_x % 2][at_y % 4]
-                owners = self._owners.setdefault(cell, [])
-                if look not in owners:
-                    owners.append(look)
+                cell = self._cells.setdefault((at_y // 4, at_x // 2), {})
+                cell[look] = cell.get(look, 0) | _DOTS[at_x % 2][at_y % 4]
 
     def row(self, number: int, empty: str) -> Iterator[str]:
         """Yields the characters of a row; `empty` is what it looks like where no curve is."""
         for column in range(self.columns):
-            cell = number, column
-            if owners := self._owners.get(cell):
+            if cell := self._cells.get((number, column)):
                 # Where curves lie on each other, each shows in some of the columns.
-                symbol, color = owners[column % len(owners)]
-                drawn = chr(0x2800 + self._dots[cell]) if symbol == _BRAILLE else symbol
-                yield _inked(drawn, color)
+                (symbol, color), dots = [*cell.items()][column % len(cell)]
+                yield _inked(chr(0x2800 + dots) if symbol == _BRAILLE else symbol, color)
             else:
                 yield empty[column]
 
@@ -338,21 +356,23 @@ def _drawing(curves: list[Curve], looks: list[_Look], columns: int) -> Iterator[
     ticks = _ticks(0, drawn.top, 5)
     labels = [rate_in_words(tick) for tick in ticks]
     margin = max(map(len, labels))
-    canvas = _Canvas(columns - margin - 2, min(24, max(12, columns // 5)))
-    right, bottom = 2 * canvas.columns - 1, 4 * canvas.rows - 1
+    # So many rows that the ticks stand evenly.
+    apart = max(2, min(24, max(12, columns // 5)) // (len(ticks) - 1))
+    canvas = _Canvas(columns - margin - 2, apart * (len(ticks) - 1) + 1)
 
     def across(tokens: float) -> int:
-        return round((tokens - drawn.first) / (drawn.last - drawn.first) * right)
+        return round((tokens - drawn.first) / (drawn.last - drawn.first) * (2 * canvas.columns - 1))
 
     def down(lr: float) -> int:
-        return round((1 - lr / drawn.top) * bottom)
+        return 1 + round((1 - lr / drawn.top) * 4 * (canvas.rows - 1))
 
-    for one, look in zip(curves, looks, strict=True):
-        for points in filter(None, (one.tail, one.points)):
-            canvas.line([(across(p.tokens), down(p.lr)) for p in points], look)
+    tails, shared = _tails(curves)
+    lines = [((_BRAILLE, None) if shared else looks[i], tail) for i, tail in tails.items()]
+    lines += [(look, one.points) for look, one in zip(looks, curves, strict=True)]
+    for look, points in lines:
+        canvas.line([(across(p.tokens), down(p.lr)) for p in points], look)
     at_rows = {down(tick) // 4: label for tick, label in zip(ticks, labels, strict=True)}
-    tailed = any(one.tail for one in curves)
-    begin = across(0) // 2 if tailed else -1
+    begin = across(0) // 2 if tails else -1
     empty = "".join("┊" if column == begin else " " for column in range(canvas.columns))
     yield "learning rate"
     for row in range(canvas.rows):
@@ -361,7 +381,7 @@ def _drawing(curves: list[Curve], looks: list[_Look], columns: int) -> Iterator[
     rule, said = _x_axis(drawn, canvas.columns, across)
     yield " " * (margin + 1) + "└" + rule
     yield " " * (margin + 2) + said
-    yield f"{'tokens' + ' (left of 0: the base)' * tailed:>{columns}}"
+    yield f"{'tokens' + ' (left of 0: the base)' * bool(tails):>{columns}}"
 
 
 def _x_axis(drawn: _Range, columns: int, across: Any) -> tuple[str, str]:
@@ -396,7 +416,7 @@ def _table(curves: list[Curve], looks: list[_Look], columns: int) -> Iterator[st
         *(row for rows in places for row in rows),
     ]
     label_w, rate_w, step_w, tokens_w = (max(map(len, part)) for part in zip(*every, strict=True))
-    label_w = min(label_w, columns - rate_w - step_w - tokens_w - 9)
+    label_w = max(8, min(label_w, columns - rate_w - step_w - tokens_w - 9))
 
     def row(label: str, rate: str, rest: list[str]) -> Iterator[str]:
         *above, label = textwrap.wrap(label, label_w) or [""]

@@ -325,18 +325,11 @@ def rate(schedule: Schedule, progress: float) -> float:
     Raises:
         ScheduleError: the schedule raised, or gave something negative, not finite or not a number.
     """
+    where = f"schedule {schedule.name!r} at progress {progress:.6g}"
     try:
         value = schedule(progress)
-        if (
-            type(value) is float and 0 <= value < math.inf
-        ):  # nearly always, and called for each step
-            return value
     except Exception as error:  # a stranger's curve may raise anything
-        raise ScheduleError(
-            f"schedule {schedule.name!r} at progress {progress:.6g} raised "
-            f"{type(error).__name__}: {error}"
-        ) from error
-    where = f"schedule {schedule.name!r} at progress {progress:.6g}"
+        raise ScheduleError(f"{where} raised {type(error).__name__}: {error}") from error
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ScheduleError(f"{where} gave {value!r}; a rate is a number")
     if not math.isfinite(value) or value < 0:

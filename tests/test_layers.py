@@ -59,7 +59,7 @@ def test_imports_point_down_only(module):
 def test_torch_is_imported_behind_the_line_only(module):
     named = {name.partition(".")[0] for name in imports(module, deferred=False)}
     assert ("torch" in named) == (module in TORCH)
-    assert not named & {"transformers", "webdataset", "huggingface_hub", "matplotlib", "plotext"}
+    assert not named & {"transformers", "webdataset", "huggingface_hub", "matplotlib"}
     if module not in TORCH:
         own = {name.removeprefix("rewarm.") for name in imports(module, deferred=False)}
         assert not own & set(TORCH)
@@ -91,6 +91,8 @@ def test_looking_ahead_never_waits_for_torch(thousand_steps, tmp_path):
         ("schema",): 0,
         ("plot-schedule", str(path)): 0,
         ("plot-schedule", str(path), "--out", str(tmp_path / "r.svg")): 0,
+        ("plot-schedule", str(path), "--at", "1%"): 0,
+        ("plot-schedule", "--schedule", "{name: constant, lr: 1}", "--tokens", "10B"): 0,
         ("check", str(path)): 3,  # its data are not here
         ("check", str(path), "--json"): 3,
         ("check", str(path), "--set", "model={base: EleutherAI/pythia-410m}"): 3,
