@@ -5,25 +5,12 @@ from typing import ClassVar, Literal
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain_rewarm import PAPER, STEPS
 from pydantic import ValidationError
 
 from rewarm import Schedule, cosine, linear, schedules
 from rewarm.errors import ScheduleError
 from rewarm.schedules import Constant, NoWarmup, Rewarm
-
-STEPS = 131_296  # of arXiv:2308.04014
-
-# shared/paper.md, section 1: the rate of update n, with 1 % warm-up from 0 and 3e-4 → 3e-5.
-PAPER = {
-    1: (2.2849e-7, 2.2849e-7),
-    656: (1.4989e-4, 1.4989e-4),
-    13_130: (2.9404e-4, 2.9453e-4),
-    22_114: (2.8180e-4, 2.8330e-4),
-    65_648: (1.5471e-4, 1.6714e-4),
-    98_472: (4.7318e-5, 7.0301e-5),
-    105_715: (3.0001e-5, 5.4991e-5),
-    105_716: (3.0000e-5, 5.4989e-5),
-}
 
 
 def rewarm(**settings) -> Rewarm:

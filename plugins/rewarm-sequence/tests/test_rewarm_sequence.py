@@ -44,7 +44,7 @@ def test_values_by_hand(settings, steps, expected):
     assert {step: found[step - 1] for step in expected} == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize(("settings", "steps"), plain.CASES)
+@pytest.mark.parametrize(("settings", "steps"), plain.CASES + plain.NESTED)
 def test_every_step_equals_the_plain_implementation(settings, steps):
     expected = plain.by_hand(steps, **settings)
     assert rates("sequence", steps, **settings) == pytest.approx(expected, rel=1e-12, abs=0)
