@@ -551,7 +551,7 @@ def _settings(data: Any, location: Location) -> list[str]:
             inner = get_args(inner)[0]
         data = data[part]
         model = schedules.find(data["name"]) if inner is Schedule else inner
-    return list(getattr(model, "model_fields", {}))
+    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
 
 
 def schema() -> dict[str, Any]:

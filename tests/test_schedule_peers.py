@@ -57,6 +57,11 @@ def test_the_differences_that_are_named():
             assert "falls on past the end" in PEERS[name].said
 
 
+def test_the_cosine_of_one_cycle_differs_on_its_way_up_only():
+    peer = PEERS["OneCycleLR (as it comes: cosine)"]
+    assert benchmark.difference(peer._replace(but=tuple(range(1, 100)))).largest < 1e-11
+
+
 @pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.but])
 def test_their_restarts_come_a_step_early(name):
     """At the steps that are left out, theirs is already at the start of what comes next."""

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from plain_rewarm import PAPER, STEPS
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from rewarm import Schedule, cosine, linear, schedules
 from rewarm.errors import ScheduleError
+from rewarm.quantities import Budget
 from rewarm.schedules import Constant, NoWarmup, Rewarm
+from rewarm.testing import rates as rates_of
 
 
 def rewarm(**settings) -> Rewarm:
@@ -276,3 +278,49 @@ def test_marks_that_are_none(gives):
 
 def test_marks_are_handed_on():
     assert schedules.marks(Stranger(gives=0.5)) == {"end": 0.5}
+
+
+# read(), which recipes and schedules made of others read settings through.
+
+
+def test_settings_are_read_against_the_budget_and_the_base_that_are_given():
+    written = {"name": "rewarm", "peak_lr": "10x base", "min_lr": "base", "warmup": "25 steps"}
+    context = {"budget": Budget(100.0, 64), "base_lr": lambda: 3e-5}
+    read = schedules.read(written, context)
+    assert (type(read), float(read.warmup), read.min_lr) == (Rewarm, 0.25, 3e-5)
+    longer = schedules.read(read, {"budget": Budget(1000, 64), "base_lr": None})
+    assert (float(longer.warmup), longer.min_lr) == (0.025, 3e-5)
+
+
+@pytest.mark.parametrize(
+    ("written", "place", "said"),
+    [
+        ("rewarm", (), "Value error, should be settings, such as {name: rewarm"),
+        ({}, ("name",), "required, but missing"),
+        ({"name": 3}, ("name",), "should be text"),
+        ({"name": "rewram"}, ("name",), "no schedule named 'rewram'; did you mean 'rewarm'?"),
+        ({"name": "constant", "rl": 1}, ("lr",), "Field required"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_told_with_their_place(written, place, said):
+    class Outer(BaseModel):
+        inner: Schedule
+
+        @field_validator("inner", mode="plain")
+        @classmethod
+        def _read(cls, value, info):
+            return schedules.read(value, {"budget": None, "base_lr": None})
+
+    with pytest.raises(ValidationError) as raised:
+        Outer(inner=written)
+    first = raised.value.errors()[0]
+    assert first["loc"] == ("inner", *place)
+    assert first["msg"].startswith(said)
+
+
+def test_the_rates_of_a_run_step_by_step():
+    found = rates_of("rewarm", 4, peak_lr=2.0, min_lr="base", warmup="2 steps", decay="linear")
+    assert found == [1.0, 2.0, pytest.approx(1 + 1.5e-5), 3e-5]
+    assert rates_of(Constant, 2, lr="base") == [3e-5, 3e-5]
+    rise = {"peak_lr": 1.0, "decay": "none", "warmup": "20 tokens"}
+    assert rates_of("rewarm", 4, tokens_per_step=10, **rise) == [0.5, 1.0, 1.0, 1.0]

@@ -97,7 +97,7 @@ class Sequence(Schedule):
         return part.schedule(within if within < 1 - _ROUNDING else 1.0)
 
     def marks(self) -> dict[str, float]:
-        """Returns where parts and cycles end, and the marks of each part."""
+        """Returns where parts and cycles end, and the marks of each part, in their order."""
         places = {}
         for number, (part, start, end) in enumerate(self._stretches(), start=1):
             inner = schedules.marks(part.schedule)
@@ -106,4 +106,4 @@ class Sequence(Schedule):
                 here = {f"{of}: {label}": place for label, place in inner.items()}
                 for label, place in {**here, f"end of {of}": 1.0}.items():
                     places[label] = min(1.0, start + (end - start) * (cycle + place) / part.repeat)
-        return places
+        return dict(sorted(places.items(), key=lambda mark: mark[1]))

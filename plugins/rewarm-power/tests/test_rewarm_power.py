@@ -57,7 +57,7 @@ def test_it_goes_on_where_a_base_stood():
 def test_marks():
     curve = made(warmup="1B tokens")
     marks = curve.marks()
-    assert list(marks) == ["end of warm-up", "start of decay", "end of the peak"]
+    assert list(marks) == ["end of warm-up", "end of the peak", "start of decay"]
     assert marks["end of the peak"] * 300_000 * plain.TOKENS_PER_STEP == pytest.approx(
         25.964e9, 1e-4
     )
