@@ -568,4 +568,10 @@ def schema() -> dict[str, Any]:
         whole["$defs"][f"schedule-{one.name}"] = kind
         choices.append({"$ref": f"#/$defs/schedule-{one.name}"})
     whole["properties"]["schedule"] = {"oneOf": choices, "title": "Schedule"}
+    for section in whole["$defs"].values():
+        for setting in section.get("properties", {}).values():
+            if setting.get("format") == "schedule":  # one inside another, as in rewarm-sequence
+                for key in ("type", "additionalProperties", "format"):
+                    setting.pop(key, None)
+                setting["$ref"] = "#/properties/schedule"
     return whole

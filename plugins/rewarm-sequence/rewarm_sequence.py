@@ -30,7 +30,8 @@ class Part(BaseModel):
     """How much of the run it takes: a share of it, or tokens, or steps."""
     repeat: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
     """How often the schedule is gone through within the length: a cycle."""
-    schedule: SerializeAsAny[Schedule]
+    # The format tells `rewarm schema` what goes here.
+    schedule: Annotated[SerializeAsAny[Schedule], Field(json_schema_extra={"format": "schedule"})]
     """Any installed schedule with its settings; their spans are of this part, or of one cycle."""
 
     @field_validator("schedule", mode="plain", json_schema_input_type=dict[str, Any])

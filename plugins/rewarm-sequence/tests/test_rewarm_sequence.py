@@ -141,6 +141,25 @@ def test_its_schema_is_part_of_the_recipes():
     known = recipe.schema()["$defs"]
     assert known["schedule-sequence"]["properties"]["parts"]["items"] == {"$ref": "#/$defs/Part"}
     assert set(known["Part"]["properties"]) == {"length", "repeat", "schedule"}
+    assert known["Part"]["properties"]["schedule"]["$ref"] == "#/properties/schedule"
+
+
+@pytest.mark.parametrize(
+    ("inner", "valid"),
+    [
+        ({"name": "rewarm", "peak_lr": "5x base", "min_lr": 3e-5, "warmup": "1%"}, True),
+        ({"name": "sequence", "parts": [{"length": 1, "schedule": REWARM}]}, True),
+        ({"name": "rewarm", "peek_lr": 3e-4, "min_lr": 3e-5}, False),
+        ({"name": "sequence", "parts": [{"length": 1, "schedule": {"name": "rewarm"}}]}, False),
+    ],
+)
+def test_the_schema_checks_the_schedules_inside(inner, valid):
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = recipe.schema()
+    only = {"$defs": schema["$defs"], "properties": {"schedule": schema["properties"]["schedule"]}}
+    parts = [{"length": "50%", "schedule": REWARM}, {"length": "50%", "schedule": inner}]
+    document = {"schedule": {"name": "sequence", "parts": parts}}
+    assert jsonschema.Draft202012Validator(only).is_valid(document) == valid
 
 
 CONSTANT = "{length: 50%, schedule: {name: constant, lr: 1e-5}}"
