@@ -548,7 +548,7 @@ def _settings(data: Any, location: Location) -> list[str]:
             inner = get_args(inner)[0]
         data = data[part]
         model = schedules.find(data["name"]) if inner is Schedule else inner
-    return list(getattr(model, "model_fields", {}))
+    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
 
 
 def schema() -> dict[str, Any]:
@@ -565,4 +565,10 @@ def schema() -> dict[str, Any]:
         whole["$defs"][f"schedule-{one.name}"] = kind
         choices.append({"$ref": f"#/$defs/schedule-{one.name}"})
     whole["properties"]["schedule"] = {"oneOf": choices, "title": "Schedule"}
+    for section in whole["$defs"].values():
+        for setting in section.get("properties", {}).values():
+            if setting.get("format") == "schedule":  # one inside another, as in rewarm-sequence
+                for key in ("type", "additionalProperties", "format"):
+                    setting.pop(key, None)
+                setting["$ref"] = "#/properties/schedule"
     return whole

@@ -607,3 +607,11 @@ def test_the_command_names_it_too(mutation, tmp_path):
     assert f"{path}:{mutation.line}:" in ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr
     assert not ended.stdout
+
+
+def test_a_near_miss_in_a_list_is_told_too(thousand_steps):
+    weights = "data.train.downstream.weight=[{from: 0%, weight: 1}, {form: 50%, weight: 2}]"
+    assert [said.rpartition(": data.")[2] for said in problems(thousand_steps, weights)] == [
+        "train.downstream.weight.1.form: no such setting; did you mean 'from'?",
+        "train.downstream.weight.1.from: required, but missing",
+    ]

@@ -5,25 +5,14 @@ from typing import ClassVar, Literal
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from plain_rewarm import PAPER, STEPS
+from pydantic import BaseModel, ValidationError, field_validator
 
 from rewarm import Schedule, cosine, linear, schedules
 from rewarm.errors import ScheduleError
+from rewarm.quantities import Budget
 from rewarm.schedules import Constant, NoWarmup, Rewarm
-
-STEPS = 131_296  # of arXiv:2308.04014
-
-# shared/paper.md, section 1: the rate of update n, with 1 % warm-up from 0 and 3e-4 → 3e-5.
-PAPER = {
-    1: (2.2849e-7, 2.2849e-7),
-    656: (1.4989e-4, 1.4989e-4),
-    13_130: (2.9404e-4, 2.9453e-4),
-    22_114: (2.8180e-4, 2.8330e-4),
-    65_648: (1.5471e-4, 1.6714e-4),
-    98_472: (4.7318e-5, 7.0301e-5),
-    105_715: (3.0001e-5, 5.4991e-5),
-    105_716: (3.0000e-5, 5.4989e-5),
-}
+from rewarm.testing import rates as rates_of
 
 FALLING = ["cosine", "clipped-cosine", "linear", "1-sqrt", "inverse-sqrt"]
 
@@ -334,3 +323,49 @@ def test_marks_that_are_none(gives):
 
 def test_marks_are_handed_on():
     assert schedules.marks(Stranger(gives=0.5)) == {"end": 0.5}
+
+
+# read(), which recipes and schedules made of others read settings through.
+
+
+def test_settings_are_read_against_the_budget_and_the_base_that_are_given():
+    written = {"name": "rewarm", "peak_lr": "10x base", "min_lr": "base", "warmup": "25 steps"}
+    context = {"budget": Budget(100.0, 64), "base_lr": lambda: 3e-5}
+    read = schedules.read(written, context)
+    assert (type(read), float(read.warmup), read.min_lr) == (Rewarm, 0.25, 3e-5)
+    longer = schedules.read(read, {"budget": Budget(1000, 64), "base_lr": None})
+    assert (float(longer.warmup), longer.min_lr) == (0.025, 3e-5)
+
+
+@pytest.mark.parametrize(
+    ("written", "place", "said"),
+    [
+        ("rewarm", (), "Value error, should be settings, such as {name: rewarm"),
+        ({}, ("name",), "required, but missing"),
+        ({"name": 3}, ("name",), "should be text"),
+        ({"name": "rewram"}, ("name",), "no schedule named 'rewram'; did you mean 'rewarm'?"),
+        ({"name": "constant", "rl": 1}, ("lr",), "Field required"),
+    ],
+)
+def test_settings_that_cannot_be_read_are_told_with_their_place(written, place, said):
+    class Outer(BaseModel):
+        inner: Schedule
+
+        @field_validator("inner", mode="plain")
+        @classmethod
+        def _read(cls, value, info):
+            return schedules.read(value, {"budget": None, "base_lr": None})
+
+    with pytest.raises(ValidationError) as raised:
+        Outer(inner=written)
+    first = raised.value.errors()[0]
+    assert first["loc"] == ("inner", *place)
+    assert first["msg"].startswith(said)
+
+
+def test_the_rates_of_a_run_step_by_step():
+    found = rates_of("rewarm", 4, peak_lr=2.0, min_lr="base", warmup="2 steps", decay="linear")
+    assert found == [1.0, 2.0, pytest.approx(1 + 1.5e-5), 3e-5]
+    assert rates_of(Constant, 2, lr="base") == [3e-5, 3e-5]
+    rise = {"peak_lr": 1.0, "decay": "none", "warmup": "20 tokens"}
+    assert rates_of("rewarm", 4, tokens_per_step=10, **rise) == [0.5, 1.0, 1.0, 1.0]

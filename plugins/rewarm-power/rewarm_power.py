@@ -83,7 +83,6 @@ class Power(Schedule):
 
     def marks(self) -> dict[str, float]:
         """Returns where the warm-up ends, where the peak is left, and where the decay starts."""
-        places = {"end of warm-up": float(self.warmup), "start of decay": 1 - self.decay}
-        if self.warmup < (leaves := self.below_peak_at()) < 1 - self.decay:
-            places["end of the peak"] = leaves
-        return places
+        rises, leaves, falls = float(self.warmup), self.below_peak_at(), 1 - self.decay
+        peak = {"end of the peak": leaves} if rises < leaves < falls else {}
+        return {"end of warm-up": rises, **peak, "start of decay": falls}

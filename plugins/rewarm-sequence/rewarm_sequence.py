@@ -30,7 +30,8 @@ class Part(BaseModel):
     """How much of the run it takes: a share of it, or tokens, or steps."""
     repeat: Annotated[int, Field(strict=True, ge=1, le=1000)] = 1
     """How often the schedule is gone through within the length: a cycle."""
-    schedule: SerializeAsAny[Schedule]
+    # The format tells `rewarm schema` what goes here.
+    schedule: Annotated[SerializeAsAny[Schedule], Field(json_schema_extra={"format": "schedule"})]
     """Any installed schedule with its settings; their spans are of this part, or of one cycle."""
 
     @field_validator("schedule", mode="plain", json_schema_input_type=dict[str, Any])
@@ -97,7 +98,7 @@ class Sequence(Schedule):
         return part.schedule(within if within < 1 - _ROUNDING else 1.0)
 
     def marks(self) -> dict[str, float]:
-        """Returns where parts and cycles end, and the marks of each part."""
+        """Returns where parts and cycles end, and the marks of each part, in their order."""
         places = {}
         for number, (part, start, end) in enumerate(self._stretches(), start=1):
             inner = schedules.marks(part.schedule)
@@ -106,4 +107,4 @@ class Sequence(Schedule):
                 here = {f"{of}: {label}": place for label, place in inner.items()}
                 for label, place in {**here, f"end of {of}": 1.0}.items():
                     places[label] = min(1.0, start + (end - start) * (cycle + place) / part.repeat)
-        return places
+        return dict(sorted(places.items(), key=lambda mark: mark[1]))

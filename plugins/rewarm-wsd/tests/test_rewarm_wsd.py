@@ -1,13 +1,11 @@
 """The curve, against values worked out elsewhere and against a second, plainer implementation."""
 
-import math
-
+import plain_wsd as plain
 import pytest
 
 from rewarm import recipe, schedules
 from rewarm.errors import RecipeError
-
-SHAPES = ["1-sqrt", "linear", "cosine", "exponential"]
+from rewarm.testing import check_schedule, rates
 
 
 @pytest.fixture
@@ -22,90 +20,64 @@ def load(tmp_path):
             f"model: {{preset: pythia-14m}}\n"
             f"data: {{context: 64, train: {{downstream: {{shards: data/train}}}}}}\n"
             f"batch: {{tokens: 64, microbatch: 1}}\n"
-            f"schedule: {{name: wsd, {schedule}}}\n"
+            f"schedule: {{{schedule if 'name:' in schedule else f'name: wsd, {schedule}'}}}\n"
         )
         return recipe.load(path)
 
     return from_yaml
 
 
-def by_hand(steps, warmup, decay, start, peak, low, shape):
-    """The rate of every step, counting in whole steps."""
-    rates = []
-    for step in range(1, steps + 1):
-        into_decay = step - (steps - decay)
-        if step < warmup:
-            rate = start + (peak - start) * step / warmup
-        elif into_decay <= 0:
-            rate = peak
-        elif shape == "1-sqrt":
-            rate = low + (peak - low) * (1 - math.sqrt(into_decay / decay))
-        elif shape == "linear":
-            rate = (peak * (decay - into_decay) + low * into_decay) / decay
-        elif shape == "cosine":
-            rate = low + (peak - low) * math.cos(math.pi / 2 * into_decay / decay) ** 2
-        else:
-            rate = peak * math.exp(math.log(low / peak) * into_decay / decay)
-        rates.append(rate)
-    return rates
+def test_they_keep_the_contract():
+    for shape in plain.SHAPES:
+        check_schedule("wsd", shape=shape)
+        check_schedule("wsd-s", shape=shape)
+    check_schedule("wsd", start_lr="base", warmup="10 steps", decay="6400 tokens")
+    check_schedule("wsd-s", returns=["30%", "20000 tokens"], decay="100%", warmup=0)
 
 
-@pytest.mark.parametrize(
-    ("shape", "step", "rate"),
-    [
-        ("1-sqrt", 800, 3e-4),
-        ("1-sqrt", 801, 2.8091e-4),
-        ("1-sqrt", 850, 1.6500e-4),
-        ("1-sqrt", 900, 1.0908e-4),
-        ("1-sqrt", 950, 6.6173e-5),
-        ("1-sqrt", 1000, 3.0e-5),
-        ("linear", 800, 3e-4),
-        ("linear", 850, 2.3250e-4),
-        ("linear", 900, 1.6500e-4),
-        ("linear", 1000, 3.0e-5),
-    ],
-)
-def test_published_values(load, shape, step, rate):
-    run = load(f"peak_lr: 3e-4, min_lr: 3e-5, decay: 200 steps, shape: {shape}")
-    assert f"{run.lr(step):.4e}" == f"{rate:.4e}"
+@pytest.mark.parametrize(("settings", "steps", "expected"), plain.REFERENCE)
+def test_published_values(settings, steps, expected):
+    found = rates(settings["name"], steps, **settings)
+    assert {step: f"{found[step - 1]:.4e}" for step in expected} == {
+        step: f"{rate:.4e}" for step, rate in expected.items()
+    }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
-    ("steps", "warmup", "decay", "start", "low"),
-    [
-        (1000, 10, 200, 0.0, 3e-5),
-        (1000, 0, 1000, 0.0, 3e-5),
-        (1000, 900, 100, 3e-4, 3e-4),
-        (997, 13, 101, 3e-5, 1e-9),
-        (10_000, 70, 700, 0.0, 3e-5),  # in floating point, 1 - 0.07 is just below 0.93
-    ],
-)
-def test_every_step_equals_the_plain_implementation(load, steps, warmup, decay, start, low, shape):
-    run = load(
-        f"start_lr: {start}, peak_lr: 3e-4, min_lr: {low}, warmup: {warmup} steps, "
-        f"decay: {decay} steps, shape: {shape}",
-        steps,
-    )
-    rates = [run.lr(step) for step in range(1, steps + 1)]
-    expected = by_hand(steps, warmup, decay, start, 3e-4, low, shape)
-    assert rates == pytest.approx(expected, rel=1e-12, abs=0)
+@pytest.mark.parametrize(("settings", "steps"), plain.CASES)
+def test_every_step_equals_the_plain_implementation(settings, steps):
+    expected = plain.by_hand(steps, **settings)
+    assert rates(settings["name"], steps, **settings) == pytest.approx(expected, rel=1e-12, abs=0)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", plain.SHAPES)
+def test_with_no_return_but_the_end_wsd_s_would_be_wsd(shape):
+    late = rates("wsd-s", 1000, **plain.RATES, returns=["500 steps"], decay="40%", shape=shape)
+    half = rates("wsd", 500, **plain.RATES, warmup=0, decay="40%", shape=shape)
+    assert late[500:] == pytest.approx(half, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("shape", plain.SHAPES)
 @pytest.mark.parametrize("decay", ["7%", "20%", "100%"])
 def test_ends_at_the_minimum_and_stays_there(shape, decay):
     kind = schedules.find("wsd")
-    low = 3e-5 if shape == "exponential" else 0.0
+    low = 3e-5 if shape in ("exponential", "inverse") else 0.0
     curve = kind(peak_lr=3e-4, min_lr=low, warmup=0, decay=decay, shape=shape)
     assert [curve(progress) for progress in (1.0, 1.1, 10.0)] == [low] * 3
 
 
-def test_is_found_by_name_with_its_marks():
-    plugin = schedules.origin("wsd")
-    assert plugin.distribution == "rewarm-wsd"
+def test_they_are_found_by_name_with_their_marks():
+    assert {schedules.origin(name).distribution for name in ("wsd", "wsd-s")} == {"rewarm-wsd"}
     curve = schedules.find("wsd")(peak_lr=3e-4, min_lr=3e-5)
     assert curve.marks() == {"end of warm-up": 0.01, "start of decay": 0.8}
+    sawtooth = schedules.find("wsd-s")(**plain.RATES, returns=["25%", "50%"])
+    assert sawtooth.marks() == pytest.approx(
+        {
+            "end of warm-up": 0.01,
+            **{"start of decay 1": 0.225, "end of decay 1": 0.25},
+            **{"start of decay 2": 0.475, "end of decay 2": 0.5},
+            **{"start of decay 3": 0.95, "end of decay 3": 1.0},
+        }
+    )
 
 
 def test_a_recipe_with_it_comes_back_equal(load, tmp_path):
@@ -144,6 +116,23 @@ def test_a_recipe_with_it_comes_back_equal(load, tmp_path):
         (
             "peak_lr: 3e-4, min_lr: 0, decay: 0%",
             "schedule.decay: should be greater than 0 (got '0%')",
+        ),
+        (
+            "name: wsd-s, peak_lr: 3e-4, min_lr: 3e-5, returns: [20%], warmup: 15%, decay: 50%",
+            "schedule: warmup takes 15 % of the run and decay 10 %; "
+            "together they should take at most 20 %, not 25 %",
+        ),
+        (
+            "name: wsd-s, peak_lr: 3e-4, min_lr: 3e-5, returns: [50%, 300 steps]",
+            "schedule: each of returns should be behind the one before it, not 50 %, 30 %",
+        ),
+        (
+            "name: wsd-s, peak_lr: 3e-4, min_lr: 3e-5, returns: [50%, 100%]",
+            "schedule.returns.1: should be less than 1 (got '100%')",
+        ),
+        (
+            "name: wsd-s, peak_lr: 3e-4, min_lr: 0, returns: [50%], shape: inverse",
+            "schedule: an inverse decay never reaches 0; min_lr should be above 0",
         ),
     ],
 )
