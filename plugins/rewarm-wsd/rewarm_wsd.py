@@ -27,7 +27,7 @@ class _Plateau(Schedule):
     """The rate at progress 0, from which the line to the peak starts."""
     peak_lr: Annotated[Rate, Field(examples=[3e-4])]
     """The rate of the stable part."""
-    min_lr: Annotated[Rate, Field(examples=[3e-5])]
+    min_lr: Annotated[Rate, Field(examples=[3e-5])] = 0.0
     """The rate at the end of a decay; that of the run's end holds after it."""
     warmup: Annotated[Span, Field(ge=0, lt=1)] = Span("1%")
     """How long the rise takes: a share of the run, or tokens, or steps."""
