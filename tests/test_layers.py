@@ -22,7 +22,17 @@ ORDER = [
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
     *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run"),
     *("curve", "plot", "check"),
-    *("testing", "author", "shipped", "tables", "shelf", "interruptions"),
+    *(
+        "testing",
+        "author",
+        "shipped",
+        "tables",
+        "shelf",
+        "options",
+        "preview",
+        "prepare",
+        "interruptions",
+    ),
     *TORCH,
     *("quickstart", "cli", "__main__"),
 ]

@@ -125,6 +125,19 @@ def test_new_lists_them(command):
     assert rows[DEFAULT].startswith("Continue Pythia-410M from the Pile onto SlimPajama")
 
 
+def test_the_previews_of_the_readme_run(command, tmp_path, monkeypatch):
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    shells = "".join(re.findall(r"```sh\n(.*?)```", readme, re.DOTALL))
+    lines = re.findall(r"^rewarm ((?:new|plot-schedule) .*)$", shells, re.MULTILINE)
+    assert len(lines) == 3
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        code, out, err = command(*line.split())
+        assert (code, err) == (0, "")
+    # The last prints values: pythia's own end, the peak, the floor.
+    assert [row.split(",")[-1] for row in out.splitlines()[1:]][-1] == "3e-05"
+
+
 def test_new_writes_one_with_the_schema_beside_it(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code, out, _ = command("new", DEFAULT)
