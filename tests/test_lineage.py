@@ -3,7 +3,8 @@ import json
 import pytest
 from test_resume import run
 
-from rewarm import bases, pythia
+from rewarm import bases, pythia, recipe
+from rewarm.document import Document
 from rewarm.errors import CheckpointError
 from rewarm.progress import read_progress
 
@@ -65,6 +66,16 @@ class Flat(Schedule):
     run(recipe_text, base, **settings)
     assert list(bases.checkpoints(base)) == [13, 20]
     assert bases.local(f"{base}@before-decay").name == "step-00000013"
+
+
+def test_a_rate_that_rises_and_stays_never_falls(thousand_steps):
+    document = Document(thousand_steps, "r.yaml")
+    document.set("schedule={name: rewarm, peak_lr: 3e-4, decay: none}")
+    stays = recipe.validate(document)
+    assert stays.before_decay == stays.steps
+    assert not stays.branches
+    document.set("schedule={name: rewarm, peak_lr: 3e-4, min_lr: 3e-5, warmup: 100 steps}")
+    assert recipe.validate(document).before_decay == 100
 
 
 @pytest.mark.parametrize(
