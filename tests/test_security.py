@@ -25,6 +25,7 @@ JSON = {
     "untrusted": "the limits themselves",
     "quickstart": "texts that come with rewarm",
     "recipe": "what pydantic has just written",
+    "testing": "what pydantic has just written",
     "run": "the metrics of the person's own run",
     "sharding": "notes of an interrupted `rewarm shard`",
     "texts": "the person's texts, a line at a time",
