@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -174,7 +175,7 @@ _Explained = list[tuple[str, dict[str, Any]]]
 def _draw_rates(
     axes: Any, curves: list[Curve], looks: list[dict[str, Any]], drawn: _Range
 ) -> _Explained:
-    labels = list(dict.fromkeys(label for one in curves for label in one.marks))
+    labels = list(dict.fromkeys(_kind(label) for one in curves for label in one.marks))
     labels.sort(key=lambda label: "warm" not in label)  # what goes up points up
     signs = {label: _SIGNS[i % len(_SIGNS)] for i, label in enumerate(labels)}
     for one, look in zip(curves, looks, strict=True):
@@ -182,7 +183,7 @@ def _draw_rates(
         for label, mark in one.marks.items():
             # Marks are drawn on the curve, so that those of several recipes stay apart.
             axes.plot(
-                mark.tokens, mark.lr, signs[label], color=look["color"], ms=6, mec="white", mew=0.8
+                mark.tokens, mark.lr, signs[_kind(label)], color=look["color"], ms=6, mec="white", mew=0.8
             )
     tails, shared = _tails(curves)
     for index, tail in tails.items():
@@ -202,6 +203,11 @@ def _draw_rates(
         (label, {"marker": sign, "color": "0.35", "ls": "", "ms": 6})
         for label, sign in signs.items()
     ]
+
+
+def _kind(label: str) -> str:
+    """Returns what marks that are counted have in common: `end of warm-up` of each cycle."""
+    return re.sub(r",?( cycle)? \d+$", "", re.sub(r" \d+,", "", label.rpartition(": ")[2]))
 
 
 def _draw_shares(axes: Any, curves: list[Curve], looks: list[dict[str, Any]]) -> _Explained:
