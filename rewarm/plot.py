@@ -182,9 +182,8 @@ def _draw_rates(
         axes.plot([p.tokens for p in one.points], [p.lr for p in one.points], **look)
         for label, mark in one.marks.items():
             # Marks are drawn on the curve, so that those of several recipes stay apart.
-            axes.plot(
-                mark.tokens, mark.lr, signs[_kind(label)], color=look["color"], ms=6, mec="white", mew=0.8
-            )
+            marked = {"color": look["color"], "ms": 6, "mec": "white", "mew": 0.8}
+            axes.plot(mark.tokens, mark.lr, signs[_kind(label)], **marked)
     tails, shared = _tails(curves)
     for index, tail in tails.items():
         color = "0.35" if shared else looks[index]["color"]

@@ -345,3 +345,20 @@ def test_the_same_curves_are_the_same_svg(rewarm, tmp_path):
     for name in ("a", "b"):
         plot.save([curve.curve("rewarm", rewarm)], tmp_path / f"{name}.svg")
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+
+def test_marks_that_are_counted_share_a_sign(plugins, thousand_steps):
+    cycle = "{name: rewarm, peak_lr: 3e-4, min_lr: 3e-5, decay: clipped-cosine}"
+    cyclic = recipe_of(
+        thousand_steps,
+        f"schedule={{name: sequence, parts: [{{length: 100%, repeat: 9, schedule: {cycle}}}]}}",
+    )
+    decays = recipe_of(
+        thousand_steps, "schedule={name: wsd-s, peak_lr: 3e-4, returns: [25%, 50%], decay: 10%}"
+    )
+    figure = plot._picture([curve.curve("cyclic", cyclic), curve.curve("decays", decays)])
+    said = [text.get_text().strip() for text in figure.legends[0].get_texts()]
+    assert sorted(said) == [
+        *("cyclic", "decays", "end of decay", "end of part", "end of warm-up"),
+        *("floor", "start of decay"),
+    ]
