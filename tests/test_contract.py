@@ -103,31 +103,31 @@ def test_a_hook_that_puts_the_rate_back_is_caught_on_the_weights(tiny):
 
 def test_pre_heating_fills_the_moments_and_moves_no_bit(recipe_text, tmp_path, base):
     """Also that the first real step is smaller for it: fresh moments make every step's a sign."""
-    start = {"model": f"{{base: {base}}}", "every__save": 10}
+    start = {"model": f"{{base: {base}}}", "every__save": 20, "tokens": 40960}
     hot = {"schedule": "{name: rewarm, peak_lr: 1e-3, min_lr: 1e-4, warmup: 0, preheat: 50%}"}
     cold = {"schedule": "{name: rewarm, peak_lr: 1e-3, min_lr: 1e-4, warmup: 0}"}
     run(recipe_text, tmp_path / "hot", **start, **hot)
     with pytest.raises(Preempted):
         _until(recipe_text, tmp_path / "cold", 1, **start, **cold)
-    heated = tmp_path / "hot" / "checkpoints" / "step-00000010"
+    heated = tmp_path / "hot" / "checkpoints" / "step-00000020"
     before, after = load_file(base / "model.safetensors"), load_file(heated / "model.safetensors")
     for name, tensor in before.items():
         assert torch.equal(tensor.view(torch.int32), after[name].view(torch.int32)), name
     moments = load_file(heated / "optimizer.safetensors")
-    assert moments["updates"].item() == 10
+    assert moments["updates"].item() == 20
     # Of the embeddings, rows of tokens that never came have none.
     filled = [t for n, t in moments.items() if n.startswith("exp_avg_sq/gpt_neox.layers")]
     assert torch.cat([t.flatten() for t in filled]).gt(0).float().mean() > 0.99
     with pytest.raises(Preempted):
-        _until(recipe_text, tmp_path / "eleven", 11, **start, **hot)
-    first = load_file(last_checkpoint(tmp_path / "eleven") / "model.safetensors")
+        _until(recipe_text, tmp_path / "behind", 21, **start, **hot)
+    first = load_file(last_checkpoint(tmp_path / "behind") / "model.safetensors")
     colder = load_file(last_checkpoint(tmp_path / "cold") / "model.safetensors")
 
     def moved(there, name, step):
         norm = sum((there[n] - t).square().sum().item() for n, t in before.items()) ** 0.5
         return norm / applied(tmp_path / name)[step]
 
-    warm, fresh = moved(first, "eleven", 11), moved(colder, "cold", 1)
+    warm, fresh = moved(first, "behind", 21), moved(colder, "cold", 1)
     print(f"norm of the first update, by its rate: {warm:.1f} pre-heated, {fresh:.1f} not")
     assert 0 < warm < 0.85 * fresh
 
