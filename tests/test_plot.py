@@ -5,18 +5,11 @@ from itertools import pairwise
 from xml.etree import ElementTree
 
 import pytest
+from test_curve import recipe_of
 
 from rewarm import curve, plot
-from rewarm.document import Document
 from rewarm.errors import RewarmError
-from rewarm.recipe import Recipe, validate
-
-
-def recipe_of(text: str, *overrides: str) -> Recipe:
-    document = Document(text, "r.yaml")
-    for override in overrides:
-        document.set(override)
-    return validate(document)
+from rewarm.recipe import Recipe
 
 
 @pytest.fixture
