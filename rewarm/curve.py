@@ -181,7 +181,10 @@ def _tail(run: Recipe, steps: int, most: int) -> list[Point]:
     if base.kind != "rewarm checkpoint":
         return []
     reached = read_progress(base.directory).step
-    parent = recipe.load(base.directory / "recipe.yaml")
+    try:
+        parent = recipe.load(base.directory / "recipe.yaml")
+    except RecipeError:  # made with a plug-in that is not here: the run itself can still be drawn
+        return []
     length = max(2, round(_TAIL * steps * run.batch.tokens / parent.batch.tokens))
     return _points(parent, _thinned(max(1, reached - length + 1), reached, most), end=reached)
 

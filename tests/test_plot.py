@@ -182,6 +182,13 @@ def test_a_base_that_is_drawn_anew_has_no_curve(thousand_steps, base):
     assert curve.curve("scratch", recipe).tail == []
 
 
+def test_a_base_whose_plug_in_is_not_here_has_no_curve(thousand_steps, base):
+    [made] = base.glob("checkpoints/*/recipe.yaml")
+    made.write_text(made.read_text().replace("name: constant", "name: not-here"))
+    recipe = recipe_of(thousand_steps, f"model={{base: {base}}}")
+    assert curve.curve("rewarm", recipe).tail == []
+
+
 def test_json_holds_every_number(rewarm, base, thousand_steps, tmp_path):
     pieces = "[{from: 0, weight: 3}, {from: 50%, weight: 1}]"
     mixed = recipe_of(
