@@ -59,9 +59,15 @@ def _options(
 
 @app.command(rich_help_panel=AHEAD)
 def check(recipe: RecipeFile, overrides: Set = None, as_json: Json = False) -> None:
-    """Print what a recipe will do, as arithmetic, without doing it."""
+    """Print what a recipe, or a study, will do, as arithmetic, without doing it."""
+    from rewarm import study
     from rewarm.check import in_text, plan
 
+    if study.is_study(recipe):
+        from rewarm import studies
+
+        studies.check(study.load(recipe, overrides))
+        return
     found, problem = plan(options.load(recipe, overrides))
     print(found.model_dump_json(indent=1) if as_json else in_text(found))
     if problem:
@@ -143,6 +149,22 @@ def train(
     from rewarm.train import train as run
 
     print(run(checked, resume=resume, accept_changes=accept_changes, deadline=deadline))
+
+
+@app.command(rich_help_panel=TRAIN)
+def compare(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study, in YAML.")],
+    overrides: Set = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Runs at once; each takes a GPU.", min=1, max=64)
+    ] = 1,
+    as_json: Json = False,
+) -> None:
+    """Run every arm of a study with every seed, and say what came of it."""
+    from rewarm import studies
+    from rewarm.study import load
+
+    studies.compare(load(study, overrides), workers, as_json=as_json)
 
 
 @app.command("eval", rich_help_panel=TRAIN)

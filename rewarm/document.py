@@ -72,15 +72,23 @@ class Document:
         source = source or f"--set {assignment}"
         if not equals or not all(keys):
             raise RecipeError([f"{source}: should be written --set section.setting=value"])
-        value, _ = _parse(written, source)
+        self.put(keys, _parse(written, source)[0], source)
+
+    def put(self, keys: Location, value: Any, source: str) -> None:
+        """Puts plain data in the place of a setting; `source` is the place that errors show.
+
+        Raises:
+            RecipeError: it leads through something that has no settings.
+        """
         parent = self.data
         for depth, key in enumerate(keys[:-1], start=1):
             if key not in parent:
                 self._places[keys[:depth]] = source
-            parent = parent.setdefault(key, {})
+            parent = parent.setdefault(str(key), {})
             if not isinstance(parent, dict):
-                raise RecipeError([f"{source}: {'.'.join(keys[:depth])} has no settings"])
-        parent[keys[-1]] = value
+                path = ".".join(map(str, keys[:depth]))
+                raise RecipeError([f"{source}: {path} has no settings"])
+        parent[str(keys[-1])] = value
         self._places = {k: v for k, v in self._places.items() if k[: len(keys)] != keys}
         self._places[keys] = source
 

@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -49,6 +49,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 def _problem(location: Location, message: str, found: object) -> InitErrorDetails:
     kind = PydanticCustomError("recipe", message)
     return InitErrorDetails(type=kind, loc=location, input=found)
+
+
+Kind = TypeVar("Kind", bound="Section")
 
 
 class Section(BaseModel):
@@ -498,10 +501,19 @@ def validate(document: Document, *, base_lr: BaseRate | None = None) -> Recipe:
     Raises:
         RecipeError: everything that is wrong with it, each line located.
     """
+    return read(document, Recipe, {"base_lr": base_lr or given_base_lr})
+
+
+def read(document: Document, kind: type[Kind], context: dict[str, Any]) -> Kind:
+    """Returns the recipe, or the like, in a parsed document.
+
+    Raises:
+        RecipeError: everything that is wrong with it, each line located.
+    """
     try:
-        return Recipe.model_validate(document.data, context={"base_lr": base_lr or given_base_lr})
+        return kind.model_validate(document.data, context=context)
     except ValidationError as error:
-        problems = {_letter(document, one): None for one in error.errors(include_url=False)}
+        problems = {_letter(document, one, kind): None for one in error.errors(include_url=False)}
         raise RecipeError(sorted(problems, key=_by_place)) from None
 
 
@@ -510,14 +522,14 @@ def _by_place(problem: str) -> tuple[str, int, int]:
     return (place[1], int(place[2]), int(place[3])) if place else (problem, 0, 0)
 
 
-def _letter(document: Document, error: ErrorDetails) -> str:
+def _letter(document: Document, error: ErrorDetails, kind: type[Section]) -> str:
     """Returns one line about one problem: place, path, what was found, what was wanted."""
     location, found = error["loc"], error["input"]
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if error["type"] == "missing":
         message = "required, but missing"
     elif error["type"] == "extra_forbidden":
-        known = _settings(document.data, location[:-1])
+        known = _settings(kind, document.data, location[:-1])
         near = did_you_mean(str(location[-1]), known)
         there = f" (there are: {', '.join(known)})" if known else ""
         message = f"no such setting{near or there}"
@@ -536,9 +548,8 @@ def _shown(found: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _settings(data: Any, location: Location) -> list[str]:
+def _settings(model: Any, data: Any, location: Location) -> list[str]:
     """Returns the names of the settings that a section has, found by walking the models."""
-    model: Any = Recipe
     for part in location:
         fields = getattr(model, "model_fields", {})
         # Not a field: an entry of a mapping or a list, dict[Name, Section] → Section.

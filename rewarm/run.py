@@ -56,7 +56,7 @@ class Run:
                     f"{self.directory}: already has checkpoints, up to {self.resumed.name}; go on "
                     "with --resume, or name another directory with --set run=DIR"
                 )
-            self.changes = self._changes(recipe) if self.resumed else []
+            self.changes = changes(self.resumed, recipe) if self.resumed else []
             if self.changes and not accept_changes:
                 raise CheckpointError(
                     f"{self.directory}: the recipe would change how this run goes on:\n  "
@@ -174,24 +174,28 @@ class Run:
                 "directory with --set run=DIR"
             ) from None
 
-    def _changes(self, recipe: Recipe) -> list[str]:
-        assert self.resumed is not None
-        manifest.verify(self.resumed, only="recipe.yaml")  # damage is not a change of mind
-        try:
-            began = _flat(Document.load(self.resumed / "recipe.yaml").data)
-        except RecipeError as error:
-            raise CheckpointError(
-                f"{self.resumed}: its recipe cannot be read: {error.problems[0]}; use another "
-                "checkpoint"
-            ) from None
-        now = _flat(recipe.document())
-        changed = [
-            printable(f"{path}: {began.get(path, 'not set')} → {now.get(path, 'not set')}")
-            for path in [*began, *(path for path in now if path not in began)]
-            if began.get(path) != now.get(path)
-            and not any(path == h or path.startswith(f"{h}.") for h in _HARMLESS)
-        ]
-        return changed + contract.curve_changes(self.resumed, recipe)
+
+def changes(checkpoint: Path, recipe: Recipe) -> list[str]:
+    """Returns how a recipe would change the outcome of a run that goes on behind a checkpoint.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+    """
+    manifest.verify(checkpoint, only="recipe.yaml")  # damage is not a change of mind
+    try:
+        began = _flat(Document.load(checkpoint / "recipe.yaml").data)
+    except RecipeError as error:
+        raise CheckpointError(
+            f"{checkpoint}: its recipe cannot be read: {error.problems[0]}; use another checkpoint"
+        ) from None
+    now = _flat(recipe.document())
+    changed = [
+        printable(f"{path}: {began.get(path, 'not set')} → {now.get(path, 'not set')}")
+        for path in [*began, *(path for path in now if path not in began)]
+        if began.get(path) != now.get(path)
+        and not any(path == h or path.startswith(f"{h}.") for h in _HARMLESS)
+    ]
+    return changed + contract.curve_changes(checkpoint, recipe)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

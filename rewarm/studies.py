@@ -1,0 +1,280 @@
+"""`rewarm compare`, and `rewarm check` of a study, in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from rewarm import tables
+from rewarm.claims import Estimate
+from rewarm.compare import Compare, State
+from rewarm.outcomes import Outcome, Results, figures, pareto, same_batches, straight_line
+from rewarm.quantities import in_words
+from rewarm.study import Plan
+
+
+def compare(plan: Plan, workers: int, *, as_json: bool) -> None:
+    """Does what is left of a study, and prints what came of it.
+
+    Raises:
+        RewarmError: see `Compare.work`; what is complete is printed before.
+    """
+    work = Compare(plan)
+    try:
+        with _screen() as show:
+            work.work(workers, show)
+    finally:
+        results = work.results()
+        if results.ran:
+            written = Path(plan.study.study) / "results.json"
+            said = as_data(plan, results)
+            written.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+            if as_json:
+                print(json.dumps(said, indent=1))
+            else:
+                _print(plan, results)
+                print(f"results   {written}")
+
+
+def check(plan: Plan) -> None:
+    """Prints what a study will do."""
+    for name, recipe in plan.bases.items():
+        print(f"base      {name}: {recipe.steps:,} steps, {in_words(_tokens(recipe))} tokens")
+    table = tables.table("arm", "steps", "tokens", "starts from", "what it changes")
+    for arm, said in plan.study.arms.items():
+        first = plan.of(arm)[0].recipe
+        model = first.model
+        start = model.base or model.preset or "new weights"
+        if model.revision:
+            start += f" at {model.revision}"
+        if model.fresh:
+            start = f"new weights, as {start}"
+        changes = "; ".join(f"{path}: {json.dumps(value)}" for path, value in said.items())
+        tokens = in_words(_tokens(first))
+        table.add_row(arm, f"{first.steps:,}", tokens, start, changes or "nothing")
+    tables.show(table)
+    for group in _same_data(plan):
+        print(f"batches   the same for {', '.join(group)}")
+    runs = [job.recipe for job in plan.jobs] + list(plan.bases.values())
+    print(
+        f"runs      {len(plan.study.arms)} arms × {len(plan.study.seeds)} seeds"
+        + (f" + {len(plan.bases)} bases" if plan.bases else "")
+        + f" = {len(runs)} runs, {in_words(sum(map(_tokens, runs)))} tokens, in {plan.study.study}"
+    )
+    for words, claim in plan.claims.items():
+        print(f"claim     {words}: {claim.text}")
+
+
+def _tokens(recipe: Any) -> int:
+    return int(recipe.steps * recipe.batch.tokens)
+
+
+def _same_data(plan: Plan) -> list[list[str]]:
+    """Returns the groups of arms whose recipes take the same tokens in the same order."""
+    groups: dict[str, list[str]] = {}
+    for arm in plan.study.arms:
+        one = plan.of(arm)[0].recipe
+        data = one.document()["data"]
+        key = {name: data[name] for name in ("context", "lanes", "train", "carry")}
+        said = json.dumps([key, one.seed, one.batch.tokens, one.steps], sort_keys=True)
+        groups.setdefault(said, []).append(arm)
+    return list(groups.values())
+
+
+@contextmanager
+def _screen() -> Iterator[Callable[[list[State]], None]]:
+    """Gives a function that shows states: a live table on a terminal, lines elsewhere."""
+    console = Console(stderr=True, highlight=False)
+    seen: dict[str, str] = {}
+
+    def say(states: list[State]) -> None:
+        for one in states:
+            if seen.get(one.name) != one.what and one.what != "waiting":
+                why = f": {one.why}" if one.why else ""
+                console.print(f"{one.name}  {one.what}{why}", markup=False, soft_wrap=True)
+            seen[one.name] = one.what
+
+    if not console.is_terminal:
+        yield say
+        return
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        yield lambda states: live.update(_states(states, console.height), refresh=True)
+
+
+def _states(states: list[State], height: int) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "state", "step", ""):
+        table.add_column(
+            column, no_wrap=column != "", justify="right" if column == "step" else "left"
+        )
+    counts = Counter(one.what for one in states)
+    busy = [one for one in states if one.what in ("running", "elsewhere", "failed")]
+    rest = [one for one in states if one.what == "waiting"]
+    shown = (busy + rest)[: max(3, height - 4)]
+    for one in shown:
+        bar = "━" * round(20 * one.step / one.steps)
+        table.add_row(one.name, one.what, f"{one.step:,}/{one.steps:,}", one.why or bar)
+    table.add_row("", "", "", ", ".join(f"{count} {what}" for what, count in counts.items()))
+    return table
+
+
+def _print(plan: Plan, results: Results) -> None:
+    reference = plan.reference
+    for on in _sets(results):
+        table = Table(box=None, pad_edge=False, header_style="bold", title=on, title_justify="left")
+        table.add_column("arm", no_wrap=True)
+        for column in ("start", "final", "change", "bump", "back at", f"vs {reference}"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for arm in plan.study.arms:
+            if results.over_seeds(arm, on, lambda one: one.final) is None:
+                continue
+            bump = results.over_seeds(arm, on, lambda one: one.bump)
+            table.add_row(
+                arm,
+                _mean(results.over_seeds(arm, on, lambda one: one.start)),
+                _mean(results.over_seeds(arm, on, lambda one: one.final)),
+                _mean(results.over_seeds(arm, on, lambda one: one.forgetting), sign=True),
+                _mean(bump, sign=True) if bump and bump.mean > 0 else "none",
+                _back(results, arm, on),
+                ""
+                if arm == reference
+                else _mean(results.paired(arm, reference, on, lambda one: one.final), sign=True),
+            )
+        tables.show(table)
+        print()
+    for seed, groups in same_batches(results, plan.study.arms).items():
+        for group in groups:
+            if len(group) > 1:
+                print(f"batches   seed {seed}: the same tokens for {', '.join(group)}")
+    if plan.claims:
+        table = tables.table("verdict", "effect", "claim")
+        for said, claim in plan.claims.items():
+            found = claim.judge(results.known, plan.study.seeds)
+            why = f" ({found.why})" if found.why else ""
+            table.add_row(found.verdict, _effect(found.effect), f"{said}{why}")
+        tables.show(table)
+
+
+def _sets(results: Results) -> list[str]:
+    return list(dict.fromkeys(on for ran in results.ran.values() for on in ran.sets))
+
+
+def _mean(found: Estimate | None, *, sign: bool = False) -> str:
+    if found is None:
+        return ""
+    mean = f"{found.mean:+.4f}" if sign else f"{found.mean:.4f}"
+    return mean if found.error is None else f"{mean} ± {found.error:.4f}"
+
+
+def _effect(found: Estimate | None) -> str:
+    if found is None:
+        return ""
+    interval = found.interval
+    if interval is None:
+        return f"{found.mean:+.4f}"
+    return f"{found.mean:+.4f} [{interval[0]:+.4f}, {interval[1]:+.4f}]"
+
+
+def _back(results: Results, arm: str, on: str) -> str:
+    """Returns when the loss was back where it started, over the seeds."""
+    there = [results.outcome(arm, seed, on) for seed in results.seeds(arm)]
+    tokens = [one.recovered for one in there if one is not None]
+    back = [one for one in tokens if one is not None]
+    if len(back) < len(tokens):
+        return "not" if not back else f"not ({len(back)} of {len(tokens)})"
+    return in_words(sum(back) / len(back)) if any(back) else "—"
+
+
+def as_data(plan: Plan, results: Results) -> dict[str, Any]:
+    """Returns everything that came of a study as plain data."""
+    sets = _sets(results)
+    arms: dict[str, Any] = {}
+    for arm in plan.study.arms:
+        arms[arm] = {
+            "changes": plan.study.arms[arm],
+            "seeds": {
+                seed: {
+                    "sets": {on: figures(one) for on, one in results.ran[arm, seed].sets.items()},
+                    "stream": results.ran[arm, seed].stream,
+                    "run": str(next(j.directory for j in plan.of(arm) if j.seed == seed)),
+                }
+                for seed in results.seeds(arm)
+            },
+            "over seeds": {
+                on: {
+                    name: _estimate(results.over_seeds(arm, on, figure))
+                    for name, figure in FIGURES.items()
+                }
+                for on in sets
+            },
+            f"against {plan.reference}": {
+                on: {
+                    name: _estimate(results.paired(arm, plan.reference, on, figure))
+                    for name, figure in FIGURES.items()
+                }
+                for on in sets
+            },
+        }
+    claims = {
+        said: {"claim": claim.text, **_verdict(claim.judge(results.known, plan.study.seeds))}
+        for said, claim in plan.claims.items()
+    }
+    return {
+        "study": plan.study.study,
+        "reference": plan.reference,
+        "seeds": list(plan.study.seeds),
+        "arms": arms,
+        "batches": {str(seed): groups for seed, groups in same_batches(results, arms).items()},
+        "lines": _lines(results, list(arms)),
+        "pareto": _front(results, list(arms)),
+        "claims": claims,
+    }
+
+
+FIGURES: dict[str, Callable[[Outcome], float]] = {
+    "start": lambda one: one.start,
+    "final": lambda one: one.final,
+    "forgetting": lambda one: one.forgetting,
+    "adaptation": lambda one: one.adaptation,
+    "bump": lambda one: one.bump,
+    "area": lambda one: one.area,
+}
+
+
+def _estimate(found: Estimate | None) -> dict[str, Any] | None:
+    return found._asdict() | {"interval": found.interval} if found else None
+
+
+def _verdict(found: Any) -> dict[str, Any]:
+    return {"verdict": found.verdict, "effect": _estimate(found.effect), "why": found.why}
+
+
+def _lines(results: Results, arms: list[str]) -> dict[str, Any]:
+    """Returns the fit of downstream losses over upstream ones, by arm and seed."""
+    found: dict[str, Any] = {}
+    for arm in arms:
+        for seed in results.seeds(arm):
+            x, y = (results.outcome(arm, seed, on) for on in ("upstream", "downstream"))
+            if x and y and (line := straight_line(x, y)):
+                found.setdefault(arm, {})[str(seed)] = line._asdict()
+    return found
+
+
+def _front(results: Results, arms: list[str]) -> list[str]:
+    """Returns the arms that no other beats in both final losses, averaged over seeds."""
+    points = {}
+    for arm in arms:
+        x, y = (
+            results.over_seeds(arm, on, lambda one: one.final) for on in ("upstream", "downstream")
+        )
+        if x and y:
+            points[arm] = (x.mean, y.mean)
+    return pareto(points)
