@@ -241,6 +241,39 @@ class Optimizer(Section):
     """Go on with the base's Adam moments instead of new ones; the base must have them."""
 
 
+def _power_of_two(scale: int) -> int:
+    if scale.bit_count() != 1:
+        raise ValueError("should be a power of 2, so that scaling rounds nothing")
+    return scale
+
+
+Scale = Annotated[Count, Field(le=2**32), AfterValidator(_power_of_two)]
+
+
+class LossScale(Section):
+    """How `precision: fp16` keeps small gradients from becoming 0.
+
+    The loss is multiplied by a scale, and the gradient divided by it again. A gradient that
+    overflowed is not applied. The defaults are Pythia's.
+    """
+
+    initial: Scale = 4096
+    """The first scale, a power of 2."""
+    window: Annotated[int, Field(strict=True, gt=0, le=2**24)] = 1000
+    """Steps without an overflow after which the scale is doubled."""
+    hysteresis: Annotated[int, Field(strict=True, gt=0, le=2**24)] = 2
+    """The overflow that halves the scale, counted since it was last doubled; each one after it
+    halves it too."""
+    minimum: Scale = 1
+    """The smallest scale; an overflow at it counts as a gradient that is not finite (`guard`)."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> LossScale:
+        if self.initial < self.minimum:
+            raise ValueError(f"initial {self.initial:,} is below the minimum of {self.minimum:,}")
+        return self
+
+
 class Guard(Section):
     """What happens when the loss does what it should not."""
 
@@ -319,8 +352,13 @@ class Recipe(Section):
     data: SerializeAsAny[Data]
     schedule: SerializeAsAny[Schedule]
     optimizer: Optimizer = Optimizer()
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """`bf16`: autocast, with master weights and moments in fp32. `fp32`: everything in fp32."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """`bf16`, `fp16`: autocast, with master weights and moments in fp32; fp16 with `loss_scale`.
+    `fp32`: everything in fp32."""
+    loss_scale: LossScale = LossScale()
+    tf32: bool = False
+    """With `precision: fp32` on an NVIDIA GPU: round what is multiplied to TF32, with 10 bits
+    behind the point in place of 23; faster by far."""
     compile: bool = True
     """Compile each layer with torch.compile on a GPU; a CPU runs eagerly."""
     every: Every = Every()
@@ -354,6 +392,15 @@ class Recipe(Section):
                     f"sequences × {context:,} tokens = {batch.microbatch * context:,}; "
                     f"the nearest that fits is {self._nearest_batch():,}",
                     batch.tokens,
+                )
+            )
+        if self.tf32 and self.precision != "fp32":
+            problems.append(
+                _problem(
+                    ("tf32",),
+                    f"is how products are made with precision: fp32, and this run's is "
+                    f"{self.precision}; take it away, or set precision: fp32",
+                    True,
                 )
             )
         if self.tokens < batch.tokens:

@@ -31,7 +31,7 @@ from rewarm.bases import Base
 from rewarm.checkpoint import TokenizerSource
 from rewarm.contract import Contract
 from rewarm.errors import CheckpointError, printable
-from rewarm.evaluate import device_name
+from rewarm.evaluate import device_name, use_tf32
 from rewarm.guard import Memory
 from rewarm.mix import Mix
 from rewarm.neox import NeoX
@@ -134,6 +134,7 @@ def start(recipe: Recipe, run: Run) -> Start:
         neox.initialise(model, recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
+    use_tf32(recipe.tf32, device)
     optimizer = optim.adamw(model, recipe.optimizer)
     if origin.moments:
         checkpoint.load_optimizer(origin.moments, model, optimizer)
@@ -159,7 +160,7 @@ def start(recipe: Recipe, run: Run) -> Start:
             *(_new_plugin(then, progress) if then else []),
             f"model   {origin.architecture.parameters:,} parameters, {rows:,} embedding "
             f"rows{padding}",
-            f"runs    in {recipe.precision} on {device_name(device)}",
+            f"runs    in {recipe.precision}{' with TF32 products' if recipe.tf32 else ''} on {device_name(device)}",
             f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
             f"lr {recipe.lr(step):.4g} → {recipe.lr(recipe.steps):.4g}",
         ],
