@@ -107,7 +107,7 @@ def measure_all(model: NeoX, recipe: Recipe, separator: int | None = None) -> di
             model,
             Place(said.shards, cache_bytes=recipe.data.cache),
             context=recipe.data.context,
-            microbatch=recipe.batch.microbatch,
+            microbatch=recipe.microbatch,
             tokens=said.tokens,
             precision=recipe.precision,
             separator=separator,

@@ -214,13 +214,27 @@ class Data(Section):
     """Corpora to measure on, by name; their losses come back under these names."""
 
 
+def _or_auto(microbatch: Any) -> Any:
+    if microbatch is None:
+        raise ValueError("should be a number of sequences, or auto")
+    return None if microbatch == "auto" else microbatch
+
+
+Microbatch = Annotated[
+    Annotated[int, Field(strict=True, gt=0)] | None,
+    BeforeValidator(_or_auto, json_schema_input_type=Annotated[int, Field(gt=0)] | Literal["auto"]),
+    PlainSerializer(lambda microbatch: microbatch or "auto"),
+]
+
+
 class Batch(Section):
     """How many tokens one step takes, and how they fit on a GPU."""
 
     tokens: Count
     """Tokens of one optimiser update, over all GPUs: a multiple of microbatch × context."""
-    microbatch: Annotated[int, Field(strict=True, gt=0)]
-    """Sequences that one GPU runs at once."""
+    microbatch: Microbatch
+    """Sequences that one GPU runs at once; or `auto`, for as many as fit: what is found (None until
+    then) is written into the run's own recipe, and a resume goes on with it."""
 
 
 class Optimizer(Section):
@@ -384,13 +398,19 @@ class Recipe(Section):
     def _adds_up(self) -> Recipe:
         problems = []
         batch, context = self.batch, self.data.context
-        if batch.tokens % (batch.microbatch * context):
+        unit = (batch.microbatch or 1) * context
+        if batch.tokens % unit:
+            what = (
+                f"microbatches: {batch.microbatch} sequences × {context:,} tokens = {unit:,}"
+                if batch.microbatch
+                else f"sequences of {context:,} tokens"
+            )
+            nearest = max(1, round(batch.tokens / unit)) * unit
             problems.append(
                 _problem(
                     ("batch", "tokens"),
-                    f"{batch.tokens:,} is not a whole number of microbatches: {batch.microbatch} "
-                    f"sequences × {context:,} tokens = {batch.microbatch * context:,}; "
-                    f"the nearest that fits is {self._nearest_batch():,}",
+                    f"{batch.tokens:,} is not a whole number of {what}; the nearest that fits is "
+                    f"{nearest:,}",
                     batch.tokens,
                 )
             )
@@ -450,19 +470,21 @@ class Recipe(Section):
             raise ValidationError.from_exception_data("Recipe", problems)
         return self
 
-    def _nearest_batch(self) -> int:
-        unit = self.batch.microbatch * self.data.context
-        return max(1, round(self.batch.tokens / unit)) * unit
-
     @property
     def steps(self) -> int:
         """Optimiser updates of the run: the whole batches in the budget."""
         return self.tokens // self.batch.tokens
 
     @property
+    def microbatch(self) -> int:
+        """Sequences that one GPU runs at once, in a recipe that says so, or was settled."""
+        assert self.batch.microbatch is not None
+        return self.batch.microbatch
+
+    @property
     def accumulation(self) -> int:
-        """Microbatches that one process adds up in a step."""
-        return self.batch.tokens // (self.batch.microbatch * self.data.context)
+        """Microbatches that one process adds up in a step, as `microbatch`."""
+        return self.sequences // self.microbatch
 
     @property
     def sequences(self) -> int:

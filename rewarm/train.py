@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rewarm import bases, optim
+from rewarm import bases, optim, trial
 from rewarm.errors import CheckpointError, DataError, Diverged
 from rewarm.evaluate import autocast, device_name, measure_all, perplexity
 from rewarm.guard import Guard, unfit
@@ -106,6 +106,7 @@ def train(
         RewarmError: see `errors`; what was reached before is saved.
     """
     _keep_freed_memory()
+    recipe, settled = trial.settle(recipe)
     with Run(recipe, resume=resume, accept_changes=accept_changes) as run:
         begun = start(recipe, run)
         done = begun.progress.step
@@ -118,7 +119,7 @@ def train(
             screen(steps=recipe.steps, done=done) as shown,
             Interruptions(until, deadline) as interruptions,
         ):
-            for line in [*begun.said, *cleared]:
+            for line in [*begun.said, *settled, *cleared]:
                 shown.say(line)
             return _loop(begun, _Beside(recipe, run, begun, shown), interruptions)
 
@@ -146,7 +147,7 @@ def _loop(begun: Start, beside: _Beside, interruptions: Interruptions) -> Path:
                 model,
                 optimizer,
                 torch.from_numpy(tokens),
-                microbatch=recipe.batch.microbatch,
+                microbatch=recipe.microbatch,
                 lr=lr,
                 clip=recipe.optimizer.clip,
                 cast=cast,

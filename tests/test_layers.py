@@ -14,14 +14,14 @@ SOURCES = {path.stem: path for path in Path(rewarm.__file__).parent.glob("*.py")
 # Imports point down only: a module may import those above it in this list, and no others.
 TORCH = (
     *("metrics", "neox", "optim", "checkpoint", "evaluate", "scaling"),
-    *("guard", "saving", "start", "train", "verify_resume"),
+    *("guard", "saving", "trial", "start", "train", "verify_resume"),
 )
 ORDER = [
     *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "pythia"),
     *("recipe", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
     *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run"),
-    *("curve", "plot", "check"),
+    *("memory", "curve", "plot", "check"),
     *(
         "testing",
         "author",
