@@ -36,8 +36,8 @@ data:
     english: {{shards: {out}/shards/upstream/train, weight: 50%}}
     code: {{shards: {out}/shards/downstream/train, weight: 50%}}
   validation:
-    english: {{shards: {out}/shards/upstream/val}}
-    code: {{shards: {out}/shards/downstream/val}}
+    english: {{shards: {out}/shards/upstream/val, tokens: {measured}}}
+    code: {{shards: {out}/shards/downstream/val, tokens: {measured}}}
 batch: {{tokens: {batch}, microbatch: {microbatch}}}
 schedule: {{name: rewarm, peak_lr: {lr}, min_lr: {floor}, warmup: 5%}}
 every: {{log: 1, evaluate: {often}, save: null}}

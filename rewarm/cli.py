@@ -307,7 +307,7 @@ def main() -> None:
             raise
         text = str(error).strip() or "no message"
         if type(error).__name__ == "OutOfMemoryError":
-            _fail(f"out of memory on the device: {text}; try a smaller batch.microbatch", 1)
+            _fail(f"out of memory on the device: {text}; try batch.microbatch: auto", 1)
         _fail(
             f"{type(error).__name__}: {text}\nthis is not an error that rewarm expects; to see "
             "where it was, set REWARM_TRACEBACK=1 and run it again",

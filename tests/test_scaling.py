@@ -228,3 +228,28 @@ def test_a_scale_that_no_run_left_behind_is_refused(recipe_text, tmp_path):
     (saved / "MANIFEST.json").write_text(json.dumps(manifest.of(saved)))
     with pytest.raises(CheckpointError, match=r"guard: loss_scale\.scale: "):
         run(recipe_text, tmp_path / "run", resume=True, accept_changes=True, **FP16)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_no_step_waits_for_the_scale():
+    shape = Architecture(layers=2, hidden=64, heads=2, vocabulary=64, positions=16)
+    model = NeoX(shape)
+    initialise(model, 3)
+    device = torch.device("cuda")
+    optimizer = optim.adamw(model.to(device), Optimizer())
+    guard = Guard(Settings(), device, {}, 1e-3, LossScale(initial=2**32, hysteresis=1))
+    tokens = torch.randint(0, 64, (8, 17), device=device)
+    for number in range(1, 9):
+        guard.begin(number, 1e-3, Position({}))
+        torch.cuda.set_sync_debug_mode("error" if number > 2 else "default")
+        try:
+            take_step(
+                model, optimizer, tokens, microbatch=4, lr=1e-3, clip=1.0, judge=guard.judge,
+                cast=torch.autocast("cuda", torch.float16), scale=guard.scale,
+            )  # fmt: skip
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    events, stop = guard.read(1)
+    assert events[0].kind == "overflow"
+    assert stop is None
