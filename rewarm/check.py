@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from rewarm import bases, contract, lineage, pythia, schedules
+from rewarm import bases, contract, lineage, memory, pythia, schedules
 from rewarm.architecture import Architecture
 from rewarm.errors import RewarmError
 from rewarm.mix import Mix
@@ -25,19 +25,6 @@ class Shape(BaseModel):
     heads: int
     vocabulary: int
     flops_per_token: int
-
-
-class Memory(BaseModel):
-    """Bytes on the device, activations and logits not counted."""
-
-    weights: int
-    gradients: int
-    moments: int
-
-    @property
-    def total(self) -> int:
-        """All three."""
-        return self.weights + self.gradients + self.moments
 
 
 class RateAt(BaseModel):
@@ -72,9 +59,10 @@ class Plan(BaseModel):
     tokens: int
     """Tokens that the whole steps take."""
     gpus: int
-    microbatch: int
+    microbatch: int | None
+    """None where it is `auto`: found when training begins."""
     context: int
-    accumulation: int
+    accumulation: int | None
     batch_tokens: int
     schedule: str
     rates: list[RateAt]
@@ -83,7 +71,8 @@ class Plan(BaseModel):
     evaluations: int
     checkpoints: int
     checkpoint_bytes: int | None
-    memory: Memory | None
+    memory: memory.Memory | None
+    """At the peak of a step; with one sequence at once, where the microbatch is `auto`."""
     problems: list[str]
     """What stands in the way of training now, on this machine."""
 
@@ -114,7 +103,7 @@ def plan(recipe: Recipe) -> tuple[Plan, RewarmError | None]:
         gpus=1,
         microbatch=recipe.batch.microbatch,
         context=recipe.data.context,
-        accumulation=recipe.accumulation,
+        accumulation=recipe.batch.microbatch and recipe.accumulation,
         batch_tokens=recipe.batch.tokens,
         schedule=f"{plugin.name} ({plugin.distribution} {plugin.version})",
         rates=rates(recipe),
@@ -129,7 +118,7 @@ def plan(recipe: Recipe) -> tuple[Plan, RewarmError | None]:
         evaluations=2 + _times(recipe, recipe.every.evaluate) if recipe.data.validation else 0,
         checkpoints=1 + _times(recipe, recipe.every.save),
         checkpoint_bytes=size and 12 * size,
-        memory=size and Memory(weights=4 * size, gradients=4 * size, moments=8 * size),
+        memory=shape and memory.of_recipe(recipe, shape),
         problems=[str(problem) for problem in problems],
     )
     return found, (problems[0] if problems else None)
@@ -165,7 +154,10 @@ def in_text(plan: Plan) -> str:
         (
             "batch",
             f"{plan.gpus} GPU × {plan.microbatch} sequences × {plan.context:,} tokens × "
-            f"{plan.accumulation} accumulated = {plan.batch_tokens:,} tokens",
+            f"{plan.accumulation} accumulated = {plan.batch_tokens:,} tokens"
+            if plan.microbatch
+            else f"{plan.gpus} GPU × {plan.batch_tokens // plan.context:,} sequences × "
+            f"{plan.context:,} tokens = {plan.batch_tokens:,} tokens, as many at once as fit",
         ),
         ("schedule", plan.schedule),
     ]
@@ -183,15 +175,9 @@ def in_text(plan: Plan) -> str:
                 f"{in_bytes(plan.checkpoints * plan.checkpoint_bytes)}",
             )
         )
-    if memory := plan.memory:
-        lines.append(
-            (
-                "memory",
-                f"{in_bytes(memory.weights)} weights + {in_bytes(memory.gradients)} gradients + "
-                f"{in_bytes(memory.moments)} Adam moments = {in_bytes(memory.total)}; activations "
-                "come on top",
-            )
-        )
+    if plan.memory:
+        one = "" if plan.microbatch else ", with one sequence at once"
+        lines.append(("memory", plan.memory.in_words() + one))
     return "\n".join(f"{key:<10}{text}" for key, text in lines)
 
 

@@ -185,7 +185,7 @@ def evaluate(
         int | None, typer.Option(help="Tokens in a sequence; the model's own if not given.", min=1)
     ] = None,
     microbatch: Annotated[int, typer.Option(help="Sequences at once.", min=1)] = 8,
-    precision: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     as_json: Json = False,
 ) -> None:
     """Measure loss and perplexity of checkpoints on shards."""
@@ -201,8 +201,8 @@ def evaluate(
         limit = parse_count(tokens) if tokens else None
     except ValueError as error:
         raise typer.BadParameter(f"--tokens {tokens}: {error}") from None
-    if precision not in ("fp32", "bf16"):
-        raise typer.BadParameter(f"--precision {precision}: should be fp32 or bf16")
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise typer.BadParameter(f"--precision {precision}: should be fp32, bf16 or fp16")
     from rewarm.evaluate import measure_checkpoint, perplexity
     from rewarm.places import Place
 
@@ -329,7 +329,7 @@ def main() -> None:
             raise
         text = str(error).strip() or "no message"
         if type(error).__name__ == "OutOfMemoryError":
-            _fail(f"out of memory on the device: {text}; try a smaller batch.microbatch", 1)
+            _fail(f"out of memory on the device: {text}; try batch.microbatch: auto", 1)
         _fail(
             f"{type(error).__name__}: {text}\nthis is not an error that rewarm expects; to see "
             "where it was, set REWARM_TRACEBACK=1 and run it again",

@@ -39,7 +39,17 @@ def device_name(device: torch.device) -> str:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Returns the context in which forward passes run at this precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.autocast(device.type, halves.get(precision), enabled=precision in halves)
+
+
+def use_tf32(on: bool, device: torch.device) -> None:
+    """Has fp32 products on a GPU round their factors to TF32, or not; a CPU never does.
+
+    Said either way: PyTorch keeps it for the process, and a run before may have said otherwise.
+    """
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if on else "highest")
 
 
 @torch.no_grad()
@@ -97,7 +107,7 @@ def measure_all(model: NeoX, recipe: Recipe, separator: int | None = None) -> di
             model,
             Place(said.shards, cache_bytes=recipe.data.cache),
             context=recipe.data.context,
-            microbatch=recipe.batch.microbatch,
+            microbatch=recipe.microbatch,
             tokens=said.tokens,
             precision=recipe.precision,
             separator=separator,

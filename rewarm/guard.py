@@ -17,8 +17,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from rewarm import scaling
 from rewarm.quantities import in_words
 from rewarm.recipe import Guard as Settings
+from rewarm.recipe import LossScale
+from rewarm.scaling import Scaler
 from rewarm.stream import Position
 
 _WINDOW = 64
@@ -32,7 +35,7 @@ _SMOOTH = 8
 class Event(NamedTuple):
     """Something that belongs in the metrics."""
 
-    kind: Literal["not-finite", "spike", "stability-gap"]
+    kind: Literal["not-finite", "overflow", "spike", "stability-gap"]
     step: int
     values: dict[str, Any]
 
@@ -46,6 +49,9 @@ class Event(NamedTuple):
                 f"{said}stability gap: the training loss rose by {values['height']:.4f} up to step "
                 f"{values['top_step']:,}; {over}"
             )
+        if self.kind == "overflow":
+            scale = f"{values['loss_scale']:,.0f}"
+            return f"{said}the gradient overflowed fp16 at a loss scale of {scale}; not applied"
         done = "applied" if values["applied"] else "not applied"
         if self.kind == "spike":
             return f"{said}warning: loss {values['loss']:.4f} is a spike (z {values['z']}); {done}"
@@ -140,6 +146,8 @@ class Memory(BaseModel):
     skipped: Annotated[int, Field(ge=0, le=2**53)] = 0
     """Steps that were not applied, in the whole run."""
     gap: Gap | None = None
+    loss_scale: scaling.Memory | None = None
+    """None where the precision needs none."""
 
 
 def unfit(loss: Tensor, grad_norm: Tensor) -> Tensor:
@@ -151,11 +159,19 @@ class Guard:
     """Judges each step, and remembers the losses of those before it."""
 
     def __init__(
-        self, settings: Settings, device: torch.device, state: dict[str, Any], base_lr: float | None
+        self,
+        settings: Settings,
+        device: torch.device,
+        state: dict[str, Any],
+        base_lr: float | None,
+        loss_scale: LossScale | None = None,
     ) -> None:
         """Goes on from the `state` of a checkpoint, or begins; `base_lr` is the rate before."""
         self._settings = settings
         memory = Memory.model_validate(state)
+        self._scaler = None if loss_scale is None else Scaler(loss_scale, device, memory.loss_scale)
+        self.loss_scale: float | None = None
+        """That of the last step that was read."""
         padding = [math.nan] * (_WINDOW - len(memory.losses))
         self._losses = torch.tensor(padding + memory.losses, device=device)
         self._unfit = torch.tensor(float(memory.unfit), device=device)
@@ -174,9 +190,19 @@ class Guard:
         self._expected = self._rise.see(step, lr)
         self._steps.append((step, lr, before))
 
+    @property
+    def scale(self) -> Tensor | None:
+        """The loss scale of the step that is judged next; None where the precision needs none."""
+        return self._scaler.scale if self._scaler else None
+
     def judge(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
         """Returns 1 where the step should not be applied, else 0; shape (), on the device."""
         broken = unfit(loss, grad_norm).bool()
+        overflow, scale = torch.zeros_like(broken), torch.ones_like(loss)
+        if self._scaler:
+            scale = self._scaler.scale
+            overflow = self._scaler.see(grad_norm) & torch.isfinite(loss)
+            broken &= ~overflow
         middle = self._losses.nanmedian()
         # 0.6745: the median distance of a normal distribution is so many σ. The floor is for
         # losses of tiny or repeated texts, which lie so close that any change would stand out.
@@ -186,12 +212,15 @@ class Guard:
         spike = (z > self._settings.spike) & ~broken
         if self._expected:
             spike = torch.zeros_like(spike)
-        skip = (broken | spike) if self._settings.on_spike == "skip" else broken
+        skip = broken | overflow
+        if self._settings.on_spike == "skip":
+            skip |= spike
         self._unfit = torch.where(broken, self._unfit + 1, 0.0)
         # A spike is not remembered: what follows it is compared with what was before it.
         moved = torch.cat([self._losses[1:], loss.reshape(1)])
         self._losses = torch.where(broken | spike, self._losses, moved)
-        row = [loss, grad_norm, torch.where(spike, z, 0.0), skip.float(), self._unfit]
+        z = torch.where(spike, z, 0.0)
+        row = [loss, grad_norm, z, skip, self._unfit, overflow, scale]
         self._rows.append(torch.stack([one.float() for one in row]))
         return skip.float()
 
@@ -209,9 +238,13 @@ class Guard:
         steps, self._rows, self._steps = self._steps, [], []
         events: list[Event] = []
         stop: Stop | None = None
-        for (step, lr, before), (loss, norm, z, skip, unfit) in zip(steps, rows, strict=True):
+        for (step, lr, before), row in zip(steps, rows, strict=True):
+            loss, norm, z, skip, unfit, overflow, scale = row
+            self.loss_scale = scale if self._scaler else None
             self.skipped, self._streak = self.skipped + int(skip), int(unfit)
             what = {"loss": loss, "grad_norm": norm, "applied": not skip}
+            if overflow:
+                events.append(Event("overflow", step, {**what, "loss_scale": scale}))
             if unfit:
                 events.append(Event("not-finite", step, what))
                 if unfit >= self._settings.patience and not stop:
@@ -238,4 +271,5 @@ class Guard:
             "unfit": int(self._unfit.item()),
             "skipped": self.skipped,
             "gap": self.gap.model_dump(),
+            "loss_scale": self._scaler.state().model_dump() if self._scaler else None,
         }

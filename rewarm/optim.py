@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -31,6 +32,17 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets the rate of the next step, on every group."""
     for group in optimizer.param_groups:
         group["lr"] = lr
+
+
+def clip(model: NeoX, most: float | None, scale: Tensor | None = None) -> Tensor:
+    """Returns the norm of the whole gradient, and shortens the gradient where that is above `most`.
+
+    A loss `scale` is taken out of it first.
+    """
+    if scale is not None:
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        torch._foreach_mul_(gradients, 1 / scale)
+    return torch.nn.utils.clip_grad_norm_(model.parameters(), most or math.inf)
 
 
 def apply(optimizer: torch.optim.Optimizer, lr: float, found_inf: Tensor) -> None:

@@ -217,13 +217,27 @@ class Data(Section):
     """Corpora to measure on, by name; their losses come back under these names."""
 
 
+def _or_auto(microbatch: Any) -> Any:
+    if microbatch is None:
+        raise ValueError("should be a number of sequences, or auto")
+    return None if microbatch == "auto" else microbatch
+
+
+Microbatch = Annotated[
+    Annotated[int, Field(strict=True, gt=0)] | None,
+    BeforeValidator(_or_auto, json_schema_input_type=Annotated[int, Field(gt=0)] | Literal["auto"]),
+    PlainSerializer(lambda microbatch: microbatch or "auto"),
+]
+
+
 class Batch(Section):
     """How many tokens one step takes, and how they fit on a GPU."""
 
     tokens: Count
     """Tokens of one optimiser update, over all GPUs: a multiple of microbatch × context."""
-    microbatch: Annotated[int, Field(strict=True, gt=0)]
-    """Sequences that one GPU runs at once."""
+    microbatch: Microbatch
+    """Sequences that one GPU runs at once; or `auto`, for as many as fit: what is found (None until
+    then) is written into the run's own recipe, and a resume goes on with it."""
 
 
 class Optimizer(Section):
@@ -242,6 +256,39 @@ class Optimizer(Section):
     """The gradient's greatest norm; null for no clipping."""
     carry: bool = False
     """Go on with the base's Adam moments instead of new ones; the base must have them."""
+
+
+def _power_of_two(scale: int) -> int:
+    if scale.bit_count() != 1:
+        raise ValueError("should be a power of 2, so that scaling rounds nothing")
+    return scale
+
+
+Scale = Annotated[Count, Field(le=2**32), AfterValidator(_power_of_two)]
+
+
+class LossScale(Section):
+    """How `precision: fp16` keeps small gradients from becoming 0.
+
+    The loss is multiplied by a scale, and the gradient divided by it again. A gradient that
+    overflowed is not applied. The defaults are Pythia's.
+    """
+
+    initial: Scale = 4096
+    """The first scale, a power of 2."""
+    window: Annotated[int, Field(strict=True, gt=0, le=2**24)] = 1000
+    """Steps without an overflow after which the scale is doubled."""
+    hysteresis: Annotated[int, Field(strict=True, gt=0, le=2**24)] = 2
+    """The overflow that halves the scale, counted since it was last doubled; each one after it
+    halves it too."""
+    minimum: Scale = 1
+    """The smallest scale; an overflow at it counts as a gradient that is not finite (`guard`)."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> LossScale:
+        if self.initial < self.minimum:
+            raise ValueError(f"initial {self.initial:,} is below the minimum of {self.minimum:,}")
+        return self
 
 
 class Guard(Section):
@@ -322,8 +369,13 @@ class Recipe(Section):
     data: SerializeAsAny[Data]
     schedule: SerializeAsAny[Schedule]
     optimizer: Optimizer = Optimizer()
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """`bf16`: autocast, with master weights and moments in fp32. `fp32`: everything in fp32."""
+    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """`bf16`, `fp16`: autocast, with master weights and moments in fp32; fp16 with `loss_scale`.
+    `fp32`: everything in fp32."""
+    loss_scale: LossScale = LossScale()
+    tf32: bool = False
+    """With `precision: fp32` on an NVIDIA GPU: round what is multiplied to TF32, with 10 bits
+    behind the point in place of 23; faster by far."""
     compile: bool = True
     """Compile each layer with torch.compile on a GPU; a CPU runs eagerly."""
     every: Every = Every()
@@ -349,14 +401,29 @@ class Recipe(Section):
     def _adds_up(self) -> Recipe:
         problems = []
         batch, context = self.batch, self.data.context
-        if batch.tokens % (batch.microbatch * context):
+        unit = (batch.microbatch or 1) * context
+        if batch.tokens % unit:
+            what = (
+                f"microbatches: {batch.microbatch} sequences × {context:,} tokens = {unit:,}"
+                if batch.microbatch
+                else f"sequences of {context:,} tokens"
+            )
+            nearest = max(1, round(batch.tokens / unit)) * unit
             problems.append(
                 _problem(
                     ("batch", "tokens"),
-                    f"{batch.tokens:,} is not a whole number of microbatches: {batch.microbatch} "
-                    f"sequences × {context:,} tokens = {batch.microbatch * context:,}; "
-                    f"the nearest that fits is {self._nearest_batch():,}",
+                    f"{batch.tokens:,} is not a whole number of {what}; the nearest that fits is "
+                    f"{nearest:,}",
                     batch.tokens,
+                )
+            )
+        if self.tf32 and self.precision != "fp32":
+            problems.append(
+                _problem(
+                    ("tf32",),
+                    f"is how products are made with precision: fp32, and this run's is "
+                    f"{self.precision}; take it away, or set precision: fp32",
+                    True,
                 )
             )
         if self.tokens < batch.tokens:
@@ -406,19 +473,21 @@ class Recipe(Section):
             raise ValidationError.from_exception_data("Recipe", problems)
         return self
 
-    def _nearest_batch(self) -> int:
-        unit = self.batch.microbatch * self.data.context
-        return max(1, round(self.batch.tokens / unit)) * unit
-
     @property
     def steps(self) -> int:
         """Optimiser updates of the run: the whole batches in the budget."""
         return self.tokens // self.batch.tokens
 
     @property
+    def microbatch(self) -> int:
+        """Sequences that one GPU runs at once, in a recipe that says so, or was settled."""
+        assert self.batch.microbatch is not None
+        return self.batch.microbatch
+
+    @property
     def accumulation(self) -> int:
-        """Microbatches that one process adds up in a step."""
-        return self.batch.tokens // (self.batch.microbatch * self.data.context)
+        """Microbatches that one process adds up in a step, as `microbatch`."""
+        return self.sequences // self.microbatch
 
     @property
     def sequences(self) -> int:

@@ -7,6 +7,7 @@ weights and Adam moments (`optimizer.carry`), or everything from this run's last
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
@@ -20,10 +21,12 @@ from rewarm import (
     contract,
     lineage,
     manifest,
+    memory,
     neox,
     optim,
     schedules,
     stream,
+    trial,
     untrusted,
 )
 from rewarm.architecture import Architecture
@@ -31,7 +34,7 @@ from rewarm.bases import Base
 from rewarm.checkpoint import TokenizerSource
 from rewarm.contract import Contract
 from rewarm.errors import CheckpointError, printable
-from rewarm.evaluate import device_name
+from rewarm.evaluate import autocast, device_name, use_tf32
 from rewarm.guard import Memory
 from rewarm.mix import Mix
 from rewarm.neox import NeoX
@@ -134,11 +137,22 @@ def start(recipe: Recipe, run: Run) -> Start:
         neox.initialise(model, recipe.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
+    use_tf32(recipe.tf32, device)
     optimizer = optim.adamw(model, recipe.optimizer)
     if origin.moments:
         checkpoint.load_optimizer(origin.moments, model, optimizer)
+    separator = facts.eos if recipe.data.documents == "separate" else None
+    eager = []
     if device.type == "cuda" and recipe.compile:
-        model.compile_layers()
+        attempt = partial(
+            trial.run_once,
+            model,
+            microbatch=recipe.microbatch,
+            context=recipe.data.context,
+            cast=autocast(recipe.precision, device),
+            separator=separator,
+        )
+        eager = trial.compile_layers(model, attempt)
     own = origin.tokenizer and (origin.tokenizer / "tokenizer.json").is_file()
     folder = origin.tokenizer if own and origin.tokenizer else first.tokenizer_folder()
     untrusted.insist_on_own_files(folder)  # its tokenizer goes into every checkpoint
@@ -150,7 +164,7 @@ def start(recipe: Recipe, run: Run) -> Start:
         optimizer,
         Stream(corpora, recipe.weights, sequences=recipe.sequences, position=progress.position),
         TokenizerSource(folder, facts.eos, facts.eos_token),
-        facts.eos if recipe.data.documents == "separate" else None,
+        separator,
         progress,
         agreed,
         [
@@ -159,7 +173,10 @@ def start(recipe: Recipe, run: Run) -> Start:
             *(_new_plugin(then, progress) if then else []),
             f"model   {origin.architecture.parameters:,} parameters, {rows:,} embedding "
             f"rows{padding}",
-            f"runs    in {recipe.precision} on {device_name(device)}",
+            f"runs    in {recipe.precision}{', products in TF32,' if recipe.tf32 else ''} "
+            f"on {device_name(device)}",
+            *eager,
+            f"memory  {memory.of_recipe(recipe, origin.architecture).in_words()}",
             f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
             f"lr {recipe.lr(step):.4g} → {recipe.lr(recipe.steps):.4g}",
         ],

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rewarm import bases, optim
+from rewarm import bases, optim, trial
 from rewarm.errors import CheckpointError, DataError, Diverged
 from rewarm.evaluate import autocast, device_name, measure_all, perplexity
 from rewarm.guard import Guard, unfit
@@ -60,11 +60,12 @@ def take_step(
     cast: AbstractContextManager[object],
     judge: Callable[[Tensor, Tensor], Tensor] = unfit,
     separator: int | None = None,
+    scale: Tensor | None = None,
 ) -> Taken:
     """Takes one optimiser step on tokens of shape (sequences, context + 1).
 
     `judge` is given the loss and the gradient's norm, and returns 1 where the update should not be
-    applied, else 0.
+    applied, else 0. `scale` is the loss scale of fp16.
     """
     device = next(model.parameters()).device
     parts: tuple[Tensor, ...] = tokens.split(microbatch)  # type: ignore[no-untyped-call]
@@ -73,9 +74,9 @@ def take_step(
         block = part.to(device, non_blocking=True)
         with cast:
             part_loss = model.loss(block[:, :-1], block[:, 1:], separator=separator) / len(parts)
-        part_loss.backward()  # type: ignore[no-untyped-call]
+        part_loss.backward(scale)  # type: ignore[no-untyped-call]
         loss += part_loss.detach()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), clip or math.inf)
+    norm = optim.clip(model, clip, scale)
     skipped = judge(loss, norm)
     optim.apply(optimizer, lr, skipped)
     optimizer.zero_grad()
@@ -105,6 +106,7 @@ def train(
         RewarmError: see `errors`; what was reached before is saved.
     """
     _keep_freed_memory()
+    recipe, settled = trial.settle(recipe)
     with Run(recipe, resume=resume, accept_changes=accept_changes) as run:
         begun = start(recipe, run)
         done = begun.progress.step
@@ -117,7 +119,7 @@ def train(
             screen(steps=recipe.steps, done=done) as shown,
             Interruptions(until, deadline) as interruptions,
         ):
-            for line in [*begun.said, *cleared]:
+            for line in [*begun.said, *settled, *cleared]:
                 shown.say(line)
             return _loop(begun, _Beside(recipe, run, begun, shown), interruptions)
 
@@ -145,12 +147,13 @@ def _loop(begun: Start, beside: _Beside, interruptions: Interruptions) -> Path:
                 model,
                 optimizer,
                 torch.from_numpy(tokens),
-                microbatch=recipe.batch.microbatch,
+                microbatch=recipe.microbatch,
                 lr=lr,
                 clip=recipe.optimizer.clip,
                 cast=cast,
                 judge=guard.judge,
                 separator=begun.separator,
+                scale=guard.scale,
             )
             progress = progress.after(step, recipe.batch.tokens, lr, position)
             meter.count(recipe.batch.tokens)
@@ -195,7 +198,13 @@ class _Beside:
             begun.model.architecture.flops_per_token(recipe.data.context),
             peak_flops(device_name(self._device)),
         )
-        self.guard = Guard(recipe.guard, self._device, begun.progress.guard, begun.contract.base_lr)
+        self.guard = Guard(
+            recipe.guard,
+            self._device,
+            begun.progress.guard,
+            begun.contract.base_lr,
+            recipe.loss_scale if recipe.precision == "fp16" else None,
+        )
         self.branch = recipe.before_decay if recipe.branches else None
         """The step whose checkpoint others will want to branch from, saved whatever else is."""
         self.saver = Saver(
@@ -222,6 +231,7 @@ class _Beside:
             "loss": taken.loss.item(),
             "grad_norm": taken.grad_norm.item(),
             "skipped": self.guard.skipped,
+            **({"loss_scale": scale} if (scale := self.guard.loss_scale) else {}),
             **self.meter.read(),
         }
         context = self.recipe.data.context

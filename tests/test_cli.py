@@ -55,7 +55,7 @@ def test_nothing_to_do_is_help_and_a_usage_error(command):
         (["eval", "x", "--data", "folder"], "--data folder: should be NAME=DIR, each name once"),
         (["eval", "x", "--data", "a=x", "--data", "a=y"], "--data a=y: should be NAME=DIR"),
         (["eval", "x", "--data", "a=x", "--tokens", "many"], "--tokens many: should be a count"),
-        (["eval", "x", "--data", "a=x", "--precision", "fp8"], "should be fp32 or bf16"),
+        (["eval", "x", "--data", "a=x", "--precision", "fp8"], "should be fp32, bf16 or fp16"),
         (["shard", "x", "--out", "y", "--tokenizer", "z", "--shard-size", "big"], "be a count"),
         (["shard", "x", "--out", "y", "--tokenizer", "z", "--shard-size", "0"], "be above 0"),
         (["shard", "x", "--out", "y", "--tokenizer", "z", "--validation", "1"], "to below 1"),

@@ -13,15 +13,15 @@ SOURCES = {path.stem: path for path in Path(rewarm.__file__).parent.glob("*.py")
 
 # Imports point down only: a module may import those above it in this list, and no others.
 TORCH = (
-    *("metrics", "neox", "optim", "checkpoint", "evaluate"),
-    *("guard", "saving", "start", "train", "verify_resume"),
+    *("metrics", "neox", "optim", "checkpoint", "evaluate", "scaling"),
+    *("guard", "saving", "trial", "start", "train", "verify_resume"),
 )
 ORDER = [
     *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "pythia"),
     *("recipe", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
     *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run"),
-    *("curve", "plot", "check"),
+    *("memory", "curve", "plot", "check"),
     *("claims", "outcomes", "study", "compare"),
     *("testing", "author", "shipped", "tables", "shelf", "options", "preview", "prepare"),
     *("studies", "interruptions"),

@@ -1,0 +1,147 @@
+"""Loss parity: the same model, weights and tokens in each precision, against fp32.
+
+    python benchmarks/precision.py OUT [--steps 1000] [--model 'preset: pythia-70m'] ...
+
+Trains on the text that `rewarm quickstart` makes of Python's standard library (nothing is fetched),
+and writes OUT/precision.md, .json and .png. The figures are the validation loss at the end, the
+mean training loss of the last fifty steps, and their differences to the first arm's. `--arm
+plain=precision=bf16,kernels=plain` adds an arm of any settings. What OUT has already is not trained
+again. On a CPU, TF32 is the same as fp32, and is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from rewarm import bases, plot, quickstart, recipe
+from rewarm.run import read_metrics
+from rewarm.train import train
+
+RECIPE = """\
+run: {out}/runs/{name}
+seed: 7
+tokens: {tokens}
+model: {{{model}}}
+data:
+  context: {context}
+  max_epochs: null
+  train:
+    english: {{shards: {out}/shards/upstream/train, weight: 50%}}
+    code: {{shards: {out}/shards/downstream/train, weight: 50%}}
+  validation:
+    english: {{shards: {out}/shards/upstream/val, tokens: {measured}}}
+    code: {{shards: {out}/shards/downstream/val, tokens: {measured}}}
+batch: {{tokens: {batch}, microbatch: {microbatch}}}
+schedule: {{name: rewarm, peak_lr: {lr}, min_lr: {floor}, warmup: 5%}}
+every: {{log: 1, evaluate: {often}, save: null}}
+"""
+ARMS = {
+    "fp32": "precision=fp32",
+    "tf32": "precision=fp32,tf32=true",
+    "bf16": "precision=bf16",
+    "fp16": "precision=fp16",
+}
+SMALL = "architecture: {layers: 4, hidden: 96, heads: 4, vocabulary: 4096, positions: 128}"
+LAST = 50
+
+
+def prepare(out: Path) -> None:
+    """Writes the quickstart's text and shards."""
+    texts = quickstart._write_texts(out / "text")
+    file = quickstart._train_tokenizer(out / "tokenizer.json", texts)
+    for name, path in texts.items():
+        quickstart._shard(name, path, out / "shards" / name, file, Console())
+
+
+def arm(document: Path, settings: str) -> dict[str, object]:
+    """Returns the figures of a run, trained now unless it is there."""
+    checked = recipe.load(document, settings.split(","))
+    last = bases.last_checkpoint(Path(checked.run))
+    if last is None or last.name != f"step-{checked.steps:08d}":
+        train(checked, resume=True)
+    lines = read_metrics(Path(checked.run) / "metrics.jsonl")
+    trained = [line for line in lines if line["kind"] == "train"]
+    end = [line for line in lines if line["kind"] == "evaluate"][-1]
+    tail = [line["loss"] for line in trained[-LAST:]]
+    return {
+        **{key: value for key, value in end.items() if key.endswith("/loss")},
+        "train/loss": sum(tail) / len(tail),
+        "skipped": trained[-1]["skipped"],
+        "loss_scale": trained[-1].get("loss_scale"),
+        "stream": trained[-1]["stream"],
+    }
+
+
+def table(found: dict[str, dict[str, object]]) -> str:
+    """Returns the figures as Markdown; differences are to the first arm."""
+    losses = [key for key in next(iter(found.values())) if key.endswith("/loss")]
+    rows = [["precision", *losses, "steps not applied", "loss scale"]]
+    first = next(iter(found.values()))
+    for name, one in found.items():
+        row = [name]
+        for key in losses:
+            now, then = float(str(one[key])), float(str(first[key]))
+            row.append(f"{now:.4f} ({now - then:+.4f}, {(now - then) / then:+.3%})")
+        rows.append([*row, str(one["skipped"]), f"{one['loss_scale'] or '—'}"])
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def main() -> None:
+    """Trains what is asked for, and writes the figures and the picture."""
+    on_gpu = torch.cuda.is_available()
+    words = argparse.ArgumentParser()
+    words.add_argument("out", type=Path)
+    words.add_argument("--steps", type=int, default=1000)
+    words.add_argument("--model", default="preset: pythia-70m" if on_gpu else SMALL)
+    words.add_argument("--context", type=int, default=512 if on_gpu else 128)
+    words.add_argument("--batch", type=int, default=32_768 if on_gpu else 2048)
+    words.add_argument("--microbatch", default="auto")
+    words.add_argument("--lr", type=float, default=1e-3)
+    words.add_argument("--arm", action="append", default=[])
+    said = words.parse_args()
+    arms = {name: one for name, one in ARMS.items() if on_gpu or name != "tf32"}
+    arms |= dict(one.split("=", 1) for one in said.arm)
+    prepare(said.out)
+    found, runs = {}, {}
+    for name, settings in arms.items():
+        document = said.out / f"{name}.yaml"
+        text = RECIPE.format(
+            out=said.out,
+            name=name,
+            tokens=said.steps * said.batch,
+            model=said.model,
+            context=said.context,
+            batch=said.batch,
+            microbatch=said.microbatch,
+            lr=said.lr,
+            floor=said.lr / 10,
+            measured=2_000_000 if on_gpu else 20_000,
+            often=max(1, said.steps // 20),
+        )
+        document.write_text(text, encoding="utf-8")
+        found[name] = arm(document, settings)
+        runs[name] = said.out / "runs" / name
+    assert len({one["stream"] for one in found.values()}) == 1, "not the same tokens"
+    device = torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu"
+    header = (
+        f"{device}, torch {torch.__version__}, rewarm {version('rewarm')}; {said.model}; "
+        f"{said.steps:,} steps of {said.batch:,} tokens, context {said.context}; one seed"
+    )
+    report = f"{header}\n\n{table(found)}\n"
+    (said.out / "precision.md").write_text(report, encoding="utf-8")
+    about = {"about": header, "arms": found}
+    (said.out / "precision.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    plot.save_losses(runs, said.out / "precision.png")
+    print(report)
+
+
+if __name__ == "__main__":
+    main()

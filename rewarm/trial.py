@@ -1,0 +1,241 @@
+"""What is tried before a run begins: whether its layers compile, and how many sequences fit.
+
+```
+ microbatch: auto ── this run's own ──> remembered on this machine ──> tried, from memory.py on
+```
+Whatever was found is written into the run's recipe: in which parts a gradient is added up changes
+its last bits, so a resume takes the parts that the run began with.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from rewarm import bases, memory
+from rewarm.architecture import Architecture
+from rewarm.document import Document
+from rewarm.errors import RecipeError, RewarmError, printable
+from rewarm.evaluate import autocast, device_name
+from rewarm.neox import NeoX
+from rewarm.recipe import Recipe
+
+_ON_A_CPU = 2048
+"""Tokens that a CPU runs at once: the logits of so many take 1.2 GB with Pythia's vocabulary."""
+_TO_USE = 0.95
+"""The part of the free memory that a step may fill: the rest is lost between the blocks."""
+
+
+def compile_layers(model: NeoX, attempt: Callable[[], object]) -> list[str]:
+    """Compiles a model's layers; returns what to say where they could not be, and run eagerly.
+
+    Args:
+        model: whose layers.
+        attempt: runs them forward and back, as the first step would.
+    """
+    model.compile_layers()
+    try:
+        attempt()
+        return []
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler, and what it calls, raises what it likes
+        cause = getattr(error, "inner_exception", error)
+        lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or ["no reason"]
+        reason = f"{type(cause).__name__}: {lines[0]}"
+    for module in model.modules():
+        module._compiled_call_impl = None
+    attempt()  # what fails without a compiler too comes out as what it is
+    return [
+        printable(
+            f"warning: the layers cannot be compiled and run one operation at a time, which is "
+            f"slower (of transformers' Pythia-410M on an H100, 104k tokens/s are left of 130k): "
+            f"{reason[:200]}; mend the compiler, or set compile: false"
+        )
+    ]
+
+
+def run_once(
+    model: NeoX,
+    *,
+    microbatch: int,
+    context: int,
+    cast: AbstractContextManager[object],
+    separator: int | None = None,
+    parts: int = 1,
+) -> None:
+    """Runs microbatches of nothing forward and back, adds up their gradients, and drops them."""
+    device = next(model.parameters()).device
+    tokens = torch.zeros(microbatch, context + 1, dtype=torch.int64, device=device)
+    for _ in range(parts):
+        with cast:
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:], separator=separator)
+        loss.backward()  # type: ignore[no-untyped-call]
+    model.zero_grad()
+
+
+def settle(recipe: Recipe) -> tuple[Recipe, list[str]]:
+    """Returns a recipe with a number in the place of `microbatch: auto`, and what to say of it.
+
+    On a CPU it is the largest divisor of the batch that is not above 2,048 tokens. On a GPU it is
+    the largest that a step was seen to fit in memory with.
+
+    Raises:
+        RecipeError: not even one sequence fits.
+        CheckpointError: the base, whose shape it depends on, cannot be read.
+    """
+    if recipe.batch.microbatch is not None:
+        return recipe, []
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = f"{recipe.data.context:,} tokens"
+    recorded = _recorded(recipe)
+    if recorded is not None:
+        return _with(recipe, recorded), [f"at once {recorded} × {tokens}, as the run began (auto)"]
+    if device.type == "cpu":
+        most = max(1, _ON_A_CPU // recipe.data.context)
+        found, how = max(n for n in divisors(recipe.sequences) if n <= most), "the rule for a CPU"
+    else:
+        found, how = _remembered(recipe, device)
+    return _with(recipe, found), [f"at once {found} × {tokens} (auto: {how})"]
+
+
+def divisors(number: int) -> list[int]:
+    """Returns the numbers that divide another, the smallest first."""
+    low = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
+    return sorted({*low, *(number // n for n in low)})
+
+
+def largest(choices: Sequence[int], guess: int, fits: Callable[[int], bool]) -> int | None:
+    """Returns the largest choice that fits, tried from a guess on; None where not one does.
+
+    What fits is taken to fit with fewer too.
+    """
+    at = choices.index(guess)
+    if fits(choices[at]):
+        while at + 1 < len(choices) and fits(choices[at + 1]):
+            at += 1
+        return choices[at]
+    while at > 0:
+        at -= 1
+        if fits(choices[at]):
+            return choices[at]
+    return None
+
+
+def _with(recipe: Recipe, microbatch: int) -> Recipe:
+    batch = recipe.batch.model_copy(update={"microbatch": microbatch})
+    return recipe.model_copy(update={"batch": batch})
+
+
+def _recorded(recipe: Recipe) -> int | None:
+    """Returns the microbatch of the run's last checkpoint, where it divides this batch too."""
+    last = bases.last_checkpoint(Path(recipe.run))
+    if last is None:
+        return None
+    try:
+        found = Document.load(last / "recipe.yaml").data["batch"]["microbatch"]
+    except (RewarmError, KeyError, TypeError):
+        return None  # opening the run says what is wrong with it
+    whole = type(found) is int and found > 0 and recipe.sequences % found == 0
+    return found if whole else None
+
+
+def _remembered(recipe: Recipe, device: torch.device) -> tuple[int, str]:
+    """Returns what fitted on such a device before, or what is found to fit now, and which it is."""
+    shape = recipe.model.shape
+    if shape is None:
+        assert recipe.model.base is not None
+        shape = bases.locate(recipe.model.base, recipe.model.revision).architecture
+    name, context = device_name(device), recipe.data.context
+    how = [recipe.precision, "compiled" if recipe.compile else "eager", recipe.data.documents]
+    key = json.dumps([shape.model_dump(), name, context, *how, recipe.sequences])
+    path = _notes()
+    known = _read(path)
+    if (found := known.get(key)) in divisors(recipe.sequences):
+        return found, f"it fitted {name} before, says {path}"
+    free = int(_TO_USE * torch.cuda.mem_get_info(device)[0])
+    found = largest(
+        divisors(recipe.sequences),
+        _guess(recipe, shape, free),
+        lambda n: _fits(recipe, shape, n, device, free),
+    )
+    if found is None:
+        raise RecipeError(
+            [
+                f"batch.microbatch: not even one sequence of {context:,} tokens fits in "
+                f"{free:,} bytes of {name}; take a smaller data.context, or a smaller model"
+            ]
+        )
+    _write(path, known | {key: found})
+    return found, f"the largest that fits {name}"
+
+
+def _guess(recipe: Recipe, shape: Architecture, free: int) -> int:
+    choices = divisors(recipe.sequences)
+    fitting = [n for n in choices if memory.of_recipe(_with(recipe, n), shape).peak <= free]
+    return max(fitting, default=choices[0])
+
+
+def _fits(
+    recipe: Recipe, shape: Architecture, microbatch: int, device: torch.device, free: int
+) -> bool:
+    """Returns whether a step with so many sequences at once stays below `free` bytes."""
+    before = torch.cuda.memory_allocated(device)
+    try:
+        with device:
+            model = NeoX(shape)
+            moments = torch.empty(2 * shape.parameters, dtype=torch.float32)
+        attempt = partial(
+            run_once,
+            model,
+            microbatch=microbatch,
+            context=recipe.data.context,
+            cast=autocast(recipe.precision, device),
+            separator=0 if recipe.data.documents == "separate" else None,
+        )
+        if recipe.compile:
+            compile_layers(model, attempt)
+        torch.cuda.reset_peak_memory_stats(device)
+        attempt(parts=min(2, recipe.sequences // microbatch))
+        del moments
+        return torch.cuda.max_memory_allocated(device) - before <= free
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model = attempt = None  # type: ignore[assignment]
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _notes() -> Path:
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return root / "rewarm" / "microbatch.json"
+
+
+def _read(path: Path) -> dict[str, int]:
+    """Returns what is noted; notes that cannot be read are no reason to stop."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(known, dict):
+        return {}
+    return {key: n for key, n in known.items() if type(n) is int}
+
+
+def _write(path: Path, known: dict[str, int]) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)  # it will be tried again next time

@@ -1,0 +1,191 @@
+import weakref
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from rewarm import memory, optim
+from rewarm.architecture import PRESETS, Architecture
+from rewarm.evaluate import autocast
+from rewarm.neox import NeoX, initialise
+from rewarm.recipe import Optimizer
+from rewarm.train import take_step
+from rewarm.trial import run_once
+
+# PyTorch's own, where it looks at a layer's input to compile it.
+compiles = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
+
+def kept(model, tokens_BT, precision):
+    """Bytes kept for the way back: activations with copies of weights, and the log-softmax."""
+    own = {t.untyped_storage().data_ptr() for t in [*model.parameters(), *model.buffers()]}
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            storages[storage.data_ptr()] = storage  # held, so that no other takes its address
+        return tensor
+
+    inputs_BT, targets_BT = tokens_BT[:, :-1], tokens_BT[:, 1:]
+    own |= {tokens_BT.untyped_storage().data_ptr()}
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        autocast(precision, torch.device("cpu")),
+    ):
+        loss = model.loss(inputs_BT, targets_BT)
+    found = sum(storage.nbytes() for storage in storages.values())
+    loss.backward()  # what it needs was still there
+    return found
+
+
+def graphs():
+    """A backend that divides forward from backward as inductor does, and compiles neither."""
+    from functorch.compile import min_cut_rematerialization_partition, nop
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+
+    return aot_autograd(
+        fw_compiler=nop,
+        bw_compiler=nop,
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+
+
+TOKENS, LAST = 4 * 128, 4 * 512  # a log-softmax is a third of what the formula calls logits
+
+
+@compiles
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "changed",
+    [{}, {"parallel_residual": False}, {"ffn": 64, "heads": 8, "tied": True}],
+    ids=["parallel", "in-a-row", "narrow"],
+)
+def test_what_a_step_keeps_for_the_way_back_is_what_the_formula_says(changed, precision, compiled):
+    given = {"layers": 3, "hidden": 128, "heads": 4, "vocabulary": 512, "positions": 128} | changed
+    shape = Architecture(**given)
+    model = NeoX(shape)
+    initialise(model, 1)
+    if compiled:
+        torch.compiler.reset()
+        for layer in model.gpt_neox.layers:
+            layer.compile(fullgraph=True, dynamic=False, backend=graphs())
+    torch.manual_seed(0)
+    found = kept(model, torch.randint(0, 512, (4, 129)), precision)
+    size = 4 if precision == "fp32" else 2
+    said = memory.of_step(shape, tokens=TOKENS, accumulates=False, size=size)
+    wanted = said.copies + said.activations + said.logits // 3
+    # To the byte where nothing is compiled, but for small change such as cast biases.
+    assert found == pytest.approx(wanted, rel=0.06 if compiled else 0.005)
+
+
+def test_weights_gradients_and_moments_are_the_parameters():
+    said = memory.of_step(PRESETS["pythia-410m"], tokens=2048, accumulates=True, size=2)
+    assert said.resting == 16 * 405_334_016
+    assert said.copies == 2 * (302_311_424 - 24 * 13 * 1024 - 2 * 1024 + 50_304 * 1024)
+    # By hand, of one token in one layer: 4 · 1024 + 2 · (9 · 1024 + 2 · 4096) + 16 + 4 · 16.
+    assert said.activations == 2048 * (24 * 38_992 + 6 * 1024 + 8)
+    assert said.peak == said.resting + said.copies + said.activations + said.logits
+
+
+def test_without_accumulation_gradients_come_as_activations_go():
+    shape = PRESETS["pythia-410m"]
+    one, many = (
+        memory.of_step(shape, tokens=32_768, accumulates=accumulates, size=2)
+        for accumulates in (False, True)
+    )
+    assert many.peak - one.peak == one.gradients  # the logits and activations are more than those
+    small = memory.of_step(shape, tokens=1, accumulates=False, size=4)
+    assert small.peak == small.resting
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of all tensors that are alive, and the most that ever were."""
+
+    def __init__(self, *tensors):
+        super().__init__()
+        self.now = self.most = 0
+        self._sizes = {}
+        for tensor in tensors:
+            self._hold(tensor)
+
+    def _hold(self, tensor):
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key not in self._sizes:
+            self._sizes[key] = storage.nbytes()
+            self.now += self._sizes[key]
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._drop, key)
+
+    def _drop(self, key):
+        self.now -= self._sizes.pop(key)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        tree_map_only(torch.Tensor, self._hold, out)
+        return out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("sequences", "microbatch", "vocabulary"),
+    [(8, 8, 512), (16, 8, 512), (8, 4, 4096), (2, 1, 50_304), (1, 1, 50_304)],
+)
+def test_the_peak_of_a_whole_step_is_what_was_said(sequences, microbatch, vocabulary, precision):
+    shape = Architecture(layers=3, hidden=128, heads=4, vocabulary=vocabulary, positions=128)
+    model = NeoX(shape)
+    initialise(model, 1)
+    optimizer = optim.adamw(model, Optimizer())
+    tokens = torch.randint(0, vocabulary, (sequences, 129))
+    cast = autocast(precision, torch.device("cpu"))
+    settings = {"microbatch": microbatch, "lr": 1e-4, "clip": 1.0, "cast": cast}
+    take_step(model, optimizer, tokens, **settings)  # so that there are moments
+    moments = [tensor for state in optimizer.state.values() for tensor in state.values()]
+    with Held(*model.parameters(), *moments) as held:
+        take_step(model, optimizer, tokens, **settings)
+    said = memory.of_step(
+        shape,
+        tokens=microbatch * 128,
+        accumulates=sequences > microbatch,
+        size=4 if precision == "fp32" else 2,
+    )
+    assert held.most == pytest.approx(said.peak, rel=0.02)
+
+
+@compiles
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize(
+    ("name", "microbatch", "parts", "precision", "compiled"),
+    [
+        *(("pythia-160m", 8, 2, one, how) for one in ("bf16", "fp16", "fp32") for how in (0, 1)),
+        *(("pythia-410m", 16, parts, "bf16", True) for parts in (1, 2)),
+    ],
+)
+def test_the_peak_on_a_gpu_is_what_was_said(name, microbatch, parts, precision, compiled):
+    torch.compiler.reset()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    device, shape = torch.device("cuda"), PRESETS[name]
+    with device:
+        model = NeoX(shape)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    optimizer, cast = optim.adamw(model, Optimizer()), autocast(precision, device)
+    if compiled:
+        model.compile_layers()
+        run_once(model, microbatch=microbatch, context=2048, cast=cast)
+    torch.cuda.reset_peak_memory_stats()
+    tokens = torch.randint(0, 50_000, (parts * microbatch, 2049))
+    settings = {"microbatch": microbatch, "lr": 1e-4, "clip": 1.0, "cast": cast}
+    for _ in range(2):
+        take_step(model, optimizer, tokens, **settings)
+    found = torch.cuda.max_memory_allocated() - before
+    size = 4 if precision == "fp32" else 2
+    said = memory.of_step(shape, tokens=microbatch * 2048, accumulates=parts > 1, size=size)
+    assert found == pytest.approx(said.peak, rel=0.1)
