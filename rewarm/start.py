@@ -18,6 +18,7 @@ from rewarm import (
     bases,
     checkpoint,
     contract,
+    kernels,
     lineage,
     manifest,
     neox,
@@ -137,6 +138,8 @@ def start(recipe: Recipe, run: Run) -> Start:
     optimizer = optim.adamw(model, recipe.optimizer)
     if origin.moments:
         checkpoint.load_optimizer(origin.moments, model, optimizer)
+    chosen, said = kernels.choose(recipe.kernels, device)
+    model.use(chosen)
     if device.type == "cuda" and recipe.compile:
         model.compile_layers()
     own = origin.tokenizer and (origin.tokenizer / "tokenizer.json").is_file()
@@ -159,7 +162,7 @@ def start(recipe: Recipe, run: Run) -> Start:
             *(_new_plugin(then, progress) if then else []),
             f"model   {origin.architecture.parameters:,} parameters, {rows:,} embedding "
             f"rows{padding}",
-            f"runs    in {recipe.precision} on {device_name(device)}",
+            f"runs    in {recipe.precision} on {device_name(device)}{said}",
             f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
             f"lr {recipe.lr(step):.4g} → {recipe.lr(recipe.steps):.4g}",
         ],
