@@ -124,7 +124,7 @@ def cross_entropy(
     """Returns what `plain.cross_entropy` does."""
     x, targets = x_BTD.flatten(0, 1), targets_BT.flatten()
     dtype, backward = working_dtype(x), torch.is_grad_enabled()
-    total = _LinearCrossEntropy.apply(x, embed_out.weight, targets, dtype, backward)
+    total: Tensor = _LinearCrossEntropy.apply(x, embed_out.weight, targets, dtype, backward)
     match reduction:
         case "sum":
             return total

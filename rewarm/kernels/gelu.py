@@ -10,7 +10,7 @@ that do not occur here.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -38,7 +38,7 @@ def _normal(x):
 
 @triton.jit
 def _gate(x):
-    """Returns (1 + tanh u) / 2 = 1 / (1 + exp(-2u)) of u = √(2/π)·(x + 0.044715x³), and 1 less it."""
+    """Returns (1 + tanh u) / 2 = 1 / (1 + exp(-2u)), and 1 less it; u = √(2/π)·(x + 0.044715x³)."""
     # Not above 2¹²⁶: infinity times zero would be no number.
     rest = tl.exp2(tl.minimum(-2.302208198 * x * (1.0 + 0.044715 * x * x), 126.0))
     root = tl.rsqrt(1.0 + rest)
@@ -147,7 +147,7 @@ class _BiasGelu(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
         ctx.save_for_backward(x, bias)
         ctx.tanh = tanh
-        return gelu_forward(x, bias, tanh)
+        return cast(Tensor, gelu_forward(x, bias, tanh))
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
@@ -161,4 +161,5 @@ def gelu(x_BTD: Tensor, dense_h_to_4h: nn.Linear, activation: str) -> Tensor:
     if activation != "gelu" and activation not in plain.TANH:
         return plain.gelu(x_BTD, dense_h_to_4h, activation)
     product = functional.linear(x_BTD, dense_h_to_4h.weight)
-    return _BiasGelu.apply(product, dense_h_to_4h.bias, activation != "gelu")
+    tanh = activation != "gelu"
+    return cast(Tensor, _BiasGelu.apply(product, dense_h_to_4h.bias, tanh))

@@ -9,7 +9,7 @@ their gradients, and that of x beside them ── one pass ──> x's gradient;
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -121,13 +121,13 @@ def norms_forward(
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns both norms in `dtype`, and the mean and 1/σ of every row in fp32."""
-    y_1, y_2, mean, rstd = made = _normed_like(x, weight_1, bias_1, weight_2, bias_2, eps, dtype)
+    y_1, y_2, mean, rstd = _normed_like(x, weight_1, bias_1, weight_2, bias_2, eps, dtype)
     width, rows = x.shape[-1], mean.numel()
     _forward[(min(4 * PROGRAMS, rows),)](
         x, weight_1, bias_1, weight_2, bias_2, y_1, y_2, mean, rstd, rows, eps,
         WIDTH=width, PADDED=padded(width), num_warps=_warps(width),
     )  # fmt: skip
-    return made
+    return y_1, y_2, mean, rstd
 
 
 @norms_forward.register_fake
@@ -214,7 +214,8 @@ def norms(
     """Returns what `plain.norms` does; under autocast in the dtype that products take."""
     if x_BTD.shape[-1] > _WIDEST:
         return plain.norms(x_BTD, first, second)
-    return _Norms.apply(
+    normed = _Norms.apply(
         x_BTD.contiguous(), first.weight, first.bias, second.weight, second.bias,
         first.eps, working_dtype(x_BTD),
     )  # fmt: skip
+    return cast(tuple[Tensor, Tensor, Tensor], normed)

@@ -9,7 +9,7 @@ gradients of q, k, v ── turned back and packed, one pass ──> (B, T, H, 3
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import triton
@@ -189,4 +189,5 @@ def rotary(
     B, T, _ = x_BTD.shape
     bias = query_key_value.bias
     qkv = functional.linear(x_BTD, query_key_value.weight, None if bias is None else bias.detach())
-    return _Rotary.apply(qkv.view(B, T, heads, -1), bias, cos_TR, sin_TR)
+    turned = _Rotary.apply(qkv.view(B, T, heads, -1), bias, cos_TR, sin_TR)
+    return cast(tuple[Tensor, Tensor, Tensor], turned)
