@@ -135,7 +135,7 @@ def test_gelu(rows, inner, activation, dtype):
 
 @pytest.mark.parametrize("tanh", [False, True])
 def test_gelu_over_its_whole_range(tanh):
-    x = torch.cat((torch.linspace(-12, 12, 4001), torch.tensor([0.0, -0.0, 1e-30, 3e4, -3e4])))
+    x = torch.cat((torch.linspace(-12, 12, 1501), torch.tensor([0.0, -0.0, 1e-30, 3e4, -3e4])))
     exact = x.double().requires_grad_()
     wanted = nn.functional.gelu(exact, approximate="tanh" if tanh else "none")
     (slope,) = torch.autograd.grad(wanted.sum(), exact)

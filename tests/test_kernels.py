@@ -31,13 +31,29 @@ def test_in_the_interpreter_they_are_what_plain_pytorch_says():
         pytest.skip("Triton 3.6 cannot interpret a loop with this numpy; with 2.3 it can")
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", Path(__file__).with_name("interpreted.py")],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
+        # Tensors are tiny: more threads would only wait for each other.
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert " passed" in ended.stdout
+
+
+def test_they_compile_for_a_hopper_gpu(tmp_path):
+    if not find_spec("triton"):
+        pytest.skip("Triton is not installed")
+    ended = subprocess.run(
+        [sys.executable, "-W", "error", Path(__file__).with_name("hopper.py")],
+        env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    kernels_compiled = {line.split()[0] for line in ended.stdout.splitlines()[1:]}
+    assert len(kernels_compiled) == 7
 
 
 def test_a_model_on_a_cpu_is_plain_and_never_waits_for_triton():

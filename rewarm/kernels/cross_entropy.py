@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from rewarm.kernels.launch import padded, working_dtype
+from rewarm.kernels.launch import options, padded, working_dtype
 
 LOGITS_AT_ONCE = 2**28
 """Of a chunk: 4,096 tokens of Pythia's vocabulary, 412 MB in half precision."""
@@ -27,7 +27,7 @@ IGNORED = tl.constexpr(-100)
 
 
 @triton.jit
-def _softmax_grad(
+def _cross_entropy_grad(
     logits, targets, losses, vocabulary, BACKWARD: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -62,9 +62,9 @@ def softmax_grad_(logits: Tensor, targets: Tensor, backward: bool) -> Tensor:
     """Returns the loss of every row, (N,) in fp32; `backward` turns logits into its gradient."""
     rows, vocabulary = logits.shape
     losses = logits.new_empty(rows, dtype=torch.float32)
-    _softmax_grad[(rows,)](
+    _cross_entropy_grad[(rows,)](
         logits, targets, losses, vocabulary,
-        BACKWARD=backward, COLUMNS=min(8192, padded(vocabulary)), num_warps=8,
+        BACKWARD=backward, COLUMNS=min(8192, padded(vocabulary)), **options(8),
     )  # fmt: skip
     return losses
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rewarm.kernels import plain
-from rewarm.kernels.launch import PROGRAMS
+from rewarm.kernels.launch import PROGRAMS, options
 
 _ROWS, _COLUMNS = 8, 256
 
@@ -46,7 +46,7 @@ def _gate(x):
 
 
 @triton.jit
-def _forward(
+def _gelu_forward(
     x,
     bias,
     y,
@@ -70,7 +70,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _gelu_backward(
     dy,
     x,
     bias,
@@ -110,8 +110,8 @@ def gelu_forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
     """Returns GELU(x + bias), like x."""
     width, rows = x.shape[-1], x.numel() // x.shape[-1]
     y = torch.empty_like(x)
-    _forward[(triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))](
-        x, bias, y, rows, width, TANH=tanh, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4
+    _gelu_forward[(triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))](
+        x, bias, y, rows, width, TANH=tanh, ROWS=_ROWS, COLUMNS=_COLUMNS, **options(4)
     )
     return y
 
@@ -130,9 +130,9 @@ def gelu_backward(dy: Tensor, x: Tensor, bias: Tensor, tanh: bool) -> tuple[Tens
     down = min(triton.cdiv(2 * PROGRAMS, across), triton.cdiv(rows, _ROWS))
     dx = torch.empty_like(x)
     partial = x.new_empty(down, width, dtype=torch.float32)
-    _backward[(down, across)](
+    _gelu_backward[(down, across)](
         dy, x, bias, dx, partial, rows, width,
-        TANH=tanh, ROWS=_ROWS, COLUMNS=_COLUMNS, num_warps=4,
+        TANH=tanh, ROWS=_ROWS, COLUMNS=_COLUMNS, **options(4),
     )  # fmt: skip
     return dx, partial.sum(0)
 

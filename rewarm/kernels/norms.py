@@ -17,13 +17,13 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from rewarm.kernels import plain
-from rewarm.kernels.launch import PROGRAMS, padded, working_dtype
+from rewarm.kernels.launch import PROGRAMS, options, padded, working_dtype
 
 _WIDEST = 4096  # of wider rows, the sums no longer fit into a program's registers
 
 
 @triton.jit
-def _forward(
+def _norms_forward(
     x,
     weight_1,
     bias_1,
@@ -58,7 +58,7 @@ def _forward(
 
 
 @triton.jit
-def _backward(
+def _norms_backward(
     dy_1,
     dy_2,
     beside,
@@ -123,9 +123,9 @@ def norms_forward(
     """Returns both norms in `dtype`, and the mean and 1/σ of every row in fp32."""
     y_1, y_2, mean, rstd = _normed_like(x, weight_1, bias_1, weight_2, bias_2, eps, dtype)
     width, rows = x.shape[-1], mean.numel()
-    _forward[(min(4 * PROGRAMS, rows),)](
+    _norms_forward[(min(4 * PROGRAMS, rows),)](
         x, weight_1, bias_1, weight_2, bias_2, y_1, y_2, mean, rstd, rows, eps,
-        WIDTH=width, PADDED=padded(width), num_warps=_warps(width),
+        WIDTH=width, PADDED=padded(width), **options(_warps(width)),
     )  # fmt: skip
     return y_1, y_2, mean, rstd
 
@@ -162,9 +162,9 @@ def norms_backward(
     programs = min(PROGRAMS, rows)
     dx, _ = _passed_like(dy_1, dy_2, beside, x, mean, rstd, weight_1, weight_2)
     partial = x.new_empty(programs, 4, width, dtype=torch.float32)
-    _backward[(programs,)](
+    _norms_backward[(programs,)](
         dy_1, dy_2, beside, x, mean, rstd, weight_1, weight_2, dx, partial, rows,
-        WIDTH=width, PADDED=padded(width), num_warps=_warps(width),
+        WIDTH=width, PADDED=padded(width), **options(_warps(width)),
     )  # fmt: skip
     return dx, partial.sum(0)
 

@@ -17,14 +17,14 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rewarm.kernels.launch import PROGRAMS, padded
+from rewarm.kernels.launch import PROGRAMS, options, padded
 
 _TURN_ROWS = 128
 _PACKED_AT_ONCE = 2048  # numbers of each of q, k and v that a program holds
 
 
 @triton.jit
-def _turn(
+def _rotary_turn(
     qkv,
     cos,
     sin,
@@ -62,7 +62,7 @@ def _turned_back(x, at, partner_at, cos, sin, inside, turned):
 
 
 @triton.jit
-def _pack(
+def _rotary_pack(
     dq,
     dk,
     dv,
@@ -128,9 +128,9 @@ def turn_(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
     """Turns queries and keys of a packed (B, T, H, 3K) where they lie."""
     B, T, H, packed = qkv.shape
     half, rows = cos.shape[-1] // 2, B * T * H
-    _turn[(triton.cdiv(rows, _TURN_ROWS),)](
+    _rotary_turn[(triton.cdiv(rows, _TURN_ROWS),)](
         qkv, cos, sin, rows, T, H,
-        SIZE=packed // 3, HALF=half, PADDED=padded(half), ROWS=_TURN_ROWS, num_warps=4,
+        SIZE=packed // 3, HALF=half, PADDED=padded(half), ROWS=_TURN_ROWS, **options(4),
     )  # fmt: skip
 
 
@@ -148,10 +148,10 @@ def pack(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> tuple[
     programs = min(triton.cdiv(2 * PROGRAMS, H), triton.cdiv(B * T, rows))
     packed, _ = _packed_like(dq, dk, dv, cos, sin)
     partial = dq.new_empty(programs, H * 3 * K, dtype=torch.float32)
-    _pack[(H, programs)](
+    _rotary_pack[(H, programs)](
         dq, dk, dv, cos, sin, packed, partial, B * T, T,
         *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3],
-        SIZE=K, HALF=cos.shape[-1] // 2, PADDED=padded(K), ROWS=rows, num_warps=4,
+        SIZE=K, HALF=cos.shape[-1] // 2, PADDED=padded(K), ROWS=rows, **options(4),
     )  # fmt: skip
     return packed, partial.sum(0)
 
