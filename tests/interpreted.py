@@ -274,3 +274,25 @@ def test_the_loss_compiles_too():
     (found,) = torch.autograd.grad(compiled, x)
     (wanted,) = torch.autograd.grad(loss(x), x)
     assert torch.equal(found, wanted)
+
+
+def test_operators_keep_what_they_tell_torch_compile():
+    """Shapes, dtypes and layouts of what they return, and what they change in place."""
+    ops = torch.ops.rewarm
+    x, row, cos = normal(2, 5, 48), normal(2, 5), normal(5, 4)
+    parts = [normal(2, 3, 5, 16, seed=i).bfloat16() for i in range(3)]
+    wide, bias = normal(48), normal(48, seed=1)
+    calls = [
+        (ops.turn_, (normal(2, 5, 3, 48), cos, cos)),
+        (ops.pack, (*parts, cos, cos)),
+        (ops.norms_forward, (x, wide, bias, wide, bias, 1e-5, torch.bfloat16)),
+        (ops.norms_backward, (x, x, x, x, row, row, wide, wide)),
+        (ops.gelu_forward, (x.half(), bias, True)),
+        (ops.gelu_backward, (x.half(), x.half(), bias, False)),
+        (ops.softmax_grad_, (normal(4, 50), torch.arange(4), True)),
+    ]
+    for op, arguments in calls:
+        checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+        assert set(torch.library.opcheck(op.default, arguments, test_utils=checks).values()) == {
+            "SUCCESS"
+        }

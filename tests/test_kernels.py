@@ -12,7 +12,7 @@ from torch import nn
 
 from rewarm import kernels
 from rewarm import recipe as recipes
-from rewarm.architecture import PRESETS
+from rewarm.architecture import PRESETS, Architecture
 from rewarm.errors import RecipeError
 from rewarm.kernels import NAMES, PLAIN
 from rewarm.neox import NeoX, initialise, rotary_angles
@@ -95,6 +95,7 @@ def test_the_recipe_says_which(recipe_text, tmp_path):
 # On a GPU, at Pythia-410M's shapes: compiled, under autocast, beside plain PyTorch in fp32.
 
 SHAPE = PRESETS["pythia-410m"]
+SMALL = {"layers": 2, "hidden": 256, "heads": 4, "vocabulary": 512, "positions": 256}
 DEVICE = "cuda"
 
 
@@ -198,3 +199,26 @@ def test_the_whole_model_compiled_in_bf16_has_the_gradients_of_plain_fp32():
     assert found.item() == pytest.approx(wanted.item(), rel=2e-3)
     for (name, a), b in zip(plain.named_parameters(), made.parameters(), strict=True):
         assert (a.grad - b.grad).norm() / a.grad.norm() < 5e-2, name
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("more", [{}, {"parallel_residual": False}, {"tied": True, "rotary": 1.0}])
+@pytest.mark.parametrize("separator", [None, 7])
+def test_other_models_and_separate_documents_are_what_they_are_on_a_cpu(more, separator):
+    made = NeoX(Architecture(**SMALL, **more))
+    initialise(made, 1)
+    tokens = torch.randint(0, 50, (4, 257))
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    wanted = made.loss(inputs, targets, separator=separator)
+    made.to(DEVICE).use(kernels.in_triton())
+    made.compile_layers()
+    inputs, targets = inputs.to(DEVICE), targets.to(DEVICE)
+    found = made.loss(inputs, targets, separator=separator)
+    found.backward()
+    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+    with torch.autocast(DEVICE, torch.float16):
+        half = made.loss(inputs, targets, separator=separator)
+    (1024 * half).backward()
+    assert half.item() == pytest.approx(wanted.item(), rel=2e-3)
+    assert all(p.grad.isfinite().all() for p in made.parameters())
