@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from rewarm import kernels
 from rewarm.architecture import Architecture
 from rewarm.kernels import NAMES, PLAIN, cross_entropy, gelu, in_triton, norms, rotary
 from rewarm.neox import NeoX, initialise, rotary_angles
@@ -27,7 +28,7 @@ CLOSE = {
 def few_programs(monkeypatch):
     """So few that each has several turns of its loop to take, as on a GPU with its many rows."""
     for module in (rotary, norms, gelu):
-        monkeypatch.setattr(module, "PROGRAMS", 3)
+        monkeypatch.setattr(module, "MULTIPROCESSORS", 1)
 
 
 def gradients(function, inputs, parameters):
@@ -274,6 +275,13 @@ def test_the_loss_compiles_too():
     (found,) = torch.autograd.grad(compiled, x)
     (wanted,) = torch.autograd.grad(loss(x), x)
     assert torch.equal(found, wanted)
+
+
+def test_the_trial_before_a_run_draws_no_random_numbers():
+    torch.manual_seed(0)
+    expected = torch.random.get_rng_state()
+    kernels._try(TRITON, torch.device("cpu"))
+    assert torch.equal(torch.random.get_rng_state(), expected)
 
 
 def test_operators_keep_what_they_tell_torch_compile():

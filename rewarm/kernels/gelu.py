@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rewarm.kernels import plain
-from rewarm.kernels.launch import PROGRAMS, options
+from rewarm.kernels.launch import MULTIPROCESSORS, options
 
 _ROWS, _COLUMNS = 8, 256
 
@@ -127,7 +127,7 @@ def gelu_backward(dy: Tensor, x: Tensor, bias: Tensor, tanh: bool) -> tuple[Tens
     dy = dy.contiguous()
     width, rows = x.shape[-1], x.numel() // x.shape[-1]
     across = triton.cdiv(width, _COLUMNS)
-    down = min(triton.cdiv(2 * PROGRAMS, across), triton.cdiv(rows, _ROWS))
+    down = min(max(1, 6 * MULTIPROCESSORS // across), triton.cdiv(rows, _ROWS))
     dx = torch.empty_like(x)
     partial = x.new_empty(down, width, dtype=torch.float32)
     _gelu_backward[(down, across)](

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PROGRAMS = 528
-"""Programs that share the rows of a sum: four for each of a Hopper's 132 multiprocessors.
+MULTIPROCESSORS = 132
+"""Of a Hopper GPU, for kernels whose programs share all rows: as many as run at once, since a few
+left over for a second round would keep the rest waiting.
 
 A constant, because it decides the order of a sum, and so the last bit of what is trained.
 """

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from rewarm.kernels import plain
-from rewarm.kernels.launch import PROGRAMS, options, padded, working_dtype
+from rewarm.kernels.launch import MULTIPROCESSORS, options, padded, working_dtype
 
 _WIDEST = 4096  # of wider rows, the sums no longer fit into a program's registers
 
@@ -123,7 +123,7 @@ def norms_forward(
     """Returns both norms in `dtype`, and the mean and 1/σ of every row in fp32."""
     y_1, y_2, mean, rstd = _normed_like(x, weight_1, bias_1, weight_2, bias_2, eps, dtype)
     width, rows = x.shape[-1], mean.numel()
-    _norms_forward[(min(4 * PROGRAMS, rows),)](
+    _norms_forward[(min(8 * MULTIPROCESSORS, rows),)](
         x, weight_1, bias_1, weight_2, bias_2, y_1, y_2, mean, rstd, rows, eps,
         WIDTH=width, PADDED=padded(width), **options(_warps(width)),
     )  # fmt: skip
@@ -159,7 +159,7 @@ def norms_backward(
     """Returns the gradients of x, and of weight, bias, weight, bias as one (4, D) in fp32."""
     dy_1, dy_2, beside = dy_1.contiguous(), dy_2.contiguous(), beside.contiguous()
     width, rows = x.shape[-1], mean.numel()
-    programs = min(PROGRAMS, rows)
+    programs = min(4 * MULTIPROCESSORS, rows)
     dx, _ = _passed_like(dy_1, dy_2, beside, x, mean, rstd, weight_1, weight_2)
     partial = x.new_empty(programs, 4, width, dtype=torch.float32)
     _norms_backward[(programs,)](

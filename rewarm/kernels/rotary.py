@@ -17,10 +17,10 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rewarm.kernels.launch import PROGRAMS, options, padded
+from rewarm.kernels.launch import MULTIPROCESSORS, options, padded
 
 _TURN_ROWS = 128
-_PACKED_AT_ONCE = 2048  # numbers of each of q, k and v that a program holds
+_PACKED_AT_ONCE = 1024  # numbers of each of q, k and v that a program holds
 
 
 @triton.jit
@@ -145,7 +145,7 @@ def pack(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> tuple[
     B, H, T, K = dq.shape
     dq, dk, dv = (x if x.stride(-1) == 1 else x.contiguous() for x in (dq, dk, dv))
     rows = max(1, _PACKED_AT_ONCE // padded(K))
-    programs = min(triton.cdiv(2 * PROGRAMS, H), triton.cdiv(B * T, rows))
+    programs = min(max(1, 6 * MULTIPROCESSORS // H), triton.cdiv(B * T, rows))
     packed, _ = _packed_like(dq, dk, dv, cos, sin)
     partial = dq.new_empty(programs, H * 3 * K, dtype=torch.float32)
     _rotary_pack[(H, programs)](
