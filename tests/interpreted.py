@@ -262,6 +262,16 @@ def test_a_compiled_layer_is_one_graph_and_gives_the_same_bits(autocast):
     compiled = step(made, TRITON, tokens, autocast=autocast)
     assert counters["stats"]["unique_graphs"] == 1  # that of all layers
     assert all(torch.equal(*pair) for pair in zip(compiled, eager, strict=True))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        assert torch.equal(made.loss(tokens[:, :-1], tokens[:, 1:]), eager[0])
+    expected = step(made, TRITON.without("norms", "gelu"), tokens, autocast=autocast)
+    assert counters["stats"]["unique_graphs"] == 3  # without gradients; with other kernels
+    torch._dynamo.reset()
+    for layer in made.gpt_neox.layers:
+        layer._compiled_call_impl = None
+    found = step(made, TRITON.without("norms", "gelu"), tokens, autocast=autocast)
+    for pair in zip(found, expected, strict=True):
+        torch.testing.assert_close(*pair, rtol=2e-2 if autocast else 1e-5, atol=1e-2 * autocast)
 
 
 def test_the_loss_compiles_too():
