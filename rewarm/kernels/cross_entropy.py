@@ -87,7 +87,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         dx = torch.empty_like(x_ND, dtype=dtype) if backward and wants_x else None
         dweight = None
         losses = torch.empty(len(x_ND), dtype=torch.float32, device=x_ND.device)
-        rows = chunk_rows(len(x_ND), len(weight))
+        rows = _chunk_rows(len(x_ND), len(weight))
         for start in range(0, len(x_ND), rows):
             these = slice(start, start + rows)
             x = x_ND[these].to(dtype)
@@ -112,7 +112,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def chunk_rows(tokens: int, vocabulary: int) -> int:
+def _chunk_rows(tokens: int, vocabulary: int) -> int:
     """Returns the tokens of a chunk: a power of two, for the products' tiles."""
     most = 1 << max(0, (LOGITS_AT_ONCE // vocabulary).bit_length() - 1)
     return max(1, min(tokens, most))
@@ -129,5 +129,5 @@ def cross_entropy(
         case "sum":
             return total
         case "mean":
-            return total / (targets != -100).sum()
+            return total / (targets != IGNORED.value).sum()
     raise ValueError(f"no reduction named {reduction!r}")
