@@ -23,7 +23,8 @@ from rewarm.kernels.launch import options, padded, working_dtype
 LOGITS_AT_ONCE = 2**28
 """Of a chunk: 4,096 tokens of Pythia's vocabulary, 412 MB in half precision."""
 
-IGNORED = tl.constexpr(-100)
+IGNORED = -100
+_IGNORED = tl.constexpr(IGNORED)
 
 
 @triton.jit
@@ -34,7 +35,7 @@ def _cross_entropy_grad(
     at = logits + row * vocabulary
     columns = tl.arange(0, COLUMNS)
     target = tl.load(targets + row)
-    counts = target != IGNORED
+    counts = target != _IGNORED
     known = (target >= 0) & (target < vocabulary)
     # NaN, not another number's memory, for a target that is none: the guard will see it.
     hit = tl.load(at + target, mask=known, other=float("nan")).to(tl.float32)
@@ -129,5 +130,5 @@ def cross_entropy(
         case "sum":
             return total
         case "mean":
-            return total / (targets != IGNORED.value).sum()
+            return total / (targets != IGNORED).sum()
     raise ValueError(f"no reduction named {reduction!r}")
