@@ -118,10 +118,15 @@ def plan(recipe: Recipe) -> tuple[Plan, RewarmError | None]:
         evaluations=2 + _times(recipe, recipe.every.evaluate) if recipe.data.validation else 0,
         checkpoints=1 + _times(recipe, recipe.every.save),
         checkpoint_bytes=size and 12 * size,
-        memory=shape and memory.of_recipe(recipe, shape),
+        memory=shape and memory.of_recipe(recipe, shape, triton=_triton(recipe)),
         problems=[str(problem) for problem in problems],
     )
     return found, (problems[0] if problems else None)
+
+
+def _triton(recipe: Recipe) -> bool:
+    """Returns whether the Triton kernels will be used, as far as it shows without torch."""
+    return recipe.kernels == "auto" and Path("/dev/nvidiactl").exists()
 
 
 def rates(recipe: Recipe) -> list[RateAt]:

@@ -17,6 +17,10 @@ H heads, V embedding rows; h is 2 in bf16 and fp16, 4 in fp32:
               + n · (4 D + h D + 8)        the last norm
  logits       n · 12 V                     their log-softmax and two gradients, all in fp32
 ```
+The Triton kernels (`kernels: auto` on a GPU) turn queries and keys in place, h 2 D less a token and
+layer, and store the logits of a chunk at once, this one's and the last one's: 2 · 2²⁸ · h at most,
+with the head's gradient beside them, in fp32 and of a chunk, (4 + h) · V · D, and n · h D.
+
 The way back begins with the logits: then everything above is there at once. Compiling a layer keeps
 the same: what a product of the way back reads is kept, not computed again.
 """
@@ -67,7 +71,10 @@ class Memory(BaseModel):
         )
 
 
-def of_recipe(recipe: Recipe, shape: Architecture) -> Memory:
+_CHUNK = 2**28  # logits that the kernels store at once; said here, above the torch line, again
+
+
+def of_recipe(recipe: Recipe, shape: Architecture, *, triton: bool) -> Memory:
     """Returns what a step of a recipe takes up; of one sequence where `microbatch` is auto."""
     microbatch = recipe.batch.microbatch or 1
     return of_step(
@@ -75,10 +82,13 @@ def of_recipe(recipe: Recipe, shape: Architecture) -> Memory:
         tokens=microbatch * recipe.data.context,
         accumulates=recipe.sequences > microbatch,
         size=4 if recipe.precision == "fp32" else 2,
+        triton=triton,
     )
 
 
-def of_step(shape: Architecture, *, tokens: int, accumulates: bool, size: int) -> Memory:
+def of_step(
+    shape: Architecture, *, tokens: int, accumulates: bool, size: int, triton: bool = False
+) -> Memory:
     """Returns what a step takes up: the sum that stands at the head of this file.
 
     Args:
@@ -86,10 +96,16 @@ def of_step(shape: Architecture, *, tokens: int, accumulates: bool, size: int) -
         tokens: in a microbatch.
         accumulates: whether a step has more than one.
         size: bytes of a number in a product.
+        triton: whether the Triton kernels are used.
     """
     width, inner = shape.hidden, shape.inner
     streams = 1 if shape.parallel_residual else 2
-    layer = 4 * width * streams + size * (9 * width + 2 * inner) + 16 + 4 * shape.heads
+    kept = 7 if triton else 9
+    layer = 4 * width * streams + size * (kept * width + 2 * inner) + 16 + 4 * shape.heads
+    logits = tokens * 12 * shape.vocabulary
+    if triton:
+        chunks = 2 * size * min(_CHUNK, tokens * shape.vocabulary)
+        logits = chunks + (4 + size) * shape.vocabulary * width + tokens * size * width
     last = 4 * width + size * width + 8
     products = shape.layers * (4 * width**2 + 2 * width * inner) + shape.vocabulary * width
     return Memory(
@@ -98,6 +114,6 @@ def of_step(shape: Architecture, *, tokens: int, accumulates: bool, size: int) -
         moments=8 * shape.parameters,
         copies=0 if size == 4 else size * products,
         activations=tokens * (shape.layers * layer + last),
-        logits=tokens * 12 * shape.vocabulary,
+        logits=logits,
         accumulates=accumulates,
     )

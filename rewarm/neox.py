@@ -21,6 +21,7 @@ from rewarm import neoxlib
 from rewarm.architecture import Architecture
 from rewarm.bases import PICKLED, SAFETENSORS
 from rewarm.errors import CheckpointError
+from rewarm.kernels import PLAIN, Kernels
 from rewarm.untrusted import is_plain_name, read_as
 
 Seen = Tensor | BlockMask
@@ -30,35 +31,12 @@ Seen = Tensor | BlockMask
 _DERIVED = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 
 
-def activate(x: Tensor, name: str) -> Tensor:
-    """Returns the MLP's non-linearity, by the name that Hugging Face's `hidden_act` uses."""
-    match name:
-        case "gelu":
-            return functional.gelu(x)
-        case "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh":
-            return functional.gelu(x, approximate="tanh")
-        case "relu":
-            return functional.relu(x)
-        case "silu":
-            return functional.silu(x)
-    raise ValueError(f"no activation named {name!r}")
-
-
 def rotary_angles(architecture: Architecture, length: int) -> tuple[Tensor, Tensor]:
     """Returns cos and sin of every position's angles, each (T, R), in fp32 (arXiv:2104.09864)."""
     size = architecture.rotary_size
     inverse = 1.0 / architecture.rotary_base ** (torch.arange(0, size, 2).float() / size)
     angles = torch.outer(torch.arange(length).float(), inverse).repeat(1, 2)
     return angles.cos(), angles.sin()
-
-
-def rotate(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
-    """Returns queries or keys with the first R dimensions of each head turned by position."""
-    size = cos_TR.shape[-1]
-    turned, kept = x_BHTK[..., :size], x_BHTK[..., size:]
-    first, second = turned.chunk(2, dim=-1)
-    turned = turned * cos_TR + torch.cat((-second, first), dim=-1) * sin_TR
-    return torch.cat((turned, kept), dim=-1)
 
 
 def separate(tokens_BT: Tensor, separator: int) -> Seen:
@@ -84,6 +62,8 @@ def separate(tokens_BT: Tensor, separator: int) -> Seen:
 class Attention(nn.Module):
     """Causal self-attention with partly rotary positions."""
 
+    kernels = PLAIN
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         width, bias = architecture.hidden, architecture.attention_bias
@@ -96,10 +76,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Returns what attention adds to the residual stream, (B, T, D)."""
         B, T, D = x_BTD.shape
-        qkv = self.query_key_value(x_BTD).view(B, T, self.heads, 3 * D // self.heads)
-        q_BHTK, k_BHTK, v_BHTK = qkv.transpose(1, 2).chunk(3, dim=-1)
-        cos_TR, sin_TR = cos_TR.to(qkv.dtype), sin_TR.to(qkv.dtype)
-        q_BHTK, k_BHTK = rotate(q_BHTK, cos_TR, sin_TR), rotate(k_BHTK, cos_TR, sin_TR)
+        q_BHTK, k_BHTK, v_BHTK = self.kernels.rotary(
+            x_BTD, self.query_key_value, self.heads, cos_TR, sin_TR
+        )
         if isinstance(seen, BlockMask):
             out = flex_attention(q_BHTK, k_BHTK, v_BHTK, block_mask=seen)
         else:
@@ -112,6 +91,8 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two products with a non-linearity between them."""
 
+    kernels = PLAIN
+
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.activation = architecture.activation
@@ -120,13 +101,14 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Returns what the MLP adds to the residual stream, (B, T, D)."""
-        return cast(
-            Tensor, self.dense_4h_to_h(activate(self.dense_h_to_4h(x_BTD), self.activation))
-        )
+        inner_BTF = self.kernels.gelu(x_BTD, self.dense_h_to_4h, self.activation)
+        return cast(Tensor, self.dense_4h_to_h(inner_BTF))
 
 
 class Layer(nn.Module):
     """One transformer layer; attention and MLP side by side, or one after the other."""
+
+    kernels = PLAIN
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -141,11 +123,14 @@ class Layer(nn.Module):
         self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, seen: Seen | None = None
     ) -> Tensor:
         """Returns the residual stream behind this layer, (B, T, D)."""
-        attended = self.attention(self.input_layernorm(x_BTD), cos_TR, sin_TR, seen)
+        before, behind = self.input_layernorm, self.post_attention_layernorm
         if self.parallel:
-            return cast(Tensor, x_BTD + attended + self.mlp(self.post_attention_layernorm(x_BTD)))
-        x_BTD = x_BTD + attended
-        return cast(Tensor, x_BTD + self.mlp(self.post_attention_layernorm(x_BTD)))
+            # Only the stream that the kernel hands on: its gradients meet in one pass.
+            a_BTD, b_BTD, x_BTD = self.kernels.norms(x_BTD, before, behind)
+            attended = self.attention(a_BTD, cos_TR, sin_TR, seen)
+            return cast(Tensor, x_BTD + attended + self.mlp(b_BTD))
+        x_BTD = x_BTD + self.attention(before(x_BTD), cos_TR, sin_TR, seen)
+        return cast(Tensor, x_BTD + self.mlp(behind(x_BTD)))
 
 
 class Trunk(nn.Module):
@@ -160,6 +145,8 @@ class Trunk(nn.Module):
 
 class NeoX(nn.Module):
     """A GPT-NeoX language model: `model(tokens)` gives logits, `model.loss(...)` nats."""
+
+    kernels = PLAIN
 
     def __init__(self, architecture: Architecture) -> None:
         """Builds the model with uninitialised numbers; see `initialise` and `load_weights`."""
@@ -178,13 +165,17 @@ class NeoX(nn.Module):
 
         With a `separator`, no token sees across one: each document of a sequence stands alone.
         """
+        return cast(Tensor, self.embed_out(self._states(tokens_BT, separator)))
+
+    def _states(self, tokens_BT: Tensor, separator: int | None) -> Tensor:
+        """Returns what the output head reads, (B, T, D)."""
         length = tokens_BT.shape[1]
         cos, sin = cast(Tensor, self.cos)[:length], cast(Tensor, self.sin)[:length]
         seen = None if separator is None else separate(tokens_BT, separator)
         x_BTD = self.gpt_neox.embed_in(tokens_BT)
         for layer in self.gpt_neox.layers:
             x_BTD = layer(x_BTD, cos, sin, seen)
-        return cast(Tensor, self.embed_out(self.gpt_neox.final_layer_norm(x_BTD)))
+        return cast(Tensor, self.gpt_neox.final_layer_norm(x_BTD))
 
     def loss(
         self,
@@ -195,10 +186,14 @@ class NeoX(nn.Module):
         reduction: str = "mean",
     ) -> Tensor:
         """Returns the cross-entropy in nats, in fp32; targets of -100 do not count."""
-        logits = self(inputs_BT, separator).float()
-        return functional.cross_entropy(
-            logits.flatten(0, 1), targets_BT.flatten(), reduction=reduction, ignore_index=-100
-        )
+        states_BTD = self._states(inputs_BT, separator)
+        return self.kernels.cross_entropy(states_BTD, self.embed_out, targets_BT, reduction)
+
+    def use(self, kernels: Kernels) -> None:
+        """Changes how the passes that move the most memory are done, not what they compute."""
+        for module in self.modules():
+            if isinstance(module, Attention | MLP | Layer | NeoX):
+                module.kernels = kernels
 
     def compile_layers(self) -> None:
         """Compiles every layer in place: one graph serves all, and state-dict keys stay."""

@@ -378,6 +378,9 @@ class Recipe(Section):
     behind the point in place of 23; faster by far."""
     compile: bool = True
     """Compile each layer with torch.compile on a GPU; a CPU runs eagerly."""
+    kernels: Literal["auto", "plain"] = "auto"
+    """`auto`: own Triton kernels on a GPU where Triton works, else, and on a CPU, plain PyTorch.
+    `plain`: plain PyTorch everywhere. They compute the same, to rounding."""
     every: Every = Every()
     keep: Keep = Keep()
     on_save_error: Literal["continue", "stop"] = "continue"

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rewarm import contract, manifest
+from rewarm import contract, lineage, manifest
 from rewarm.bases import checkpoints, last_checkpoint
 from rewarm.document import Document
 from rewarm.errors import CheckpointError, RecipeError, printable
@@ -183,12 +183,16 @@ def changes(checkpoint: Path, recipe: Recipe) -> list[str]:
     """
     manifest.verify(checkpoint, only="recipe.yaml")  # damage is not a change of mind
     try:
-        began = _flat(Document.load(checkpoint / "recipe.yaml").data)
+        said = Document.load(checkpoint / "recipe.yaml").data
     except RecipeError as error:
         raise CheckpointError(
             f"{checkpoint}: its recipe cannot be read: {error.problems[0]}; use another checkpoint"
         ) from None
-    now = _flat(recipe.document())
+    with contextlib.suppress(CheckpointError):  # its plug-in may be gone
+        said = lineage.made_by(checkpoint).document()  # with settings that are newer than it
+    began, now = _flat(said), _flat(recipe.document())
+    if now["batch.microbatch"] == "auto":
+        now["batch.microbatch"] = began.get("batch.microbatch")
     changed = [
         printable(f"{path}: {began.get(path, 'not set')} → {now.get(path, 'not set')}")
         for path in [*began, *(path for path in now if path not in began)]

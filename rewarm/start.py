@@ -19,6 +19,7 @@ from rewarm import (
     bases,
     checkpoint,
     contract,
+    kernels,
     lineage,
     manifest,
     memory,
@@ -141,6 +142,9 @@ def start(recipe: Recipe, run: Run) -> Start:
     optimizer = optim.adamw(model, recipe.optimizer)
     if origin.moments:
         checkpoint.load_optimizer(origin.moments, model, optimizer)
+    chosen, said = kernels.choose(recipe.kernels, device)
+    model.use(chosen)
+    triton = chosen is not kernels.PLAIN
     separator = facts.eos if recipe.data.documents == "separate" else None
     eager = []
     if device.type == "cuda" and recipe.compile:
@@ -174,9 +178,9 @@ def start(recipe: Recipe, run: Run) -> Start:
             f"model   {origin.architecture.parameters:,} parameters, {rows:,} embedding "
             f"rows{padding}",
             f"runs    in {recipe.precision}{', products in TF32,' if recipe.tf32 else ''} "
-            f"on {device_name(device)}",
+            f"on {device_name(device)}{said}",
             *eager,
-            f"memory  {memory.of_recipe(recipe, origin.architecture).in_words()}",
+            f"memory  {memory.of_recipe(recipe, origin.architecture, triton=triton).in_words()}",
             f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
             f"lr {recipe.lr(step):.4g} → {recipe.lr(recipe.steps):.4g}",
         ],

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from rewarm import bases, memory
+from rewarm import bases, kernels, memory
 from rewarm.architecture import Architecture
 from rewarm.document import Document
 from rewarm.errors import RecipeError, RewarmError, printable
@@ -155,16 +155,18 @@ def _remembered(recipe: Recipe, device: torch.device) -> tuple[int, str]:
         shape = bases.locate(recipe.model.base, recipe.model.revision).architecture
     name, context = device_name(device), recipe.data.context
     how = [recipe.precision, "compiled" if recipe.compile else "eager", recipe.data.documents]
+    how.append(recipe.kernels)
     key = json.dumps([shape.model_dump(), name, context, *how, recipe.sequences])
     path = _notes()
     known = _read(path)
     if (found := known.get(key)) in divisors(recipe.sequences):
         return found, f"it fitted {name} before, says {path}"
     free = int(_TO_USE * torch.cuda.mem_get_info(device)[0])
+    chosen, _ = kernels.choose(recipe.kernels, device)
     found = largest(
         divisors(recipe.sequences),
-        _guess(recipe, shape, free),
-        lambda n: _fits(recipe, shape, n, device, free),
+        _guess(recipe, shape, free, triton=chosen is not kernels.PLAIN),
+        lambda n: _fits(recipe, shape, n, device, free, chosen),
     )
     if found is None:
         raise RecipeError(
@@ -177,20 +179,30 @@ def _remembered(recipe: Recipe, device: torch.device) -> tuple[int, str]:
     return found, f"the largest that fits {name}"
 
 
-def _guess(recipe: Recipe, shape: Architecture, free: int) -> int:
+def _guess(recipe: Recipe, shape: Architecture, free: int, *, triton: bool) -> int:
     choices = divisors(recipe.sequences)
-    fitting = [n for n in choices if memory.of_recipe(_with(recipe, n), shape).peak <= free]
+
+    def peak(microbatch: int) -> int:
+        return memory.of_recipe(_with(recipe, microbatch), shape, triton=triton).peak
+
+    fitting = [n for n in choices if peak(n) <= free]
     return max(fitting, default=choices[0])
 
 
 def _fits(
-    recipe: Recipe, shape: Architecture, microbatch: int, device: torch.device, free: int
+    recipe: Recipe,
+    shape: Architecture,
+    microbatch: int,
+    device: torch.device,
+    free: int,
+    chosen: kernels.Kernels,
 ) -> bool:
     """Returns whether a step with so many sequences at once stays below `free` bytes."""
     before = torch.cuda.memory_allocated(device)
     try:
         with device:
             model = NeoX(shape)
+            model.use(chosen)
             moments = torch.empty(2 * shape.parameters, dtype=torch.float32)
         attempt = partial(
             run_once,

@@ -9,10 +9,17 @@ import pytest
 
 import rewarm
 
-SOURCES = {path.stem: path for path in Path(rewarm.__file__).parent.glob("*.py")}
+ROOT = Path(rewarm.__file__).parent
+# By the name behind `rewarm.`; a folder's own file has the folder's name.
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in ROOT.rglob("*.py")
+}
 
 # Imports point down only: a module may import those above it in this list, and no others.
+TRITON = ("kernels.rotary", "kernels.norms", "kernels.gelu", "kernels.cross_entropy")
 TORCH = (
+    *("kernels.plain", "kernels.launch", *TRITON, "kernels"),
     *("metrics", "neox", "optim", "checkpoint", "evaluate", "scaling"),
     *("guard", "saving", "trial", "start", "train", "verify_resume"),
 )
@@ -40,6 +47,10 @@ def imports(module: str, *, deferred: bool) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module == "rewarm":
             for name in node.names:
                 yield f"rewarm.{name.name if name.name in SOURCES else '__init__'}"
+        elif isinstance(node, ast.ImportFrom) and node.module == "rewarm.kernels":
+            for name in node.names:
+                inner = f"kernels.{name.name}"
+                yield f"rewarm.{inner if inner in SOURCES else 'kernels'}"
         elif isinstance(node, ast.ImportFrom):
             assert node.module, "relative imports hide what they name"
             yield node.module
@@ -61,6 +72,7 @@ def test_imports_point_down_only(module):
 def test_torch_is_imported_behind_the_line_only(module):
     named = {name.partition(".")[0] for name in imports(module, deferred=False)}
     assert ("torch" in named) == (module in TORCH)
+    assert ("triton" in named) == (module in TRITON)
     assert not named & {"transformers", "webdataset", "huggingface_hub", "matplotlib"}
     if module not in TORCH:
         own = {name.removeprefix("rewarm.") for name in imports(module, deferred=False)}

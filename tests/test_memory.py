@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from rewarm import memory, optim
+from rewarm import kernels, memory, optim
 from rewarm.architecture import PRESETS, Architecture
 from rewarm.evaluate import autocast
 from rewarm.neox import NeoX, initialise
@@ -167,7 +167,8 @@ def test_the_peak_of_a_whole_step_is_what_was_said(sequences, microbatch, vocabu
         *(("pythia-410m", 16, parts, "bf16", True) for parts in (1, 2)),
     ],
 )
-def test_the_peak_on_a_gpu_is_what_was_said(name, microbatch, parts, precision, compiled):
+@pytest.mark.parametrize("setting", ["plain", "auto"])
+def test_the_peak_on_a_gpu_is_what_was_said(name, microbatch, parts, precision, compiled, setting):
     torch.compiler.reset()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated()
@@ -177,6 +178,9 @@ def test_the_peak_on_a_gpu_is_what_was_said(name, microbatch, parts, precision, 
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     optimizer, cast = optim.adamw(model, Optimizer()), autocast(precision, device)
+    chosen, _ = kernels.choose(setting, device)
+    model.use(chosen)
+    triton = chosen is not kernels.PLAIN
     if compiled:
         model.compile_layers()
         run_once(model, microbatch=microbatch, context=2048, cast=cast)
@@ -187,5 +191,7 @@ def test_the_peak_on_a_gpu_is_what_was_said(name, microbatch, parts, precision, 
         take_step(model, optimizer, tokens, **settings)
     found = torch.cuda.max_memory_allocated() - before
     size = 4 if precision == "fp32" else 2
-    said = memory.of_step(shape, tokens=microbatch * 2048, accumulates=parts > 1, size=size)
+    said = memory.of_step(
+        shape, tokens=microbatch * 2048, accumulates=parts > 1, size=size, triton=triton
+    )
     assert found == pytest.approx(said.peak, rel=0.1)

@@ -1,0 +1,72 @@
+"""What every kernel computes, said in plain PyTorch: the reference that tests hold them to.
+
+It is also what runs on a CPU, where Triton is missing, and with `kernels: plain`.
+Shapes: B sequences, T positions, D hidden, H heads, K head size, R rotary dimensions, F inner size,
+N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from torch import Tensor, cat, nn
+from torch.nn import functional
+
+TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
+"""Hugging Face's names of the GELU that is approximated by a tanh."""
+
+
+def rotary(
+    x_BTD: Tensor, query_key_value: nn.Linear, heads: int, cos_TR: Tensor, sin_TR: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns queries, keys and values, (B, H, T, K); the first two are turned by position."""
+    B, T, _ = x_BTD.shape
+    qkv = query_key_value(x_BTD).view(B, T, heads, -1)
+    q_BHTK, k_BHTK, v_BHTK = qkv.transpose(1, 2).chunk(3, dim=-1)
+    cos_TR, sin_TR = cos_TR.to(qkv.dtype), sin_TR.to(qkv.dtype)
+    return rotate(q_BHTK, cos_TR, sin_TR), rotate(k_BHTK, cos_TR, sin_TR), v_BHTK
+
+
+def rotate(x_BHTK: Tensor, cos_TR: Tensor, sin_TR: Tensor) -> Tensor:
+    """Returns queries or keys with the first R dimensions of each head turned by position."""
+    size = cos_TR.shape[-1]
+    turned, kept = x_BHTK[..., :size], x_BHTK[..., size:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * cos_TR + cat((-second, first), dim=-1) * sin_TR
+    return cat((turned, kept), dim=-1)
+
+
+def norms(
+    x_BTD: Tensor, first: nn.LayerNorm, second: nn.LayerNorm
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns both layer norms of the residual stream, and the stream itself."""
+    return first(x_BTD), second(x_BTD), x_BTD
+
+
+def gelu(x_BTD: Tensor, dense_h_to_4h: nn.Linear, activation: str) -> Tensor:
+    """Returns the MLP's inner values, (B, T, F): a product, its bias and the non-linearity."""
+    return activate(dense_h_to_4h(x_BTD), activation)
+
+
+def activate(x: Tensor, name: str) -> Tensor:
+    """Returns the MLP's non-linearity, by the name that Hugging Face's `hidden_act` uses."""
+    if name in TANH:
+        return functional.gelu(x, approximate="tanh")
+    match name:
+        case "gelu":
+            return functional.gelu(x)
+        case "relu":
+            return functional.relu(x)
+        case "silu":
+            return functional.silu(x)
+    raise ValueError(f"no activation named {name!r}")
+
+
+def cross_entropy(
+    x_BTD: Tensor, embed_out: nn.Linear, targets_BT: Tensor, reduction: str
+) -> Tensor:
+    """Returns the cross-entropy of the head's logits in nats, in fp32; -100 does not count."""
+    logits = cast(Tensor, embed_out(x_BTD)).float()
+    return functional.cross_entropy(
+        logits.flatten(0, 1), targets_BT.flatten(), reduction=reduction, ignore_index=-100
+    )
