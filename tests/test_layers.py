@@ -13,7 +13,7 @@ SOURCES = {path.stem: path for path in Path(rewarm.__file__).parent.glob("*.py")
 
 # Imports point down only: a module may import those above it in this list, and no others.
 TORCH = (
-    *("metrics", "neox", "optim", "checkpoint", "evaluate"),
+    *("metrics", "products", "neox", "optim", "checkpoint", "evaluate"),
     *("guard", "saving", "start", "train", "verify_resume"),
 )
 ORDER = [
