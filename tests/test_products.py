@@ -11,7 +11,9 @@ def distance(found, wanted):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(16, 128, 96, 384), (3, 7, 5, 11), (1, 1, 32, 32), (2, 1, 1, 4)])
+@pytest.mark.parametrize(
+    "shape", [(16, 128, 96, 384), (1, 2048, 5, 11), (1024, 1, 32, 32), (3, 512, 1, 4)]
+)
 def test_a_convolution_is_the_product_and_its_gradients(monkeypatch, shape, bias):
     monkeypatch.setattr(products, "BY_CONVOLUTION", True)
     B, T, D, N = shape
@@ -32,14 +34,17 @@ def test_a_convolution_is_the_product_and_its_gradients(monkeypatch, shape, bias
 
 def test_the_same_product_twice_is_the_same_bits(monkeypatch):
     monkeypatch.setattr(products, "BY_CONVOLUTION", True)
-    layer, x = products.Linear(96, 384), torch.randn(4, 64, 96)
+    layer, x = products.Linear(96, 384), torch.randn(4, 512, 96)
     assert torch.equal(layer(x), layer(x))
 
 
-def test_other_dtypes_and_other_machines_take_the_plain_product(monkeypatch):
-    layer, x = products.Linear(8, 4), torch.randn(2, 3, 8)
+def test_other_dtypes_sizes_and_machines_take_the_plain_product(monkeypatch):
+    layer, x = products.Linear(8, 4), torch.randn(2, 1024, 8)
     monkeypatch.setattr(products, "convolved", None)  # would raise if it were called
     assert layer.bfloat16()(x.bfloat16()).dtype is torch.bfloat16
-    monkeypatch.setattr(products, "BY_CONVOLUTION", False)
     layer.float()
+    monkeypatch.setattr(products, "BY_CONVOLUTION", True)
+    for few in (x[:, :64], x[:, :1001]):  # too few rows, and no multiple of 16
+        assert torch.equal(layer(few), nn.Linear.forward(layer, few))
+    monkeypatch.setattr(products, "BY_CONVOLUTION", False)
     assert torch.equal(layer(x), nn.Linear.forward(layer, x))
