@@ -28,6 +28,7 @@ import json
 import os
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -336,7 +337,7 @@ def by_family(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
 
     alone: dict[str, float] = {}
     for event in events:
-        if on_gpu and event.is_user_annotation:
+        if on_gpu and getattr(event, "is_user_annotation", False):
             continue  # a span of kernels, not one
         if on_gpu and "CPU" not in str(event.device_type):
             alone[event.name] = alone.get(event.name, 0.0) + event.time_range.elapsed_us()
@@ -520,12 +521,21 @@ class Process:
 
     def end(self) -> None:
         """Ends it."""
-        if self._process.stdin:
+        assert self._process.stdin
+        assert self._process.stdout
+        with suppress(BrokenPipeError):
             self._process.stdin.close()
         self._process.wait()
-        assert self._process.stdout
         self._process.stdout.close()
         self._said.close()
+
+
+class Stopped(Exception):
+    """Someone wants an end: what was found so far is printed."""
+
+
+def _stop(*_: Any) -> None:
+    raise Stopped
 
 
 class Found(NamedTuple):
@@ -537,50 +547,97 @@ class Found(NamedTuple):
     profile: dict[str, float] | None
 
 
+class Comparison:
+    """The arms of one comparison, and what was found of them."""
+
+    def __init__(self, said: argparse.Namespace, work: Path) -> None:
+        self._said, self._work = said, work
+        self._arms: dict[str, Process] = {}
+        self._found: dict[str, Found] = {}
+        self.missing = [a for a in wanted(said) if importlib.util.find_spec(ARMS[a]) is None]
+        self.failed: dict[str, str] = {}
+        self.checks: dict[str, Any] = {}
+
+    @property
+    def measured(self) -> dict[str, Found]:
+        """Those that did all that was asked of them, at least one turn."""
+        return {n: one for n, one in self._found.items() if n not in self.failed and one.turns}
+
+    def run(self) -> None:
+        """Does everything that was asked for, as far as it gets."""
+        said = self._said
+        try:
+            for name in [one for one in wanted(said) if one not in self.missing]:
+                self._try(name, self._start)
+            for _ in range(said.repeats):
+                self._all(self._turn)
+            if said.profile:
+                self._all(self._profile)
+            if "rewarm" in self.measured:
+                self._try("rewarm", self._synchronisations)
+            self._end()
+            if said.overheads and "rewarm" in self.measured:
+                self.checks["overheads"] = _overheads(self._work)
+        except Stopped:
+            self.failed["what is not here"] = "stopped before it was its turn"
+        finally:
+            self._end()
+
+    def _all(self, what: Callable[[str], None]) -> None:
+        for name in [one for one in self._found if one not in self.failed]:
+            self._try(name, what)
+
+    def _try(self, name: str, what: Callable[[str], None]) -> None:
+        try:
+            what(name)
+        except RuntimeError as error:
+            self.failed[name] = str(error)
+
+    def _start(self, name: str) -> None:
+        caches = self._work / f"caches of {name}"
+        self._arms[name] = process = Process(name, self._work, caches)
+        cold, warm = process.hello(), None
+        if self._said.first_step:
+            again = Process(name, self._work, caches)
+            warm = again.hello()
+            again.end()
+        self._found[name] = Found(cold, warm, [], None)
+        _tell(f"{name}: first step after {cold['from_start_s']:.1f} s")
+
+    def _turn(self, name: str) -> None:
+        turn = self._arms[name].ask("turn", self._said.steps)
+        self._found[name].turns.append(turn)
+        _tell(f"{name}: {1e3 * turn['step_s']:.1f} ms a step")
+
+    def _profile(self, name: str) -> None:
+        profile = self._arms[name].ask("profile", 3)
+        self._found[name] = self._found[name]._replace(profile=profile)
+
+    def _synchronisations(self, name: str) -> None:
+        self.checks["synchronisations"] = self._arms[name].ask("synchronisations", 3)
+
+    def _end(self) -> None:
+        for process in self._arms.values():
+            process.end()
+
+
 def compare(said: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Runs the arms, and returns everything that was found."""
     prepare(said, work)
-    missing = [a for a in wanted(said) if importlib.util.find_spec(ARMS[a]) is None]
-    arms: dict[str, Process] = {}
-    failed: dict[str, str] = {}
-    found: dict[str, Found] = {}
-    checks: dict[str, Any] = {}
-    try:
-        for name in [one for one in wanted(said) if one not in missing]:
-            caches = work / f"caches of {name}"
-            try:
-                arms[name] = process = Process(name, work, caches)
-                cold, warm = process.hello(), None
-                if said.first_step:
-                    again = Process(name, work, caches)
-                    warm = again.hello()
-                    again.end()
-                found[name] = Found(cold, warm, [], None)
-            except RuntimeError as error:
-                failed[name] = str(error)
-        for _ in range(said.repeats):
-            for name in [one for one in arms if one not in failed]:
-                try:
-                    found[name].turns.append(arms[name].ask("turn", said.steps))
-                except RuntimeError as error:
-                    failed[name] = str(error)
-        for name in [one for one in arms if one not in failed] if said.profile else []:
-            found[name] = found[name]._replace(profile=arms[name].ask("profile", 3))
-        if "rewarm" in arms and "rewarm" not in failed:
-            checks["synchronisations"] = arms["rewarm"].ask("synchronisations", 3)
-    finally:
-        for process in arms.values():
-            process.end()
-    if said.overheads and "rewarm" in found and "rewarm" not in failed:
-        checks["overheads"] = _overheads(work)
+    comparison = Comparison(said, work)
+    comparison.run()
     return {
         "settings": {k: v for k, v in vars(said).items() if isinstance(v, int | str | bool)},
         "machine": machine(),
-        "arms": {name: one._asdict() for name, one in found.items() if name not in failed},
-        "missing": missing,
-        "failed": failed,
-        **checks,
+        "arms": {name: one._asdict() for name, one in comparison.measured.items()},
+        "missing": comparison.missing,
+        "failed": comparison.failed,
+        **comparison.checks,
     }
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _overheads(work: Path) -> dict[str, Any]:
@@ -751,8 +808,8 @@ def spread(values: list[float], digits: int) -> str:
     return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
-def main() -> None:
-    """Runs the arms and prints the tables."""
+def arguments() -> argparse.ArgumentParser:
+    """Returns what the command takes."""
     from rewarm.architecture import PRESETS
     from rewarm.recipe import Recipe
 
@@ -776,14 +833,20 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the tables")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
-    said = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    """Runs the arms and prints the tables."""
+    said = arguments().parse_args()
     told = Said(said.model, said.microbatch, said.context, said.precision, said.kernels)
     if said.only == "overheads":
-        print(json.dumps(overheads(told, said.work, max(20, said.steps))))
+        print(json.dumps(overheads(told, said.work, max(40, said.steps))))
         return
     if said.only:
         serve(said.only, told, said.work)
         return
+    signal.signal(signal.SIGTERM, _stop)
     with tempfile.TemporaryDirectory() as work:
         all_found = compare(said, Path(work))
     text = in_markdown(all_found)
