@@ -12,19 +12,20 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 OUT=${OUT:-build/gpu/${1-}}
-mkdir -p "$OUT"
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 failed=0
 
 # The checkout's own rewarm; its wheel is there for what a distribution says of itself: its version
 # and the entry points of its schedules.
-site=$(mktemp -d)
-trap 'rm -rf "$site"' EXIT
-if [[ ${1-} != wheels ]] && compgen -G '.whl/*.whl' >/dev/null; then
-  python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
-    --target "$site" .whl/*.whl || exit
-fi
-export PYTHONPATH=$PWD:$site
+with_wheels() {
+  site=$(mktemp -d)
+  trap 'rm -rf "$site"' EXIT
+  if compgen -G '.whl/*.whl' >/dev/null; then
+    python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
+      --target "$site" .whl/*.whl || exit
+  fi
+  export PYTHONPATH=$PWD:$site
+}
 
 run() { # run NAME SECONDS COMMAND...: a log of its own, and the next one is tried whatever happens
   local name=$1 seconds=$2 began=$SECONDS
@@ -42,9 +43,16 @@ step() { # step NAME SECONDS OPTIONS...: the table and everything behind it
   run "$name" "$seconds" python3 benchmarks/step.py "$@" --json "$OUT/$name.json"
 }
 
-together() { # eight files come back from the device machine at most
+together() { # few files are easier brought home
   cat "$OUT"/*.txt >"$OUT/tables" && rm "$OUT"/*.txt
 }
+
+case ${1-} in
+  tests | 410m | sizes | widths | kernels)
+    mkdir -p "$OUT"
+    with_wheels
+    ;;
+esac
 
 case ${1-} in
   wheels)
@@ -69,14 +77,16 @@ case ${1-} in
     step 410m 570 --model pythia-410m --microbatch 16 --profile
     ;;
   sizes)
-    for size in 70m:32 160m:32 1b:16 1.4b:8; do
-      step "${size%:*}" 145 --model "pythia-${size%:*}" --microbatch "${size#*:}" \
+    for size in 70m:32:110 160m:32:125 1b:16:155 1.4b:8:185; do
+      IFS=: read -r name microbatch seconds <<<"$size"
+      step "$name" "$seconds" --model "pythia-$name" --microbatch "$microbatch" \
         --peers litgpt --no-first-step --no-overheads --steps 10
     done
     ;;
   widths)
     for size in 70m:64 160m:64 410m:8 410m:32 1b:8 1b:32 1.4b:16; do
-      step "${size/:/-}" 82 --model "pythia-${size%:*}" --microbatch "${size#*:}" \
+      IFS=: read -r name microbatch <<<"$size"
+      step "$name-$microbatch" 82 --model "pythia-$name" --microbatch "$microbatch" \
         --peers '' --no-first-step --no-overheads --steps 10
     done
     together
