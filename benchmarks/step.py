@@ -47,6 +47,7 @@ ARMS = {
     "transformers compiled": "transformers",
 }
 """Each arm, and the module it needs."""
+SMALL = ("tiny", "quickstart")
 LR = 1e-4
 
 FAMILIES = {
@@ -72,12 +73,14 @@ class Said(NamedTuple):
 
 
 def architecture(name: str) -> Any:
-    """Returns a preset's shape; `tiny` is for trying this script on a CPU."""
+    """Returns a preset's shape, or that of a model for CPUs."""
     from rewarm.architecture import PRESETS, Architecture
 
-    if name == "tiny":
-        return Architecture(layers=2, hidden=64, heads=4, vocabulary=512, positions=256)
-    return PRESETS[name]
+    small = {
+        "tiny": Architecture(layers=2, hidden=64, heads=4, vocabulary=512, positions=256),
+        "quickstart": Architecture(layers=4, hidden=96, heads=4, vocabulary=4096, positions=128),
+    }
+    return (PRESETS | small)[name]
 
 
 # What an arm is: a model, and a function that takes one step on a batch.
@@ -95,12 +98,12 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
     """Returns rewarm's arm."""
     import torch
 
-    from rewarm import neox, optim, recipe
+    from rewarm import neox, optim, recipe, train
     from rewarm.evaluate import autocast
     from rewarm.guard import Guard
     from rewarm.stream import Position
-    from rewarm.train import take_step
 
+    train._keep_freed_memory()  # as its training does
     model, _ = neox.load(architecture(said.model), weights)
     model.to(device)
     note = ""
@@ -123,7 +126,7 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
         nonlocal taken
         taken += 1
         guard.begin(taken, LR, Position({}))
-        return take_step(
+        return train.take_step(
             model,
             optimizer,
             tokens,
@@ -815,7 +818,7 @@ def arguments() -> argparse.ArgumentParser:
 
     precisions = get_args(Recipe.model_fields["precision"].annotation)
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="pythia-410m", choices=["tiny", *PRESETS])
+    parser.add_argument("--model", default="pythia-410m", choices=[*SMALL, *PRESETS])
     parser.add_argument("--microbatch", type=int, default=16)
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--precision", default="bf16", choices=precisions)
