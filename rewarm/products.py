@@ -25,7 +25,9 @@ class Linear(nn.Linear):
         """Returns x · Wᵀ + b."""
         if BY_CONVOLUTION and x.device.type == "cpu" and x.dtype is torch.float32:
             rows = x.numel() // self.in_features
-            if rows >= _ROWS and rows % _PARTS == 0:
+            # Under autocast the product is one of bf16, which torch gives to oneDNN anyway.
+            half = torch.is_autocast_enabled("cpu")
+            if rows >= _ROWS and rows % _PARTS == 0 and not half:
                 return convolved(x, self.weight, self.bias)
         return super().forward(x)
 

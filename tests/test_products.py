@@ -44,6 +44,8 @@ def test_other_dtypes_sizes_and_machines_take_the_plain_product(monkeypatch):
     assert layer.bfloat16()(x.bfloat16()).dtype is torch.bfloat16
     layer.float()
     monkeypatch.setattr(products, "BY_CONVOLUTION", True)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype is torch.bfloat16
     for few in (x[:, :64], x[:, :1001]):  # too few rows, and no multiple of 16
         assert torch.equal(layer(few), nn.Linear.forward(layer, few))
     monkeypatch.setattr(products, "BY_CONVOLUTION", False)
