@@ -582,7 +582,7 @@ class Comparison:
             if said.overheads and "rewarm" in self.measured:
                 self.checks["overheads"] = _overheads(self._work)
         except Stopped:
-            self.failed["what is not here"] = "stopped before it was its turn"
+            self.checks["stopped"] = True
         finally:
             self._end()
 
@@ -777,6 +777,8 @@ def _row(
 def _checks(all_found: dict[str, Any]) -> list[str]:
     """Returns what is said of synchronisations and of what is done beside the steps."""
     lines = []
+    if all_found.get("stopped"):
+        lines.append("Stopped: what is not here did not get its turn.")
     if check := all_found.get("synchronisations"):
         said = check["complaint"] or "none in take_step" if check["checked"] else "not on a CPU"
         lines.append(f"Host synchronisations outside log steps: {said}.")

@@ -145,6 +145,7 @@ def test_the_table_counts_flops_as_palm_does():
             "failed": {"transformers": "ended: out of memory"},
             "synchronisations": {"complaint": None, "checked": True},
             "overheads": beside,
+            "stopped": True,
         }
     )
     # 32,768 tokens in 0.2 s; 6 · 353,822,720 + 12 · 24 · 1024 · 2048 FLOPs each; 989.4 TFLOP/s.
@@ -155,6 +156,7 @@ def test_the_table_counts_flops_as_palm_does():
     assert "Not importable here: litgpt." in said
     assert "transformers failed: ended: out of memory" in said
     assert "none in take_step" in said
+    assert "Stopped: " in said
     assert "+0.00% of the step's time" in said
 
 
