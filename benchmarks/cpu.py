@@ -1,0 +1,289 @@
+"""The quickstart's model on a CPU: rewarm beside transformers' own model under its Trainer.
+
+    python benchmarks/cpu.py [--steps 60] [--repeats 5] [--threads N] [--out FIGURES.json]
+
+Same weights, same tokens in the same order, same AdamW, constant rate and clip, fp32; no
+validation, no saving, a log line every 20 steps, no progress bar. Every figure is from a process of
+its own; the arms are interleaved. Time runs from the end of step 10 to the end of the last step.
+The loss of what each has trained, on text that none has seen, shows that it is the same work. Where
+others use the machine, two threads wait for each other's cores, and wall time says little: CPU time
+with `--threads 1` says more.
+
+- rewarm: `rewarm train`, its own loop and reader of shards.
+- rewarm, MKL: the same with torch's own choice of library for products.
+- Trainer: GPTNeoXForCausalLM under transformers.Trainer, the tokens ready in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ARMS = ("rewarm", "rewarm, MKL", "Trainer")
+SEQUENCES, CONTEXT, LR, WARM = 16, 128, 1e-3, 10
+
+RECIPE = """\
+run: {work}/{run}
+seed: 1
+tokens: {tokens}
+model: {{base: {work}/base}}
+data:
+  context: 128
+  train:
+    upstream: {{shards: {work}/shards/train}}
+batch: {{tokens: 2048, microbatch: 16}}
+schedule: {{name: constant, lr: 1e-3}}
+precision: fp32
+every: {{log: 20}}
+"""
+
+
+class Moment(NamedTuple):
+    """A time, on the wall and of this process on all cores, in seconds."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Moment:
+        return cls(time.perf_counter(), time.process_time())
+
+
+def prepare(work: Path, steps: int) -> None:
+    """Writes the quickstart's shards of English, new weights, and the tokens of all steps."""
+    import numpy as np
+    from rich.console import Console
+    from safetensors.torch import save_file
+
+    from rewarm import neox, quickstart, recipe
+    from rewarm.neox import NeoX
+    from rewarm.places import Place
+    from rewarm.start import open_corpora
+    from rewarm.stream import Stream, in_stored_order
+
+    texts = quickstart._write_texts(work / "text")
+    tokenizer = quickstart._train_tokenizer(work / "tokenizer.json", texts)
+    quickstart._shard(
+        "upstream", texts["upstream"], work / "shards", tokenizer, Console(quiet=True)
+    )
+    (work / "recipe.yaml").write_text(quickstart._BASE.format(out=work))
+    shape = recipe.load(work / "recipe.yaml").model.shape
+    assert shape is not None
+    model = NeoX(shape)
+    neox.initialise(model, 1)
+    (work / "base").mkdir()
+    save_file(model.state_dict(), work / "base" / "model.safetensors")
+    (work / "base" / "config.json").write_text(json.dumps(shape.to_hugging_face()))
+    told = _recipe(work, "tokens", steps)
+    stream = Stream(open_corpora(told, {}), told.weights, sequences=SEQUENCES)
+    batches = stream.batches(0)
+    held = in_stored_order(
+        Place(str(work / "shards" / "val")), context=CONTEXT, tokens=64 * CONTEXT
+    )
+    np.save(work / "held-out.npy", np.stack(list(held)).astype(np.int64))
+    np.save(work / "tokens.npy", np.stack([next(batches).tokens for _ in range(steps)]))
+
+
+def _recipe(work: Path, run: str, steps: int) -> Any:
+    from rewarm import recipe
+
+    path = work / f"{run}.yaml"
+    path.write_text(RECIPE.format(work=work, run=run, tokens=steps * SEQUENCES * CONTEXT))
+    return recipe.load(path)
+
+
+def rewarm(work: Path, steps: int, run: str) -> list[Moment]:
+    """Returns when each step ended."""
+    from rewarm.metrics import Screen
+    from rewarm.train import train
+
+    ended: list[Moment] = []
+
+    class Clock(Screen):
+        def step(self, step: int) -> None:
+            ended.append(Moment.now())
+            super().step(step)
+
+    train(_recipe(work, run, steps), screen=Clock)
+    return ended
+
+
+def trainer(work: Path, steps: int, run: str) -> tuple[list[Moment], Any]:
+    """Returns when each step of transformers' Trainer ended, and its model."""
+    import numpy as np
+    import torch
+    from transformers import GPTNeoXForCausalLM, Trainer, TrainerCallback, TrainingArguments
+
+    from rewarm.recipe import Optimizer
+
+    blocks = torch.from_numpy(np.load(work / "tokens.npy").reshape(-1, CONTEXT + 1))
+    # Its loss would shift the labels, and train on one position fewer: they are shifted here.
+    rows = [{"input_ids": b[:-1], "labels": b[1:], "shift_labels": b[1:]} for b in blocks]
+    ended: list[Moment] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_a: Any, **_k: Any) -> None:
+            ended.append(Moment.now())
+
+    class InOrder(Trainer):
+        def _get_train_sampler(self, *_a: Any) -> Any:
+            return torch.utils.data.SequentialSampler(rows)
+
+    ours = Optimizer()
+    told = TrainingArguments(
+        output_dir=str(work / run),
+        per_device_train_batch_size=SEQUENCES,
+        max_steps=steps,
+        learning_rate=LR,
+        lr_scheduler_type="constant",
+        optim="adamw_torch_fused",
+        adam_beta1=ours.betas[0],
+        adam_beta2=ours.betas[1],
+        adam_epsilon=ours.eps,
+        weight_decay=ours.weight_decay,
+        max_grad_norm=ours.clip,
+        logging_steps=20,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+        remove_unused_columns=False,
+    )
+    model = GPTNeoXForCausalLM.from_pretrained(work / "base", dtype=torch.float32)
+    InOrder(model=model, args=told, train_dataset=rows, callbacks=[Clock()]).train()
+    return ended, model
+
+
+def held_out(model: Any, work: Path) -> float:
+    """Returns transformers' loss of its model on text that no arm has seen."""
+    import numpy as np
+    import torch
+
+    blocks = torch.from_numpy(np.load(work / "held-out.npy"))
+    with torch.no_grad():
+        logits = model(input_ids=blocks[:, :-1]).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), blocks[:, 1:].flatten())
+    return float(loss)
+
+
+def measure(work: Path, arm: str, run: str, steps: int, threads: int | None) -> dict[str, float]:
+    """Runs one arm in this process."""
+    import torch
+    from transformers import GPTNeoXForCausalLM
+
+    from rewarm import bases, products
+
+    if threads:
+        torch.set_num_threads(threads)
+    if arm == "Trainer":
+        ended, model = trainer(work, steps, run)
+    else:
+        products.BY_CONVOLUTION &= arm == "rewarm"
+        ended = rewarm(work, steps, run)
+        model = GPTNeoXForCausalLM.from_pretrained(
+            bases.last_checkpoint(work / run), dtype=torch.float32
+        )
+    ended = ended[WARM - 1 :]
+    steps_each = [(b.wall - a.wall, b.cpu - a.cpu) for a, b in pairwise(ended)]
+    return {
+        "tokens_per_s": SEQUENCES * CONTEXT * len(steps_each) / (ended[-1].wall - ended[0].wall),
+        "step_ms": 1e3 * statistics.median(wall for wall, _ in steps_each),
+        "cpu_ms": 1e3 * statistics.median(cpu for _, cpu in steps_each),
+        "loss": held_out(model.eval(), work),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    """Runs the arms in turn, each in a process of its own, and prints the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, help="torch's; its own choice where not given")
+    parser.add_argument("--out", type=Path, help="write the figures as JSON")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--run", help=argparse.SUPPRESS)
+    said = parser.parse_args()
+    if said.only:
+        print(json.dumps(measure(said.work, said.only, said.run, said.steps, said.threads)))
+        return
+    arms = [arm for arm in ARMS if arm != "Trainer" or importlib.util.find_spec("accelerate")]
+    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+    busy = []
+    with tempfile.TemporaryDirectory() as work:
+        prepare(Path(work), said.steps)
+        for repeat in range(said.repeats):
+            # Whoever comes first does so once: a machine that others slow down slows all alike.
+            for arm in arms[repeat % len(arms) :] + arms[: repeat % len(arms)]:
+                command = [sys.executable, __file__, *sys.argv[1:], "--only", arm, "--work", work]
+                command += ["--run", f"run-{arm[-3:]}-{repeat}"]
+                ended = subprocess.run(command, capture_output=True, text=True, check=False)
+                if ended.returncode:
+                    sys.exit(f"{arm} failed: {ended.stderr.strip()}")
+                found[arm].append(json.loads(ended.stdout.splitlines()[-1]))
+                busy.append(os.getloadavg()[0])
+    report(found, said, busy)
+
+
+def report(
+    found: dict[str, list[dict[str, float]]], said: argparse.Namespace, busy: list[float]
+) -> None:
+    """Prints the table, and writes the figures where it was asked to."""
+    threads = found["rewarm"][0]["threads"]
+    print(
+        f"{processor()}, {os.cpu_count()} cores, {threads} threads, Python "
+        f"{platform.python_version()}, torch {version('torch')}, transformers "
+        f"{version('transformers')}; {said.steps} steps of {SEQUENCES} × {CONTEXT} tokens, "
+        f"{said.repeats} repeats: median (lowest to highest); load average {min(busy):.1f} to "
+        f"{max(busy):.1f}"
+    )
+    print("| | tokens/s | a step, ms | CPU ms | rewarm × by wall | × by CPU | loss after, nats |")
+    print("|---|---|---|---|---|---|---|")
+    for arm, runs in found.items():
+        pairs = list(zip(found["rewarm"], runs, strict=True))
+        cells = [
+            spread([run["tokens_per_s"] for run in runs], 0),
+            spread([run["step_ms"] for run in runs], 1),
+            spread([run["cpu_ms"] for run in runs], 1),
+            spread([theirs["step_ms"] / ours["step_ms"] for ours, theirs in pairs], 2),
+            spread([theirs["cpu_ms"] / ours["cpu_ms"] for ours, theirs in pairs], 2),
+            spread([run["loss"] for run in runs], 5),
+        ]
+        print(f"| {arm} | {' | '.join(cells)} |")
+    if said.out:
+        said.out.write_text(json.dumps({"runs": found, "load": busy}, indent=1) + "\n")
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Returns `median (lowest to highest)`."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+
+
+def processor() -> str:
+    """Returns what the processor calls itself."""
+    try:
+        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.machine()
+    named = [
+        line.partition(": ")[2] for line in facts.splitlines() if line.startswith("model name")
+    ]
+    return named[0] if named else platform.machine()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+#!/usr/bin/env bash
+# What has to be run and measured on a GPU, in stages of less than ten minutes each, with nothing
+# from a network. Every stage writes what it found under $OUT (build/gpu/STAGE, if that is not set).
+#
+#   bash benchmarks/gpu.sh wheels    on a machine with a network: what the GPU's lacks, into .whl/
+#   bash benchmarks/gpu.sh tests     pytest -m gpu, and what a save costs
+#   bash benchmarks/gpu.sh 410m      the step beside its peers, by kernel family, first steps, overheads
+#   bash benchmarks/gpu.sh sizes     70m, 160m, 1b and 1.4b beside litgpt
+#   bash benchmarks/gpu.sh widths    which microbatch is each size's best
+#   bash benchmarks/gpu.sh kernels   410m with plain kernels, in fp32 and every other precision
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+OUT=${OUT:-build/gpu/${1-}}
+export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+failed=0
+
+# The checkout's own rewarm; its wheel is there for what a distribution says of itself: its version
+# and the entry points of its schedules.
+with_wheels() {
+  site=$(mktemp -d)
+  trap 'rm -rf "$site"' EXIT
+  if compgen -G '.whl/*.whl' >/dev/null; then
+    python3 -m pip install --quiet --no-index --no-deps --no-compile --no-cache-dir \
+      --target "$site" .whl/*.whl || exit
+  fi
+  export PYTHONPATH=$PWD:$site
+}
+
+run() { # run NAME SECONDS COMMAND...: a log of its own, and the next one is tried whatever happens
+  local name=$1 seconds=$2 began=$SECONDS
+  shift 2
+  echo "── $name: $*"
+  timeout "$seconds" "$@" 2>&1 | tee "$OUT/$name.txt"
+  local status=${PIPESTATUS[0]}
+  ((status == 0)) || failed=1
+  echo "── $name: exit code $status after $((SECONDS - began)) s"
+}
+
+step() { # step NAME SECONDS OPTIONS...: the table and everything behind it
+  local name=$1 seconds=$2
+  shift 2
+  run "$name" "$seconds" python3 benchmarks/step.py "$@" --json "$OUT/$name.json"
+}
+
+together() { # few files are easier brought home
+  cat "$OUT"/*.txt >"$OUT/tables" && rm "$OUT"/*.txt
+}
+
+case ${1-} in
+  tests | 410m | sizes | widths | kernels)
+    mkdir -p "$OUT"
+    with_wheels
+    ;;
+esac
+
+case ${1-} in
+  wheels)
+    version() { python3 -c "import importlib.metadata as m; print('$1==' + m.version('$1'))"; }
+    rm -rf .whl
+    python3 -m pip wheel --quiet --no-deps --wheel-dir .whl . || exit
+    names=(pydantic pydantic_core annotated-types typing-inspection webdataset braceexpand)
+    wanted=(litgpt)
+    for name in "${names[@]}" zstandard jsonschema jsonschema-specifications referencing rpds-py; do
+      wanted+=("$(version "$name")")
+    done
+    python3 -m pip download --quiet --no-deps --only-binary=:all: --dest .whl \
+      --python-version "${PYTHON_THERE:-3.12}" --implementation cp --platform manylinux_2_28_x86_64 \
+      --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 "${wanted[@]}" || exit
+    ls -l .whl
+    ;;
+  tests)
+    run tests 360 python3 -m pytest -m gpu -p no:cacheprovider
+    run saves 180 python3 benchmarks/saves.py
+    ;;
+  410m)
+    step 410m 570 --model pythia-410m --microbatch 16 --profile
+    ;;
+  sizes)
+    for size in 70m:32:110 160m:32:125 1b:16:155 1.4b:8:185; do
+      IFS=: read -r name microbatch seconds <<<"$size"
+      step "$name" "$seconds" --model "pythia-$name" --microbatch "$microbatch" \
+        --peers litgpt --no-first-step --no-overheads --steps 10
+    done
+    ;;
+  widths)
+    for size in 70m:64 160m:64 410m:8 410m:32 1b:8 1b:32 1.4b:16; do
+      IFS=: read -r name microbatch <<<"$size"
+      step "$name-$microbatch" 82 --model "pythia-$name" --microbatch "$microbatch" \
+        --peers '' --no-first-step --no-overheads --steps 10
+    done
+    together
+    ;;
+  kernels)
+    step plain 150 --kernels plain --peers '' --profile --no-first-step --no-overheads
+    for precision in $(python3 -c '
+from typing import get_args
+from rewarm.recipe import Recipe
+print(*get_args(Recipe.model_fields["precision"].annotation))'); do
+      step "$precision" 100 --precision "$precision" --peers '' --no-first-step --no-overheads
+    done
+    together
+    ;;
+  *)
+    sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
+    exit 2
+    ;;
+esac
+exit "$failed"
