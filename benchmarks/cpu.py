@@ -10,7 +10,6 @@ others use the machine, two threads wait for each other's cores, and wall time s
 with `--threads 1` says more.
 
 - rewarm: `rewarm train`, its own loop and reader of shards.
-- rewarm, MKL: the same with torch's own choice of library for products.
 - Trainer: GPTNeoXForCausalLM under transformers.Trainer, the tokens ready in memory.
 """
 
@@ -31,7 +30,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ARMS = ("rewarm", "rewarm, MKL", "Trainer")
+ARMS = ("rewarm", "Trainer")
 SEQUENCES, CONTEXT, LR, WARM = 16, 128, 1e-3, 10
 
 RECIPE = """\
@@ -183,14 +182,13 @@ def measure(work: Path, arm: str, run: str, steps: int, threads: int | None) -> 
     import torch
     from transformers import GPTNeoXForCausalLM
 
-    from rewarm import bases, products
+    from rewarm import bases
 
     if threads:
         torch.set_num_threads(threads)
     if arm == "Trainer":
         ended, model = trainer(work, steps, run)
     else:
-        products.BY_CONVOLUTION &= arm == "rewarm"
         ended = rewarm(work, steps, run)
         model = GPTNeoXForCausalLM.from_pretrained(
             bases.last_checkpoint(work / run), dtype=torch.float32

@@ -22,7 +22,6 @@ from rewarm.architecture import Architecture
 from rewarm.bases import PICKLED, SAFETENSORS
 from rewarm.errors import CheckpointError
 from rewarm.kernels import PLAIN, Kernels
-from rewarm.products import Linear
 from rewarm.untrusted import is_plain_name, read_as
 
 Seen = Tensor | BlockMask
@@ -69,8 +68,8 @@ class Attention(nn.Module):
         super().__init__()
         width, bias = architecture.hidden, architecture.attention_bias
         self.heads = architecture.heads
-        self.query_key_value = Linear(width, 3 * width, bias=bias)
-        self.dense = Linear(width, width, bias=bias)
+        self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
+        self.dense = nn.Linear(width, width, bias=bias)
 
     def forward(
         self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, seen: Seen | None = None
@@ -97,8 +96,8 @@ class MLP(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.activation = architecture.activation
-        self.dense_h_to_4h = Linear(architecture.hidden, architecture.inner)
-        self.dense_4h_to_h = Linear(architecture.inner, architecture.hidden)
+        self.dense_h_to_4h = nn.Linear(architecture.hidden, architecture.inner)
+        self.dense_4h_to_h = nn.Linear(architecture.inner, architecture.hidden)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Returns what the MLP adds to the residual stream, (B, T, D)."""
@@ -154,7 +153,7 @@ class NeoX(nn.Module):
         super().__init__()
         self.architecture = architecture
         self.gpt_neox = Trunk(architecture)
-        self.embed_out = Linear(architecture.hidden, architecture.vocabulary, bias=False)
+        self.embed_out = nn.Linear(architecture.hidden, architecture.vocabulary, bias=False)
         if architecture.tied:
             self.embed_out.weight = self.gpt_neox.embed_in.weight
         cos, sin = rotary_angles(architecture, architecture.positions)
