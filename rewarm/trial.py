@@ -26,6 +26,7 @@ from rewarm.errors import RecipeError, RewarmError, printable
 from rewarm.evaluate import autocast, device_name
 from rewarm.neox import NeoX
 from rewarm.recipe import Recipe
+from rewarm.untrusted import read_json
 
 _ON_A_CPU = 2048
 """Tokens that a CPU runs at once: the logits of so many take 1.2 GB with Pythia's vocabulary."""
@@ -235,7 +236,7 @@ def _notes() -> Path:
 def _read(path: Path) -> dict[str, int]:
     """Returns what is noted; notes that cannot be read are no reason to stop."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_json(path)
     except (OSError, ValueError):
         return {}
     if not isinstance(known, dict):

@@ -9,7 +9,7 @@ import pytest
 import rewarm
 
 ROOT = Path(rewarm.__file__).parents[1]
-SOURCES = sorted([*ROOT.glob("rewarm/*.py"), *ROOT.glob("plugins/*/*.py")])
+SOURCES = sorted([*ROOT.glob("rewarm/**/*.py"), *ROOT.glob("plugins/*/*.py")])
 
 # Modules that run what they read, or start other programs.
 RUNNING = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "runpy", "subprocess", "pty"}

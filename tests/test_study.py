@@ -48,7 +48,8 @@ def test_arms_start_from_bases_that_are_still_to_be_trained(write, tmp_path):
         "bases: {up: base.yaml}\n"
         f"arms:\n  last: {{model: {{base: {root}}}, schedule: {{name: constant, lr: 2x base}}}}\n"
         f"  peak: {{model: {{base: {root}@100}}, schedule: {{name: constant, lr: base}}}}\n"
-        f"  open: {{model.base: {root}/@before-decay, schedule: {{name: constant, lr: base}}}}\n"
+        f"  open: {{model: {{base: {root}/@before-decay}}, schedule: {{name: constant, "
+        "lr: base}}\n"
         "  new:\n"
     )
     plan = study.load(path)
