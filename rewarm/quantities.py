@@ -223,6 +223,14 @@ class Span(float):
         }
 
 
+def as_written(text: str) -> Any:
+    """Returns the default of a setting that is read as if a recipe had it: `base`, `1 token`.
+
+    What it comes to is known only with the recipe, so it is no Rate or Span yet.
+    """
+    return text
+
+
 def in_words(count: float) -> str:
     """Returns a count as people say it: `296.86B`, `2.10M`, `512`."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):

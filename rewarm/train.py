@@ -74,7 +74,7 @@ def take_step(
         block = part.to(device, non_blocking=True)
         with cast:
             part_loss = model.loss(block[:, :-1], block[:, 1:], separator=separator) / len(parts)
-        part_loss.backward(scale)  # type: ignore[no-untyped-call]
+        torch.autograd.backward(part_loss, scale)
         loss += part_loss.detach()
     norm = optim.clip(model, clip, scale)
     skipped = judge(loss, norm)

@@ -78,7 +78,7 @@ def run_once(
     for _ in range(parts):
         with cast:
             loss = model.loss(tokens[:, :-1], tokens[:, 1:], separator=separator)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
     model.zero_grad()
 
 
@@ -199,33 +199,43 @@ def _fits(
     chosen: kernels.Kernels,
 ) -> bool:
     """Returns whether a step with so many sequences at once stays below `free` bytes."""
-    before = torch.cuda.memory_allocated(device)
     try:
-        with device:
-            model = NeoX(shape)
-            model.use(chosen)
-            moments = torch.empty(2 * shape.parameters, dtype=torch.float32)
-        attempt = partial(
-            run_once,
-            model,
-            microbatch=microbatch,
-            context=recipe.data.context,
-            cast=autocast(recipe.precision, device),
-            separator=0 if recipe.data.documents == "separate" else None,
-        )
-        if recipe.compile:
-            compile_layers(model, attempt)
-        torch.cuda.reset_peak_memory_stats(device)
-        attempt(parts=min(2, recipe.sequences // microbatch))
-        del moments
-        return torch.cuda.max_memory_allocated(device) - before <= free
+        return _peak(recipe, shape, microbatch, device, chosen) <= free
     except torch.OutOfMemoryError:
         return False
     finally:
-        model = attempt = None  # type: ignore[assignment]
         torch.compiler.reset()
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def _peak(
+    recipe: Recipe,
+    shape: Architecture,
+    microbatch: int,
+    device: torch.device,
+    chosen: kernels.Kernels,
+) -> int:
+    """Returns the most bytes that a step takes up; what it made is gone when it returns."""
+    before = torch.cuda.memory_allocated(device)
+    with device:
+        model = NeoX(shape)
+        model.use(chosen)
+        moments = torch.empty(2 * shape.parameters, dtype=torch.float32)
+    attempt = partial(
+        run_once,
+        model,
+        microbatch=microbatch,
+        context=recipe.data.context,
+        cast=autocast(recipe.precision, device),
+        separator=0 if recipe.data.documents == "separate" else None,
+    )
+    if recipe.compile:
+        compile_layers(model, attempt)
+    torch.cuda.reset_peak_memory_stats(device)
+    attempt(parts=min(2, recipe.sequences // microbatch))
+    del moments
+    return torch.cuda.max_memory_allocated(device) - before
 
 
 def _notes() -> Path:

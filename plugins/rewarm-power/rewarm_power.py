@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rewarm import Rate, Schedule, Span, linear
+from rewarm.quantities import as_written
 
 
 class Power(Schedule):
@@ -35,7 +36,7 @@ class Power(Schedule):
     steps."""
     shape: Literal["exponential", "linear"] = "exponential"
     """The way down. `exponential` falls by the same factor every step, so min_lr is above 0."""
-    token: Annotated[Span, Field(gt=0)] = "1 token"  # type: ignore[assignment]  # resolved later
+    token: Annotated[Span, Field(gt=0)] = as_written("1 token")
     """What `a` and `b` count in. It says how much of the run one token is; leave it."""
 
     @model_validator(mode="after")

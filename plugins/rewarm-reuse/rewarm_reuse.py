@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from rewarm import Rate, Schedule, cosine
-from rewarm.quantities import Share
+from rewarm.quantities import Share, as_written
 
 
 class Reuse(Schedule):
@@ -16,7 +16,7 @@ class Reuse(Schedule):
 
     contract: ClassVar[int] = 1
     name: Literal["reuse"] = "reuse"
-    start_lr: Rate = "base"  # type: ignore[assignment]  # resolved when it is validated
+    start_lr: Rate = as_written("base")
     """The rate that the cosine starts from: by default the one at which the base ended."""
     ratio: Annotated[Share, Field(ge=0, lt=1)] = 0.01
     """The rate at the end of the run, as a part of start_lr; it holds after it."""
