@@ -68,7 +68,7 @@ def plot_schedule(
     ] = None,
 ) -> None:
     """Draw the learning rate of recipes, by the function that trains."""
-    from rewarm import curve, plot
+    from rewarm import curve, plot, terminal
 
     if at is not None and (out is not None or zoom != ":"):
         raise typer.BadParameter("--at prints values at places; it goes without --out and --zoom")
@@ -99,7 +99,7 @@ def plot_schedule(
     else:
         console = Console()
         color = console.color_system is not None and not console.no_color
-        print(plot.in_terminal(curves, color=color))
+        print(terminal.draw(curves, color=color))
 
 
 def _to_draw(
@@ -124,7 +124,7 @@ def _to_draw(
 
 
 def _print_values(runs: dict[str, Recipe], at: str, form: str) -> None:
-    from rewarm import curve, plot
+    from rewarm import curve, plot, ruler
 
     try:
         values = curve.values(runs, at)
@@ -143,7 +143,7 @@ def _print_values(runs: dict[str, Recipe], at: str, form: str) -> None:
     above = None
     for one in values:
         name = "" if one.recipe == above else one.recipe
-        progress, rate = f"{one.progress:.4%}", plot.rate_in_words(one.lr, 7)
+        progress, rate = f"{one.progress:.4%}", ruler.rate_in_words(one.lr, 7)
         table.add_row(name, one.at, f"{one.step:,}", f"{one.tokens:,}", progress, rate)
         above = one.recipe
     tables.show(table)

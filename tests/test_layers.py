@@ -28,7 +28,7 @@ ORDER = [
     *("recipe", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
     *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run"),
-    *("memory", "curve", "plot", "check"),
+    *("memory", "curve", "ruler", "plot", "terminal", "check"),
     *("claims", "outcomes", "study", "compare"),
     *("testing", "author", "shipped", "tables", "shelf", "options", "preview", "prepare"),
     *("studies", "interruptions"),

@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 import pytest
 from test_curve import recipe_of
 
-from rewarm import curve, plot
+from rewarm import curve, plot, ruler, terminal
 from rewarm.errors import RewarmError
 from rewarm.recipe import Recipe
 
@@ -97,7 +97,7 @@ def test_svg(rewarm, constant, tmp_path):
 def test_the_terminals_width_is_kept(rewarm, constant, monkeypatch, columns, color):
     monkeypatch.setenv("COLUMNS", str(columns))
     curves = [curve.curve("rewarm", rewarm, 1000), curve.curve("constant", constant, 1000)]
-    drawn = plot.in_terminal(curves, color=color)
+    drawn = terminal.draw(curves, color=color)
     assert ("\x1b[" in drawn) == color
     lines = re.sub(r"\x1b\[[0-9;]*m", "", drawn).split("\n")
     assert max(map(len, lines)) <= columns
@@ -107,13 +107,13 @@ def test_the_terminals_width_is_kept(rewarm, constant, monkeypatch, columns, col
 
 def test_a_width_that_is_asked_for_is_kept(rewarm, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    drawn = plot.in_terminal([curve.curve("rewarm", rewarm, 1000)], color=False, width=60)
+    drawn = terminal.draw([curve.curve("rewarm", rewarm, 1000)], color=False, width=60)
     assert max(map(len, drawn.split("\n"))) == 60
 
 
 def test_the_terminal_says_where_the_rate_goes(rewarm, constant):
     curves = [curve.curve("rewarm", rewarm, 1000), curve.curve("constant", constant, 1000)]
-    drawn = plot.in_terminal(curves, color=False, width=80)
+    drawn = terminal.draw(curves, color=False, width=80)
     for said in (
         r" rate +step +tokens\n── rewarm\n +first +3e-6 +1 +100k\n",
         r"\n +end of warm-up +3e-4 +100 +10M\n +last +3e-5 +1,000 +100M\n",
@@ -129,7 +129,7 @@ def test_the_terminal_says_where_the_rate_goes(rewarm, constant):
 
 def test_a_rate_of_zero_throughout_can_be_drawn(thousand_steps, tmp_path):
     recipe = recipe_of(thousand_steps, "schedule={name: constant, lr: 0}")
-    assert " 0 " in plot.in_terminal([curve.curve("zero", recipe)], color=False, width=80)
+    assert " 0 " in terminal.draw([curve.curve("zero", recipe)], color=False, width=80)
     plot.save([curve.curve("zero", recipe)], tmp_path / "zero.png")
 
 
@@ -139,7 +139,7 @@ def test_a_run_of_one_step_can_be_drawn(thousand_steps, tmp_path):
     )
     one = curve.curve("one", recipe)
     assert one.points == [(1, 100_000, 1.0, 0.0)]
-    assert " 1    100k\n" in plot.in_terminal([one], color=False, width=80)
+    assert " 1    100k\n" in terminal.draw([one], color=False, width=80)
     plot.save([one], tmp_path / "one.png")
 
 
@@ -172,7 +172,7 @@ def test_the_end_of_the_bases_own_curve_is_drawn_before_it(thousand_steps, base)
     assert (tail[0].tokens, tail[0].progress) == (-24_900_000, 0.351)
     assert len(curve.curve("its beginning", recipe, zoom=":10%").tail) == 25
     assert curve.curve("its middle", recipe, zoom="10%:20%").tail == []
-    drawn = plot.in_terminal([curve.curve("rewarm", recipe)], color=False, width=80)
+    drawn = terminal.draw([curve.curve("rewarm", recipe)], color=False, width=80)
     assert "left of 0: the base" in drawn
     assert max(map(len, drawn.split("\n"))) <= 80
 
@@ -220,7 +220,7 @@ def test_a_curve_is_drawn_where_its_rates_are(thousand_steps):
     straight = recipe_of(
         thousand_steps, "schedule={name: no-warmup, peak_lr: 4e-4, min_lr: 0, decay: linear}"
     )
-    drawn = plot.in_terminal([curve.curve("x", straight, 1000)], color=False, width=80)
+    drawn = terminal.draw([curve.curve("x", straight, 1000)], color=False, width=80)
     lines = drawn.split("\n")
     labels = [line.split("┤")[0].strip() for line in lines if "┤" in line]
     assert labels == ["4e-4", "3e-4", "2e-4", "1e-4", "0"]
@@ -235,11 +235,11 @@ def test_a_curve_is_drawn_where_its_rates_are(thousand_steps):
 
 def test_curves_on_each_other_all_show(constant):
     same = [curve.curve(name, constant, 1000) for name in ("a", "b", "c")]
-    plain = plot.in_terminal(same, color=False, width=80)
+    plain = terminal.draw(same, color=False, width=80)
     row = max(cells(plain, line) for line in range(1, 15))
     assert all(row.count(symbol) >= 20 for symbol in "+x")
     assert sum("\u2800" < character < "\u28ff" for character in row) >= 20
-    inked = plot.in_terminal(same, color=True, width=80)
+    inked = terminal.draw(same, color=True, width=80)
     assert {code: inked.count(f"[38;5;{code}m") >= 20 for code in (33, 166, 29)} == {
         **{33: True, 166: True, 29: True}
     }
@@ -249,7 +249,7 @@ def test_curves_on_each_other_all_show(constant):
 def test_labels_of_ticks_stand_apart_and_under_them(thousand_steps, columns):
     for tokens, zoom in (("100M", ":"), ("3B", "0:2%"), ("1.7B", "33%:33.1%")):
         recipe = recipe_of(thousand_steps, f"tokens={tokens}")
-        drawn = plot.in_terminal(
+        drawn = terminal.draw(
             [curve.curve("x", recipe, 1000, zoom)], color=False, width=columns
         ).split("\n")
         rule = next(i for i, line in enumerate(drawn) if "└" in line)
@@ -272,12 +272,12 @@ def test_labels_of_ticks_stand_apart_and_under_them(thousand_steps, columns):
     ],
 )
 def test_labels_tell_ticks_apart(ticks, labels):
-    assert plot._tokens(ticks) == labels
+    assert ruler.tokens(ticks) == labels
 
 
 def test_ticks_are_round():
-    assert plot._ticks(0, 3e-4, 5) == [0, 1e-4, 2e-4, 3e-4]
-    assert plot._ticks(-6e4, 2.5e5, 8) == [-5e4, 0, 5e4, 1e5, 1.5e5, 2e5, 2.5e5]
+    assert ruler.ticks(0, 3e-4, 5) == [0, 1e-4, 2e-4, 3e-4]
+    assert ruler.ticks(-6e4, 2.5e5, 8) == [-5e4, 0, 5e4, 1e5, 1.5e5, 2e5, 2.5e5]
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])
@@ -286,7 +286,7 @@ def test_long_names_are_told_whole(thousand_steps, columns, monkeypatch):
     label = "where the second of the two long plateaus of this run begins"
     monkeypatch.setattr(type(recipe.schedule), "marks", lambda _: {label: 0.5, "bad\x1b[1m": 0.6})
     name = "runs/" + "a-long-name-" * 9 + "end"
-    drawn = plot.in_terminal([curve.curve(name, recipe, 100)], color=False, width=columns)
+    drawn = terminal.draw([curve.curve(name, recipe, 100)], color=False, width=columns)
     lines = drawn.split("\n")
     assert max(map(len, lines)) <= columns
     assert "\x1b" not in drawn
@@ -298,11 +298,11 @@ def test_long_names_are_told_whole(thousand_steps, columns, monkeypatch):
 def test_a_shared_tail_is_drawn_once(thousand_steps, base, constant):
     recipe = recipe_of(thousand_steps, f"model={{base: {base}}}")
     both = [curve.curve(name, recipe, 1000) for name in ("a", "b")]
-    tails, shared = plot._tails(both)
+    tails, shared = ruler.tails(both)
     assert ([*tails], shared) == ([0], True)
     other = curve.curve("c", constant, 1000)
-    assert plot._tails([other, both[0]]) == ({1: both[0].tail}, False)
-    assert plot._tails([other]) == ({}, False)
+    assert ruler.tails([other, both[0]]) == ({1: both[0].tail}, False)
+    assert ruler.tails([other]) == ({}, False)
 
 
 def test_the_legend_is_below_the_curves(rewarm, constant, base, thousand_steps):
