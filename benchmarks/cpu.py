@@ -125,7 +125,7 @@ def trainer(work: Path, steps: int, run: str) -> tuple[list[Moment], Any]:
     import torch
     from transformers import GPTNeoXForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    from rewarm.recipe import Optimizer
+    from rewarm.sections import Optimizer
 
     blocks = torch.from_numpy(np.load(work / "tokens.npy").reshape(-1, CONTEXT + 1))
     # Its loss would shift the labels, and train on one position fewer: they are shifted here.

@@ -23,7 +23,7 @@ from rewarm.architecture import Architecture
 from rewarm.checkpoint import Tensors, TokenizerSource
 from rewarm.neox import NeoX, initialise
 from rewarm.progress import Progress
-from rewarm.recipe import Optimizer
+from rewarm.sections import Optimizer
 from rewarm.stream import NOTHING
 
 

@@ -98,7 +98,7 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
     """Returns rewarm's arm."""
     import torch
 
-    from rewarm import neox, optim, recipe, train
+    from rewarm import neox, optim, train
     from rewarm.evaluate import autocast
     from rewarm.guard import Guard
     from rewarm.stream import Position
@@ -112,14 +112,16 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
 
         chosen, note = kernels.choose(said.kernels, device)
         model.use(chosen)
-    settings = recipe.Optimizer()
+    from rewarm import sections
+
+    settings = sections.Optimizer()
     optimizer = optim.adamw(model, settings)
     if device.type == "cuda":
         model.compile_layers()
     cast = autocast(said.precision, device)
     fp16 = said.precision == "fp16"
-    scaled: dict[str, Any] = {"loss_scale": recipe.LossScale()} if fp16 else {}
-    guard = Guard(recipe.Guard(), device, {}, None, **scaled)
+    scaled: dict[str, Any] = {"loss_scale": sections.LossScale()} if fp16 else {}
+    guard = Guard(sections.Guard(), device, {}, None, **scaled)
     taken = 0
 
     def step(tokens: Any) -> Any:
@@ -197,10 +199,12 @@ def _peer_step(
     import torch
     from torch.nn import functional
 
-    from rewarm import optim, recipe
+    from rewarm import optim
     from rewarm.evaluate import autocast
 
-    settings = recipe.Optimizer()
+    from rewarm import sections
+
+    settings = sections.Optimizer()
     optimizer = optim.adamw(model, settings)
     optim.set_lr(optimizer, LR)
     scaler = torch.amp.GradScaler(device.type, enabled=said.precision == "fp16")

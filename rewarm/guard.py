@@ -19,9 +19,9 @@ from torch import Tensor
 
 from rewarm import scaling
 from rewarm.quantities import in_words
-from rewarm.recipe import Guard as Settings
-from rewarm.recipe import LossScale
 from rewarm.scaling import Scaler
+from rewarm.sections import Guard as Settings
+from rewarm.sections import LossScale
 from rewarm.stream import Position
 
 _WINDOW = 64

@@ -10,7 +10,8 @@ from rewarm.bases import Base
 from rewarm.errors import CheckpointError, RecipeError, RewarmError
 from rewarm.manifest import MANIFEST
 from rewarm.progress import Ancestor, Progress, read_progress
-from rewarm.recipe import Model, Recipe
+from rewarm.recipe import Recipe
+from rewarm.sections import Model
 from rewarm.untrusted import read_json
 
 

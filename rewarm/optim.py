@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rewarm.errors import CheckpointError, ScheduleError
 from rewarm.neox import NeoX, is_finite
-from rewarm.recipe import Optimizer
+from rewarm.sections import Optimizer
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from rewarm import recipe
-from rewarm.recipe import Model, Recipe
+from rewarm.recipe import Recipe
+from rewarm.sections import Model
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in YAML.")]
 Set = Annotated[

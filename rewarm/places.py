@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
 from rewarm.errors import DataError
-from rewarm.recipe import SCHEMES
+from rewarm.sections import SCHEMES
 from rewarm.shards import MAX_INDEX_BYTES, Index, ShardFacts, parse_index, read_index
 
 Result = TypeVar("Result")

@@ -18,7 +18,8 @@ from rewarm import contract, lineage, manifest
 from rewarm.bases import checkpoints, last_checkpoint
 from rewarm.document import Document
 from rewarm.errors import CheckpointError, RecipeError, printable
-from rewarm.recipe import Keep, Recipe
+from rewarm.recipe import Recipe
+from rewarm.sections import Keep
 
 _GONE = ".deleting"
 

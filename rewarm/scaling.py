@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from rewarm.recipe import LossScale, Scale
+from rewarm.sections import LossScale, Scale
 
 _LARGEST = 2**32  # gradients are of a mean over fewer tokens; beyond it, a scale has no use
 

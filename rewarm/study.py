@@ -26,7 +26,8 @@ from rewarm import claims, lineage, recipe
 from rewarm.document import Document
 from rewarm.errors import RecipeError, did_you_mean
 from rewarm.quantities import parse_count
-from rewarm.recipe import Model, Name, Recipe, Section, Text
+from rewarm.recipe import Recipe
+from rewarm.sections import Model, Name, Section, Text
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 

@@ -15,7 +15,7 @@ from rewarm.errors import CheckpointError, Preempted, ScheduleError
 from rewarm.neox import NeoX, initialise
 from rewarm.optim import Probe
 from rewarm.progress import read_progress
-from rewarm.recipe import Optimizer
+from rewarm.sections import Optimizer
 from rewarm.train import take_step
 
 

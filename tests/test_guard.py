@@ -8,7 +8,7 @@ from test_resume import StopAfter, learnt, metrics, run
 from rewarm import train as loop
 from rewarm.errors import Diverged, Preempted
 from rewarm.guard import Gap, Guard, Rise
-from rewarm.recipe import Guard as Settings
+from rewarm.sections import Guard as Settings
 from rewarm.stream import Position
 
 NOWHERE = Position({})

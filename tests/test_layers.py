@@ -25,7 +25,7 @@ TORCH = (
 )
 ORDER = [
     *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "pythia"),
-    *("recipe", "__init__"),
+    *("sections", "recipe", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
     *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run"),
     *("memory", "curve", "ruler", "plot", "terminal", "check"),

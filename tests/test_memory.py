@@ -9,7 +9,7 @@ from rewarm import kernels, memory, optim
 from rewarm.architecture import PRESETS, Architecture
 from rewarm.evaluate import autocast
 from rewarm.neox import NeoX, initialise
-from rewarm.recipe import Optimizer
+from rewarm.sections import Optimizer
 from rewarm.train import take_step
 from rewarm.trial import run_once
 

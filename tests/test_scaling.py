@@ -16,9 +16,9 @@ from rewarm.architecture import Architecture
 from rewarm.errors import CheckpointError, Diverged, Preempted, RecipeError
 from rewarm.guard import Guard
 from rewarm.neox import NeoX, initialise
-from rewarm.recipe import Guard as Settings
-from rewarm.recipe import LossScale, Optimizer
 from rewarm.scaling import Memory, Scaler
+from rewarm.sections import Guard as Settings
+from rewarm.sections import LossScale, Optimizer
 from rewarm.stream import Position
 from rewarm.train import take_step
 

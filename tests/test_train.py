@@ -14,8 +14,8 @@ from rewarm.errors import CheckpointError, DataError, Diverged
 from rewarm.evaluate import Measured
 from rewarm.neox import NeoX, initialise
 from rewarm.progress import read_progress
-from rewarm.recipe import Optimizer
 from rewarm.run import read_metrics
+from rewarm.sections import Optimizer
 from rewarm.train import take_step, train
 
 SHAPE = Architecture(layers=2, hidden=32, heads=2, vocabulary=64, positions=16)
