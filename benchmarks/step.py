@@ -98,7 +98,7 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
     """Returns rewarm's arm."""
     import torch
 
-    from rewarm import neox, optim, train
+    from rewarm import neox, optim, sections, train
     from rewarm.evaluate import autocast
     from rewarm.guard import Guard
     from rewarm.stream import Position
@@ -112,7 +112,6 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
 
         chosen, note = kernels.choose(said.kernels, device)
         model.use(chosen)
-    from rewarm import sections
 
     settings = sections.Optimizer()
     optimizer = optim.adamw(model, settings)
@@ -199,10 +198,8 @@ def _peer_step(
     import torch
     from torch.nn import functional
 
-    from rewarm import optim
+    from rewarm import optim, sections
     from rewarm.evaluate import autocast
-
-    from rewarm import sections
 
     settings = sections.Optimizer()
     optimizer = optim.adamw(model, settings)
