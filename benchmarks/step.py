@@ -98,13 +98,14 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
     """Returns rewarm's arm."""
     import torch
 
-    from rewarm import neox, optim, sections, train
+    from rewarm import optim, sections, train
+    from rewarm import weights as model_files
     from rewarm.evaluate import autocast
     from rewarm.guard import Guard
     from rewarm.stream import Position
 
     train._keep_freed_memory()  # as its training does
-    model, _ = neox.load(architecture(said.model), weights)
+    model, _ = model_files.load(architecture(said.model), weights)
     model.to(device)
     note = ""
     if importlib.util.find_spec("rewarm.kernels"):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from rewarm import bases, manifest, neox
+from rewarm import bases, manifest, weights
 from rewarm.errors import DataError
 from rewarm.neox import NeoX
 from rewarm.places import Place
@@ -138,7 +138,7 @@ def measure_checkpoint(
     for place in sets.values():
         facts = place.index.tokenizer
         bases.fits(base.architecture, base.directory, facts, str(place), context)
-    model, _ = neox.load(base.architecture, base.directory)
+    model, _ = weights.load(base.architecture, base.directory)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     return {
         on: measure(

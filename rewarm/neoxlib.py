@@ -10,7 +10,7 @@ run/  latest                                     the name of the newest folder, 
         mp_rank_*, zero_*, bf16_zero_*           pickled arguments and moments: never opened
 ```
 The architecture comes from configs/, and the number of embedding rows, which GPT-NeoX takes from a
-tokenizer elsewhere, from the shape of the embeddings. `rewarm.neox` reads the tensors.
+tokenizer elsewhere, from the shape of the embeddings. `rewarm.weights` reads the tensors.
 """
 
 from __future__ import annotations

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rewarm.errors import CheckpointError, ScheduleError
-from rewarm.neox import NeoX, is_finite
+from rewarm.neox import NeoX
 from rewarm.sections import Optimizer
+from rewarm.weights import is_finite
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

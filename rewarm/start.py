@@ -29,6 +29,7 @@ from rewarm import (
     stream,
     trial,
     untrusted,
+    weights,
 )
 from rewarm.architecture import Architecture
 from rewarm.bases import Base
@@ -128,7 +129,7 @@ def start(recipe: Recipe, run: Run) -> Start:
     agreed = contract.agree(recipe, origin.base, origin.ancestors, run.resumed)
     progress = _progress(recipe, corpora, then, carried, origin.ancestors)
     if origin.weights:
-        model, matched = neox.load(origin.architecture, origin.weights)
+        model, matched = weights.load(origin.architecture, origin.weights)
         tensors = f"{matched.tensors:,} of {len(model.state_dict()):,} tensors matched"
         if matched.ignored:
             tensors += f", {matched.ignored:,} that follow from the configuration left out"

@@ -8,9 +8,10 @@ from transformers import AutoModelForCausalLM
 from rewarm import bases, checkpoint, manifest, recipe
 from rewarm.errors import CheckpointError
 from rewarm.evaluate import measure
-from rewarm.neox import NeoX, load_weights
+from rewarm.neox import NeoX
 from rewarm.places import Place
 from rewarm.train import train
+from rewarm.weights import load_weights
 
 
 @pytest.fixture

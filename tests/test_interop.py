@@ -18,8 +18,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LogitsProcessorLis
 from transformers.utils import logging as transformers_logging
 
 from rewarm import bases, recipe, sharding, tokenizer
-from rewarm.neox import NeoX, load_weights
+from rewarm.neox import NeoX
 from rewarm.train import train
+from rewarm.weights import load_weights
 
 EOS = 0  # of the conftest tokenizer
 

@@ -11,7 +11,8 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from rewarm.architecture import Architecture
 from rewarm.bases import read_architecture
 from rewarm.errors import CheckpointError
-from rewarm.neox import NeoX, initialise, load_weights
+from rewarm.neox import NeoX, initialise
+from rewarm.weights import load_weights
 
 # parallel residual, rotary share, tied, activation, attention bias, (layers, hidden, heads)
 SHAPES = [

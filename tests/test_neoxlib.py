@@ -12,8 +12,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from rewarm import bases, neoxlib, recipe
 from rewarm.errors import CheckpointError
-from rewarm.neox import NeoX, load_weights
+from rewarm.neox import NeoX
 from rewarm.train import train
+from rewarm.weights import load_weights
 
 LAYERS, HIDDEN, HEADS, VOCABULARY = 3, 32, 4, 512
 
