@@ -80,27 +80,32 @@ app.add_typer(shelf.app, name="schedules", rich_help_panel=AHEAD)
 
 
 @app.command(rich_help_panel=AHEAD)
-def schema() -> None:
+def schema(
+    of_study: Annotated[bool, typer.Option("--study", help="That of a study instead.")] = False,
+) -> None:
     """Print the JSON Schema of a recipe, for editors."""
     from rewarm import shipped
+    from rewarm.recipe import Recipe
+    from rewarm.study import Study
 
-    print(shipped.schema(), end="")
+    print(shipped.schema(Study if of_study else Recipe), end="")
 
 
 @app.command(rich_help_panel=PREPARE)
 def new(
     name: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="A shipped recipe; without it, a list.")
+        str | None,
+        typer.Argument(metavar="[NAME]", help="What to write; without it, a list."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write into.")] = Path(),
 ) -> None:
-    """Write a recipe to begin from, with comments, and the schema that editors check it by."""
+    """Write a recipe or study to begin from, and the schema that editors check it by."""
     from rewarm import shipped
 
     if name is not None:
         print("\n".join(str(path) for path in shipped.write(name, out)))
         return
-    table = tables.table("recipe", "what it does")
+    table = tables.table("name", "what it does")
     for shipped_name, what in shipped.names().items():
         table.add_row(shipped_name, what)
     tables.show(table)

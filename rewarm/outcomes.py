@@ -123,21 +123,25 @@ def read(directory: Path) -> Ran | None:
     )
 
 
-def overtakes(one: Outcome, other: Outcome) -> float | None:
-    """Returns the share of the run from which one loss stays below the other; None if it does not.
+def crossing(one: Outcome, other: Outcome) -> float | None:
+    """Returns the tokens from which one loss stays below the other; None if it does not.
 
-    Between two measurements the crossing is where straight lines cross.
+    0 where it always was. Between two measurements it is where straight lines cross.
     """
-    others = {loss.step: loss for loss in other.losses}
-    gaps = [(a.tokens, a.loss - others[a.step].loss) for a in one.losses if a.step in others]
+    others = {loss.step: loss.loss for loss in other.losses}
+    gaps = [(a.tokens, a.loss - others[a.step]) for a in one.losses if a.step in others]
     if not gaps or gaps[-1][1] >= 0:
         return None
-    whole = gaps[-1][0]
     for (before, above), (after, below) in reversed(list(pairwise(gaps))):
         if above >= 0:
-            crossing = before + (after - before) * above / (above - below)
-            return crossing / whole
+            return before + (after - before) * above / (above - below)
     return 0.0
+
+
+def overtakes(one: Outcome, other: Outcome) -> float | None:
+    """Returns the share of the run from which one loss stays below the other, or None."""
+    tokens = crossing(one, other)
+    return tokens / min(one.losses[-1].tokens, other.losses[-1].tokens) if tokens else tokens
 
 
 class Line(NamedTuple):
@@ -203,6 +207,19 @@ class Results:
         there = (self.outcome(arm, seed, on) for seed in self.seeds(arm))
         values = (figure(one) for one in there if one is not None)
         return estimate(value for value in values if value is not None)
+
+    def crossing(self, arm: str, other: str, on: str) -> Estimate | None:
+        """Returns the tokens from which an arm's loss stays below another's, over the seeds.
+
+        None where it does not come from above to below with every seed.
+        """
+        pairs = [
+            (self.outcome(arm, seed, on), self.outcome(other, seed, on)) for seed in self.seeds(arm)
+        ]
+        tokens = [crossing(one, two) if one and two else None for one, two in pairs]
+        return (
+            estimate(there) if len(there := [one for one in tokens if one]) == len(pairs) else None
+        )
 
     def paired(
         self, arm: str, reference: str, on: str, figure: Callable[[Outcome], float | None]

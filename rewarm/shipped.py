@@ -1,4 +1,4 @@
-"""The recipes that travel with rewarm, and how one gets into a folder of the user's."""
+"""The recipes and studies that travel with rewarm, and how one gets into a folder of the user's."""
 
 from __future__ import annotations
 
@@ -6,10 +6,16 @@ import json
 from pathlib import Path
 
 from rewarm import recipe
+from rewarm.document import Document
 from rewarm.errors import RecipeError, did_you_mean
+from rewarm.recipe import Recipe
+from rewarm.study import Study, is_study
 
 SCHEMA = "rewarm.schema.json"
 """What the first line of a shipped recipe points editors to."""
+
+STUDY_SCHEMA = "rewarm-study.schema.json"
+"""And that of a study."""
 
 
 def names() -> dict[str, str]:
@@ -21,30 +27,46 @@ def names() -> dict[str, str]:
 
 
 def write(name: str, folder: Path) -> list[Path]:
-    """Writes a shipped recipe, and the schema that editors check it by, into a folder.
+    """Writes what is shipped under a name, and the schema that editors check it by, into a folder.
+
+    A study brings the recipes that it names along; one that is there already stays as it is.
 
     Raises:
-        RecipeError: there is no such recipe, its file is there already, or cannot be written.
+        RecipeError: there is no such name, its file is there already, or cannot be written.
     """
-    source, target = _folder() / f"{name}.yaml", folder / f"{name}.yaml"
+    target = folder / f"{name}.yaml"
     if name not in names():
         near = did_you_mean(name, list(names()))
         raise RecipeError([f"no shipped recipe named {name!r}{near} (`rewarm new` lists them)"])
+    schemas, brought = {SCHEMA: schema()}, []
+    if is_study(_folder() / target.name):
+        said = Document.load(_folder() / target.name).data
+        brought = list(dict.fromkeys([said["recipe"], *said.get("bases", {}).values()]))
+        schemas[STUDY_SCHEMA] = schema(Study)
     try:
-        with target.open("x", encoding="utf-8") as file:
-            file.write(source.read_text(encoding="utf-8"))
-        (folder / SCHEMA).write_text(schema(), encoding="utf-8")
+        _copy(target)
+        for file in brought:
+            if not (folder / file).exists():
+                _copy(folder / file)
+        for file, text in schemas.items():
+            (folder / file).write_text(text, encoding="utf-8")
     except FileExistsError:
-        said = f"{target}: is there already; remove it, or choose another folder with --out"
-        raise RecipeError([said]) from None
+        where = f"{target}: is there already; remove it, or choose another folder with --out"
+        raise RecipeError([where]) from None
     except OSError as error:
         raise RecipeError([f"{target}: cannot be written: {error.strerror}"]) from None
-    return [target, folder / SCHEMA]
+    return [folder / file for file in (target.name, *brought, *schemas)]
 
 
-def schema() -> str:
-    """Returns the JSON Schema of a recipe, with the settings of every installed schedule."""
-    return json.dumps(recipe.schema(), indent=1) + "\n"
+def _copy(target: Path) -> None:
+    with target.open("x", encoding="utf-8") as file:
+        file.write((_folder() / target.name).read_text(encoding="utf-8"))
+
+
+def schema(of: type[Recipe] | type[Study] = Recipe) -> str:
+    """Returns the JSON Schema of a recipe, with the settings of every schedule, or of a study."""
+    whole = recipe.schema() if of is Recipe else of.model_json_schema()
+    return json.dumps(whole, indent=1) + "\n"
 
 
 def _folder() -> Path:

@@ -16,8 +16,9 @@ from rich.table import Table
 from rewarm import tables
 from rewarm.claims import Estimate
 from rewarm.compare import Compare, State
-from rewarm.outcomes import Outcome, Results, figures, pareto, same_batches, straight_line
+from rewarm.outcomes import Results, same_batches
 from rewarm.quantities import in_words
+from rewarm.results import as_data, comparable, front, sets
 from rewarm.study import Plan
 
 
@@ -66,7 +67,7 @@ def check(plan: Plan) -> None:
     runs = [job.recipe for job in plan.jobs] + list(plan.bases.values())
     print(
         f"runs      {len(plan.study.arms)} arms × {len(plan.study.seeds)} seeds"
-        + (f" + {len(plan.bases)} bases" if plan.bases else "")
+        + (f" + bases: {', '.join(plan.bases)}" if plan.bases else "")
         + f" = {len(runs)} runs, {in_words(sum(map(_tokens, runs)))} tokens, in {plan.study.study}"
     )
     for words, claim in plan.claims.items():
@@ -127,29 +128,12 @@ def _states(states: list[State], height: int) -> Table:
 
 
 def _print(plan: Plan, results: Results) -> None:
-    reference = plan.reference
-    for on in _sets(results):
-        table = Table(box=None, pad_edge=False, header_style="bold", title=on, title_justify="left")
-        table.add_column("arm", no_wrap=True)
-        for column in ("start", "final", "change", "bump", "back at", f"vs {reference}"):
-            table.add_column(column, justify="right", no_wrap=True)
-        for arm in plan.study.arms:
-            if results.over_seeds(arm, on, lambda one: one.final) is None:
-                continue
-            bump = results.over_seeds(arm, on, lambda one: one.bump)
-            table.add_row(
-                arm,
-                _mean(results.over_seeds(arm, on, lambda one: one.start)),
-                _mean(results.over_seeds(arm, on, lambda one: one.final)),
-                _mean(results.over_seeds(arm, on, lambda one: one.forgetting), sign=True),
-                _mean(bump, sign=True) if bump and bump.mean > 0 else "none",
-                _back(results, arm, on),
-                ""
-                if arm == reference
-                else _mean(results.paired(arm, reference, on, lambda one: one.final), sign=True),
-            )
-        tables.show(table)
+    for on in sets(results):
+        tables.show(_table(plan, results, on))
         print()
+    for on in sets(results):
+        if best := front(plan, results, on):
+            print(f"front     {on}: no arm ends lower on it and upstream than {', '.join(best)}")
     for seed, groups in same_batches(results, plan.study.arms).items():
         for group in groups:
             if len(group) > 1:
@@ -163,8 +147,33 @@ def _print(plan: Plan, results: Results) -> None:
         tables.show(table)
 
 
-def _sets(results: Results) -> list[str]:
-    return list(dict.fromkeys(on for ran in results.ran.values() for on in ran.sets))
+def _table(plan: Plan, results: Results, on: str) -> Table:
+    """Returns what came of each arm on a set, beside the reference and the control."""
+    others = list(dict.fromkeys(one for one in (plan.reference, plan.study.control) if one))
+    table = Table(box=None, pad_edge=False, header_style="bold", title=on, title_justify="left")
+    table.add_column("arm", no_wrap=True)
+    for column in ("start", "final", "change", "bump", "back at", *(f"vs {one}" for one in others)):
+        table.add_column(column, justify="right", no_wrap=True)
+    for arm in plan.study.arms:
+        if results.over_seeds(arm, on, lambda one: one.final) is None:
+            continue
+        bump = results.over_seeds(arm, on, lambda one: one.bump)
+        beside = (
+            ""
+            if arm == other or not comparable(plan, arm, other)
+            else _mean(results.paired(arm, other, on, lambda one: one.final), sign=True)
+            for other in others
+        )
+        table.add_row(
+            arm,
+            _mean(results.over_seeds(arm, on, lambda one: one.start)),
+            _mean(results.over_seeds(arm, on, lambda one: one.final)),
+            _mean(results.over_seeds(arm, on, lambda one: one.forgetting), sign=True),
+            _mean(bump, sign=True) if bump and bump.mean > 0 else "none",
+            _back(results, arm, on),
+            *beside,
+        )
+    return table
 
 
 def _mean(found: Estimate | None, *, sign: bool = False) -> str:
@@ -191,90 +200,3 @@ def _back(results: Results, arm: str, on: str) -> str:
     if len(back) < len(tokens):
         return "not" if not back else f"not ({len(back)} of {len(tokens)})"
     return in_words(sum(back) / len(back)) if any(back) else "—"
-
-
-def as_data(plan: Plan, results: Results) -> dict[str, Any]:
-    """Returns everything that came of a study as plain data."""
-    sets = _sets(results)
-    arms: dict[str, Any] = {}
-    for arm in plan.study.arms:
-        arms[arm] = {
-            "changes": plan.study.arms[arm],
-            "seeds": {
-                seed: {
-                    "sets": {on: figures(one) for on, one in results.ran[arm, seed].sets.items()},
-                    "stream": results.ran[arm, seed].stream,
-                    "run": str(next(j.directory for j in plan.of(arm) if j.seed == seed)),
-                }
-                for seed in results.seeds(arm)
-            },
-            "over seeds": {
-                on: {
-                    name: _estimate(results.over_seeds(arm, on, figure))
-                    for name, figure in FIGURES.items()
-                }
-                for on in sets
-            },
-            f"against {plan.reference}": {
-                on: {
-                    name: _estimate(results.paired(arm, plan.reference, on, figure))
-                    for name, figure in FIGURES.items()
-                }
-                for on in sets
-            },
-        }
-    claims = {
-        said: {"claim": claim.text, **_verdict(claim.judge(results.known, plan.study.seeds))}
-        for said, claim in plan.claims.items()
-    }
-    return {
-        "study": plan.study.study,
-        "reference": plan.reference,
-        "seeds": list(plan.study.seeds),
-        "arms": arms,
-        "batches": {str(seed): groups for seed, groups in same_batches(results, arms).items()},
-        "lines": _lines(results, list(arms)),
-        "pareto": _front(results, list(arms)),
-        "claims": claims,
-    }
-
-
-FIGURES: dict[str, Callable[[Outcome], float]] = {
-    "start": lambda one: one.start,
-    "final": lambda one: one.final,
-    "forgetting": lambda one: one.forgetting,
-    "adaptation": lambda one: one.adaptation,
-    "bump": lambda one: one.bump,
-    "area": lambda one: one.area,
-}
-
-
-def _estimate(found: Estimate | None) -> dict[str, Any] | None:
-    return found._asdict() | {"interval": found.interval} if found else None
-
-
-def _verdict(found: Any) -> dict[str, Any]:
-    return {"verdict": found.verdict, "effect": _estimate(found.effect), "why": found.why}
-
-
-def _lines(results: Results, arms: list[str]) -> dict[str, Any]:
-    """Returns the fit of downstream losses over upstream ones, by arm and seed."""
-    found: dict[str, Any] = {}
-    for arm in arms:
-        for seed in results.seeds(arm):
-            x, y = (results.outcome(arm, seed, on) for on in ("upstream", "downstream"))
-            if x and y and (line := straight_line(x, y)):
-                found.setdefault(arm, {})[str(seed)] = line._asdict()
-    return found
-
-
-def _front(results: Results, arms: list[str]) -> list[str]:
-    """Returns the arms that no other beats in both final losses, averaged over seeds."""
-    points = {}
-    for arm in arms:
-        x, y = (
-            results.over_seeds(arm, on, lambda one: one.final) for on in ("upstream", "downstream")
-        )
-        if x and y:
-            points[arm] = (x.mean, y.mean)
-    return pareto(points)

@@ -38,7 +38,12 @@ def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     return seeds
 
 
-Arm = Annotated[dict[str, Any], BeforeValidator(lambda said: {} if said is None else said)]
+Arm = Annotated[
+    dict[str, Any],
+    BeforeValidator(
+        lambda said: {} if said is None else said, json_schema_input_type=dict[str, Any] | None
+    ),
+]
 """What an arm changes in the recipe: values by their places, `schedule.peak_lr: 4e-3`."""
 
 

@@ -29,7 +29,7 @@ ORDER = [
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
     *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run"),
     *("memory", "curve", "ruler", "plot", "terminal", "check"),
-    *("claims", "outcomes", "study", "compare"),
+    *("claims", "outcomes", "study", "results", "compare"),
     *("testing", "author", "shipped", "tables", "shelf", "options", "preview", "prepare"),
     *("studies", "interruptions"),
     *TORCH,

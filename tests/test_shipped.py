@@ -7,10 +7,12 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from rewarm import lineage, recipe, shipped
+from rewarm import lineage, recipe, shipped, study
 from rewarm.document import Document
 
-RECIPES = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
+SHIPPED = {path.stem: path for path in (Path(__file__).parents[1] / "recipes").glob("*.yaml")}
+STUDIES = {name: path for name, path in SHIPPED.items() if study.is_study(path)}
+RECIPES = {name: path for name, path in SHIPPED.items() if name not in STUDIES}
 DEFAULT = "pythia-410m-rewarm"
 
 # What each arm of arXiv:2308.04014 changes in the default one, and how many steps it warms up.
@@ -32,6 +34,17 @@ def load(name):
     return recipe.load(RECIPES[name], base_lr=lineage.base_lr)
 
 
+def in_studies(name):
+    """The run directories that the studies have for a recipe as it is."""
+    for path in STUDIES.values():
+        said = Document.load(path).data
+        for base, file in said.get("bases", {}).items():
+            if file == f"{name}.yaml":
+                yield Path(said["study"]) / "bases" / base
+        if said["recipe"] == f"{name}.yaml":
+            yield Path(said["study"]) / next(iter(said["arms"])) / "17"
+
+
 def settings(name):
     return load(name).document()
 
@@ -40,7 +53,8 @@ def settings(name):
 def test_every_recipe_is_one_and_says_how_to_run_it(plugins, name):
     said = RECIPES[name].read_text()
     loaded = load(name)
-    assert loaded.run == f"runs/{name}"
+    # Those of a study lie where the study would train them.
+    assert loaded.run in (f"runs/{name}", *(str(one) for one in in_studies(name)))
     assert said.startswith(f"# yaml-language-server: $schema={shipped.SCHEMA}\n")
     assert [line for line in re.findall(r"#   rewarm (.*)", said) if "shard" not in line][:3] == [
         f"new {name}",
@@ -121,7 +135,7 @@ def test_new_lists_them(command):
     code, out, _ = command("new")
     assert code == 0
     rows = dict(line.split(maxsplit=1) for line in out.splitlines()[1:])
-    assert rows.keys() == RECIPES.keys()
+    assert rows.keys() == SHIPPED.keys()
     assert rows[DEFAULT].startswith("Continue Pythia-410M from the Pile onto SlimPajama")
 
 
@@ -154,3 +168,46 @@ def test_new_writes_one_with_the_schema_beside_it(command, tmp_path, monkeypatch
     code, _, err = command("new", DEFAULT, "--out", tmp_path / "nowhere")
     assert code == 2
     assert "cannot be written: No such file or directory" in err
+
+
+def test_new_brings_what_a_study_names(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cpu-mini-base.yaml").write_text("mine")
+    code, out, _ = command("new", "cpu-mini")
+    names = ["cpu-mini.yaml", "cpu-mini-rewarm.yaml", "cpu-mini-base.yaml"]
+    assert (code, out.split()) == (0, [*names, shipped.SCHEMA, shipped.STUDY_SCHEMA])
+    assert (tmp_path / names[1]).read_text() == SHIPPED["cpu-mini-rewarm"].read_text()
+    assert (tmp_path / names[2]).read_text() == "mine"
+    _, out, _ = command("schema", "--study")
+    assert json.loads((tmp_path / shipped.STUDY_SCHEMA).read_text()) == json.loads(out)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_study_is_one_and_says_how_to_run_it(plugins, name):
+    said = STUDIES[name].read_text()
+    plan = study.load(STUDIES[name])
+    assert plan.study.study == f"runs/{name}"
+    assert plan.claims
+    assert said.startswith(f"# yaml-language-server: $schema={shipped.STUDY_SCHEMA}\n")
+    assert [line for line in re.findall(r"#   rewarm (.*)", said) if "shard" not in line] == [
+        f"new {name}",
+        f"check {name}.yaml",
+        f"compare {name}.yaml --workers {2 if name == 'cpu-mini' else 3 if plan.bases else 8}",
+    ]
+    jsonschema.validate(Document.load(STUDIES[name]).data, json.loads(shipped.schema(study.Study)))
+
+
+@pytest.mark.parametrize("arm", ["rewarm", *sorted(ARMS.keys() - {"pile"})])
+def test_the_papers_study_has_the_arms_that_stand_alone(arm):
+    [job] = study.load(STUDIES["paper"]).of(arm)
+    assert job.recipe.document() | {"run": ""} == settings(f"pythia-410m-{arm}") | {"run": ""}
+
+
+@pytest.mark.parametrize("peak", ["1.5e-4", "3e-4", "6e-4"])
+def test_the_papers_study_is_near_its_curve_without_a_shift(peak):
+    whole = load(DEFAULT)  # to 3e-4
+    [job] = study.load(STUDIES["paper"]).of(f"pile-{peak}")
+    assert job.recipe.steps == 22_114
+    for step in (1, 656, 1313, 2000, 13_130, 22_114):
+        expected = whole.lr(step) * float(peak) / 3e-4
+        assert job.recipe.lr(step) == pytest.approx(expected, rel=0.016)
