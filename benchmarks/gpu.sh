@@ -8,6 +8,7 @@
 #   bash benchmarks/gpu.sh sizes     70m, 160m, 1b and 1.4b beside litgpt
 #   bash benchmarks/gpu.sh widths    which microbatch is each size's best
 #   bash benchmarks/gpu.sh kernels   410m with plain kernels, in fp32 and every other precision
+#   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini.sh); again to go on
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -48,7 +49,7 @@ together() { # few files are easier brought home
 }
 
 case ${1-} in
-  tests | 410m | sizes | widths | kernels)
+  tests | 410m | sizes | widths | kernels | study)
     mkdir -p "$OUT"
     with_wheels
     ;;
@@ -58,7 +59,7 @@ case ${1-} in
   wheels)
     version() { python3 -c "import importlib.metadata as m; print('$1==' + m.version('$1'))"; }
     rm -rf .whl
-    python3 -m pip wheel --quiet --no-deps --wheel-dir .whl . || exit
+    python3 -m pip wheel --quiet --no-deps --wheel-dir .whl . plugins/rewarm-{infinite,wsd} || exit
     names=(pydantic pydantic_core annotated-types typing-inspection webdataset braceexpand)
     wanted=(litgpt)
     for name in "${names[@]}" zstandard jsonschema jsonschema-specifications referencing rpds-py; do
@@ -100,6 +101,10 @@ print(*get_args(Recipe.model_fields["precision"].annotation))'); do
       step "$precision" 100 --precision "$precision" --peers '' --no-first-step --no-overheads
     done
     together
+    ;;
+  study)
+    export DATA=${DATA:-.data} WORKERS=${WORKERS:-3}
+    run study 570 bash benchmarks/mini.sh gpu
     ;;
   *)
     sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2

@@ -1,12 +1,17 @@
 """A study that is really run: processes, locks, kills."""
 
 import json
+import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
+
+EVERY = "every: {log: 10, evaluate: 50, save: 20}"
 
 
 @pytest.fixture
@@ -39,7 +44,7 @@ def results(path):
 def learnt(path):
     """Every last checkpoint's weights."""
     root = path.parent / "study"
-    found = sorted(root.glob("*/17/checkpoints/step-00000005/model.safetensors"))
+    found = sorted(root.glob("*/17/checkpoints/step-*/model.safetensors"))
     return {one.parts[-5]: one.read_bytes() for one in found}
 
 
@@ -79,21 +84,54 @@ def test_a_run_that_fails_does_not_stop_the_rest(study, command):
     assert "rewarm" in out
 
 
-def test_killed_and_gone_on_with_by_two_workers_it_ends_the_same(study, command, monkeypatch):
+def at_work(study):
+    """The processes that train something of a study."""
+    root = str(study.parent / "study").encode()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes()
+        except OSError:  # it is gone
+            continue
+        if root in words and b"train" in words:
+            yield int(folder.name)
+
+
+def wait_for_the_middle(study, process):
+    """Waits until a run of a study has trained and is not done."""
+    while process.poll() is None:
+        for metrics in study.parent.glob("study/**/metrics.jsonl"):
+            log = metrics.parent.with_name(metrics.parent.name + ".log").read_text()
+            if "\nstep 30/" in log and "\nstep 150/" not in log:
+                return
+        time.sleep(0.005)
+    pytest.fail("it was done before")
+
+
+def test_killed_thrice_and_gone_on_with_by_two_workers_it_ends_the_same(
+    study, command, monkeypatch
+):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of which the last bits depend
-    assert command("compare", study)[0] == 0
+    for file in (study.parent / "base.yaml", study.parent / "arm.yaml"):
+        text = file.read_text().replace("lanes: 2", "lanes: 2\n  max_epochs: null")
+        text = re.sub("^tokens: .*", "tokens: 153_600", text, flags=re.M)
+        file.write_text(re.sub("^every: .*", EVERY, text, flags=re.M))
+    code, _, err = command("compare", study)
+    assert code == 0, err
     whole, said = learnt(study), results(study)
     (study.parent / "study").rename(study.parent / "whole")
     words = [sys.executable, "-m", "rewarm", "compare", str(study), "--workers", "2"]
-    for _ in range(2):
+    for everything in (True, False, True):
         process = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
-        time.sleep(3)
-        process.send_signal(signal.SIGKILL)  # what it started goes on, and keeps its lock
+        wait_for_the_middle(study, process)
+        process.kill()
         process.wait()
+        if everything:  # else what it started goes on, and keeps its lock
+            for one in at_work(study):
+                os.kill(one, signal.SIGKILL)
     others = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [one.wait(timeout=300) for one in others] == [0, 0]
     assert learnt(study) == whole
-    assert results(study)["arms"] == said["arms"]
+    assert results(study) == said  # figures, digests, verdicts
     for arm in ("rewarm", "constant"):
         log = (study.parent / "study" / arm / "17.log").read_text()
-        assert log.count("step 5/5") == 1  # no arm twice
+        assert log.count("step 150/150") == 1  # no arm twice
