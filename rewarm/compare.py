@@ -224,7 +224,7 @@ class Compare:
                 stderr=said,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[lock.fileno()],
-                env=_environment(index, workers),
+                env=_environment(index, self._at_once(job, workers)),
                 start_new_session=True,  # Ctrl-C reaches it through `stop` alone, once
             )
             self._mine[job.directory] = process
@@ -234,6 +234,11 @@ class Compare:
             del self._mine[job.directory]
         if code and not self._stop.is_set():
             self._failed[job.directory] = _last_line(log) or f"ended with exit code {code}"
+
+    def _at_once(self, job: Job, workers: int) -> int:
+        """Returns how many runs are at work beside each other: while arms wait, bases alone."""
+        waits = not job.arm and all(one.needs for one in self.plan.jobs)
+        return min(workers, len(self.plan.bases)) if waits else workers
 
     def _failures(self) -> RewarmError:
         lines = [
@@ -248,16 +253,16 @@ def _beside(directory: Path, ending: str) -> Path:
     return directory.with_name(directory.name + ending)
 
 
-def _environment(index: int, workers: int) -> dict[str, str]:
+def _environment(index: int, at_once: int) -> dict[str, str]:
     """Returns the environment of a run: a GPU of its own, or its share of the cores."""
     environment = dict(os.environ)
     gpus = _gpus()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-    elif workers > 1:
+    elif at_once > 1:
         # More threads than cores wait for each other, many times as long as they compute. The last
         # bits of a run on a CPU depend on its threads: set OMP_NUM_THREADS to fix them.
-        share = max(1, (os.cpu_count() or 1) // workers)
+        share = max(1, (os.cpu_count() or 1) // at_once)
         environment.setdefault("OMP_NUM_THREADS", str(share))
     return environment
 
