@@ -139,7 +139,7 @@ def main() -> None:
     (said.out / "precision.md").write_text(report, encoding="utf-8")
     about = {"about": header, "arms": found}
     (said.out / "precision.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    plot.save_losses(runs, said.out / "precision.png")
+    plot.save_losses({arm: [run] for arm, run in runs.items()}, said.out / "precision.png")
     print(report)
 
 

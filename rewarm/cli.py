@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 
 import rewarm
-from rewarm import options, prepare, preview, shelf, tables
+from rewarm import options, prepare, preview, report, shelf, tables
 from rewarm.errors import CheckpointError, RecipeError, RewarmError
 from rewarm.options import Json, RecipeFile, Set
+from rewarm.quantities import perplexity
 
 if TYPE_CHECKING:
     from rewarm.evaluate import Measured
@@ -208,7 +209,7 @@ def evaluate(
         raise typer.BadParameter(f"--tokens {tokens}: {error}") from None
     if precision not in ("fp32", "bf16", "fp16"):
         raise typer.BadParameter(f"--precision {precision}: should be fp32, bf16 or fp16")
-    from rewarm.evaluate import measure_checkpoint, perplexity
+    from rewarm.evaluate import measure_checkpoint
     from rewarm.places import Place
 
     places = {name: Place(folder) for name, folder in sets.items()}
@@ -238,8 +239,6 @@ def evaluate(
 
 
 def _losses(checkpoints: list[str], measured: list[dict[str, Measured]]) -> Table:
-    from rewarm.evaluate import perplexity
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("checkpoint", overflow="fold")
     table.add_column("set", no_wrap=True)
@@ -259,6 +258,9 @@ def _losses(checkpoints: list[str], measured: list[dict[str, Measured]]) -> Tabl
     return table
 
 
+app.command(rich_help_panel=BACK)(report.report)
+
+
 @app.command(rich_help_panel=BACK)
 def lineage(
     path: Annotated[
@@ -269,28 +271,22 @@ def lineage(
     """Draw which model descends from which, with rates and losses."""
     from rich.tree import Tree
 
-    from rewarm.lineage import chains
+    from rewarm.lineage import Node, chains, forest
 
     found = chains(path)
     if as_json:
         print(json.dumps([[one.model_dump() for one in chain] for chain in found], indent=1))
         return
-    roots: list[Tree] = []
-    drawn: dict[str, Tree] = {}
-    for chain in found:
-        above = None
-        for one in chain:
-            # What is the same weights is one node, whatever its children called it.
-            key = one.sha256 or one.name
-            if key not in drawn:
-                drawn[key] = above.add(one.in_words()) if above else Tree(one.in_words())
-                if above is None:
-                    roots.append(drawn[key])
-            above = drawn[key]
+
+    def drawn(node: Node) -> Tree:
+        tree = Tree(node.model.in_words())
+        tree.children += map(drawn, node.children)
+        return tree
+
     console = Console(highlight=False, emoji=False, markup=False)
     console.width = max(console.width, 120) if console.is_terminal else 1000
-    for root in roots:
-        console.print(root)
+    for root in forest(found):
+        console.print(drawn(root))
 
 
 @app.command("verify-resume", rich_help_panel=BACK)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import NamedTuple
@@ -25,11 +24,6 @@ class Measured(NamedTuple):
     """Mean cross-entropy per target token, in nats."""
     tokens: int
     """Target tokens measured."""
-
-
-def perplexity(loss: float) -> float:
-    """Returns exp(loss), or infinity where that is too large for a number."""
-    return math.exp(loss) if loss < 700 else math.inf
 
 
 def device_name(device: torch.device) -> str:

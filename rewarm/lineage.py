@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from rewarm import bases, pythia
 from rewarm import recipe as recipes
@@ -81,6 +83,28 @@ def chains(path: Path) -> list[list[Ancestor]]:
             f"{path}: neither a rewarm checkpoint, nor a run that has one, nor a folder of runs"
         )
     return [_chain(name, end) for name, end in ends]
+
+
+class Node(NamedTuple):
+    """A model, and those that started from it."""
+
+    model: Ancestor
+    children: list[Node]
+
+
+def forest(found: Iterable[list[Ancestor]]) -> list[Node]:
+    """Returns chains as trees: what is the same weights is one node, whatever it was called."""
+    roots: list[Node] = []
+    nodes: dict[str, Node] = {}
+    for chain in found:
+        level = roots
+        for model in chain:
+            key = model.sha256 or model.name
+            if key not in nodes:
+                nodes[key] = Node(model, [])
+                level.append(nodes[key])
+            level = nodes[key].children
+    return roots
 
 
 def _chain(name: str, directory: Path) -> list[Ancestor]:

@@ -98,9 +98,11 @@ def read(directory: Path) -> Ran | None:
         CheckpointError: its metrics are damaged.
     """
     path = directory / "metrics.jsonl"
-    if not path.exists():
-        return None
-    lines = read_metrics(path)
+    return ran(read_metrics(path)) if path.exists() else None
+
+
+def ran(lines: list[dict[str, Any]]) -> Ran | None:
+    """Returns what came of a run by its lines of metrics, or None where nothing was measured."""
     measured = [line for line in lines if line["kind"] == "evaluate"]
     trained = [line for line in lines if line["kind"] == "train"]
     sets: dict[str, Outcome] = {}
@@ -117,7 +119,7 @@ def read(directory: Path) -> Ran | None:
     speeds = [line["tokens_per_second"] for line in trained if line.get("tokens_per_second")]
     return Ran(
         sets,
-        trained[-1]["stream"] if trained else None,
+        trained[-1].get("stream") if trained else None,
         trained[-1]["step"] if trained else 0,
         1 / fmean(speeds) if speeds else None,
     )

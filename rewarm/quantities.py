@@ -246,3 +246,8 @@ def in_bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.2f} {unit}"
     return f"{count:,} B"
+
+
+def perplexity(loss: float) -> float:
+    """Returns exp(loss), or infinity where that is too large for a number."""
+    return math.exp(loss) if loss < 700 else math.inf

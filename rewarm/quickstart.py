@@ -104,7 +104,7 @@ def quickstart(out: Path) -> None:
         _train(checked, console)
         runs[arm] = Path(checked.run)
     picture = out / "curves.png"
-    plot.save_losses(runs, picture)
+    plot.save_losses({arm: [run] for arm, run in runs.items()}, picture)
     say("")
     say(_table(runs))
     say("loss      nats per token; forgetting is its rise upstream, adaptation its fall downstream")

@@ -191,7 +191,7 @@ def changes(checkpoint: Path, recipe: Recipe) -> list[str]:
         ) from None
     with contextlib.suppress(CheckpointError):  # its plug-in may be gone
         said = lineage.made_by(checkpoint).document()  # with settings that are newer than it
-    began, now = _flat(said), _flat(recipe.document())
+    began, now = flat(said), flat(recipe.document())
     if now["batch.microbatch"] == "auto":
         now["batch.microbatch"] = began.get("batch.microbatch")
     changed = [
@@ -227,14 +227,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return read
 
 
-def _flat(data: Any, path: str = "") -> dict[str, Any]:
+def flat(data: Any, path: str = "") -> dict[str, Any]:
     """Returns nested settings as {"a.b": value}."""
     if not isinstance(data, dict):
         return {path: data}
     return {
         inner: value
         for key, part in data.items()
-        for inner, value in _flat(part, f"{path}.{key}" if path else str(key)).items()
+        for inner, value in flat(part, f"{path}.{key}" if path else str(key)).items()
     }
 
 

@@ -22,13 +22,14 @@ from torch import Tensor
 
 from rewarm import bases, optim, trial
 from rewarm.errors import CheckpointError, DataError, Diverged
-from rewarm.evaluate import autocast, device_name, measure_all, perplexity
+from rewarm.evaluate import autocast, device_name, measure_all
 from rewarm.guard import Guard, unfit
 from rewarm.interruptions import Interruptions
 from rewarm.metrics import Meter, Screen, peak_flops
 from rewarm.neox import NeoX
 from rewarm.optim import Probe
 from rewarm.progress import Progress
+from rewarm.quantities import perplexity
 from rewarm.recipe import Recipe
 from rewarm.run import Run
 from rewarm.saving import Saved, Saver

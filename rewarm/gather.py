@@ -1,0 +1,254 @@
+"""What lies in run directories, gathered for a report; of runs that still go on, what is there.
+
+```
+ RUN, STUDY's folder, STUDY.yaml ──> run directories by arm ── metrics.jsonl ──> Record
+                                  └─ results.json: reference, control, claims      └──> Results
+```
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from rewarm import lineage, outcomes, recipe, study
+from rewarm.document import Document
+from rewarm.errors import CheckpointError, RecipeError, ScheduleError
+from rewarm.outcomes import Results
+from rewarm.progress import Ancestor
+from rewarm.run import flat, read_metrics
+from rewarm.untrusted import read_as
+
+Line = dict[str, Any]
+
+
+class Record(NamedTuple):
+    """What a run directory holds."""
+
+    arm: str
+    seed: int
+    directory: Path
+    lines: list[Line]
+    """Of metrics.jsonl."""
+    recipe: str
+    """recipe.yaml as it stands there; empty without one."""
+    steps: int | None
+    """Those of the whole run; None where no recipe says."""
+    events: list[Line]
+    lineage: list[Ancestor]
+    """The models up to the last checkpoint, the oldest first; empty without a checkpoint."""
+
+    def of(self, kind: str) -> list[Line]:
+        """Returns the lines of a kind: train, evaluate."""
+        return [line for line in self.lines if line["kind"] == kind]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The recipe as {"a.b": value}."""
+        return flat(Document(self.recipe, str(self.directory / "recipe.yaml")).data)
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return max((int(line["step"]) for line in self.lines), default=0)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all steps are."""
+        return self.steps is not None and self.step >= self.steps
+
+
+class Interval(BaseModel):
+    """A mean over seeds, as results.json has it."""
+
+    mean: float
+    interval: tuple[float, float] | None = None
+
+
+class Judged(BaseModel):
+    """A claim of a study, and what came of it."""
+
+    claim: str
+    verdict: str
+    effect: Interval | None = None
+    why: str = ""
+
+
+class Said(BaseModel):
+    """What of a study's results.json cannot be known from its runs."""
+
+    arms: dict[str, Any]
+    """Here for their order."""
+    reference: str | None = None
+    control: str | None = None
+    claims: dict[str, Judged] = {}
+
+
+class Gathered(NamedTuple):
+    """All that a report is made of."""
+
+    title: str
+    records: list[Record]
+    """By arm, in the arms' order, then by seed."""
+    reference: str
+    """The arm that others are compared with."""
+    control: str | None
+    claims: dict[str, Judged]
+    results: Results
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms in their order."""
+        return list(dict.fromkeys(one.arm for one in self.records))
+
+    @property
+    def sets(self) -> list[str]:
+        """The validation sets."""
+        return list(dict.fromkeys(on for ran in self.results.ran.values() for on in ran.sets))
+
+    def of(self, arm: str) -> list[Record]:
+        """Returns an arm's runs."""
+        return [one for one in self.records if one.arm == arm]
+
+
+def gather(paths: list[Path]) -> Gathered:
+    """Returns what runs, folders of runs, and studies hold.
+
+    Raises:
+        RecipeError: a file is not a study, or a run's recipe is damaged.
+        CheckpointError: a path is none of these; nothing was measured yet; or something is damaged.
+    """
+    records: list[Record] = []
+    said: list[Said] = []
+    for path in paths:
+        folder = _folder(path)
+        results = folder / "results.json"
+        if results.is_file():
+            said.append(_said(results))
+        taken = {one.arm for one in records}
+        there = {one.directory.resolve() for one in records}
+        for home, run in _runs(folder, list(said[-1].arms) if results.is_file() else []):
+            if run.resolve() not in there:
+                name = home.resolve().name
+                records.append(_record(str(home) if name in taken else name, run))
+    begun = [one for one in records if one.of("train") or one.of("evaluate")]
+    if not begun:
+        raise CheckpointError(
+            f"{', '.join(map(str, paths))}: nothing was measured there yet; wait for the first "
+            "line of metrics, of kind train or evaluate"
+        )
+    arms = [one.arm for one in begun]
+    references = [one.reference for one in said if one.reference in arms]
+    return Gathered(
+        ", ".join(path.stem if path.is_file() else path.resolve().name for path in paths),
+        begun,
+        references[0] if references and references[0] else arms[0],
+        next((one.control for one in said if one.control in arms), None),
+        {words: claim for one in said for words, claim in one.claims.items()},
+        Results({(one.arm, one.seed): came for one in begun if (came := outcomes.ran(one.lines))}),
+    )
+
+
+def _folder(path: Path) -> Path:
+    """Returns the folder to look in: a study's, or the path itself."""
+    if path.is_file():
+        if not study.is_study(path):
+            raise RecipeError([f"{path}: not a study (no `arms`); name the run's directory"])
+        return Path(str(Document.load(path).data.get("study")))
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path}: no such folder; wanted a run, a folder of runs, a study's folder, or a study"
+        )
+    return path
+
+
+def _runs(folder: Path, order: list[str]) -> Iterator[tuple[Path, Path]]:
+    """Gives the folder that names the arm, and the run directory, for each run.
+
+    A run is its own arm; in a study's folder the arm is the folder of its seeds.
+    """
+    if (folder / "metrics.jsonl").is_file():
+        yield folder, folder
+        return
+    found = [path.parent for path in folder.glob("*/metrics.jsonl")]
+    found += [path.parent for path in folder.glob("*/*/metrics.jsonl") if path.parts[-3] != "bases"]
+    if not found:
+        raise CheckpointError(
+            f"{folder}: no run there (no metrics.jsonl in it, nor one or two folders down)"
+        )
+    homes = {run: run if run.parent == folder else run.parent for run in found}
+    places = {arm: place for place, arm in enumerate(order)}
+
+    def place(run: Path) -> tuple[Any, ...]:
+        name = homes[run].name
+        seed = int(run.name) if run.name.isdecimal() else 0
+        return places.get(name, len(places)), name, seed, run.name
+
+    for run in sorted(found, key=place):
+        yield homes[run], run
+
+
+def _record(arm: str, directory: Path) -> Record:
+    path = directory / "recipe.yaml"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    made = None
+    with contextlib.suppress(RecipeError, ScheduleError):  # its plug-in may not be here
+        made = recipe.load(path)
+    seed = Document(text, str(path)).data.get("seed") if text else None
+    chain: list[Ancestor] = []
+    with contextlib.suppress(CheckpointError):  # metrics are enough
+        [chain] = lineage.chains(directory)
+    return Record(
+        arm,
+        seed if isinstance(seed, int) else 0,
+        directory,
+        _metrics(directory / "metrics.jsonl"),
+        text,
+        made.steps if made else None,
+        list(_events(directory / "events.jsonl")),
+        chain,
+    )
+
+
+def _metrics(path: Path) -> list[Line]:
+    """Returns the lines of metrics, the numbers in them checked to be such."""
+    lines = read_metrics(path)
+    for line in lines:
+        wanted = {"tokens": int} if line["kind"] in ("train", "evaluate") else {}
+        for key, value in (wanted | line).items():
+            if key.rpartition("/")[2] not in _NUMBERS:
+                continue
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number and not (value is None and key != "tokens"):
+                raise CheckpointError(
+                    f"{path}: damaged: {key} at step {line['step']} should be a number, got "
+                    f"{line.get(key)!r:.60}"
+                )
+    return lines
+
+
+_NUMBERS = {"tokens", "loss", "lr", "tokens_per_second", "mfu", "skipped"}
+
+
+def _events(path: Path) -> Iterator[Line]:
+    """Gives the lines of events.jsonl that can be read: a diary, which a full disk may have cut."""
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(ValueError, RecursionError):
+                parsed = json.loads(line)
+                if isinstance(parsed, dict) and isinstance(parsed.get("kind"), str):
+                    yield parsed
+
+
+def _said(path: Path) -> Said:
+    try:
+        return read_as(Said, path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: cannot be read: {error}; run `rewarm compare` again, or move it away"
+        ) from None

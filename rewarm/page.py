@@ -1,0 +1,443 @@
+"""The report as one HTML page, which needs nothing but itself.
+
+```
+ Gathered ── findings ──> tables, sentences ──┐
+          ── columns  ──> data of the curves ─┼─> page ── page.css, page.js, uPlot inlined ──> HTML
+          ── scatter  ──> pictures           ─┘
+```
+Names and settings come from files that anyone may have written: they get into the page as escaped
+text and as JSON only, and the page's own policy runs no script but the two whose digests it names.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from importlib.resources import files
+from typing import Any
+
+from rewarm import __version__, findings, lineage, scatter
+from rewarm.findings import Table
+from rewarm.gather import Gathered, Line, Record
+from rewarm.markup import Markup, join, tag
+
+_LOSS = 1e-4  # nats: more digits of a loss than a curve shows
+
+
+def page(found: Gathered) -> str:
+    """Returns the page."""
+    style = _asset("uplot.css") + _asset("page.css")
+    scripts = [_asset("uplot.js"), _asset("page.js")]
+    policy = (
+        f"default-src 'none'; script-src {' '.join(map(_digest, scripts))}; "
+        f"style-src {_digest(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    head = tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=policy),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="generator", content=f"rewarm {__version__}"),
+        tag("title", f"{found.title} – rewarm report"),
+        tag("style", Markup(style)),
+    )
+    sections = [
+        ("summary", "Summary", _summary(found)),
+        ("curves", "Curves", _curves(found)),
+        ("losses", "Both losses", _both_losses(found)),
+        (
+            "figures",
+            "Figures",
+            _tables(*(findings.by_set(found, on) for on in found.sets), findings.crossings(found)),
+        ),
+        ("asked", "What was asked", _asked(found)),
+        (
+            "runs",
+            "Runs",
+            _tables(findings.runs(found), findings.batches(found), findings.remarks(found)),
+        ),
+        ("lineage", "Lineage", _lineage(found)),
+        ("environment", "Environment", _environment(found)),
+    ]
+    there = [one for one in sections if one[2]]
+    body = tag(
+        "body",
+        tag("a", "Skip to the summary", href="#summary", class_="skip"),
+        tag(
+            "header",
+            tag("h1", found.title),
+            tag(
+                "nav",
+                *(tag("a", title, href=f"#{key}") for key, title, _ in there),
+                aria_label="Sections",
+            ),
+        ),
+        tag("main", *(_section(*one) for one in there)),
+        tag("footer", tag("p", _footer(found))),
+        tag("script", Markup(_data(found)), type="application/json", id="data"),
+        *(tag("script", Markup(script)) for script in scripts),
+    )
+    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
+
+
+def _asset(name: str) -> str:
+    return files("rewarm").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """Returns what a policy calls a script or style by."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+
+def _section(key: str, title: str, inside: Markup) -> Markup:
+    return tag("section", tag("h2", title), inside, id=key)
+
+
+def _footer(found: Gathered) -> str:
+    times = [str(event.get("time")) for one in found.records for event in one.events]
+    last = f" up to {max(times)[:16].replace('T', ' ')} UTC" if times else ""
+    return (
+        f"Made by rewarm {__version__} from the metrics of {len(found.records)} run directories"
+        f"{last}. Charts are drawn by uPlot 1.6.32, © Leon Sorokin, MIT licence (in the source of "
+        "this page)."
+    )
+
+
+def _summary(found: Gathered) -> Markup:
+    sentences = tag("ul", *(tag("li", one) for one in findings.summary(found)), class_="summary")
+    return join(sentences, _tables(findings.main(found), findings.claims(found)))
+
+
+def _tables(*tables: Table) -> Markup:
+    return join(*(_table(one) for one in tables if one.rows))
+
+
+def _table(table: Table) -> Markup:
+    columns = list(zip(*table.rows, strict=True))
+    number = [all(cell.value is not None or not cell.text for cell in column) for column in columns]
+    looks = ["number" if one else None for one in number]
+    head = (
+        tag("th", name, scope="col", class_=look)
+        for name, look in zip(table.columns, looks, strict=True)
+    )
+    rows = (
+        tag(
+            "tr",
+            *(
+                tag("td", cell.text, class_=look, data_value=_js(cell.value))
+                for cell, look in zip(row, looks, strict=True)
+            ),
+        )
+        for row in table.rows
+    )
+    drawn = tag(
+        "table",
+        tag("caption", table.title, class_="unseen"),
+        tag("thead", tag("tr", *head)),
+        tag("tbody", *rows),
+    )
+    scroll = tag("div", drawn, class_="scroll", tabindex=0, role="region", aria_label=table.title)
+    about = tag("p", table.about, class_="muted")
+    return tag("div", tag("h3", table.title), about, scroll, class_="table")
+
+
+def _js(value: float | None) -> str | None:
+    if value is None:
+        return None
+    return f"{value:.12g}" if math.isfinite(value) else "-Infinity" if value < 0 else "Infinity"
+
+
+def _curves(found: Gathered) -> Markup:
+    figures = [
+        _figure(f"{on} loss", "nats per token", _in_words(found, on), chart="set", set_=index)
+        for index, on in enumerate(found.sets)
+    ]
+    if any(one.of("train") for one in found.records):
+        figures += [
+            _figure(
+                "Training loss",
+                "nats per token; pale: as logged, and of each seed",
+                _trained(found),
+                chart="loss",
+                look="wide",
+            ),
+            _figure("Learning rate", "as applied", _rates(found), chart="lr", look="wide low"),
+        ]
+    script = tag(
+        "noscript",
+        tag(
+            "p",
+            "The curves are drawn by this page's own script, which is "
+            "off; the tables below have the numbers.",
+        ),
+    )
+    return join(_controls(found), script, tag("div", *figures, class_="charts"))
+
+
+def _figure(
+    title: str, unit: str, said: str, *, chart: str, set_: int | None = None, look: str = ""
+) -> Markup:
+    keys = "Arrow keys read values, plus and minus zoom, Escape shows everything."
+    return tag(
+        "figure",
+        tag("figcaption", tag("h3", title), tag("p", unit)),
+        tag(
+            "div",
+            role="application",
+            tabindex=0,
+            class_="plot",
+            aria_label=f"Chart: {title}. {said} {keys}",
+        ),
+        tag("p", "No curve is chosen, or nothing was measured.", class_="none muted", hidden=True),
+        tag("output", class_="readout", aria_live="off"),
+        tag("details", tag("summary", "Values"), tag("div"), class_="values"),
+        class_=look or None,
+        data_chart=chart,
+        data_set=set_,
+    )
+
+
+def _in_words(found: Gathered, on: str) -> str:
+    """Returns what a curve shows, for who does not see it."""
+    said = []
+    for arm in found.arms:
+        start, end = (
+            found.results.over_seeds(arm, on, figure)
+            for figure in (lambda one: one.start, findings.final)
+        )
+        if start and end:
+            said.append(f"{arm} from {start.mean:.3f} to {end.mean:.3f}")
+    return f"{'; '.join(said)}."
+
+
+def _trained(found: Gathered) -> str:
+    said = []
+    for arm in found.arms:
+        lines = [line for one in found.of(arm)[:1] for line in one.of("train")]
+        losses = [line["loss"] for line in lines if line.get("loss") is not None]
+        if losses:
+            said.append(f"{arm} from {losses[0]:.3f} to {losses[-1]:.3f}")
+    return f"{'; '.join(said)}."
+
+
+def _rates(found: Gathered) -> str:
+    said = []
+    for arm in found.arms:
+        lines = [line for one in found.of(arm)[:1] for line in one.of("train")]
+        rates = [line["lr"] for line in lines if line.get("lr") is not None]
+        if rates:
+            said.append(f"{arm} from {rates[0]:.3g}, at most {max(rates):.3g}, to {rates[-1]:.3g}")
+    return f"{'; '.join(said)}."
+
+
+_DASHES = ("", "9 3", "3 2.5", "10 3 2 3", "6 2 2 2 2 2")
+
+
+def _controls(found: Gathered) -> Markup:
+    arms = []
+    for index, arm in enumerate(found.arms):
+        line = tag("line", x1=0, x2=30, y1=5, y2=5, stroke_dasharray=_DASHES[index % 5] or None)
+        swatch = tag("svg", line, class_=f"swatch arm-{index % 7}", aria_hidden="true")
+        arms.append(tag("button", swatch, arm, type="button", aria_pressed="true", data_arm=index))
+    many = any(len(found.of(arm)) > 1 for arm in found.arms)
+    logged = max(len(one.of("train")) for one in found.records)
+    smooth = 0.9 if logged >= 50 else 0
+    options = [
+        tag("label", "Over", _select("x", "tokens", "step")),
+        tag("label", tag("input", type="checkbox", id="log"), "logarithmic"),
+        tag("label", "Show", _select("y", "loss", "perplexity")),
+        tag(
+            "label",
+            "Smoothing",
+            tag("input", type="range", id="smooth", min=0, max=0.99, step=0.01, value=smooth),
+        ),
+        tag("label", tag("input", type="checkbox", id="seeds", checked=True), "each seed")
+        if many
+        else Markup(),
+        tag(
+            "span",
+            *(
+                tag("button", sign, type="button", id=key, aria_label=said, title=said)
+                for key, sign, said in (
+                    ("in", "+", "Zoom in"),
+                    ("out", "−", "Zoom out"),
+                    ("earlier", "←", "Earlier"),
+                    ("later", "→", "Later"),
+                    ("reset", "All", "Show everything"),
+                )
+            ),
+            class_="zoom",
+        ),
+    ]
+    return tag(
+        "div",
+        tag("div", *arms, class_="arms", role="group", aria_label="Arms to show"),
+        tag("div", *options, role="group", aria_label="How to show them"),
+        class_="controls",
+        hidden=True,
+    )
+
+
+def _select(key: str, *values: str) -> Markup:
+    return tag("select", *(tag("option", one) for one in values), id=key)
+
+
+def _both_losses(found: Gathered) -> Markup:
+    pair = findings.axes(found)
+    if pair is None:
+        return Markup()
+    x_on, y_on = pair
+    ends = findings.finals(found)
+    arms = [
+        scatter.Arm(arm, index, ends.get(arm), _way(found, arm, pair))
+        for index, arm in enumerate(found.arms)
+    ]
+    front = findings.front(found)
+    labels = f"{x_on} loss", f"{y_on} loss"
+    told = "; ".join(f"{arm} {x.mean:.3f} and {y.mean:.3f}" for arm, (x, y) in ends.items())
+    pictures = [
+        (
+            "Where the arms end",
+            f"Towards the lower left is better; filled: no other arm is better "
+            f"on both ({', '.join(front)}). Bars: standard error over seeds.",
+            f"Final {x_on} and {y_on} loss: {told}.",
+            scatter.ends(arms, front, *labels),
+        ),
+        (
+            "The way there",
+            "From the start to the end, the dot, of the first seed of each arm.",
+            f"The {y_on} loss against the {x_on} loss on the way; the fits are in the table.",
+            scatter.ways(arms, *labels),
+        ),
+    ]
+    figures = (
+        tag(
+            "figure",
+            tag("figcaption", tag("h3", title), tag("p", about)),
+            tag("div", drawn, role="img", aria_label=alternative),
+        )
+        for title, about, alternative, drawn in pictures
+    )
+    return join(tag("div", *figures, class_="charts"), _tables(findings.lines(found)))
+
+
+def _way(found: Gathered, arm: str, pair: tuple[str, str]) -> list[scatter.Point]:
+    """Returns the losses on both sets of an arm's first seed, at most some hundred of them."""
+    x, y = (found.results.outcome(arm, found.of(arm)[0].seed, on) for on in pair)
+    if not (x and y):
+        return []
+    there = {loss.step: loss.loss for loss in x.losses}
+    points = [(there[loss.step], loss.loss) for loss in y.losses if loss.step in there]
+    return points[:: len(points) // 200 + 1] + points[-1:]
+
+
+def _asked(found: Gathered) -> Markup:
+    one = found.of(found.reference)[0]
+    if not one.recipe:
+        return Markup()
+    whole = tag(
+        "details",
+        tag("summary", f"The whole recipe of {found.reference}"),
+        tag("pre", one.recipe, tabindex=0),
+    )
+    return join(_tables(findings.differences(found)), whole)
+
+
+def _lineage(found: Gathered) -> Markup:
+    def drawn(node: lineage.Node) -> Markup:
+        sha256 = node.model.sha256
+        digest = tag("span", f" {sha256[:12]}", class_="digest") if sha256 else ""
+        children = [tag("ul", *map(drawn, node.children))] if node.children else []
+        return tag("li", node.model.in_words(), digest, *children)
+
+    roots = lineage.forest(one.lineage for one in found.records if one.lineage)
+    about = tag(
+        "p",
+        "Which model started from which, up to each run's last checkpoint: steps, "
+        "tokens, first, highest and last rate, last losses, sha256.",
+        class_="muted",
+    )
+    return join(about, tag("ul", *map(drawn, roots), class_="tree")) if roots else Markup()
+
+
+def _environment(found: Gathered) -> Markup:
+    told = findings.rates(found)
+    return join(_tables(findings.environment(found)), tag("p", told) if told else "")
+
+
+class _Columns:
+    """Numbers in few characters: the differences of rounded values; the same column is kept once.
+
+    As [factor, divisor, differences]: a value is the sum up to it, times factor, over divisor.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[str, int] = {}
+
+    def add(self, values: list[float | None], factor: int, divisor: int) -> int:
+        """Keeps a column and returns its place."""
+        before, differences = 0, []
+        for value in values:
+            if value is None:
+                differences.append("null")
+            else:
+                rounded = round(value * divisor / factor)
+                differences.append(str(rounded - before))
+                before = rounded
+        written = f"[{factor},{divisor},[{','.join(differences)}]]"
+        return self._places.setdefault(written, len(self._places))
+
+    def counts(self, values: list[int]) -> int:
+        """Keeps whole numbers."""
+        return self.add([*values], math.gcd(*values) or 1, 1)
+
+    def losses(self, values: list[float | None]) -> int:
+        """Keeps losses in nats."""
+        return self.add(values, 1, round(1 / _LOSS))
+
+    def rates(self, values: list[float | None]) -> int:
+        """Keeps rates, to a ten thousandth of the highest."""
+        top = max((one for one in values if one), default=1.0)
+        return self.add(values, 1, 10 ** max(0, 4 - math.floor(math.log10(top))))
+
+    def __str__(self) -> str:
+        return f"[{','.join(self._places)}]"
+
+
+def _data(found: Gathered) -> str:
+    """Returns the curves' data as JSON that no name in it can break out of."""
+    columns = _Columns()
+    arms = [
+        {"name": arm, "runs": [_run(one, found.sets, columns) for one in found.of(arm)]}
+        for arm in found.arms
+    ]
+    said = f'{{"columns":{columns},"arms":{json.dumps(arms, separators=(",", ":"))}}}'
+    for sign in "<>&\u2028\u2029":
+        said = said.replace(sign, f"\\u{ord(sign):04x}")
+    return said
+
+
+def _run(one: Record, sets: list[str], columns: _Columns) -> dict[str, Any]:
+    trained, measured = one.of("train"), one.of("evaluate")
+    losses = {
+        index: columns.losses([line.get(f"{on}/loss") for line in measured])
+        for index, on in enumerate(sets)
+        if any(f"{on}/loss" in line for line in measured)
+    }
+    return {
+        "evaluate": _places(measured, columns) | {"sets": losses},
+        "train": _places(trained, columns)
+        | {
+            "loss": columns.losses([line.get("loss") for line in trained]),
+            "lr": columns.rates([line.get("lr") for line in trained]),
+        },
+    }
+
+
+def _places(lines: list[Line], columns: _Columns) -> dict[str, int]:
+    return {
+        "step": columns.counts([line["step"] for line in lines]),
+        "tokens": columns.counts([line["tokens"] for line in lines]),
+    }
