@@ -70,11 +70,14 @@ def printable(text: str) -> str:
     if len(lines) > 50:
         lines = [*lines[:48], f"... and {len(lines) - 49} more lines", lines[-1]]
     cut = (x if len(x) <= 1000 else f"{x[:600]} [...] {x[-300:]}" for x in lines)
-    return "\n".join("".join(map(_shown, line)) for line in cut)
+    return "\n".join(map(visible, cut))
 
 
-def _shown(character: str) -> str:
-    return character if character.isprintable() else character.encode("unicode_escape").decode()
+def visible(line: str) -> str:
+    """Returns a line with whatever cannot be printed written as its escape."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in line
+    )
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

@@ -21,6 +21,8 @@ class Cell(NamedTuple):
     text: str
     value: float | None = None
     """Of a number, for sorting by it."""
+    quiet: bool = False
+    """Whether a reader may pass over it."""
 
 
 class Table(NamedTuple):
@@ -78,8 +80,8 @@ def by_set(found: Gathered, on: str) -> Table:
     others = [found.reference]
     if found.control is not None and found.control != found.reference:
         others.append(found.control)
-    columns = ["arm", "start", "final", "perplexity", "change", "bump", "bump at", "back at"]
-    columns += ["mean loss", *(f"vs {other}" for other in others)]
+    columns = ["arm", "start", "final", *(f"vs {other}" for other in others), "perplexity"]
+    columns += ["change", "bump", "bump at", "back at", "mean loss"]
     rows = []
     for arm in found.arms:
         over = _over(found, arm, on)
@@ -92,16 +94,16 @@ def by_set(found: Gathered, on: str) -> Table:
                 Cell(arm),
                 _mean(over(lambda one: one.start)),
                 _mean(over(final)),
-                _number(_value(over(lambda one: perplexity(one.final))), ",.2f"),
-                _mean(over(lambda one: one.forgetting), sign=True),
-                _mean(bump, sign=True) if rose else Cell("none", 0.0),
-                _tokens(_value(over(lambda one: one.top.tokens))) if rose else NONE,
-                _back(found, arm, on),
-                _mean(over(lambda one: one.area)),
                 *(
                     NONE if arm == other else _mean(_paired(found, arm, other, on), sign=True)
                     for other in others
                 ),
+                _number(_value(over(lambda one: perplexity(one.final))), ",.2f"),
+                _mean(over(_forgetting), sign=True),
+                _mean(bump, sign=True) if rose else Cell("none", 0.0),
+                _tokens(_value(over(lambda one: one.top.tokens))) if rose else NONE,
+                _back(found, arm, on),
+                _mean(over(lambda one: one.area)),
             ]
         )
     about = (
@@ -239,23 +241,24 @@ def differences(found: Gathered) -> Table:
     for name in names:
         said = [_setting(one, name) for one in asked.values()]
         if len(set(said)) > 1 and name not in ("run", "seed"):
-            rows.append([Cell(name), *map(Cell, said)])
+            usual = _setting(asked[found.reference], name)
+            rows.append([Cell(name), *(Cell(one, quiet=one == usual) for one in said)])
     about = f"Every setting in which arms differ; all others are those of {found.reference}, below."
     return Table("Differences between the arms", about, ["setting", *asked], rows)
 
 
 def batches(found: Gathered) -> Table:
     """Returns which arms were trained on the very same tokens."""
-    rows = [
-        [_whole(seed), Cell(", ".join(group))]
-        for seed, groups in same_batches(found.results, found.arms).items()
-        for group in groups
-    ]
+    seeds: dict[str, list[str]] = {}
+    for seed, groups in same_batches(found.results, found.arms).items():
+        for group in groups:
+            seeds.setdefault(", ".join(group), []).append(str(seed))
+    rows = [[Cell(group), Cell(", ".join(of))] for group, of in seeds.items()]
     about = (
         "Arms in one row were trained on the same tokens in the same order: the chained digests of "
         "all their batches are equal."
     )
-    return Table("The same batches", about, ["seed", "arms"], rows)
+    return Table("The same batches", about, ["arms", "seeds"], rows)
 
 
 def environment(found: Gathered) -> Table:
@@ -328,7 +331,7 @@ def summary(found: Gathered) -> list[str]:
     done = sum(one.is_done for one in found.records)
     count = len(found.records)
     said = [
-        f"{_many(len(found.arms), 'arm')}, {_many(count, 'run')}; "
+        f"{many(len(found.arms), 'arm')}, {many(count, 'run')}; "
         + (("all complete" if count > 1 else "complete") if done == count else f"{done} complete")
     ]
     last = [line["tokens"] for one in found.records for line in one.of("train")[-1:]]
@@ -338,16 +341,14 @@ def summary(found: Gathered) -> list[str]:
     verdicts = Counter(one.verdict for one in found.claims.values())
     if verdicts:
         told = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.items())
-        said.append(f"{_many(len(found.claims), 'claim')}: {told}.")
+        said.append(f"{many(len(found.claims), 'claim')}: {told}.")
     for on in found.sets if len(found.arms) > 1 else []:
         over = {arm: found.results.over_seeds(arm, on, final) for arm in found.arms}
         there = {arm: one for arm, one in over.items() if one}
         best = min(there, key=lambda arm: there[arm].mean)
         said.append(f"Lowest {on} loss: {best}, {_mean(there[best]).text} nats.")
     if (pair := axes(found)) and len(found.arms) > 1 and (there_too := front(found)):
-        said.append(
-            f"No other arm is better on both {pair[0]} and {pair[1]}: {', '.join(there_too)}."
-        )
+        said.append(f"Pareto front of {pair[0]} and {pair[1]} loss: {', '.join(there_too)}.")
     if same := [
         group
         for groups in same_batches(found.results, found.arms).values()
@@ -395,7 +396,7 @@ def _mean(found: Estimate | None, *, sign: bool = False, share: bool = False) ->
         return NONE
     form = ".1%" if share else "+.4f" if sign else ".4f"
     mean = format(found.mean, form)
-    error = "" if found.error is None else f" ± {format(found.error, form.lstrip('+'))}"
+    error = f" ± {format(found.error, form.lstrip('+'))}" if found.error else ""
     return Cell(mean + error, found.mean)
 
 
@@ -423,7 +424,8 @@ def _tokens(value: float | None) -> Cell:
     return NONE if value is None else Cell(in_words(value), value)
 
 
-def _many(count: int, what: str) -> str:
+def many(count: int, what: str) -> str:
+    """Returns a number of things: `1 arm`, `2 arms`."""
     return f"{count} {what}{'s' * (count != 1)}"
 
 

@@ -145,7 +145,7 @@ def gather(paths: list[Path]) -> Gathered:
     arms = [one.arm for one in begun]
     references = [one.reference for one in said if one.reference in arms]
     return Gathered(
-        ", ".join(path.stem if path.is_file() else path.resolve().name for path in paths),
+        ", ".join(_folder(path).resolve().name for path in paths),
         begun,
         references[0] if references and references[0] else arms[0],
         next((one.control for one in said if one.control in arms), None),

@@ -19,7 +19,7 @@ from importlib.resources import files
 from typing import Any
 
 from rewarm import __version__, findings, lineage, scatter
-from rewarm.findings import Table
+from rewarm.findings import Cell, Table, many
 from rewarm.gather import Gathered, Line, Record
 from rewarm.markup import Markup, join, tag
 
@@ -67,6 +67,7 @@ def page(found: Gathered) -> str:
         tag("a", "Skip to the summary", href="#summary", class_="skip"),
         tag(
             "header",
+            tag("p", "rewarm report"),
             tag("h1", found.title),
             tag(
                 "nav",
@@ -99,7 +100,7 @@ def _footer(found: Gathered) -> str:
     times = [str(event.get("time")) for one in found.records for event in one.events]
     last = f" up to {max(times)[:16].replace('T', ' ')} UTC" if times else ""
     return (
-        f"Made by rewarm {__version__} from the metrics of {len(found.records)} run directories"
+        f"Made by rewarm {__version__} from the metrics of {many(len(found.records), 'run')}"
         f"{last}. Charts are drawn by uPlot 1.6.32, © Leon Sorokin, MIT licence (in the source of "
         "this page)."
     )
@@ -126,8 +127,13 @@ def _table(table: Table) -> Markup:
         tag(
             "tr",
             *(
-                tag("td", cell.text, class_=look, data_value=_js(cell.value))
-                for cell, look in zip(row, looks, strict=True)
+                tag(
+                    "td",
+                    _looked(cell, name),
+                    class_=look or _class(cell),
+                    data_value=_js(cell.value),
+                )
+                for cell, look, name in zip(row, looks, table.columns, strict=True)
             ),
         )
         for row in table.rows
@@ -143,6 +149,18 @@ def _table(table: Table) -> Markup:
     return tag("div", tag("h3", table.title), about, scroll, class_="table")
 
 
+def _class(cell: Cell) -> str | None:
+    """Returns the look of text: `long` has a word that may be broken on paper."""
+    long = any(len(word) > 20 for word in cell.text.split())
+    return " ".join(["long"] * long + ["quiet"] * cell.quiet) or None
+
+
+def _looked(cell: Cell, column: str) -> str:
+    if column != "verdict":
+        return cell.text
+    return tag("span", cell.text, class_=f"verdict {cell.text.partition(' ')[0]}")
+
+
 def _js(value: float | None) -> str | None:
     if value is None:
         return None
@@ -150,27 +168,24 @@ def _js(value: float | None) -> str | None:
 
 
 def _curves(found: Gathered) -> Markup:
+    loss = tag("span", "loss", class_="what")
+    nats = tag("span", "nats per token", class_="unit")
     figures = [
-        _figure(f"{on} loss", "nats per token", _in_words(found, on), chart="set", set_=index)
+        _figure(join(f"{on} ", loss), nats, _in_words(found, on), chart="set", set_=index)
         for index, on in enumerate(found.sets)
     ]
     if any(one.of("train") for one in found.records):
+        pale = join(nats, " – smoothed; pale: as logged")
         figures += [
-            _figure(
-                "Training loss",
-                "nats per token; pale: as logged, and of each seed",
-                _trained(found),
-                chart="loss",
-                look="wide",
-            ),
-            _figure("Learning rate", "as applied", _rates(found), chart="lr", look="wide low"),
+            _figure(join("training ", loss), pale, _trained(found), chart="loss", look="wide"),
+            _figure("learning rate", "as applied", _rates(found), chart="lr", look="wide low"),
         ]
     script = tag(
         "noscript",
         tag(
             "p",
-            "The curves are drawn by this page's own script, which is "
-            "off; the tables below have the numbers.",
+            "The curves are drawn by this page's own script, which is off; the tables below have "
+            "the numbers.",
         ),
     )
     return join(_controls(found), script, tag("div", *figures, class_="charts"))
@@ -179,18 +194,21 @@ def _curves(found: Gathered) -> Markup:
 def _figure(
     title: str, unit: str, said: str, *, chart: str, set_: int | None = None, look: str = ""
 ) -> Markup:
+    key = f"chart-{chart}-{set_}"
     keys = "Arrow keys read values, plus and minus zoom, Escape shows everything."
     return tag(
         "figure",
-        tag("figcaption", tag("h3", title), tag("p", unit)),
+        tag("figcaption", tag("h3", title, id=key), tag("p", unit)),
+        tag("p", f"{said} {keys}", id=f"{key}-said", class_="unseen"),
         tag(
             "div",
             role="application",
             tabindex=0,
             class_="plot",
-            aria_label=f"Chart: {title}. {said} {keys}",
+            aria_labelledby=key,
+            aria_describedby=f"{key}-said",
         ),
-        tag("p", "No curve is chosen, or nothing was measured.", class_="none muted", hidden=True),
+        tag("p", "No arm is chosen, or nothing was measured.", class_="none muted", hidden=True),
         tag("output", class_="readout", aria_live="off"),
         tag("details", tag("summary", "Values"), tag("div"), class_="values"),
         class_=look or None,

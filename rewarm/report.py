@@ -47,6 +47,7 @@ def write(paths: list[Path], out: Path, form: str) -> str:
         RewarmError: what `gather` raises, or the file cannot be written.
     """
     from rewarm import gather, page, plot, sheets
+    from rewarm.findings import many
 
     found = gather.gather(paths)
     if form in ("png", "svg"):
@@ -57,4 +58,5 @@ def write(paths: list[Path], out: Path, form: str) -> str:
             out.write_text(text, encoding="utf-8")
         except OSError as error:
             raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
-    return f"{out}: {len(found.arms)} arms, {len(found.records)} runs"
+    arms, runs = many(len(found.arms), "arm"), many(len(found.records), "run")
+    return f"{out}: {arms}, {runs}"

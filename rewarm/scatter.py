@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 from rewarm import ruler
@@ -87,6 +88,10 @@ def ends(arms: list[Arm], front: list[str], x_label: str, y_label: str) -> Marku
         steps += [(x, steps[-1][1]), (x, y)] if steps else [(x, y)]
     drawn = [tag("path", d=_path(steps), class_="front")] if len(front) > 1 else []
     taken = [(x - 7, y - 7, x + 7, y + 7) for x, y in centre.values()]
+    taken += [
+        (min(a, c) - 2, min(b, d) - 2, max(a, c) + 2, max(b, d) + 2)
+        for (a, b), (c, d) in pairwise(steps)
+    ]
     for arm in arms:
         if arm.name not in placed:
             continue
@@ -108,13 +113,15 @@ def ends(arms: list[Arm], front: list[str], x_label: str, y_label: str) -> Marku
 def ways(arms: list[Arm], x_label: str, y_label: str) -> Markup:
     """Returns the way of each arm from its start, where a dot is, to its end."""
     frame = _Frame([point for arm in arms for point in arm.way])
+    places = {arm.name: [frame.at(point) for point in arm.way] for arm in arms if arm.way}
+    taken = [(x - 4, y - 4, x + 4, y + 4) for way in places.values() for x, y in way]
     drawn = []
     for arm in arms:
-        if arm.way:
-            places = [frame.at(point) for point in arm.way]
-            x, y = places[-1]
-            line = tag("path", d=_path(places), class_="way")
-            drawn.append(_group(arm, line, tag("circle", cx=x, cy=y, r=4, class_="best")))
+        if way := places.get(arm.name):
+            x, y = way[-1]
+            line = tag("path", d=_path(way), class_="way")
+            dot = tag("circle", cx=x, cy=y, r=4, class_="best")
+            drawn.append(_group(arm, line, dot, _label(arm.name, (x, y), taken)))
     return _svg(frame.draw(x_label, y_label), drawn)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+import platform
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rewarm import bases, optim, trial
+from rewarm import __version__, bases, optim, trial
 from rewarm.errors import CheckpointError, DataError, Diverged
 from rewarm.evaluate import autocast, device_name, measure_all
 from rewarm.guard import Guard, unfit
@@ -115,7 +116,8 @@ def train(
             print(f"complete: step {done:,} of {recipe.steps:,} is saved", file=sys.stderr)
             return run.resumed
         cleared = run.begin(done)
-        run.note("start", step=done, pid=os.getpid(), **begun.contract.model_dump(mode="json"))
+        told = {"environment": environment(begun.model), **begun.contract.model_dump(mode="json")}
+        run.note("start", step=done, pid=os.getpid(), **told)
         with (
             screen(steps=recipe.steps, done=done) as shown,
             Interruptions(until, deadline) as interruptions,
@@ -187,6 +189,20 @@ def _loop(begun: Start, beside: _Beside, interruptions: Interruptions) -> Path:
 
 def _due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
+
+
+def environment(model: NeoX) -> dict[str, str]:
+    """Returns on what a run runs: the versions that its numbers may depend on, and the device."""
+    device = next(model.parameters()).device
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return {
+        "device": device_name(device) + threads,
+        "rewarm": __version__,
+        "torch": torch.__version__,
+        "CUDA": torch.version.cuda or "none",
+        "Python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+    }
 
 
 class _Beside:

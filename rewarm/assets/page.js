@@ -121,7 +121,9 @@
   // Charts
 
   const DASHES = [[], [9, 3], [3, 2.5], [10, 3, 2, 3], [6, 2, 2, 2, 2, 2]];
+  const PAPER = 690; // as wide as A4 and Letter can take
   const plots = new Map();
+  let paper = false;
   const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   function draw() {
@@ -130,6 +132,8 @@
     for (const figure of all("figure[data-chart]")) {
       const found = curves(figure);
       one(".none", figure).hidden = found.length > 0;
+      for (const what of all(".what", figure)) what.textContent = state.y;
+      for (const unit of all(".unit", figure)) unit.hidden = state.y !== "loss";
       if (found.length) plots.set(figure, plotted(figure, ...joined(found)));
     }
     show();
@@ -143,7 +147,7 @@
     const font = `12px ${getComputedStyle(document.body).fontFamily}`;
     const axis = { stroke: muted, font, labelFont: font, ticks: { stroke: color("--rule"), size: 5 }, grid: { stroke: color("--grid"), width: 1 } };
     const options = {
-      width: holder.clientWidth,
+      width: Math.min(holder.clientWidth, paper ? PAPER : Infinity),
       height: holder.clientHeight,
       legend: { show: false },
       cursor: {
@@ -234,7 +238,8 @@
       if (i < 0) return;
       const text = figure.dataset.chart === "lr" ? rate(values[i]) : loss(values[i]);
       const part = element("span");
-      part.append(element("b", arms[index].name, { class: `arm-${index % 7}` }), ` ${text}`);
+      const swatch = one(`.arms [data-arm="${index}"] svg`).cloneNode(true);
+      part.append(swatch, element("b", arms[index].name), ` ${text}`);
       parts.push(part);
     });
     output.replaceChildren(...parts);
@@ -412,7 +417,13 @@
       one("#earlier").addEventListener("click", () => look(1, -0.5));
       one("#later").addEventListener("click", () => look(1, 0.5));
       one("#reset").addEventListener("click", () => zoomTo(null));
-      for (const holder of all(".plot")) holder.addEventListener("keydown", onKey);
+      for (const holder of all(".plot")) {
+        holder.addEventListener("keydown", onKey);
+        // A screen reader is told of the chart that keys are for, not of all that follow it.
+        const live = (how) => () => one(".readout", holder.parentElement).setAttribute("aria-live", how);
+        holder.addEventListener("focus", live("polite"));
+        holder.addEventListener("blur", live("off"));
+      }
       for (const details of all("details.values")) {
         details.addEventListener("toggle", () => details.open && tabulate(details));
       }
@@ -423,10 +434,12 @@
       // On paper: in light colours, as wide as the paper.
       addEventListener("beforeprint", () => {
         root.dataset.theme = "light";
+        paper = true;
         draw();
       });
       addEventListener("afterprint", () => {
         delete root.dataset.theme;
+        paper = false;
         draw();
       });
     }
