@@ -443,7 +443,8 @@
         draw();
       });
     }
-    root.dataset.drawn = String(Math.round(performance.now()));
+    // Behind the first frame: by then it can be seen.
+    requestAnimationFrame(() => setTimeout(() => (root.dataset.drawn = String(Math.round(performance.now())))));
   }
 
   start();
