@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from rewarm.claims import Estimate, estimate
 from rewarm.gather import Gathered, Judged, Record
-from rewarm.outcomes import Outcome, overtakes, pareto, same_batches, straight_line
+from rewarm.outcomes import Outcome, pareto, same_batches, straight_line
 from rewarm.quantities import in_words, perplexity
+from rewarm.results import UPSTREAM
 
 
 class Cell(NamedTuple):
@@ -45,26 +46,45 @@ def final(one: Outcome) -> float:
 
 def main(found: Gathered) -> Table:
     """Returns the table that a reader wants first: the last losses, and how far they moved."""
-    moved = {"upstream": "forgetting", "downstream": "adaptation"}
     columns = ["arm", "runs"]
     for on in found.sets:
-        columns += [f"{on} loss", moved.get(on) or f"{on} change"]
+        columns += [f"{on} loss", _movement(found, on)]
     rows = []
     for arm in found.arms:
-        row = [Cell(arm), _whole(len(found.of(arm)))]
+        counted, every = len(found.results.seeds(arm)), len(found.of(arm))
+        said = f"{counted}" if counted == every else f"{counted} of {every}"
+        row = [Cell(arm), Cell(said, counted)]
         for on in found.sets:
-            lower_is_better = moved.get(on) == "adaptation"
-            change = found.results.over_seeds(
-                arm, on, _adaptation if lower_is_better else _forgetting
-            )
-            row += [_mean(found.results.over_seeds(arm, on, final)), _mean(change, sign=True)]
+            moved = _adaptation if _movement(found, on) == "adaptation" else _forgetting
+            row.append(_mean(found.results.over_seeds(arm, on, final)))
+            row.append(_mean(found.results.over_seeds(arm, on, moved), sign=True))
         rows.append(row)
-    about = "Loss in nats per token, at the last measurement; mean ± standard error over seeds."
-    if "upstream" in found.sets:
-        about += " Forgetting is the rise of the upstream loss since before the first step."
-    if "downstream" in found.sets:
-        about += " Adaptation is the fall of the downstream loss."
+    about = (
+        "Loss in nats per token at the last measurement; mean ± standard error over those of an "
+        "arm's runs that are as far as its furthest."
+    )
+    if UPSTREAM in found.sets:
+        about += " Forgetting: the rise of the upstream loss since before the first step."
+    if "adaptation" in columns:
+        about += " Adaptation: the fall of the loss on new data."
     return Table("Final losses", about, columns, rows)
+
+
+def _movement(found: Gathered, on: str) -> str:
+    """Returns what a change of the loss on a set is called."""
+    if on == UPSTREAM:
+        return "forgetting"
+    return "adaptation" if trained_on(found, on) else "change"
+
+
+def trained_on(found: Gathered, corpus: str) -> list[str]:
+    """Returns the arms whose recipes have a corpus in their training data."""
+    place = f"data.train.{corpus}."
+    return [
+        arm
+        for arm in found.arms
+        if any(name.startswith(place) for name in found.of(arm)[0].settings)
+    ]
 
 
 def _forgetting(one: Outcome) -> float:
@@ -77,9 +97,8 @@ def _adaptation(one: Outcome) -> float:
 
 def by_set(found: Gathered, on: str) -> Table:
     """Returns all figures of the arms on a validation set."""
-    others = [found.reference]
-    if found.control is not None and found.control != found.reference:
-        others.append(found.control)
+    others = [one for one in dict.fromkeys((found.reference, found.control)) if one]
+    others = others if len(found.arms) > 1 else []
     columns = ["arm", "start", "final", *(f"vs {other}" for other in others), "perplexity"]
     columns += ["change", "bump", "bump at", "back at", "mean loss"]
     rows = []
@@ -109,10 +128,15 @@ def by_set(found: Gathered, on: str) -> Table:
     about = (
         "Loss in nats per token; mean ± standard error over seeds. Bump: the highest rise above "
         "the start; back at: tokens from which the loss is down again; mean loss: over the run's "
-        f"tokens. vs {found.reference}: difference of the final losses, paired by seed."
+        "tokens."
     )
-    if found.control is not None and found.control != found.reference:
-        about += f" {found.control} trained on the old data for as many tokens."
+    if others:
+        about += (
+            f" vs {' and '.join(others)}: difference of the final losses, paired by seed, where "
+            "both arms have seen as many tokens."
+        )
+    if found.control is not None:
+        about += f" {found.control} is the control, trained on old data."
     return Table(f"On {on}", about, columns, rows)
 
 
@@ -131,70 +155,64 @@ def claims(found: Gathered) -> Table:
 
 def crossings(found: Gathered) -> Table:
     """Returns which arms overtake which others on the way, and where."""
-    rows = []
-    results = found.results
-    for on in found.sets:
-        for arm in found.arms:
-            for other in found.arms:
-                both = [
-                    (one, two)
-                    for seed in results.seeds(arm)
-                    if (one := results.outcome(arm, seed, on))
-                    and (two := results.outcome(other, seed, on))
-                ]
-                shares = [share for one, two in both if (share := overtakes(one, two)) is not None]
-                if arm != other and any(shares):
-                    row = [Cell(on), Cell(arm), Cell(other), _mean(estimate(shares), share=True)]
-                    rows.append([*row, Cell(f"{len(shares)} of {len(both)}", len(shares))])
+    rows = [
+        [Cell(on), Cell(arm), Cell(other), _tokens(tokens.mean, tokens.error)]
+        for on in found.sets
+        for arm in found.arms
+        for other in found.arms
+        if other != arm and (tokens := found.results.crossing(arm, other, on))
+    ]
     about = (
-        "The share of the run from which the first arm's loss stays below the second's, having "
-        "been above it."
+        "The tokens from which the first arm's loss stays below the second's, having been above "
+        "it, with every seed; mean ± standard error."
     )
-    columns = ["set", "arm", "overtakes", "from", "seeds"]
-    return Table("Overtaking", about, columns, rows)
+    return Table("Overtaking", about, ["set", "arm", "overtakes", "from"], rows)
 
 
-def axes(found: Gathered) -> tuple[str, str] | None:
-    """Returns the two sets that losses are plotted against each other on, if there are two."""
-    named = [on for on in ("upstream", "downstream") if on in found.sets]
-    sets = list(dict.fromkeys([*named, *found.sets]))
-    return (sets[0], sets[1]) if len(sets) > 1 else None
+def pairs(found: Gathered) -> list[tuple[str, str]]:
+    """Returns the sets to set against each other: the old data's, and each other one."""
+    sets = found.sets
+    old = UPSTREAM if UPSTREAM in sets else sets[0] if sets else ""
+    return [(old, on) for on in sets if on != old]
 
 
-def finals(found: Gathered) -> dict[str, tuple[Estimate, Estimate]]:
-    """Returns each arm's final losses on the two sets of `axes`, over seeds."""
-    if (pair := axes(found)) is None:
-        return {}
-    there = {arm: [found.results.over_seeds(arm, on, final) for on in pair] for arm in found.arms}
+def finals(found: Gathered, pair: tuple[str, str]) -> dict[str, tuple[Estimate, Estimate]]:
+    """Returns the final losses on two sets of the arms that were trained on the second's data.
+
+    Of all arms, where no recipe names it so.
+    """
+    there = {
+        arm: [found.results.over_seeds(arm, on, final) for on in pair]
+        for arm in trained_on(found, pair[1]) or found.arms
+    }
     return {arm: (x, y) for arm, (x, y) in there.items() if x and y}
 
 
-def front(found: Gathered) -> list[str]:
-    """Returns the arms that no other beats on both sets of `axes`."""
-    return pareto({arm: (x.mean, y.mean) for arm, (x, y) in finals(found).items()})
+def front(found: Gathered, pair: tuple[str, str]) -> list[str]:
+    """Returns those of them that no other beats on both sets."""
+    return pareto({arm: (x.mean, y.mean) for arm, (x, y) in finals(found, pair).items()})
 
 
 def lines(found: Gathered) -> Table:
-    """Returns the straight lines of one loss over the other."""
+    """Returns the straight lines of the losses on new data over those on the old."""
     rows = []
-    x_on, y_on = axes(found) or ("", "")
     results = found.results
-    for arm in found.arms:
-        fits = [
-            fit
-            for seed in results.seeds(arm)
-            if (x := results.outcome(arm, seed, x_on))
-            and (y := results.outcome(arm, seed, y_on))
-            and (fit := straight_line(x, y))
-        ]
-        if fits:
-            columns = zip(*fits, strict=True)
-            rows.append([Cell(arm), *(_mean(estimate(column)) for column in columns)])
+    for pair in pairs(found):
+        for arm in found.arms:
+            fits = []
+            for seed in results.seeds(arm):
+                x, y = (results.outcome(arm, seed, on) for on in pair)
+                if x and y and (fit := straight_line(x, y)):
+                    fits.append(fit)
+            if fits:
+                figures = [_mean(estimate(column)) for column in zip(*fits, strict=True)]
+                rows.append([Cell(pair[1]), Cell(arm), *figures])
+    over = pairs(found)[0][0] if rows else ""
     about = (
-        f"The {y_on} loss as a straight line over the {x_on} loss at the same steps, by least "
+        f"The loss on a set as a straight line over the {over} loss at the same steps, by least "
         "squares; mean ± standard error over seeds."
     )
-    return Table("Straight lines", about, ["arm", "slope", "intercept", "r²"], rows)
+    return Table("Straight lines", about, ["set", "arm", "slope", "intercept", "r²"], rows)
 
 
 def runs(found: Gathered) -> Table:
@@ -252,7 +270,8 @@ def batches(found: Gathered) -> Table:
     seeds: dict[str, list[str]] = {}
     for seed, groups in same_batches(found.results, found.arms).items():
         for group in groups:
-            seeds.setdefault(", ".join(group), []).append(str(seed))
+            if len(group) > 1:
+                seeds.setdefault(", ".join(group), []).append(str(seed))
     rows = [[Cell(group), Cell(", ".join(of))] for group, of in seeds.items()]
     about = (
         "Arms in one row were trained on the same tokens in the same order: the chained digests of "
@@ -347,16 +366,11 @@ def summary(found: Gathered) -> list[str]:
         there = {arm: one for arm, one in over.items() if one}
         best = min(there, key=lambda arm: there[arm].mean)
         said.append(f"Lowest {on} loss: {best}, {_mean(there[best]).text} nats.")
-    if (pair := axes(found)) and len(found.arms) > 1 and (there_too := front(found)):
-        said.append(f"Pareto front of {pair[0]} and {pair[1]} loss: {', '.join(there_too)}.")
-    if same := [
-        group
-        for groups in same_batches(found.results, found.arms).values()
-        for group in groups
-        if len(group) > 1
-    ]:
-        alike = list(dict.fromkeys(", ".join(group) for group in same))
-        said.append(f"Trained on the very same batches: {'; '.join(alike)}.")
+    for pair in pairs(found):
+        if len(finals(found, pair)) > 1:
+            best = ", ".join(front(found, pair))
+            said.append(f"Pareto front of {pair[0]} and {pair[1]} loss: {best}.")
+    said += [f"Trained on the very same batches: {row[0].text}." for row in batches(found).rows]
     return said
 
 
@@ -378,7 +392,14 @@ def _over(
 
 
 def _paired(found: Gathered, arm: str, other: str, on: str) -> Estimate | None:
-    return found.results.paired(arm, other, on, final)
+    """Returns the difference of final losses, of arms that have seen as many tokens."""
+    reached = {
+        one.losses[-1].tokens
+        for name in (arm, other)
+        for seed in found.results.seeds(name)
+        if (one := found.results.outcome(name, seed, on))
+    }
+    return found.results.paired(arm, other, on, final) if len(reached) == 1 else None
 
 
 def _back(found: Gathered, arm: str, on: str) -> Cell:
@@ -391,10 +412,10 @@ def _back(found: Gathered, arm: str, on: str) -> Cell:
     return _tokens(fmean(back)) if any(back) else Cell("—", 0.0)
 
 
-def _mean(found: Estimate | None, *, sign: bool = False, share: bool = False) -> Cell:
+def _mean(found: Estimate | None, *, sign: bool = False) -> Cell:
     if found is None:
         return NONE
-    form = ".1%" if share else "+.4f" if sign else ".4f"
+    form = "+.4f" if sign else ".4f"
     mean = format(found.mean, form)
     error = f" ± {format(found.error, form.lstrip('+'))}" if found.error else ""
     return Cell(mean + error, found.mean)
@@ -420,8 +441,10 @@ def _whole(value: int) -> Cell:
     return Cell(f"{value:,}", value)
 
 
-def _tokens(value: float | None) -> Cell:
-    return NONE if value is None else Cell(in_words(value), value)
+def _tokens(value: float | None, error: float | None = None) -> Cell:
+    if value is None:
+        return NONE
+    return Cell(in_words(value) + (f" ± {in_words(error)}" if error else ""), value)
 
 
 def many(count: int, what: str) -> str:

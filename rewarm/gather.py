@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from rewarm import lineage, outcomes, recipe, study
 from rewarm.document import Document
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError
-from rewarm.outcomes import Results
+from rewarm.outcomes import Ran, Results
 from rewarm.progress import Ancestor
 from rewarm.run import flat, read_metrics
 from rewarm.untrusted import read_as
@@ -37,6 +37,8 @@ class Record(NamedTuple):
     """Of metrics.jsonl."""
     recipe: str
     """recipe.yaml as it stands there; empty without one."""
+    settings: dict[str, Any]
+    """The same as {"a.b": value}."""
     steps: int | None
     """Those of the whole run; None where no recipe says."""
     events: list[Line]
@@ -46,11 +48,6 @@ class Record(NamedTuple):
     def of(self, kind: str) -> list[Line]:
         """Returns the lines of a kind: train, evaluate."""
         return [line for line in self.lines if line["kind"] == kind]
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The recipe as {"a.b": value}."""
-        return flat(Document(self.recipe, str(self.directory / "recipe.yaml")).data)
 
     @property
     def step(self) -> int:
@@ -100,6 +97,7 @@ class Gathered(NamedTuple):
     control: str | None
     claims: dict[str, Judged]
     results: Results
+    """Of each arm, what came of those of its runs that are as far as the furthest."""
 
     @property
     def arms(self) -> list[str]:
@@ -150,8 +148,18 @@ def gather(paths: list[Path]) -> Gathered:
         references[0] if references and references[0] else arms[0],
         next((one.control for one in said if one.control in arms), None),
         {words: claim for one in said for words, claim in one.claims.items()},
-        Results({(one.arm, one.seed): came for one in begun if (came := outcomes.ran(one.lines))}),
+        Results(_furthest(begun)),
     )
+
+
+def _furthest(records: list[Record]) -> dict[tuple[str, int], Ran]:
+    """Returns what came of runs, without those that other runs of their arm are ahead of.
+
+    A mean over losses at different places of a run would be of nothing.
+    """
+    ran = {(one.arm, one.seed): came for one in records if (came := outcomes.ran(one.lines))}
+    far = {arm: max(x.last for (name, _), x in ran.items() if name == arm) for arm, _ in ran}
+    return {key: came for key, came in ran.items() if came.last == far[key[0]]}
 
 
 def _folder(path: Path) -> Path:
@@ -199,7 +207,8 @@ def _record(arm: str, directory: Path) -> Record:
     made = None
     with contextlib.suppress(RecipeError, ScheduleError):  # its plug-in may not be here
         made = recipe.load(path)
-    seed = Document(text, str(path)).data.get("seed") if text else None
+    settings = flat(Document(text, str(path)).data) if text else {}
+    seed = settings.get("seed")
     chain: list[Ancestor] = []
     with contextlib.suppress(CheckpointError):  # metrics are enough
         [chain] = lineage.chains(directory)
@@ -209,6 +218,7 @@ def _record(arm: str, directory: Path) -> Record:
         directory,
         _metrics(directory / "metrics.jsonl"),
         text,
+        settings,
         made.steps if made else None,
         list(_events(directory / "events.jsonl")),
         chain,

@@ -90,6 +90,11 @@ class Ran(NamedTuple):
     """Those that are done."""
     seconds_per_token: float | None
 
+    @property
+    def last(self) -> int:
+        """The step of the last measurement."""
+        return max(one.losses[-1].step for one in self.sets.values())
+
 
 def read(directory: Path) -> Ran | None:
     """Returns what came of a run so far, or None where nothing was measured yet.

@@ -15,6 +15,7 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Iterator
 from importlib.resources import files
 from typing import Any
 
@@ -151,7 +152,7 @@ def _table(table: Table) -> Markup:
 
 def _class(cell: Cell) -> str | None:
     """Returns the look of text: `long` has a word that may be broken on paper."""
-    long = any(len(word) > 20 for word in cell.text.split())
+    long = any(len(word) > 30 for word in cell.text.split())
     return " ".join(["long"] * long + ["quiet"] * cell.quiet) or None
 
 
@@ -303,47 +304,52 @@ def _select(key: str, *values: str) -> Markup:
 
 
 def _both_losses(found: Gathered) -> Markup:
-    pair = findings.axes(found)
-    if pair is None:
-        return Markup()
-    x_on, y_on = pair
-    ends = findings.finals(found)
-    arms = [
-        scatter.Arm(arm, index, ends.get(arm), _way(found, arm, pair))
-        for index, arm in enumerate(found.arms)
-    ]
-    front = findings.front(found)
-    labels = f"{x_on} loss", f"{y_on} loss"
-    told = "; ".join(f"{arm} {x.mean:.3f} and {y.mean:.3f}" for arm, (x, y) in ends.items())
-    pictures = [
-        (
-            "Where the arms end",
-            f"Towards the lower left is better; filled: no other arm is better "
-            f"on both ({', '.join(front)}). Bars: standard error over seeds.",
-            f"Final {x_on} and {y_on} loss: {told}.",
-            scatter.ends(arms, front, *labels),
-        ),
-        (
-            "The way there",
-            "From the start to the end, the dot, of the first seed of each arm.",
-            f"The {y_on} loss against the {x_on} loss on the way; the fits are in the table.",
-            scatter.ways(arms, *labels),
-        ),
-    ]
-    figures = (
+    pictures = [one for pair in findings.pairs(found) for one in _pictures(found, pair)]
+    figures = [
         tag(
             "figure",
             tag("figcaption", tag("h3", title), tag("p", about)),
-            tag("div", drawn, role="img", aria_label=alternative),
+            tag("div", drawn, role="img", aria_label=f"{title}. {alternative}"),
         )
         for title, about, alternative, drawn in pictures
-    )
+    ]
+    if not figures:
+        return Markup()
     return join(tag("div", *figures, class_="charts"), _tables(findings.lines(found)))
 
 
+def _pictures(found: Gathered, pair: tuple[str, str]) -> Iterator[tuple[str, str, str, Markup]]:
+    """Gives title, explanation, words for who does not see it, and picture."""
+    x_on, y_on = pair
+    losses = findings.finals(found, pair)
+    arms = [
+        scatter.Arm(arm, index, losses[arm], _way(found, arm, pair))
+        for index, arm in enumerate(found.arms)
+        if arm in losses
+    ]
+    labels = f"{x_on} loss", f"{y_on} loss"
+    if len(arms) > 1:
+        front = findings.front(found, pair)
+        told = "; ".join(f"{arm} {x.mean:.3f} and {y.mean:.3f}" for arm, (x, y) in losses.items())
+        yield (
+            f"Where arms end on {y_on}",
+            "Lower left is better. Filled: the Pareto front. Bars: standard error over seeds.",
+            f"Final {x_on} and {y_on} loss: {told}. Pareto front: {', '.join(front)}.",
+            scatter.ends(arms, front, *labels),
+        )
+    if any(len(arm.way) > 1 for arm in arms):
+        yield (
+            f"The way there on {y_on}",
+            "The first seed of each arm, from its start to its end, the dot.",
+            f"The {y_on} loss against the {x_on} loss; straight lines through them are tabled.",
+            scatter.ways(arms, *labels),
+        )
+
+
 def _way(found: Gathered, arm: str, pair: tuple[str, str]) -> list[scatter.Point]:
-    """Returns the losses on both sets of an arm's first seed, at most some hundred of them."""
-    x, y = (found.results.outcome(arm, found.of(arm)[0].seed, on) for on in pair)
+    """Returns the losses on two sets of an arm's first seed, at most some hundred of them."""
+    [seed, *_] = found.results.seeds(arm)
+    x, y = (found.results.outcome(arm, seed, on) for on in pair)
     if not (x and y):
         return []
     there = {loss.step: loss.loss for loss in x.losses}

@@ -12,6 +12,7 @@ from rewarm.markup import Markup, join, tag
 
 _WIDTH, _HEIGHT = 480, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 46
+_CROWDED = 60  # square units of a label on something else: then it is left out
 _LETTER = 6.4  # of a label's width, on the average
 
 Point = tuple[float, float]
@@ -23,7 +24,7 @@ class Arm(NamedTuple):
     name: str
     place: int
     """Its place among all arms, which gives it its colour."""
-    end: tuple[Estimate, Estimate] | None
+    end: tuple[Estimate, Estimate]
     way: list[Point]
 
 
@@ -74,7 +75,7 @@ class _Scale:
 
 def ends(arms: list[Arm], front: list[str], x_label: str, y_label: str) -> Markup:
     """Returns where each arm ends, with standard errors, and the front that none is beyond."""
-    placed = {arm.name: (x, y) for arm in arms if arm.end for x, y in [arm.end]}
+    placed = {arm.name: arm.end for arm in arms}
     reach = [
         (x.mean + i * (x.error or 0), y.mean + i * (y.error or 0))
         for x, y in placed.values()
@@ -93,8 +94,6 @@ def ends(arms: list[Arm], front: list[str], x_label: str, y_label: str) -> Marku
         for (a, b), (c, d) in pairwise(steps)
     ]
     for arm in arms:
-        if arm.name not in placed:
-            continue
         loss_x, loss_y = placed[arm.name]
         at_x, at_y = centre[arm.name]
         bars = []
@@ -156,7 +155,7 @@ def _label(name: str, at: Point, taken: list[Box]) -> Markup:
 
     def cost(place: tuple[str, float, float]) -> float:
         left, top, right, bottom = box(place)
-        outside = max(0.0, _LEFT - left, right - _WIDTH) + max(0.0, _TOP - top)
+        outside = max(0.0, _LEFT - left, right - _WIDTH + 2) + max(0.0, _TOP - top)
         outside += max(0.0, bottom - (_HEIGHT - _BOTTOM))
         return 100 * outside + sum(
             max(0.0, min(right, c) - max(left, a)) * max(0.0, min(bottom, d) - max(top, b))
@@ -164,6 +163,8 @@ def _label(name: str, at: Point, taken: list[Box]) -> Markup:
         )
 
     best = min(_PLACES, key=cost)
+    if cost(best) > _CROWDED:  # its title, its colour and the tables tell it
+        return Markup()
     taken.append(box(best))
     anchor, dx, dy = best
     return tag("text", text, x=round(x + dx, 1), y=round(y + dy, 1), text_anchor=anchor)

@@ -58,7 +58,7 @@ def test_of_a_run_that_was_trained(recipe_text, tmp_path, command):
     assert "torch" in text
     assert "threads" in text
     assert "new weights" not in text
-    assert re.search(r"run step 4 4,096 tokens lr 0.01 → 0.01 → 0.001", text)
+    assert "step 4 4,096 tokens lr 0.01 → 0.01 → 0.001 rewarm 0.1.0 downstream" in text
     [arm] = shown.data["arms"]
     assert arm["name"] == "run"
 

@@ -163,7 +163,7 @@
       },
       axes: [
         { ...axis, label: state.x, labelSize: 18, size: 34, space: 60, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : count(tick, state.log ? tick : ticks.at(-1)))) },
-        { ...axis, size: 58, values: (_, ticks) => ticks.map((tick) => (isRate ? rate(tick) : tick >= 10000 ? count(tick) : String(+tick.toPrecision(6)))) },
+        { ...axis, size: 58, space: 32, values: (_, ticks) => ticks.map((tick) => (isRate ? rate(tick) : tick >= 10000 ? count(tick) : String(+tick.toPrecision(6)))) },
       ],
       series: [{}, ...order.map(({ index, role, y }) => {
         const main = role === "main";
