@@ -47,8 +47,10 @@ def final(one: Outcome) -> float:
 def main(found: Gathered) -> Table:
     """Returns the table that a reader wants first: the last losses, and how far they moved."""
     columns = ["arm", "runs"]
+    new = [on for on in found.sets if _movement(found, on) == "adaptation"]
     for on in found.sets:
-        columns += [f"{on} loss", _movement(found, on)]
+        several = "" if on == UPSTREAM or [on] == new else f"{on} "
+        columns += [f"{on} loss", several + _movement(found, on)]
     rows = []
     for arm in found.arms:
         counted, every = len(found.results.seeds(arm)), len(found.of(arm))
@@ -65,7 +67,7 @@ def main(found: Gathered) -> Table:
     )
     if UPSTREAM in found.sets:
         about += " Forgetting: the rise of the upstream loss since before the first step."
-    if "adaptation" in columns:
+    if new:
         about += " Adaptation: the fall of the loss on new data."
     return Table("Final losses", about, columns, rows)
 

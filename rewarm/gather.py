@@ -77,7 +77,7 @@ class Judged(BaseModel):
 
 
 class Said(BaseModel):
-    """What of a study's results.json cannot be known from its runs."""
+    """What of a study cannot be known from its runs; as results.json has it."""
 
     arms: dict[str, Any]
     """Here for their order."""
@@ -125,12 +125,11 @@ def gather(paths: list[Path]) -> Gathered:
     said: list[Said] = []
     for path in paths:
         folder = _folder(path)
-        results = folder / "results.json"
-        if results.is_file():
-            said.append(_said(results))
+        if told := _said(path, folder):
+            said.append(told)
         taken = {one.arm for one in records}
         there = {one.directory.resolve() for one in records}
-        for home, run in _runs(folder, list(said[-1].arms) if results.is_file() else []):
+        for home, run in _runs(folder, list(told.arms) if told else []):
             if run.resolve() not in there:
                 name = home.resolve().name
                 records.append(_record(str(home) if name in taken else name, run))
@@ -255,10 +254,21 @@ def _events(path: Path) -> Iterator[Line]:
                     yield parsed
 
 
-def _said(path: Path) -> Said:
+def _said(path: Path, folder: Path) -> Said | None:
+    """Returns what a study says of itself, in its results or, before there are any, in its file."""
+    results = folder / "results.json"
     try:
-        return read_as(Said, path)
+        if results.is_file():
+            return read_as(Said, results)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read: {error}; run `rewarm compare` again, or move it away"
+            f"{results}: cannot be read: {error}; run `rewarm compare` again, or move it away"
         ) from None
+    if not path.is_file():
+        return None
+    asked = recipe.read(Document.load(path), study.Study, {})
+    later = "judged when `rewarm compare` ends"
+    claims = {
+        words: Judged(claim=text, verdict="open", why=later) for words, text in asked.claims.items()
+    }
+    return Said(arms=asked.arms, reference=asked.reference, control=asked.control, claims=claims)

@@ -113,6 +113,7 @@ def test_looking_ahead_never_waits_for_torch(thousand_steps, tmp_path):
         ("check", str(path), "--json"): 3,
         ("check", str(path), "--set", "model={base: EleutherAI/pythia-410m}"): 3,
         ("train", str(path), "--set", "sede=1"): 2,
+        ("report", str(tmp_path)): 3,  # no run is there
     }
     ended = subprocess.run(
         [sys.executable, "-c", SPY, json.dumps(list(commands))],

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 from by_hand import EVIL, write_run
 
-from rewarm import gather, page
+from rewarm import findings, gather, page
 from rewarm.train import train
 
 
@@ -58,7 +58,7 @@ def test_of_a_run_that_was_trained(recipe_text, tmp_path, command):
     assert "torch" in text
     assert "threads" in text
     assert "new weights" not in text
-    assert "step 4 4,096 tokens lr 0.01 → 0.01 → 0.001 rewarm 0.1.0 downstream" in text
+    assert "step 4 4,096 tokens lr 0.0094 → 0.0094 → 0.001 rewarm 0.1.0" in text
     [arm] = shown.data["arms"]
     assert arm["name"] == "run"
 
@@ -162,9 +162,14 @@ def test_a_study_that_still_runs_and_one_with_results(tmp_path, command):
             }
         },
     }
-    (tmp_path / "s" / "results.json").write_text(json.dumps(results))
     study = tmp_path / "study.yaml"
-    study.write_text(f"study: {tmp_path}/s\nrecipe: r.yaml\narms: {{b: , a: }}\n")
+    claim = "b is better: final(upstream, b) < final(upstream, a)"
+    said = f"study: {tmp_path}/s\nrecipe: r.yaml\narms: {{b: , a: }}\nclaims:\n  {claim}\n"
+    study.write_text(said)
+    found = gather.gather([study])
+    assert (found.arms, found.reference) == (["b", "a"], "b")
+    assert found.claims["b is better"].verdict == "open"
+    (tmp_path / "s" / "results.json").write_text(json.dumps(results))
     out = tmp_path / "r.md"
     said = command("report", study, "--out", out)
     assert said == (0, f"{out}: 2 arms, 4 runs\n", "")
@@ -268,3 +273,35 @@ def test_what_cannot_be_reported(tmp_path, command):
         assert (ended, out) == (code, ""), err
         assert said in err
         assert "not an error that rewarm expects" not in err
+
+
+def test_a_run_that_is_behind_is_in_the_curves_and_not_in_the_means(tmp_path):
+    for seed in (1, 2, 3):
+        write_run(tmp_path / "s" / "a" / str(seed), seed=seed)
+    path = tmp_path / "s" / "a" / "3" / "metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:15]))
+    found = gather.gather([tmp_path / "s"])
+    assert len(found.records) == 3
+    assert found.results.seeds("a") == [1, 2]
+    [row] = findings.main(found).rows
+    assert row[1].text == "2 of 3"
+
+
+def test_arms_of_other_lengths_and_corpora_are_not_set_against_each_other(tmp_path):
+    german = {"data": {"context": 128, "train": {"german": {"shards": "data/german"}}}}
+    for arm, points, settings in (
+        ("a", 30, {}),
+        ("b", 30, {}),
+        ("short", 20, {}),
+        ("g", 30, german),
+    ):
+        run = write_run(tmp_path / "s" / arm / "1", points, seed=1, settings=settings)
+        text = (run / "metrics.jsonl").read_text()
+        more = text.replace('"downstream/loss"', '"german/loss": 9.0, "downstream/loss"')
+        (run / "metrics.jsonl").write_text(more)
+    found = gather.gather([tmp_path / "s"])
+    versus = {row[0].text: row[3].text for row in findings.by_set(found, "upstream").rows}
+    assert versus == {"a": "", "b": "+0.0000", "g": "+0.0000", "short": ""}
+    assert [*findings.finals(found, ("upstream", "downstream"))] == ["a", "b", "short"]
+    assert [*findings.finals(found, ("upstream", "german"))] == ["g"]
+    assert "german adaptation" in findings.main(found).columns
