@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from rewarm.errors import CheckpointError, RecipeError, ScheduleError
 from rewarm.outcomes import Ran, Results
 from rewarm.progress import Ancestor
 from rewarm.run import flat, read_metrics
-from rewarm.untrusted import read_as
+from rewarm.untrusted import parse_json, read_as
 
 Line = dict[str, Any]
 
@@ -247,9 +246,9 @@ _NUMBERS = {"tokens", "loss", "lr", "tokens_per_second", "mfu", "skipped"}
 def _events(path: Path) -> Iterator[Line]:
     """Gives the lines of events.jsonl that can be read: a diary, which a full disk may have cut."""
     if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError, RecursionError):
-                parsed = json.loads(line)
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                parsed = parse_json(line)
                 if isinstance(parsed, dict) and isinstance(parsed.get("kind"), str):
                     yield parsed
 
