@@ -754,7 +754,7 @@ def in_markdown(all_found: dict[str, Any]) -> str:
 def _row(
     told: dict[str, Any], device: str, name: str, one: dict[str, Any], arms: dict[str, Any]
 ) -> list[str]:
-    from rewarm.metrics import peak_flops
+    from rewarm.speeds import peak_flops
 
     tokens, flops = told["microbatch"] * told["context"], peak_flops(device)
     speeds = [tokens / turn["step_s"] for turn in one["turns"]]

@@ -70,6 +70,8 @@ class Plan(BaseModel):
     validation: dict[str, CorpusPlan]
     evaluations: int
     checkpoints: int
+    checkpoints_at_once: int
+    """The most that are there at a time (keep)."""
     checkpoint_bytes: int | None
     memory: memory.Memory | None
     """At the peak of a step; with one sequence at once, where the microbatch is `auto`."""
@@ -77,10 +79,13 @@ class Plan(BaseModel):
     """What stands in the way of training now, on this machine."""
 
 
-def plan(recipe: Recipe) -> tuple[Plan, RewarmError | None]:
-    """Returns what a recipe will do, and the first thing that stands in its way, if any."""
+def plan(recipe: Recipe, *, on_gpu: bool | None = None) -> tuple[Plan, RewarmError | None]:
+    """Returns what a recipe will do, and the first thing that stands in its way, if any.
+
+    `on_gpu`: whether it will run on one; where that is not said, as this machine has one or not.
+    """
     problems: list[RewarmError] = []
-    base, shape = _model(recipe, problems)
+    base, shape = model(recipe, problems)
     trained = recipe.steps * recipe.batch.tokens
     needed = Mix(recipe.weights).exact(recipe.steps * recipe.sequences)
     size = shape.parameters if shape else None
@@ -116,17 +121,20 @@ def plan(recipe: Recipe) -> tuple[Plan, RewarmError | None]:
             for name, one in recipe.data.validation.items()
         },
         evaluations=2 + _times(recipe, recipe.every.evaluate) if recipe.data.validation else 0,
-        checkpoints=1 + _times(recipe, recipe.every.save),
+        checkpoints=len(recipe.saves),
+        checkpoints_at_once=recipe.saved_at_once,
         checkpoint_bytes=size and 12 * size,
-        memory=shape and memory.of_recipe(recipe, shape, triton=_triton(recipe)),
+        memory=shape and memory.of_recipe(recipe, shape, triton=_triton(recipe, on_gpu)),
         problems=[str(problem) for problem in problems],
     )
     return found, (problems[0] if problems else None)
 
 
-def _triton(recipe: Recipe) -> bool:
+def _triton(recipe: Recipe, on_gpu: bool | None) -> bool:
     """Returns whether the Triton kernels will be used, as far as it shows without torch."""
-    return recipe.kernels == "auto" and Path("/dev/nvidiactl").exists()
+    if on_gpu is None:
+        on_gpu = Path("/dev/nvidiactl").exists()
+    return recipe.kernels == "auto" and on_gpu
 
 
 def rates(recipe: Recipe) -> list[RateAt]:
@@ -142,12 +150,12 @@ def rates(recipe: Recipe) -> list[RateAt]:
 def in_text(plan: Plan) -> str:
     """Returns the plan as lines to read."""
     lines = [("run", plan.run), *(plan.begins.lines() if plan.begins else [])]
-    if model := plan.model:
+    if shape := plan.model:
         lines.append(
             (
                 "model",
-                f"{model.parameters:,} parameters: {model.layers} layers × {model.hidden:,} "
-                f"wide, {model.heads} heads, {model.vocabulary:,} embedding rows",
+                f"{shape.parameters:,} parameters: {shape.layers} layers × {shape.hidden:,} "
+                f"wide, {shape.heads} heads, {shape.vocabulary:,} embedding rows",
             )
         )
     lines += [
@@ -173,11 +181,13 @@ def in_text(plan: Plan) -> str:
     measured = f"{plan.evaluations} evaluations, the first before step 1"
     lines.append(("", measured) if plan.validation else ("measured", "nothing: no validation set"))
     if plan.checkpoint_bytes is not None:
+        most = plan.checkpoints_at_once
+        at_once = f", at most {most} at once" if most < plan.checkpoints else ""
         lines.append(
             (
                 "saved",
-                f"{plan.checkpoints} checkpoints × {in_bytes(plan.checkpoint_bytes)} = "
-                f"{in_bytes(plan.checkpoints * plan.checkpoint_bytes)}",
+                f"{plan.checkpoints} checkpoints{at_once} × {in_bytes(plan.checkpoint_bytes)} = "
+                f"{in_bytes(most * plan.checkpoint_bytes)}",
             )
         )
     if plan.memory:
@@ -202,9 +212,10 @@ def _corpora(corpora: dict[str, CorpusPlan]) -> list[str]:
     return lines
 
 
-def _model(
+def model(
     recipe: Recipe, problems: list[RewarmError]
 ) -> tuple[bases.Base | None, Architecture | None]:
+    """Returns a recipe's base and shape; why there is none is added to the problems."""
     if recipe.model.base is None:
         return None, recipe.model.shape
     name, revision = recipe.model.base, recipe.model.revision

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import rewarm
-from rewarm import options, prepare, preview, report, shelf, tables
+from rewarm import options, plans, prepare, preview, report, shelf, tables
 from rewarm.errors import CheckpointError, RecipeError, RewarmError
 from rewarm.options import Json, RecipeFile, Set
 from rewarm.quantities import perplexity
@@ -76,6 +76,7 @@ def check(recipe: RecipeFile, overrides: Set = None, as_json: Json = False) -> N
         raise problem
 
 
+app.command(rich_help_panel=AHEAD)(plans.plan)
 app.command("plot-schedule", rich_help_panel=AHEAD)(preview.plot_schedule)
 app.add_typer(shelf.app, name="schedules", rich_help_panel=AHEAD)
 

@@ -20,27 +20,6 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-# Dense bf16 matrix FLOP/s that the vendors state, by a part of the device's name.
-_PEAK = {
-    "H200": 989.4e12,
-    "H100 NVL": 835.5e12,
-    "H100 PCIe": 756e12,
-    "H100": 989.4e12,
-    "GH200": 989.4e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "A10G": 70e12,
-    "L40S": 362.05e12,
-    "L4": 121e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-}
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Returns a device's dense bf16 FLOP/s by its name, or None where it is not known."""
-    return next((peak for name, peak in _PEAK.items() if name in device_name), None)
-
 
 class Meter:
     """Measures tokens/s between two readings, without the time that was spent on other things."""

@@ -243,13 +243,13 @@ class Recipe(Section):
         Behind it the rate only falls, or holds at its end. A rate that never falls has none, and
         this is the last step.
         """
-        step = self.steps
-        while step > 1 and self.lr(step - 1) == self.lr(step):
+        step, rate = self.steps, self.lr(self.steps)
+        while step > 1 and self.lr(step - 1) == rate:
             step -= 1
-        if step == 1 or self.lr(step - 1) < self.lr(step):
+        if step == 1 or self.lr(step - 1) < rate:
             return self.steps
-        while step > 1 and self.lr(step - 1) > self.lr(step):
-            step -= 1
+        while step > 1 and (before := self.lr(step - 1)) > rate:
+            step, rate = step - 1, before
         return step
 
     @property
@@ -257,6 +257,19 @@ class Recipe(Section):
         """Whether a decay follows a plateau, as in WSD: others will want to branch from its end."""
         step = self.before_decay
         return 1 < step < self.steps and self.lr(step - 1) == self.lr(step)
+
+    @cached_property
+    def saves(self) -> list[int]:
+        """The steps behind which a checkpoint is written, in order."""
+        due = range(self.every.save, self.steps, self.every.save) if self.every.save else ()
+        branch = [self.before_decay] if self.branches else []
+        return sorted({*due, *branch, self.steps})
+
+    @property
+    def saved_at_once(self) -> int:
+        """The most checkpoints that are there at a time: the last is written beside the others."""
+        named = self.before_decay if self.branches else None
+        return len(self.keep.among(self.saves[:-1], named)) + 1
 
     def document(self) -> dict[str, Any]:
         """Returns the recipe as plain data, every default spelled out, spans as written."""

@@ -133,9 +133,7 @@ class Run:
         """
         there = checkpoints(self.directory)
         removed = []
-        for step in list(there)[: -keep.last] if keep.last else []:
-            if step == named or (keep.every and step % keep.every == 0):
-                continue
+        for step in sorted(there.keys() - keep.among(list(there), named)):
             # A name that no one takes for a checkpoint, before the first file goes.
             try:
                 gone = there[step].rename(there[step].with_suffix(_GONE))

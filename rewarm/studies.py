@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from rewarm import tables
+from rewarm import speeds, tables
 from rewarm.claims import Estimate
 from rewarm.compare import Compare, State
+from rewarm.errors import RewarmError
 from rewarm.outcomes import Results, same_batches
+from rewarm.plan import of_study
 from rewarm.quantities import in_words
 from rewarm.results import as_data, comparable, front, sets
 from rewarm.study import Plan
@@ -70,8 +72,19 @@ def check(plan: Plan) -> None:
         + (f" + bases: {', '.join(plan.bases)}" if plan.bases else "")
         + f" = {len(runs)} runs, {in_words(sum(map(_tokens, runs)))} tokens, in {plan.study.study}"
     )
+    print(f"hours     {_hours(plan)}")
     for words, claim in plan.claims.items():
         print(f"claim     {words}: {claim.text}")
+
+
+def _hours(plan: Plan) -> str:
+    """Returns the GPU hours of a study on each GPU that was measured, or how to find them."""
+    known = []
+    for gpu in speeds.gpus():
+        with suppress(RewarmError):  # not in this precision, say
+            bill = of_study(plan, gpus=1, on_gpu=True, speed_of=speeds.of_gpu(gpu))
+            known.append(f"{bill.gpu_hours:,.1f} on one {gpu} (rewarm plan --gpu {gpu})")
+    return "; ".join(known) or "rewarm plan --measure, on the machine that is to run it"
 
 
 def _tokens(recipe: Any) -> int:

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import sys
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -26,7 +27,7 @@ from rewarm.errors import CheckpointError, DataError, Diverged
 from rewarm.evaluate import autocast, device_name, measure_all
 from rewarm.guard import Guard, unfit
 from rewarm.interruptions import Interruptions
-from rewarm.metrics import Meter, Screen, peak_flops
+from rewarm.metrics import Meter, Screen
 from rewarm.neox import NeoX
 from rewarm.optim import Probe
 from rewarm.progress import Progress
@@ -34,6 +35,7 @@ from rewarm.quantities import perplexity
 from rewarm.recipe import Recipe
 from rewarm.run import Run
 from rewarm.saving import Saved, Saver
+from rewarm.speeds import peak_flops
 from rewarm.start import Start, start
 from rewarm.stream import Blocks
 
@@ -259,7 +261,9 @@ class _Beside:
     def evaluate(self, progress: Progress) -> Progress:
         """Logs the loss of every validation set; before the first step, it is the baseline too."""
         with self.meter.paused(self._device):
+            began = time.perf_counter()
             measured = measure_all(self.begun.model, self.recipe, self.begun.separator)
+            seconds = time.perf_counter() - began
         losses = {name: one.loss for name, one in measured.items()}
         baseline = progress.baseline if progress.step else losses
         line: dict[str, float] = {}
@@ -269,6 +273,7 @@ class _Beside:
                 line[f"{name}/forgetting"] = loss - baseline[name]
         if losses:
             self.run.log("evaluate", step=progress.step, tokens=progress.tokens, **line)
+            self.run.note("evaluate", step=progress.step, seconds=seconds)
             self.screen.evaluated(progress.step, losses, baseline)
         # JSON has no NaN: a checkpoint that held one could not be read again.
         kept = {

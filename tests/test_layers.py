@@ -25,15 +25,15 @@ TORCH = (
 )
 ORDER = [
     *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "pythia"),
-    *("sections", "recipe", "__init__"),
+    *("sections", "recipe", "speeds", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
     *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run"),
     *("memory", "curve", "ruler", "plot", "terminal", "check"),
-    *("claims", "outcomes", "study", "results", "compare"),
+    *("claims", "outcomes", "study", "results", "compare", "plan", "measure"),
     *("gather", "findings", "markup", "scatter", "page", "sheets"),
     *("testing", "author", "shipped", "tables", "shelf", "options"),
     *("preview", "prepare", "report"),
-    *("studies", "interruptions"),
+    *("plans", "studies", "interruptions"),
     *TORCH,
     *("quickstart", "cli", "__main__"),
 ]
@@ -111,6 +111,8 @@ def test_looking_ahead_never_waits_for_torch(thousand_steps, tmp_path):
         ("plot-schedule", "--schedule", "{name: constant, lr: 1}", "--tokens", "10B"): 0,
         ("check", str(path)): 3,  # its data are not here
         ("check", str(path), "--json"): 3,
+        ("plan", str(path)): 0,
+        ("plan", str(path), "--gpu", "h100", "--gpus", "8", "--price", "2.5"): 0,
         ("check", str(path), "--set", "model={base: EleutherAI/pythia-410m}"): 3,
         ("train", str(path), "--set", "sede=1"): 2,
         ("report", str(tmp_path)): 3,  # no run is there

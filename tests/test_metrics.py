@@ -5,7 +5,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from rewarm.metrics import Meter, Screen, peak_flops
+from rewarm.metrics import Meter, Screen
+from rewarm.speeds import peak_flops
 
 
 def test_peaks_are_found_by_the_devices_own_name():
