@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from pydantic import BaseModel
@@ -136,18 +136,16 @@ def makespan(runs: Iterable[Packed], workers: int) -> float:
     A worker that is free takes the first run left whose base has ended, as `Compare` does.
     """
     left, ends = list(runs), dict[str, float]()
-    free = [0.0] * workers
-    heapify(free)
+    free = [0.0] * workers  # when each of them is; all alike, and so a heap
     while left:
         now = heappop(free)
         ready = (one for one in left if not one.needs or ends.get(one.needs, math.inf) <= now)
-        taken = next(ready, None)
-        if taken:
+        if taken := next(ready, None):
             left.remove(taken)
-            ends[taken.name] = now + taken.hours
-        heappush(
-            free, ends[taken.name] if taken else min(end for end in ends.values() if end > now)
-        )
+            ends[taken.name] = then = now + taken.hours
+        else:  # it waits for a base
+            then = min(end for end in ends.values() if end > now)
+        heappush(free, then)
     return max(ends.values())
 
 
