@@ -96,7 +96,7 @@ def _measured(path: Path, run: Path, said: IO[bytes], recipe: Recipe, evaluated:
     process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
     try:
         _wait(process.pid, run)
-        process.send_signal(signal.SIGTERM)
+        os.kill(process.pid, signal.SIGTERM)  # send_signal would take the status of one that ended
         _, status, used = os.wait4(process.pid, 0)  # of this process alone, its peak memory
         process.returncode = os.waitstatus_to_exitcode(status)
     finally:

@@ -15,7 +15,7 @@ from rewarm.architecture import Architecture
 from rewarm.errors import did_you_mean
 from rewarm.options import Json, Set
 from rewarm.plan import Bill, Cost, of_recipe, of_study
-from rewarm.quantities import in_bytes, in_words
+from rewarm.quantities import in_bytes, in_figures, in_words
 from rewarm.recipe import Recipe
 from rewarm.speeds import Speed, SpeedOf
 
@@ -111,8 +111,8 @@ def _row(name: str, of: Cost | Bill, steps: str, price: float | None) -> dict[st
         "steps": steps,
         "FLOPs": f"{of.flops:.2e}".replace("e+", "e"),
         "time": _time(of.hours),
-        "GPU hours": _number(of.gpu_hours),
-        "cost": _number(of.gpu_hours * price) if of.gpu_hours and price is not None else "",
+        "GPU hours": "" if of.gpu_hours is None else in_figures(of.gpu_hours),
+        "cost": in_figures(of.gpu_hours * price) if of.gpu_hours and price is not None else "",
         "memory": in_bytes(of.memory),
         "disk": in_bytes(of.disk),
     }
@@ -170,10 +170,10 @@ def _spread(bill: Bill, first: Cost) -> str:
             f"{rewarm.__version__} itself trains a run on one GPU"
         )
     held = bill.held_gpu_hours or 0.0
-    dear = f", {_number(held * bill.price)}" if bill.price is not None else ""
+    dear = f", {in_figures(held * bill.price)}" if bill.price is not None else ""
     return (
         f"a run on each, in their order, bases first (rewarm compare --workers {bill.gpus}); all "
-        f"{bill.gpus} held until the last run ends: {_number(held)} GPU hours{dear}"
+        f"{bill.gpus} held until the last run ends: {in_figures(held)} GPU hours{dear}"
     )
 
 
@@ -203,9 +203,3 @@ def _time(hours: float | None) -> str:
     if hours >= 1:
         return f"{hours:,.1f} h"
     return f"{60 * hours:.1f} min" if hours >= 1 / 60 else f"{3600 * hours:.1f} s"
-
-
-def _number(value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"

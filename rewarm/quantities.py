@@ -240,6 +240,11 @@ def in_words(count: float) -> str:
     return f"{count:,.0f}"
 
 
+def in_figures(value: float) -> str:
+    """Returns a number to three figures, or to a tenth: `0.0534`, `62.2`, `4,290.7`."""
+    return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
+
+
 def in_bytes(count: int) -> str:
     """Returns a number of bytes as people say it: `4.86 GB`, `512 B`."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):

@@ -19,7 +19,7 @@ from rewarm.compare import Compare, State
 from rewarm.errors import RewarmError
 from rewarm.outcomes import Results, same_batches
 from rewarm.plan import of_study
-from rewarm.quantities import in_words
+from rewarm.quantities import in_figures, in_words
 from rewarm.results import as_data, comparable, front, sets
 from rewarm.study import Plan
 
@@ -83,7 +83,9 @@ def _hours(plan: Plan) -> str:
     for gpu in speeds.gpus():
         with suppress(RewarmError):  # not in this precision, say
             bill = of_study(plan, gpus=1, on_gpu=True, speed_of=speeds.of_gpu(gpu))
-            known.append(f"{bill.gpu_hours:,.1f} on one {gpu} (rewarm plan --gpu {gpu})")
+            known.append(
+                f"{in_figures(bill.gpu_hours or 0)} on one {gpu} (rewarm plan --gpu {gpu})"
+            )
     return "; ".join(known) or "rewarm plan --measure, on the machine that is to run it"
 
 

@@ -1,6 +1,5 @@
 """`rewarm plan`: its arithmetic by hand, its packing, and ten steps for real."""
 
-import json
 import re
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ import pytest
 
 from rewarm import measure, plan, recipe, speeds, study
 from rewarm.architecture import PRESETS, Architecture
-from rewarm.errors import CheckpointError, RecipeError
+from rewarm.errors import RewarmError
 from rewarm.plan import Packed, makespan
 from rewarm.speeds import Speed
 
@@ -32,7 +31,7 @@ def test_the_papers_run_by_hand():
     # 9,765 blocks of a set in 611 microbatches of 16 × 2,048, two sets, 133 times, at 522 k/s.
     assert cost.evaluated == 2 * 611 * 16 * 2048
     assert cost.time.evaluating == pytest.approx(133 * 2 * 611 * 32_768 / 522_000 / 3600)
-    assert bill.hours == bill.gpu_hours == pytest.approx(476.73, abs=0.01)
+    assert bill.hours == bill.gpu_hours == pytest.approx(473.92 + 2.83, abs=0.01)
     assert (cost.checkpoints, cost.disk) == (132, 132 * 12 * 405_334_016)
     assert cost.source.startswith("174,000 tokens/s, pythia-410m on one h100, 16 × 2,048 at once")
     assert speeds.TABLE[0].mfu == pytest.approx(0.4796, abs=1e-4)
@@ -104,9 +103,9 @@ def test_a_study_on_several_gpus(arms):
         ("b", 2, pytest.approx(2.0)),
     ]
     assert one.hours == one.gpu_hours == two.gpu_hours == pytest.approx(6.5)
-    # The base; then a/1 + a/2 and ... a/1, a/2 | b/1, b/2 by seed: 0.5 + 1 + 2 beside 0.5 + 2 + 1.
-    assert two.hours == pytest.approx(0.5 + 3)
-    assert two.held_gpu_hours == pytest.approx(7.0)
+    # Both wait for the base; then a/1, a/2, b/2 beside b/1.
+    assert two.hours == pytest.approx(0.5 + 1 + 1 + 2)
+    assert two.held_gpu_hours == pytest.approx(9.0)
     assert one.tokens == 650_000_000
     assert one.runs == 5
 
@@ -114,10 +113,9 @@ def test_a_study_on_several_gpus(arms):
 def test_check_of_a_study_says_hours_where_a_speed_is_known(arms, command):
     code, out, _ = command("check", arms)
     assert code == 0
-    (cost,) = (
-        plan.of_study(study.load(arms), gpus=1, on_gpu=True, speed_of=speeds.of_gpu("h100")),
-    )
-    assert f"hours     {cost.gpu_hours:,.3g} on one h100 (rewarm plan --gpu h100)" in out
+    (hours,) = re.findall(r"^hours     ([\d.]+) on one h100 \(rewarm plan --gpu h100\)$", out, re.M)
+    flops = 650_000_000 * PRESETS["pythia-14m"].flops_per_token(1000)
+    assert float(hours) == pytest.approx(flops / speeds.TABLE[0].flops_per_second / 3600, rel=5e-3)
     arms.with_name("recipe.yaml").write_text(
         arms.with_name("recipe.yaml").read_text() + "precision: fp32\n"
     )
@@ -136,7 +134,7 @@ def test_the_command_prints_a_table_and_where_it_is_from(command):
     assert "the busiest runs 9 of a step's 69 microbatches of 16" in out
     code, out, _ = command("plan", PAPER, "--gpu", "h100", "--price", "2.5", "--json")
     bill = plan.Bill.model_validate_json(out)
-    assert bill.cost == pytest.approx(2.5 * 476.73, abs=0.05)
+    assert bill.cost == pytest.approx(2.5 * 476.75, abs=0.05)
 
 
 def test_without_a_speed_it_says_the_rest(command):
@@ -189,7 +187,7 @@ def test_ten_steps_for_real(quick, recipe_file, command, tmp_path):
     changed = ("--set", "batch.microbatch=auto", "--set", "data.validation.downstream.tokens=1280")
     code, out, err = command("plan", recipe_file, "--measure", "--json", *changed)
     assert code == 0
-    assert "measuring 38,048 parameters, 1,024 tokens a step" in err
+    assert "measuring 58,240 parameters, 1,024 tokens a step" in err
     (cost,) = plan.Bill.model_validate_json(out).costs
     assert all(spent > 0 for spent in cost.time.model_dump().values())
     assert cost.microbatch == 16  # 2,048 tokens at once would be 32; the batch has 16
@@ -212,10 +210,9 @@ def test_alike_runs_are_measured_once(quick, recipe_file, tmp_path, command):
     assert "(rewarm compare --workers 2)" in out
 
 
-def test_what_cannot_be_measured_says_why(quick, recipe_file, monkeypatch):
+def test_what_cannot_be_measured_says_why(quick, recipe_file):
     made = recipe.load(recipe_file)
-    monkeypatch.setenv("TMPDIR", "/tmp")
-    with pytest.raises(Exception, match="ended with exit code 2: .*context"):
+    with pytest.raises(RewarmError, match=r"ended with exit code 2: .*context: 64 is longer"):
         measure.measure(made, TINY.model_copy(update={"positions": 32}), 0)
 
 
@@ -226,6 +223,3 @@ def test_the_worked_example_is_what_it_prints(command, monkeypatch):
         code, out, _ = command(*line.split())
         assert code == 0
         assert out == printed
-
-
-del CheckpointError, RecipeError, json
