@@ -155,7 +155,7 @@ def test_what_does_not_fit_is_told(command):
         (["--gpu", "h1000"], "nothing was measured on it; did you mean 'h100'? (measured: h100)"),
         (["--gpu", "h100", "--measure"], "the speed is that of one or the other"),
         (["--price", "2"], "hours are needed for it"),
-        (["--gpus", "0"], "0 is not in the range"),
+        (["--gpus", "0"], "greater than or equal to 1"),
         (["--gpu", "h100", "--set", "precision=fp16"], "no speed of h100 in fp16 is known"),
         (["--gpu", "h100", "--set", "compile=false"], "in bf16, not compiled is known"),
         (["--set", "sede=1"], "sede: no such setting"),
@@ -219,7 +219,9 @@ def test_what_cannot_be_measured_says_why(quick, recipe_file):
 def test_the_worked_example_is_what_it_prints(command, monkeypatch):
     readme = (ROOT / "docs" / "plan.md").read_text()
     monkeypatch.chdir(ROOT / "recipes")
-    for line, printed in re.findall(r"\$ rewarm (plan .*)\n(.*?)```", readme, re.DOTALL):
+    examples = re.findall(r"\$ rewarm (plan [^\n]*)\n(.*?)```", readme, re.DOTALL)
+    assert len(examples) == 2
+    for line, printed in examples:
         code, out, _ = command(*line.split())
         assert code == 0
         assert out == printed
