@@ -9,6 +9,7 @@
 #   bash benchmarks/gpu.sh widths    which microbatch is each size's best
 #   bash benchmarks/gpu.sh kernels   410m with plain kernels, in fp32 and every other precision
 #   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini.sh); again to go on
+#   bash benchmarks/gpu.sh memory    410m and 1.4b with memory: fast and lean
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -49,7 +50,7 @@ together() { # few files are easier brought home
 }
 
 case ${1-} in
-  tests | 410m | sizes | widths | kernels | study)
+  tests | 410m | sizes | widths | kernels | study | memory)
     mkdir -p "$OUT"
     with_wheels
     ;;
@@ -105,6 +106,14 @@ print(*get_args(Recipe.model_fields["precision"].annotation))'); do
   study)
     export DATA=${DATA:-.data} WORKERS=${WORKERS:-3}
     run study 570 bash benchmarks/mini.sh gpu
+    ;;
+  memory)
+    for size in 410m:16:fast 410m:16:lean 410m:64:lean 1.4b:8:fast 1.4b:8:lean; do
+      IFS=: read -r name microbatch memory <<<"$size"
+      step "$name-$microbatch-$memory" 115 --model "pythia-$name" --microbatch "$microbatch" \
+        --memory "$memory" --peers '' --profile --no-first-step --no-overheads --steps 10
+    done
+    together
     ;;
   *)
     sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2

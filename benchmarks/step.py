@@ -70,6 +70,7 @@ class Said(NamedTuple):
     context: int
     precision: str
     kernels: str
+    memory: str
 
 
 def architecture(name: str) -> Any:
@@ -112,7 +113,7 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
         from rewarm import kernels
 
         chosen, note = kernels.choose(said.kernels, device)
-        model.use(chosen)
+        model.use(chosen, memory=said.memory)
 
     settings = sections.Optimizer()
     optimizer = optim.adamw(model, settings)
@@ -415,10 +416,8 @@ def overheads(said: Said, work: Path, steps: int) -> dict[str, float]:
     _shard(work)
     batch = said.microbatch * said.context
     path = work / "recipe.yaml"
-    # Recipes know this setting as soon as there are kernels to choose from.
-    chosen = f"kernels: {said.kernels}\n" if "kernels" in recipe.Recipe.model_fields else ""
     path.write_text(
-        chosen
+        f"kernels: {said.kernels}\nmemory: {said.memory}\n"
         + RECIPE.format(
             work=work,
             tokens=batch * steps,
@@ -723,8 +722,9 @@ def in_markdown(all_found: dict[str, Any]) -> str:
     told, arms = all_found["settings"], all_found["arms"]
     lines = [
         f"{told['model']}, {told['microbatch']} × {told['context']:,} tokens a step, "
-        f"{told['precision']}, kernels: {told['kernels']}; {told['steps']} steps a turn, "
-        f"{told['repeats']} interleaved turns: median (lowest to highest)",
+        f"{told['precision']}, kernels: {told['kernels']}, memory: {told['memory']}; "
+        f"{told['steps']} steps a turn, {told['repeats']} interleaved turns: median (lowest to "
+        "highest)",
         ", ".join(f"{name} {what}" for name, what in all_found["machine"].items()),
         "",
     ]
@@ -827,6 +827,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--context", type=int, default=2048)
     parser.add_argument("--precision", default="bf16", choices=precisions)
     parser.add_argument("--kernels", default="auto", choices=["auto", "plain"])
+    parser.add_argument("--memory", default="fast", choices=["fast", "lean"])
     parser.add_argument("--steps", type=int, default=20, help="steps of a turn")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each arm")
     peers = ",".join(arm for arm in ARMS if arm != "rewarm")
@@ -846,7 +847,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     """Runs the arms and prints the tables."""
     said = arguments().parse_args()
-    told = Said(said.model, said.microbatch, said.context, said.precision, said.kernels)
+    told = Said(*(getattr(said, name) for name in Said._fields))
     if said.only == "overheads":
         print(json.dumps(overheads(told, said.work, max(40, said.steps))))
         return

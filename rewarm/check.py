@@ -75,6 +75,8 @@ class Plan(BaseModel):
     checkpoint_bytes: int | None
     memory: memory.Memory | None
     """At the peak of a step; with one sequence at once, where the microbatch is `auto`."""
+    memory_otherwise: dict[str, int]
+    """Bytes at the peak with another setting of `memory`."""
     problems: list[str]
     """What stands in the way of training now, on this machine."""
 
@@ -90,6 +92,7 @@ def plan(recipe: Recipe, *, on_gpu: bool | None = None) -> tuple[Plan, RewarmErr
     needed = Mix(recipe.weights).exact(recipe.steps * recipe.sequences)
     size = shape.parameters if shape else None
     plugin = schedules.origin(recipe.schedule.name)
+    triton = _triton(recipe, on_gpu)
     found = Plan(
         run=recipe.run,
         begins=_beginning(recipe, base, problems),
@@ -124,10 +127,17 @@ def plan(recipe: Recipe, *, on_gpu: bool | None = None) -> tuple[Plan, RewarmErr
         checkpoints=len(recipe.saves),
         checkpoints_at_once=recipe.saved_at_once,
         checkpoint_bytes=size and 12 * size,
-        memory=shape and memory.of_recipe(recipe, shape, triton=_triton(recipe, on_gpu)),
+        memory=shape and memory.of_recipe(recipe, shape, triton=triton),
+        memory_otherwise=_otherwise(recipe, shape, triton) if shape else {},
         problems=[str(problem) for problem in problems],
     )
     return found, (problems[0] if problems else None)
+
+
+def _otherwise(recipe: Recipe, shape: Architecture, triton: bool) -> dict[str, int]:
+    other = "fast" if recipe.memory == "lean" else "lean"
+    said = memory.of_recipe(recipe, shape, triton=triton, lean=other == "lean")
+    return {other: said.peak}
 
 
 def _triton(recipe: Recipe, on_gpu: bool | None) -> bool:
@@ -193,6 +203,8 @@ def in_text(plan: Plan) -> str:
     if plan.memory:
         one = "" if plan.microbatch else ", with one sequence at once"
         lines.append(("memory", plan.memory.in_words() + one))
+        for setting, peak in plan.memory_otherwise.items():
+            lines.append(("", f"{in_bytes(peak)} at the peak with memory: {setting}"))
     return "\n".join(f"{key:<10}{text}" for key, text in lines)
 
 

@@ -23,6 +23,21 @@ with the head's gradient beside them, in fp32 and of a chunk, (4 + h) · V · D,
 
 The way back begins with the logits: then everything above is there at once. Compiling a layer keeps
 the same: what a product of the way back reads is kept, not computed again.
+
+With `memory: lean` (lean.py) the logits, and after them a layer at a time, are made again:
+
+```
+ activations  n · layers · (4 D + 4 h D + 4 H)   its input, queries, keys, values, attention
+              + n · (8 D + 8)                    the last norm
+ copies       h · V · D                          the head's: each layer makes its own anew
+ logits       n · 4 D + 4 V D                    the gradients of the states and of the head, with
+              + 12 · chunk                       a chunk's logits, 2²⁶ at most; or behind them
+              or 4 V D + h · chunk               the head's gradient of a chunk
+ again        n · (a layer as above + h F + 8 D) with its gradients, when the logits are gone; in
+              + n · 4 D + h · (4 D² + 2 D F)     half precision with what is cast, its matrices too
+```
+That is 2 · layers · D · F FLOPs a token more, 7 % of those of Pythia-410M's step, 2 · layers · D²
+where attention and MLP stand in a row, and with plain kernels 2 · V · D for the head.
 """
 
 from __future__ import annotations
@@ -44,6 +59,8 @@ class Memory(BaseModel):
     """The weights in half precision."""
     activations: int
     logits: int
+    again: int = 0
+    """What `memory: lean` makes again of a layer, when the logits are gone."""
     accumulates: bool
     """Whether gradients are there while a microbatch runs."""
 
@@ -55,7 +72,7 @@ class Memory(BaseModel):
     @property
     def peak(self) -> int:
         """The most that is there at once."""
-        passing = self.copies + self.activations + self.logits
+        passing = self.activations + max(self.copies + self.logits, self.again)
         if self.accumulates:
             return self.resting + passing
         # The gradients come as the rest goes: one end of the way back is its peak.
@@ -64,18 +81,30 @@ class Memory(BaseModel):
     def in_words(self) -> str:
         """Returns a line for a person."""
         copies = f" + {in_bytes(self.copies)} weights in half precision" if self.copies else ""
+        again = f", then {in_bytes(self.again)} made again" if self.again else ""
         return (
             f"{in_bytes(self.peak)} at the peak: {in_bytes(self.resting)} weights, gradients, "
             f"moments{copies} + {in_bytes(self.activations)} activations + "
-            f"{in_bytes(self.logits)} logits"
+            f"{in_bytes(self.logits)} logits{again}"
         )
 
 
-_CHUNK = 2**28  # logits that the kernels store at once; said here, above the torch line, again
+# Logits that are stored at once; said here, above the torch line, again.
+_CHUNK = 2**28  # by the kernels
+_LEAN_CHUNK = 2**26
 
 
-def of_recipe(recipe: Recipe, shape: Architecture, *, triton: bool) -> Memory:
-    """Returns what a step of a recipe takes up; of one sequence where `microbatch` is auto."""
+def of_recipe(
+    recipe: Recipe, shape: Architecture, *, triton: bool, lean: bool | None = None
+) -> Memory:
+    """Returns what a step of a recipe takes up; of one sequence where `microbatch` is auto.
+
+    Args:
+        recipe: the run's.
+        shape: the model's.
+        triton: whether the Triton kernels are used.
+        lean: with `memory: lean`, or without; None for as the recipe says.
+    """
     microbatch = recipe.batch.microbatch or 1
     return of_step(
         shape,
@@ -83,11 +112,18 @@ def of_recipe(recipe: Recipe, shape: Architecture, *, triton: bool) -> Memory:
         accumulates=recipe.sequences > microbatch,
         size=4 if recipe.precision == "fp32" else 2,
         triton=triton,
+        lean=recipe.memory == "lean" if lean is None else lean,
     )
 
 
 def of_step(
-    shape: Architecture, *, tokens: int, accumulates: bool, size: int, triton: bool = False
+    shape: Architecture,
+    *,
+    tokens: int,
+    accumulates: bool,
+    size: int,
+    triton: bool = False,
+    lean: bool = False,
 ) -> Memory:
     """Returns what a step takes up: the sum that stands at the head of this file.
 
@@ -97,23 +133,38 @@ def of_step(
         accumulates: whether a step has more than one.
         size: bytes of a number in a product.
         triton: whether the Triton kernels are used.
+        lean: whether a part is made again.
     """
-    width, inner = shape.hidden, shape.inner
+    width, inner, head = shape.hidden, shape.inner, shape.vocabulary * shape.hidden
+    cast = 0 if size == 4 else size  # bytes of a number that is cast
     streams = 1 if shape.parallel_residual else 2
     kept = 7 if triton else 9
     layer = 4 * width * streams + size * (kept * width + 2 * inner) + 16 + 4 * shape.heads
     logits = tokens * 12 * shape.vocabulary
     if triton:
         chunks = 2 * size * min(_CHUNK, tokens * shape.vocabulary)
-        logits = chunks + (4 + size) * shape.vocabulary * width + tokens * size * width
+        logits = chunks + (4 + size) * head + tokens * size * width
     last = 4 * width + size * width + 8
-    products = shape.layers * (4 * width**2 + 2 * width * inner) + shape.vocabulary * width
+    matrices, again = 4 * width**2 + 2 * width * inner, 0
+    products = shape.layers * matrices + head
+    if lean:
+        whole, layer = layer, 4 * width + size * 4 * width + 4 * shape.heads
+        products = head
+        if not triton:
+            last = 8 * width + 8
+            rows = min(1 << max(0, (_LEAN_CHUNK // shape.vocabulary).bit_length() - 1), tokens)
+            chunk = rows * shape.vocabulary
+            logits = max(12 * chunk, 4 * head + size * chunk) + tokens * 4 * width
+            logits += 4 * head if rows < tokens else 0
+        again = tokens * (whole - layer + size * inner + 8 * width - last)
+        again += tokens * 2 * cast * width + cast * matrices + (0 if accumulates else 4 * head)
     return Memory(
         weights=4 * shape.parameters,
         gradients=4 * shape.parameters,
         moments=8 * shape.parameters,
-        copies=0 if size == 4 else size * products,
+        copies=cast * products,
         activations=tokens * (shape.layers * layer + last),
         logits=logits,
+        again=again,
         accumulates=accumulates,
     )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
+from rewarm import lean
 from rewarm.architecture import Architecture
 from rewarm.kernels import PLAIN, Kernels
 
@@ -98,6 +99,7 @@ class Layer(nn.Module):
     """One transformer layer; attention and MLP side by side, or one after the other."""
 
     kernels = PLAIN
+    lean = False
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -112,6 +114,11 @@ class Layer(nn.Module):
         self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, seen: Seen | None = None
     ) -> Tensor:
         """Returns the residual stream behind this layer, (B, T, D)."""
+        if self.lean:
+            return lean.again(self._pass, x_BTD, cos_TR, sin_TR, seen)
+        return self._pass(x_BTD, cos_TR, sin_TR, seen)
+
+    def _pass(self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, seen: Seen | None) -> Tensor:
         before, behind = self.input_layernorm, self.post_attention_layernorm
         if self.parallel:
             # Only the stream that the kernel hands on: its gradients meet in one pass.
@@ -178,11 +185,18 @@ class NeoX(nn.Module):
         states_BTD = self._states(inputs_BT, separator)
         return self.kernels.cross_entropy(states_BTD, self.embed_out, targets_BT, reduction)
 
-    def use(self, kernels: Kernels) -> None:
-        """Changes how the passes that move the most memory are done, not what they compute."""
+    def use(self, kernels: Kernels, *, memory: str = "fast") -> None:
+        """Changes how the passes that move the most memory are done, not what they compute.
+
+        With `memory` lean, a part of what the way back needs is computed again, not kept.
+        """
+        is_lean = memory == "lean"
+        kernels = lean.in_chunks(kernels) if is_lean else kernels
         for module in self.modules():
             if isinstance(module, Attention | MLP | Layer | NeoX):
                 module.kernels = kernels
+            if isinstance(module, Layer):
+                module.lean = is_lean
 
     def compile_layers(self) -> None:
         """Compiles every layer in place: one graph serves all, and state-dict keys stay."""

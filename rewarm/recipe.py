@@ -101,6 +101,9 @@ class Recipe(Section):
     kernels: Literal["auto", "plain"] = "auto"
     """`auto`: own Triton kernels on a GPU where Triton works, else, and on a CPU, plain PyTorch.
     `plain`: plain PyTorch everywhere. They compute the same, to rounding."""
+    memory: Literal["fast", "lean"] = "fast"
+    """`lean`: compute the MLP, norms and logits again on the way back instead of keeping them, so
+    that more sequences, or a larger model, fit; `check` says what that saves."""
     every: Every = Every()
     keep: Keep = Keep()
     on_save_error: Literal["continue", "stop"] = "continue"

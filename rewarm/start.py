@@ -144,7 +144,7 @@ def start(recipe: Recipe, run: Run) -> Start:
     if origin.moments:
         checkpoint.load_optimizer(origin.moments, model, optimizer)
     chosen, said = kernels.choose(recipe.kernels, device)
-    model.use(chosen)
+    model.use(chosen, memory=recipe.memory)
     triton = chosen is not kernels.PLAIN
     separator = facts.eos if recipe.data.documents == "separate" else None
     eager = []

@@ -156,7 +156,7 @@ def _remembered(recipe: Recipe, device: torch.device) -> tuple[int, str]:
         shape = bases.locate(recipe.model.base, recipe.model.revision).architecture
     name, context = device_name(device), recipe.data.context
     how = [recipe.precision, "compiled" if recipe.compile else "eager", recipe.data.documents]
-    how.append(recipe.kernels)
+    how += [recipe.kernels, recipe.memory]
     key = json.dumps([shape.model_dump(), name, context, *how, recipe.sequences])
     path = _notes()
     known = _read(path)
@@ -220,7 +220,7 @@ def _peak(
     before = torch.cuda.memory_allocated(device)
     with device:
         model = NeoX(shape)
-        model.use(chosen)
+        model.use(chosen, memory=recipe.memory)
         moments = torch.empty(2 * shape.parameters, dtype=torch.float32)
     attempt = partial(
         run_once,

@@ -196,8 +196,8 @@ def model(**shape):
     return made
 
 
-def step(made, kernels, tokens, *, autocast=False, **loss):
-    made.use(kernels)
+def step(made, kernels, tokens, *, autocast=False, memory="fast", **loss):
+    made.use(kernels, memory=memory)
     made.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = made.loss(tokens[:, :-1], tokens[:, 1:], **loss)
@@ -224,6 +224,23 @@ def test_models_are_the_same_with_either(shape, separator):
     ):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
     assert list(made.state_dict()) == names
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("shape", [{}, {"parallel_residual": False}])
+def test_lean_they_give_the_same_bits(shape, autocast):
+    torch.manual_seed(0)
+    made, tokens = model(**shape), torch.randint(0, 97, (2, 22))
+    wanted = step(made, TRITON, tokens, autocast=autocast)
+    for compiled in (False, True):
+        if compiled:
+            torch._dynamo.reset()
+            for layer in made.gpt_neox.layers:
+                layer.compile(backend="aot_eager", fullgraph=True, dynamic=False)
+        made.zero_grad()
+        found = step(made, TRITON, tokens, autocast=autocast, memory="lean")
+        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True))
+    torch._dynamo.reset()
 
 
 def test_each_kernel_can_be_left_out():

@@ -132,7 +132,7 @@ def test_the_table_counts_flops_as_palm_does():
     turns = [{"step_s": one, "peak_bytes": 2e9, "loss": [3.0]} for one in (0.2, 0.1, 0.3)]
     cold = {"first_step_s": 9.0, "from_start_s": 12.0, "loss": [4.0], "note": ""}
     settings = {"model": "pythia-410m", "microbatch": 16, "context": 2048, "precision": "bf16",
-                "kernels": "auto", "steps": 1, "repeats": 3}  # fmt: skip
+                "kernels": "auto", "memory": "fast", "steps": 1, "repeats": 3}  # fmt: skip
     arm = {"cold": cold, "warm": None, "turns": turns, "profile": None}
     beside = {"tokens_per_s": 163_840.0, "data_wait": 0.001, "evaluation_s": 1.0,
               "evaluation_tokens": 131_072}  # fmt: skip
@@ -168,7 +168,7 @@ def test_every_stage_of_the_gpu_script_is_a_command_that_step_takes(tmp_path):
     stub.parent.mkdir()
     stub.write_text('#!/bin/sh\nprintf "%s\\t" "$@" >>"$CALLS"; echo >>"$CALLS"\n')
     stub.chmod(0o755)
-    for stage in ("tests", "410m", "sizes", "widths", "kernels"):
+    for stage in ("tests", "410m", "sizes", "widths", "kernels", "memory"):
         calls, out = tmp_path / stage, tmp_path / "out" / stage
         path = f"{stub.parent}:{os.environ['PATH']}"
         told = os.environ | {"PATH": path, "CALLS": str(calls), "OUT": str(out)}

@@ -20,7 +20,7 @@ SOURCES = {
 TRITON = ("kernels.rotary", "kernels.norms", "kernels.gelu", "kernels.cross_entropy")
 TORCH = (
     *("kernels.plain", "kernels.launch", *TRITON, "kernels"),
-    *("metrics", "neox", "weights", "optim", "checkpoint", "evaluate", "scaling"),
+    *("metrics", "lean", "neox", "weights", "optim", "checkpoint", "evaluate", "scaling"),
     *("guard", "saving", "trial", "start", "train", "verify_resume"),
 )
 ORDER = [

@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 from functools import partial
@@ -161,7 +162,10 @@ def test_the_arithmetic_holds_without_a_number(thousand_steps):
 def test_check_says_what_one_sequence_takes(thousand_steps):
     said = in_text(plan(checked(thousand_steps, "batch.microbatch=auto"))[0])
     assert "1 GPU × 100 sequences × 1,000 tokens = 100,000 tokens, as many at once as fit" in said
-    assert said.endswith("logits, with one sequence at once")
+    assert "logits, with one sequence at once\n" in said
+    assert re.search(r"\n +[\d.]+ MB at the peak with memory: lean$", said)
+    lean = in_text(plan(checked(thousand_steps, "batch.microbatch=auto", "memory=lean"))[0])
+    assert re.search(r"MB made again, with one sequence .+\n +[\d.]+ MB at .+ memory: fast$", lean)
     # 12 bytes × 1,000 tokens × 50,304 rows.
     assert "603.65 MB logits" in said
 
@@ -194,7 +198,7 @@ def test_on_a_gpu_it_is_tried_once_and_remembered(thousand_steps, gpu, tmp_path)
     path = tmp_path / "cache" / "rewarm" / "microbatch.json"
     assert (number, len(gpu)) == (20, tries)
     assert f"it fitted NVIDIA X1 before, says {path}" in line
-    for other in ("precision=fp32", "data.context=500", "compile=false", "model.preset=pythia-31m"):
+    for other in ("precision=fp32", "data.context=500", "compile=false", "memory=lean"):
         settled(thousand_steps, other)
         assert len(gpu) > tries
         tries = len(gpu)

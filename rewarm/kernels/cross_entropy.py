@@ -19,11 +19,11 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from rewarm.kernels.launch import options, padded, working_dtype
+from rewarm.kernels.plain import IGNORED
 
 LOGITS_AT_ONCE = 2**28
 """Of a chunk: 4,096 tokens of Pythia's vocabulary, 412 MB in half precision."""
 
-IGNORED = -100
 _IGNORED = tl.constexpr(IGNORED)
 
 

@@ -7,11 +7,11 @@ N tokens, V vocabulary.
 
 from __future__ import annotations
 
-from typing import cast
-
 from torch import Tensor, cat, nn
 from torch.nn import functional
 
+IGNORED = -100
+"""A target that does not count."""
 TANH = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 """Hugging Face's names of the GELU that is approximated by a tanh."""
 
@@ -66,7 +66,10 @@ def cross_entropy(
     x_BTD: Tensor, embed_out: nn.Linear, targets_BT: Tensor, reduction: str
 ) -> Tensor:
     """Returns the cross-entropy of the head's logits in nats, in fp32; -100 does not count."""
-    logits = cast(Tensor, embed_out(x_BTD)).float()
-    return functional.cross_entropy(
-        logits.flatten(0, 1), targets_BT.flatten(), reduction=reduction, ignore_index=-100
-    )
+    return losses(x_BTD.flatten(0, 1), embed_out.weight, targets_BT.flatten(), reduction)
+
+
+def losses(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, reduction: str) -> Tensor:
+    """Returns the cross-entropy of logits that are given by a head's weight."""
+    logits = functional.linear(x_ND, weight_VD).float()
+    return functional.cross_entropy(logits, targets_N, reduction=reduction, ignore_index=IGNORED)
