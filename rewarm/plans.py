@@ -73,7 +73,8 @@ def _measured() -> SpeedOf:
 
     def speed_of(recipe: Recipe, shape: Architecture, evaluated: int) -> Speed:
         said = recipe.document()
-        how = [said[name] for name in ("batch", "precision", "tf32", "compile", "kernels", "memory")]
+        how = [said[name] for name in ("batch", "precision", "tf32", "compile")]
+        how += [said[name] for name in ("kernels", "memory")]
         how += [said["data"][name] for name in ("context", "documents", "workers")]
         key = json.dumps([shape.model_dump(), *how, evaluated])
         if key not in found:

@@ -118,18 +118,20 @@ def on(gpu: str, recipe: Recipe, shape: Architecture, _evaluated: int = 0) -> Sp
     """Returns a recipe's speed on a GPU in the table, from the measured model nearest in size.
 
     Raises:
-        RecipeError: nothing was measured on it in the recipe's precision, or with layers that are
-            not compiled.
+        RecipeError: nothing was measured on it in the recipe's precision, with layers that are not
+            compiled, or with `memory: lean`.
     """
     here = [one for one in TABLE if one.gpu == gpu]
     known = sorted({one.precision for one in here})
-    if recipe.precision not in known or not recipe.compile:
-        how = recipe.precision if recipe.compile else f"{recipe.precision}, not compiled"
+    unmeasured = ["not compiled"] * (not recipe.compile)
+    unmeasured += ["memory: lean"] * (recipe.memory == "lean")
+    if recipe.precision not in known or unmeasured:
+        how = ", ".join([recipe.precision, *unmeasured])
         raise RecipeError(
             [
                 f"precision: no speed of {gpu} in {how} is known, only in {', '.join(known)}, "
                 "compiled; measure it on such a machine (--measure), or see what the run would "
-                f"take with --set precision={known[0]} --set compile=true"
+                f"take with --set precision={known[0]} --set compile=true --set memory=fast"
             ]
         )
     flops = shape.flops_per_token(recipe.data.context)
