@@ -121,30 +121,31 @@ def gather(paths: list[Path]) -> Gathered:
         CheckpointError: a path is none of these; nothing was measured yet; or something is damaged.
     """
     records: list[Record] = []
+    arms: dict[Path, str] = {}
     said: list[Said] = []
     for path in paths:
         folder = _folder(path)
         if told := _said(path, folder):
             said.append(told)
-        taken = {one.arm for one in records}
         there = {one.directory.resolve() for one in records}
         for home, run in _runs(folder, list(told.arms) if told else []):
+            name = home.resolve().name
+            arm = arms.setdefault(home.resolve(), str(home) if name in arms.values() else name)
             if run.resolve() not in there:
-                name = home.resolve().name
-                records.append(_record(str(home) if name in taken else name, run))
+                records.append(_record(arm, run))
     begun = [one for one in records if one.of("train") or one.of("evaluate")]
     if not begun:
         raise CheckpointError(
             f"{', '.join(map(str, paths))}: nothing was measured there yet; wait for the first "
             "line of metrics, of kind train or evaluate"
         )
-    arms = [one.arm for one in begun]
-    references = [one.reference for one in said if one.reference in arms]
+    names = [one.arm for one in begun]
+    references = [one.reference for one in said if one.reference in names]
     return Gathered(
         ", ".join(_folder(path).resolve().name for path in paths),
         begun,
-        references[0] if references and references[0] else arms[0],
-        next((one.control for one in said if one.control in arms), None),
+        references[0] if references and references[0] else names[0],
+        next((one.control for one in said if one.control in names), None),
         {words: claim for one in said for words, claim in one.claims.items()},
         Results(_furthest(begun)),
     )
@@ -179,7 +180,8 @@ def _runs(folder: Path, order: list[str]) -> Iterator[tuple[Path, Path]]:
     A run is its own arm; in a study's folder the arm is the folder of its seeds.
     """
     if (folder / "metrics.jsonl").is_file():
-        yield folder, folder
+        whole = folder.resolve()
+        yield whole.parent if whole.name.isdecimal() else folder, folder
         return
     found = [path.parent for path in folder.glob("*/metrics.jsonl")]
     found += [path.parent for path in folder.glob("*/*/metrics.jsonl") if path.parts[-3] != "bases"]

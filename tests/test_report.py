@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from by_hand import EVIL, write_run
@@ -186,6 +187,19 @@ def test_runs_with_one_name_are_told_apart(tmp_path):
     one, other = write_run(tmp_path / "x" / "run"), write_run(tmp_path / "y" / "run")
     found = gather.gather([one, other, one])
     assert found.arms == ["run", str(other)]
+
+
+def test_a_run_of_a_study_is_of_its_arm(tmp_path, monkeypatch):
+    for arm, seed in (("high", 17), ("high", 18), ("low", 17)):
+        write_run(tmp_path / arm / str(seed), seed=seed)
+    monkeypatch.chdir(tmp_path / "low")
+    found = gather.gather([Path("../high/18"), Path("17"), tmp_path / "high" / "17"])
+    assert [(one.arm, one.seed) for one in found.records] == [
+        ("high", 18),
+        ("low", 17),
+        ("high", 17),
+    ]
+    assert found.arms == ["high", "low"]
 
 
 def test_what_differs_is_told(tmp_path, command):
