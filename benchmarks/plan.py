@@ -50,7 +50,7 @@ RUNS: dict[str, dict[str, Any]] = {
         **{"tokens": 1_638_400, "batch": 2048, "microbatch": 16, "context": 128},
         **{"evaluate": 100, "save": 100, "keep": "{}"},
     },
-    "cpu-mini": {
+    "1.8 M parameters, `keep: {last: 2}`": {
         "architecture": "layers: 4, hidden: 128, heads: 4, vocabulary: 4096, positions: 256",
         **{"tokens": 2_000_000, "batch": 4096, "microbatch": 16, "context": 256},
         **{"evaluate": 100, "save": 100, "keep": "{last: 2}"},

@@ -825,7 +825,8 @@ def test_it_is_refused(case, honest, corpora, command, tmp_path, monkeypatch, no
     assert folder.name in err or f"{tmp_path}/run: " in err
     assert ADVICE.search(err), err
     assert len(err) < 3000
-    assert "memory" not in err
+    assert "out of memory" not in err
+    assert "MemoryError" not in err
     assert all(one.isprintable() or one == "\n" for one in err)
     assert took < 10
 
