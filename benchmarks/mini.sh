@@ -74,7 +74,7 @@ if [[ ! -e $size-mini.yaml ]]; then
     sed -i -E 's/^tokens: .*/tokens: 8192/; s/tokens: 100k/tokens: 2k/; s/bf16/fp32/
       s/tokens: 32_768, microbatch: 64/tokens: 1024, microbatch: 2/; s/^(every: .*)save: [0-9]+/\1save: 3/
       s/evaluate: [0-9]+/evaluate: 2/; s/upstream@[0-9]+/upstream@3/; s/start-300/start-3/
-      s/seeds: .*/seeds: [17, 18]/' "$size"-mini*.yaml
+      s/seeds: .*/seeds: [17]/' "$size"-mini*.yaml
   fi
 fi
 status=0

@@ -5,8 +5,9 @@
 Three runs of different shape and length on the text of Python's standard library. Each is planned
 and then trained, in turn, by the commands that a person would type. Time is that of the process of
 `rewarm train` from its beginning to its end, memory its peak, disk the most bytes of checkpoints
-that were seen at once, ten times a second, in any repeat. Where others use the machine, it is not the same one for both; the load
-average is shown. `--threads 1` keeps two threads from waiting for each other's cores.
+that were seen at once, ten times a second, in any repeat. Where others use the machine, it is not
+the same one for both; the load average is shown. `--threads 1` keeps two threads from waiting for
+each other's cores.
 """
 
 from __future__ import annotations
