@@ -20,7 +20,7 @@ from rewarm.errors import RewarmError
 from rewarm.outcomes import Results, same_batches
 from rewarm.plan import of_study
 from rewarm.quantities import in_figures, in_words
-from rewarm.results import as_data, comparable, front, sets
+from rewarm.results import UPSTREAM, as_data, comparable, front, sets
 from rewarm.study import Plan
 
 
@@ -147,7 +147,7 @@ def _print(plan: Plan, results: Results) -> None:
         tables.show(_table(plan, results, on))
         print()
     for on in sets(results):
-        if best := front(plan, results, on):
+        if on != UPSTREAM and (best := front(plan, results, on)):
             print(f"front     {on}: no arm ends lower on it and upstream than {', '.join(best)}")
     for seed, groups in same_batches(results, plan.study.arms).items():
         for group in groups:

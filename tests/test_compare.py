@@ -55,6 +55,8 @@ def test_a_study_runs_whole_and_then_not_again(study, command):
     assert "undecided" in out
     assert "(one seed has no interval)" in out
     assert "seed 17: the same tokens for rewarm, constant" in out
+    assert "front     downstream: " in out
+    assert "front     upstream: " not in out
     found = results(study)
     assert found["batches"] == {"17": [["rewarm", "constant"]]}
     final = found["arms"]["constant"]["over seeds"]["upstream"]["final"]
