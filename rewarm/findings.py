@@ -7,36 +7,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any
 
+from rewarm import cells
+from rewarm.cells import NONE, Cell, Table, many
 from rewarm.claims import Estimate, estimate
 from rewarm.gather import Gathered, Judged, Record
 from rewarm.outcomes import Outcome, pareto, same_batches, straight_line
 from rewarm.quantities import in_words, perplexity
 from rewarm.results import UPSTREAM
-
-
-class Cell(NamedTuple):
-    """What stands in a table."""
-
-    text: str
-    value: float | None = None
-    """Of a number, for sorting by it."""
-    quiet: bool = False
-    """Whether a reader may pass over it."""
-
-
-class Table(NamedTuple):
-    """A table, ready to be shown in any format."""
-
-    title: str
-    about: str
-    """What its numbers are, in a sentence or two."""
-    columns: list[str]
-    rows: list[list[Cell]]
-
-
-NONE = Cell("")
 
 
 def final(one: Outcome) -> float:
@@ -58,8 +37,8 @@ def main(found: Gathered) -> Table:
         row = [Cell(arm), Cell(said, counted)]
         for on in found.sets:
             moved = _adaptation if _movement(found, on) == "adaptation" else _forgetting
-            row.append(_mean(found.results.over_seeds(arm, on, final)))
-            row.append(_mean(found.results.over_seeds(arm, on, moved), sign=True))
+            row.append(cells.mean(found.results.over_seeds(arm, on, final)))
+            row.append(cells.mean(found.results.over_seeds(arm, on, moved), sign=True))
         rows.append(row)
     about = (
         "Loss in nats per token at the last measurement; mean ± standard error over those of an "
@@ -113,18 +92,18 @@ def by_set(found: Gathered, on: str) -> Table:
         rows.append(
             [
                 Cell(arm),
-                _mean(over(lambda one: one.start)),
-                _mean(over(final)),
+                cells.mean(over(lambda one: one.start)),
+                cells.mean(over(final)),
                 *(
-                    NONE if arm == other else _mean(_paired(found, arm, other, on), sign=True)
+                    NONE if arm == other else cells.mean(_paired(found, arm, other, on), sign=True)
                     for other in others
                 ),
-                _number(_value(over(lambda one: perplexity(one.final))), ",.2f"),
-                _mean(over(_forgetting), sign=True),
-                _mean(bump, sign=True) if rose else Cell("none", 0.0),
-                _tokens(_value(over(lambda one: one.top.tokens))) if rose else NONE,
+                cells.number(_value(over(lambda one: perplexity(one.final))), ",.2f"),
+                cells.mean(over(_forgetting), sign=True),
+                cells.mean(bump, sign=True) if rose else Cell("none", 0.0),
+                cells.tokens(_value(over(lambda one: one.top.tokens))) if rose else NONE,
                 _back(found, arm, on),
-                _mean(over(lambda one: one.area)),
+                cells.mean(over(lambda one: one.area)),
             ]
         )
     about = (
@@ -158,7 +137,7 @@ def claims(found: Gathered) -> Table:
 def crossings(found: Gathered) -> Table:
     """Returns which arms overtake which others on the way, and where."""
     rows = [
-        [Cell(on), Cell(arm), Cell(other), _tokens(tokens.mean, tokens.error)]
+        [Cell(on), Cell(arm), Cell(other), cells.tokens(tokens.mean, tokens.error)]
         for on in found.sets
         for arm in found.arms
         for other in found.arms
@@ -207,7 +186,7 @@ def lines(found: Gathered) -> Table:
                 if x and y and (fit := straight_line(x, y)):
                     fits.append(fit)
             if fits:
-                figures = [_mean(estimate(column)) for column in zip(*fits, strict=True)]
+                figures = [cells.mean(estimate(column)) for column in zip(*fits, strict=True)]
                 rows.append([Cell(pair[1]), Cell(arm), *figures])
     over = pairs(found)[0][0] if rows else ""
     about = (
@@ -228,13 +207,13 @@ def runs(found: Gathered) -> Table:
         rows.append(
             [
                 Cell(one.arm),
-                _whole(one.seed),
+                cells.whole(one.seed),
                 Cell(_state(one)),
-                _tokens(last.get("tokens", 0)),
-                _number(fmean(speeds) if speeds else None, ",.0f"),
-                _number(fmean(used) if used else None, ".1%"),
-                _whole(sum(event["kind"] == "start" for event in one.events)),
-                _whole(int(last.get("skipped") or 0)),
+                cells.tokens(last.get("tokens", 0)),
+                cells.number(fmean(speeds) if speeds else None, ",.0f"),
+                cells.number(fmean(used) if used else None, ".1%"),
+                cells.whole(sum(event["kind"] == "start" for event in one.events)),
+                cells.whole(int(last.get("skipped") or 0)),
                 Cell(str(last.get("stream") or "")[:12]),
                 Cell(str(one.directory)),
             ]
@@ -331,8 +310,8 @@ def remarks(found: Gathered) -> Table:
     rows = [
         [
             Cell(one.arm),
-            _whole(one.seed),
-            _whole(line["step"]),
+            cells.whole(one.seed),
+            cells.whole(line["step"]),
             Cell(str(line["kind"])),
             Cell(", ".join(f"{key} {_short(line[key])}" for key in line if key not in _KNOWN)),
         ]
@@ -367,7 +346,7 @@ def summary(found: Gathered) -> list[str]:
         over = {arm: found.results.over_seeds(arm, on, final) for arm in found.arms}
         there = {arm: one for arm, one in over.items() if one}
         best = min(there, key=lambda arm: there[arm].mean)
-        said.append(f"Lowest {on} loss: {best}, {_mean(there[best]).text} nats.")
+        said.append(f"Lowest {on} loss: {best}, {cells.mean(there[best]).text} nats.")
     for pair in pairs(found):
         if len(finals(found, pair)) > 1:
             best = ", ".join(front(found, pair))
@@ -411,16 +390,7 @@ def _back(found: Gathered, arm: str, on: str) -> Cell:
     back = [one for one in tokens if one is not None]
     if len(back) < len(tokens):
         return Cell(f"not ({len(back)} of {len(tokens)})" if back else "not", math.inf)
-    return _tokens(fmean(back)) if any(back) else Cell("—", 0.0)
-
-
-def _mean(found: Estimate | None, *, sign: bool = False) -> Cell:
-    if found is None:
-        return NONE
-    form = "+.4f" if sign else ".4f"
-    mean = format(found.mean, form)
-    error = f" ± {format(found.error, form.lstrip('+'))}" if found.error else ""
-    return Cell(mean + error, found.mean)
+    return cells.tokens(fmean(back)) if any(back) else Cell("—", 0.0)
 
 
 def _effect(one: Judged) -> Cell:
@@ -433,25 +403,6 @@ def _effect(one: Judged) -> Cell:
 
 def _value(found: Estimate | None) -> float | None:
     return found.mean if found else None
-
-
-def _number(value: float | None, form: str) -> Cell:
-    return NONE if value is None else Cell(format(value, form), value)
-
-
-def _whole(value: int) -> Cell:
-    return Cell(f"{value:,}", value)
-
-
-def _tokens(value: float | None, error: float | None = None) -> Cell:
-    if value is None:
-        return NONE
-    return Cell(in_words(value) + (f" ± {in_words(error)}" if error else ""), value)
-
-
-def many(count: int, what: str) -> str:
-    """Returns a number of things: `1 arm`, `2 arms`."""
-    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _setting(settings: dict[str, Any], name: str) -> str:

@@ -78,9 +78,7 @@ def cross_entropy(
 ) -> Tensor:
     """Returns what `plain.cross_entropy` does: the same bits, of one chunk."""
     targets_N = targets_BT.flatten()
-    total: Tensor = _Loss.apply(  # type: ignore[no-untyped-call]
-        x_BTD.flatten(0, 1), embed_out.weight, targets_N
-    )
+    total = _loss(x_BTD.flatten(0, 1), embed_out.weight, targets_N)
     match reduction:
         case "sum":
             return total
@@ -117,6 +115,9 @@ class _Loss(torch.autograd.Function):
             dweight = part if dweight is None else dweight.add_(part)
             del part  # before the next one is made
         return dx, dweight, None
+
+
+_loss: Callable[[Tensor, Tensor, Tensor], Tensor] = _Loss.apply
 
 
 def _chunks(x_ND: Tensor, weight_VD: Tensor) -> Iterator[slice]:

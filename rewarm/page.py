@@ -13,18 +13,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 from collections.abc import Iterator
 from importlib.resources import files
-from typing import Any
 
-from rewarm import __version__, findings, lineage, scatter
-from rewarm.findings import Cell, Table, many
-from rewarm.gather import Gathered, Line, Record
+from rewarm import __version__, columns, findings, lineage, scatter
+from rewarm.cells import Cell, Table, many
+from rewarm.gather import Gathered
 from rewarm.markup import Markup, join, tag
-
-_LOSS = 1e-4  # nats: more digits of a loss than a curve shows
 
 
 def page(found: Gathered) -> str:
@@ -78,7 +74,7 @@ def page(found: Gathered) -> str:
         ),
         tag("main", *(_section(*one) for one in there)),
         tag("footer", tag("p", _footer(found))),
-        tag("script", Markup(_data(found)), type="application/json", id="data"),
+        tag("script", Markup(columns.as_json(found)), type="application/json", id="data"),
         *(tag("script", Markup(script)) for script in scripts),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
@@ -232,23 +228,24 @@ def _in_words(found: Gathered, on: str) -> str:
 
 
 def _trained(found: Gathered) -> str:
-    said = []
-    for arm in found.arms:
-        lines = [line for one in found.of(arm)[:1] for line in one.of("train")]
-        losses = [line["loss"] for line in lines if line.get("loss") is not None]
-        if losses:
-            said.append(f"{arm} from {losses[0]:.3f} to {losses[-1]:.3f}")
+    said = [f"{arm} from {one[0]:.3f} to {one[-1]:.3f}" for arm, one in _logged(found, "loss")]
     return f"{'; '.join(said)}."
 
 
 def _rates(found: Gathered) -> str:
-    said = []
-    for arm in found.arms:
-        lines = [line for one in found.of(arm)[:1] for line in one.of("train")]
-        rates = [line["lr"] for line in lines if line.get("lr") is not None]
-        if rates:
-            said.append(f"{arm} from {rates[0]:.3g}, at most {max(rates):.3g}, to {rates[-1]:.3g}")
+    said = [
+        f"{arm} from {one[0]:.3g}, at most {max(one):.3g}, to {one[-1]:.3g}"
+        for arm, one in _logged(found, "lr")
+    ]
     return f"{'; '.join(said)}."
+
+
+def _logged(found: Gathered, key: str) -> Iterator[tuple[str, list[float]]]:
+    """Gives of each arm that has any what its first run logged under a key."""
+    for arm in found.arms:
+        lines = found.of(arm)[0].of("train")
+        if values := [line[key] for line in lines if line.get(key) is not None]:
+            yield arm, values
 
 
 _DASHES = ("", "9 3", "3 2.5", "10 3 2 3", "6 2 2 2 2 2")
@@ -389,79 +386,3 @@ def _lineage(found: Gathered) -> Markup:
 def _environment(found: Gathered) -> Markup:
     told = findings.rates(found)
     return join(_tables(findings.environment(found)), tag("p", told) if told else "")
-
-
-class _Columns:
-    """Numbers in few characters: the differences of rounded values; the same column is kept once.
-
-    As [factor, divisor, differences]: a value is the sum up to it, times factor, over divisor.
-    """
-
-    def __init__(self) -> None:
-        self._places: dict[str, int] = {}
-
-    def add(self, values: list[float | None], factor: int, divisor: int) -> int:
-        """Keeps a column and returns its place."""
-        before, differences = 0, []
-        for value in values:
-            if value is None:
-                differences.append("null")
-            else:
-                rounded = round(value * divisor / factor)
-                differences.append(str(rounded - before))
-                before = rounded
-        written = f"[{factor},{divisor},[{','.join(differences)}]]"
-        return self._places.setdefault(written, len(self._places))
-
-    def counts(self, values: list[int]) -> int:
-        """Keeps whole numbers."""
-        return self.add([*values], math.gcd(*values) or 1, 1)
-
-    def losses(self, values: list[float | None]) -> int:
-        """Keeps losses in nats."""
-        return self.add(values, 1, round(1 / _LOSS))
-
-    def rates(self, values: list[float | None]) -> int:
-        """Keeps rates, to a ten thousandth of the highest."""
-        top = max((one for one in values if one), default=1.0)
-        return self.add(values, 1, 10 ** max(0, 4 - math.floor(math.log10(top))))
-
-    def __str__(self) -> str:
-        return f"[{','.join(self._places)}]"
-
-
-def _data(found: Gathered) -> str:
-    """Returns the curves' data as JSON that no name in it can break out of."""
-    columns = _Columns()
-    arms = [
-        {"name": arm, "runs": [_run(one, found.sets, columns) for one in found.of(arm)]}
-        for arm in found.arms
-    ]
-    said = f'{{"columns":{columns},"arms":{json.dumps(arms, separators=(",", ":"))}}}'
-    for sign in "<>&\u2028\u2029":
-        said = said.replace(sign, f"\\u{ord(sign):04x}")
-    return said
-
-
-def _run(one: Record, sets: list[str], columns: _Columns) -> dict[str, Any]:
-    trained, measured = one.of("train"), one.of("evaluate")
-    losses = {
-        index: columns.losses([line.get(f"{on}/loss") for line in measured])
-        for index, on in enumerate(sets)
-        if any(f"{on}/loss" in line for line in measured)
-    }
-    return {
-        "evaluate": _places(measured, columns) | {"sets": losses},
-        "train": _places(trained, columns)
-        | {
-            "loss": columns.losses([line.get("loss") for line in trained]),
-            "lr": columns.rates([line.get("lr") for line in trained]),
-        },
-    }
-
-
-def _places(lines: list[Line], columns: _Columns) -> dict[str, int]:
-    return {
-        "step": columns.counts([line["step"] for line in lines]),
-        "tokens": columns.counts([line["tokens"] for line in lines]),
-    }

@@ -47,7 +47,7 @@ def write(paths: list[Path], out: Path, form: str) -> str:
         RewarmError: what `gather` raises, or the file cannot be written.
     """
     from rewarm import gather, page, plot, sheets
-    from rewarm.findings import many
+    from rewarm.cells import many
 
     found = gather.gather(paths)
     if form in ("png", "svg"):

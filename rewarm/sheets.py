@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterable
 
 from rewarm import findings
+from rewarm.cells import Table
 from rewarm.errors import printable
-from rewarm.findings import Table
 from rewarm.gather import Gathered
 
 

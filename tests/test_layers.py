@@ -30,7 +30,7 @@ ORDER = [
     *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run"),
     *("memory", "curve", "ruler", "plot", "terminal", "check"),
     *("claims", "outcomes", "study", "results", "compare", "plan", "measure"),
-    *("gather", "findings", "markup", "scatter", "page", "sheets"),
+    *("gather", "cells", "findings", "columns", "markup", "scatter", "page", "sheets"),
     *("testing", "author", "shipped", "tables", "shelf", "options"),
     *("preview", "prepare", "report"),
     *("plans", "studies", "interruptions"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from by_hand import EVIL, write_run
 
-from rewarm import findings, gather, page
+from rewarm import columns, findings, gather, page
 from rewarm.train import train
 
 
@@ -66,7 +66,7 @@ def test_of_a_run_that_was_trained(recipe_text, tmp_path, command):
 
 def test_the_columns_come_back(tmp_path):
     run = write_run(tmp_path / "a", points=200)
-    data = json.loads(page._data(gather.gather([run])))
+    data = json.loads(columns.as_json(gather.gather([run])))
     [[one]] = [arm["runs"] for arm in data["arms"]]
 
     def column(index):
@@ -88,8 +88,8 @@ def test_a_loss_that_is_none_is_a_gap(tmp_path):
     run = write_run(tmp_path / "a", points=3)
     text = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text(re.sub(r'"loss": [0-9.]+', '"loss": null', text, count=1))
-    columns = json.loads(page._data(gather.gather([run])))["columns"]
-    assert [one for one in columns if None in one[2]]
+    stored = json.loads(columns.as_json(gather.gather([run])))["columns"]
+    assert [one for one in stored if None in one[2]]
 
 
 def test_nine_arms_of_ten_thousand_points_are_below_two_megabytes(tmp_path, command):

@@ -1,0 +1,63 @@
+"""The cells of a report's tables: a number as a reader sees it, and as a table sorts by it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rewarm.claims import Estimate
+from rewarm.quantities import in_words
+
+
+class Cell(NamedTuple):
+    """What stands in a table."""
+
+    text: str
+    value: float | None = None
+    """Of a number, for sorting by it."""
+    quiet: bool = False
+    """Whether a reader may pass over it."""
+
+
+class Table(NamedTuple):
+    """A table, ready to be shown in any format."""
+
+    title: str
+    about: str
+    """What its numbers are, in a sentence or two."""
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+NONE = Cell("")
+
+
+def mean(found: Estimate | None, *, sign: bool = False) -> Cell:
+    """Returns a mean with its standard error."""
+    if found is None:
+        return NONE
+    form = "+.4f" if sign else ".4f"
+    mean = format(found.mean, form)
+    error = f" ± {format(found.error, form.lstrip('+'))}" if found.error else ""
+    return Cell(mean + error, found.mean)
+
+
+def number(value: float | None, form: str) -> Cell:
+    """Returns a number in a form of `format`."""
+    return NONE if value is None else Cell(format(value, form), value)
+
+
+def whole(value: int) -> Cell:
+    """Returns a whole number."""
+    return Cell(f"{value:,}", value)
+
+
+def tokens(value: float | None, error: float | None = None) -> Cell:
+    """Returns a number of tokens in words, with its standard error."""
+    if value is None:
+        return NONE
+    return Cell(in_words(value) + (f" ± {in_words(error)}" if error else ""), value)
+
+
+def many(count: int, what: str) -> str:
+    """Returns a number of things: `1 arm`, `2 arms`."""
+    return f"{count} {what}{'s' * (count != 1)}"
