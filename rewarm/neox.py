@@ -75,7 +75,7 @@ class Attention(nn.Module):
             out = functional.scaled_dot_product_attention(
                 q_BHTK, k_BHTK, v_BHTK, attn_mask=seen, is_causal=seen is None
             )
-        return cast(Tensor, self.dense(out.transpose(1, 2).reshape(B, T, D)))
+        return self.kernels.product(out.transpose(1, 2).reshape(B, T, D), self.dense)
 
 
 class MLP(nn.Module):
@@ -91,8 +91,7 @@ class MLP(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Returns what the MLP adds to the residual stream, (B, T, D)."""
-        inner_BTF = self.kernels.gelu(x_BTD, self.dense_h_to_4h, self.activation)
-        return cast(Tensor, self.dense_4h_to_h(inner_BTF))
+        return self.kernels.mlp(x_BTD, self.dense_h_to_4h, self.dense_4h_to_h, self.activation)
 
 
 class Layer(nn.Module):

@@ -9,7 +9,7 @@ from torch import nn
 
 from rewarm import kernels
 from rewarm.architecture import Architecture
-from rewarm.kernels import NAMES, PLAIN, cross_entropy, gelu, in_triton, norms, rotary
+from rewarm.kernels import NAMES, PLAIN, cross_entropy, gelu, in_triton, norms, plain, rotary
 from rewarm.neox import NeoX, initialise, rotary_angles
 
 TRITON = in_triton()
@@ -44,21 +44,16 @@ def gradients(function, inputs, parameters):
     return [*outputs, *(x.grad for x in inputs), *(p.grad for p in parameters)]
 
 
-def compare(name, arguments, x, modules, dtype):
+def compare(kernel, reference, arguments, x, modules, dtype):
     """Holds a kernel to its reference, and to itself: a second run gives the same bits."""
     for module in modules:
         module.to(dtype)
     parameters = [p for module in modules for p in module.parameters()]
-    runs = [
-        gradients(lambda x: getattr(TRITON, name)(x, *arguments), [x.to(dtype)], parameters)
-        for _ in range(2)
-    ]
+    runs = [gradients(lambda x: kernel(x, *arguments), [x.to(dtype)], parameters) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     for module in modules:
         module.float()
-    expected = gradients(
-        lambda x: getattr(PLAIN, name)(x, *arguments), [x.to(dtype).float()], parameters
-    )
+    expected = gradients(lambda x: reference(x, *arguments), [x.to(dtype).float()], parameters)
     rtol, atol = CLOSE[dtype]
     for found, wanted in zip(runs[0], expected, strict=True):
         # A sum over many tokens is as exact as its largest terms are.
@@ -89,7 +84,7 @@ def test_rotary(size, turned, bias, dtype):
     )
     x = normal(2, length, 24)
     projection = linear(24, 3 * heads * size, bias=bias)
-    compare("rotary", (projection, heads, *angles), x, [projection], dtype)
+    compare(TRITON.rotary, PLAIN.rotary, (projection, heads, *angles), x, [projection], dtype)
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -116,7 +111,7 @@ def test_norms(rows, width, dtype):
             module.weight.normal_()
             module.bias.normal_()
     x = 3 * normal(1, rows, width) + 1
-    compare("norms", tuple(modules), x, modules, dtype)
+    compare(TRITON.norms, PLAIN.norms, tuple(modules), x, modules, dtype)
 
 
 def test_rows_too_wide_for_the_registers_are_normed_plainly():
@@ -130,8 +125,8 @@ def test_rows_too_wide_for_the_registers_are_normed_plainly():
 @pytest.mark.parametrize("activation", ["gelu", "gelu_new", "relu"])
 @pytest.mark.parametrize(("rows", "inner"), [(7, 1024), (37, 80), (130, 16)])
 def test_gelu(rows, inner, activation, dtype):
-    projection = linear(8, inner)
-    compare("gelu", (projection, activation), 3 * normal(1, rows, 8), [projection], dtype)
+    up = linear(8, inner)
+    compare(gelu.gelu, plain.gelu, (up, activation), 3 * normal(1, rows, 8), [up], dtype)
 
 
 @pytest.mark.parametrize("tanh", [False, True])
@@ -154,13 +149,27 @@ def test_cross_entropy(reduction, dtype, monkeypatch):
     head = linear(24, 1003, bias=False)
     targets = torch.randint(0, 1003, (2, 19), generator=torch.Generator().manual_seed(3))
     targets[0, ::3] = -100
-    compare("cross_entropy", (head, targets, reduction), normal(2, 19, 24), [head], dtype)
+    compare(
+        TRITON.cross_entropy,
+        PLAIN.cross_entropy,
+        (head, targets, reduction),
+        normal(2, 19, 24),
+        [head],
+        dtype,
+    )
 
 
 def test_cross_entropy_of_more_columns_than_a_tile():
     head = linear(4, 20_001, bias=False)
     targets = torch.tensor([[0, 20_000, 8192, -100]])
-    compare("cross_entropy", (head, targets, "mean"), 30 * normal(1, 4, 4), [head], torch.float32)
+    compare(
+        TRITON.cross_entropy,
+        PLAIN.cross_entropy,
+        (head, targets, "mean"),
+        30 * normal(1, 4, 4),
+        [head],
+        torch.float32,
+    )
 
 
 @pytest.mark.parametrize("targets", [[-100, -100], [3, 50]])
@@ -281,12 +290,12 @@ def test_a_compiled_layer_is_one_graph_and_gives_the_same_bits(autocast):
     assert all(torch.equal(*pair) for pair in zip(compiled, eager, strict=True))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         assert torch.equal(made.loss(tokens[:, :-1], tokens[:, 1:]), eager[0])
-    expected = step(made, TRITON.without("norms", "gelu"), tokens, autocast=autocast)
+    expected = step(made, TRITON.without("norms", "mlp"), tokens, autocast=autocast)
     assert counters["stats"]["unique_graphs"] == 3  # without gradients; with other kernels
     torch._dynamo.reset()
     for layer in made.gpt_neox.layers:
         layer._compiled_call_impl = None
-    found = step(made, TRITON.without("norms", "gelu"), tokens, autocast=autocast)
+    found = step(made, TRITON.without("norms", "mlp"), tokens, autocast=autocast)
     for pair in zip(found, expected, strict=True):
         torch.testing.assert_close(*pair, rtol=2e-2 if autocast else 1e-5, atol=1e-2 * autocast)
 

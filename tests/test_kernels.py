@@ -76,8 +76,8 @@ def test_where_triton_does_not_work_plain_kernels_do_and_one_line_says_so():
 
 
 def test_kernels_are_left_out_by_name():
-    one = PLAIN._replace(gelu=None, norms=None)
-    assert one.without("gelu") == PLAIN._replace(norms=None)
+    one = PLAIN._replace(mlp=None, norms=None)
+    assert one.without("mlp") == PLAIN._replace(norms=None)
     assert one.without(*NAMES) == PLAIN
 
 
@@ -106,6 +106,7 @@ def passes():
     angles = [x.to(DEVICE) for x in rotary_angles(SHAPE, SHAPE.positions)]
     projection = nn.Linear(width, 3 * width, device=DEVICE)
     up = nn.Linear(width, SHAPE.inner, device=DEVICE)
+    down = nn.Linear(SHAPE.inner, width, device=DEVICE)
     norms = [nn.LayerNorm(width, device=DEVICE) for _ in range(2)]
     head = nn.Linear(width, SHAPE.vocabulary, bias=False, device=DEVICE)
     targets = torch.randint(0, SHAPE.vocabulary, (2, SHAPE.positions), device=DEVICE)
@@ -113,7 +114,8 @@ def passes():
     return {
         "rotary": ([projection], (projection, SHAPE.heads, *angles)),
         "norms": (norms, tuple(norms)),
-        "gelu": ([up], (up, "gelu")),
+        "product": ([projection], (projection,)),
+        "mlp": ([up, down], (up, down, "gelu")),
         "cross_entropy": ([head], (head, targets, "mean")),
     }
 

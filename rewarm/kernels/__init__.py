@@ -4,7 +4,7 @@
             plain.py (the reference)          Triton, where it works
 rotary         rotate, concatenate      ──>   turn a quarter of q and k in place
 norms          two layer norms          ──>   one mean and variance for both
-gelu           a bias, then GELU        ──>   both at once; backward, the bias's sum as well
+mlp            a bias, then GELU        ──>   both at once; backward, the bias's sum as well
 cross_entropy  all logits in fp32       ──>   chunks of logits, turned into gradients in place
 ```
 Kernels sum in an order that depends on shapes alone, without atomics: the same run gives the same
@@ -27,18 +27,19 @@ class Kernels(NamedTuple):
 
     rotary: Callable[[Tensor, nn.Linear, int, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     norms: Callable[[Tensor, nn.LayerNorm, nn.LayerNorm], tuple[Tensor, Tensor, Tensor]]
-    gelu: Callable[[Tensor, nn.Linear, str], Tensor]
+    product: Callable[[Tensor, nn.Linear], Tensor]
+    mlp: Callable[[Tensor, nn.Linear, nn.Linear, str], Tensor]
     cross_entropy: Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
 
     def without(self, *names: str) -> Kernels:
-        """Returns these with some in plain PyTorch, by name: `kernels.without("gelu")`."""
+        """Returns these with some in plain PyTorch, by name: `kernels.without("mlp")`."""
         return self._replace(**{name: getattr(PLAIN, name) for name in names})
 
 
 NAMES = Kernels._fields
 """What can be chosen, or left out, one by one."""
 
-PLAIN = Kernels(plain.rotary, plain.norms, plain.gelu, plain.cross_entropy)
+PLAIN = Kernels(plain.rotary, plain.norms, plain.product, plain.mlp, plain.cross_entropy)
 
 
 def in_triton() -> Kernels:
@@ -49,7 +50,7 @@ def in_triton() -> Kernels:
     """
     from rewarm.kernels import cross_entropy, gelu, norms, rotary
 
-    return Kernels(rotary.rotary, norms.norms, gelu.gelu, cross_entropy.cross_entropy)
+    return Kernels(rotary.rotary, norms.norms, plain.product, gelu.mlp, cross_entropy.cross_entropy)
 
 
 def choose(setting: str, device: torch.device) -> tuple[Kernels, str]:

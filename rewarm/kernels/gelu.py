@@ -21,6 +21,9 @@ from torch.nn import functional
 from rewarm.kernels import plain
 from rewarm.kernels.launch import MULTIPROCESSORS, options
 
+GELUS = ("gelu", *plain.TANH)
+"""What is computed here."""
+
 _ROWS, _COLUMNS = 8, 256
 
 
@@ -156,10 +159,16 @@ class _BiasGelu(torch.autograd.Function):
         return dx, summed.to(bias.dtype), None
 
 
+def mlp(
+    x_BTD: Tensor, dense_h_to_4h: nn.Linear, dense_4h_to_h: nn.Linear, activation: str
+) -> Tensor:
+    """Returns what `plain.mlp` does."""
+    return cast(Tensor, dense_4h_to_h(gelu(x_BTD, dense_h_to_4h, activation)))
+
+
 def gelu(x_BTD: Tensor, dense_h_to_4h: nn.Linear, activation: str) -> Tensor:
     """Returns what `plain.gelu` does, by which ReLU and SiLU go too."""
-    if activation != "gelu" and activation not in plain.TANH:
+    if activation not in GELUS:
         return plain.gelu(x_BTD, dense_h_to_4h, activation)
     product = functional.linear(x_BTD, dense_h_to_4h.weight)
-    tanh = activation != "gelu"
-    return cast(Tensor, _BiasGelu.apply(product, dense_h_to_4h.bias, tanh))
+    return cast(Tensor, _BiasGelu.apply(product, dense_h_to_4h.bias, activation in plain.TANH))

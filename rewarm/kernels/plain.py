@@ -7,6 +7,8 @@ N tokens, V vocabulary.
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, cat, nn
 from torch.nn import functional
 
@@ -41,6 +43,18 @@ def norms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns both layer norms of the residual stream, and the stream itself."""
     return first(x_BTD), second(x_BTD), x_BTD
+
+
+def product(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
+    """Returns what attention adds to the residual stream, (B, T, D)."""
+    return cast(Tensor, dense(x_BTD))
+
+
+def mlp(
+    x_BTD: Tensor, dense_h_to_4h: nn.Linear, dense_4h_to_h: nn.Linear, activation: str
+) -> Tensor:
+    """Returns what the MLP adds to the residual stream, (B, T, D)."""
+    return cast(Tensor, dense_4h_to_h(gelu(x_BTD, dense_h_to_4h, activation)))
 
 
 def gelu(x_BTD: Tensor, dense_h_to_4h: nn.Linear, activation: str) -> Tensor:
