@@ -88,6 +88,11 @@ def plan(recipe: Recipe, *, on_gpu: bool | None = None) -> tuple[Plan, RewarmErr
     """
     problems: list[RewarmError] = []
     base, shape = model(recipe, problems)
+    if shape:
+        try:
+            recipe.insist_on_widths(shape)
+        except RewarmError as error:
+            problems.append(error)
     trained = recipe.steps * recipe.batch.tokens
     needed = Mix(recipe.weights).exact(recipe.steps * recipe.sequences)
     size = shape.parameters if shape else None

@@ -4,6 +4,7 @@
 step-00001000/  config.json  generation_config.json  model.safetensors  tokenizer files   the model
                 model.safetensors.index.json                      which files hold its weights
                 optimizer.safetensors  progress.json  recipe.yaml                         to go on
+                  (Adam's moments, and the magnitudes behind the scales of fp8)
                 MANIFEST.json                                     bytes and sha256 of every file
 ```
 Written beside as step-00001000.partial, flushed to the disk, and renamed when whole. Safetensors
@@ -40,6 +41,9 @@ _TOKENIZER_FILES = (
 )
 
 
+_AMAXES = "fp8/amaxes"
+
+
 class TokenizerSource(NamedTuple):
     """Where a checkpoint's tokenizer files come from."""
 
@@ -64,7 +68,10 @@ class Tensors:
         weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         if model.architecture.tied:
             del weights["embed_out.weight"]
-        for there, now in ((self.weights, weights), (self.moments, moments(model, optimizer))):
+        state = moments(model, optimizer)
+        if model.scaling:
+            state[_AMAXES] = model.scaling.amaxes
+        for there, now in ((self.weights, weights), (self.moments, state)):
             for name, tensor in now.items():
                 if name not in there:
                     there[name] = torch.empty(
@@ -128,20 +135,27 @@ def save(
 
 
 def load_optimizer(directory: Path, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
-    """Puts a checkpoint's Adam moments into the optimiser.
+    """Puts a checkpoint's Adam moments into the optimiser, and the scales of fp8 into the model.
 
     Raises:
         CheckpointError: they cannot be read, or are of another model.
     """
     path = directory / manifest.MOMENTS
+    instead = (
+        "use another checkpoint, or start from this one's weights alone (set optimizer.carry: "
+        "false)"
+    )
     try:
         state = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read: {error}; use another checkpoint, or start from this one's "
-            "weights alone (set optimizer.carry: false)"
-        ) from None
+        raise CheckpointError(f"{path}: cannot be read: {error}; {instead}") from None
+    amaxes = state.pop(_AMAXES, None)
     load_moments(model, optimizer, state, str(path))
+    if model.scaling and amaxes is not None:  # those of a run in bf16 are found as a new run's
+        try:
+            model.scaling.load(amaxes)
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {_AMAXES}: {error}; {instead}") from None
 
 
 def _write_json(path: Path, data: Any) -> None:

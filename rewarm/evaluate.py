@@ -33,7 +33,7 @@ def device_name(device: torch.device) -> str:
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
     """Returns the context in which forward passes run at this precision."""
-    halves = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    halves = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
     return torch.autocast(device.type, halves.get(precision), enabled=precision in halves)
 
 

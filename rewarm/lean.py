@@ -26,7 +26,11 @@ from rewarm.kernels import PLAIN, Kernels, plain
 LOGITS_AT_ONCE = 2**26
 """Of a chunk: 1,024 tokens of Pythia's vocabulary, whose gradients take 0.6 GB in fp32."""
 
-_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+_PRODUCTS = {  # which argument is the second matrix
+    torch.ops.aten.mm.default: 1,
+    torch.ops.aten.addmm.default: 2,
+    torch.ops.aten._scaled_mm.default: 1,
+}
 
 # Of an operation in place in what is done again: the rotation of queries and keys, which is kept.
 logging.getLogger("torch._higher_order_ops.wrap").addFilter(
@@ -60,7 +64,7 @@ def _keeps(
     The product that makes queries, keys and values is told by its `packed` columns.
     """
     if operator in _PRODUCTS:
-        kept = arguments[-1].shape[-1] == packed
+        kept = arguments[_PRODUCTS[operator]].shape[-1] == packed
     else:
         kept = "attention" in str(operator) or "turn_" in str(operator)
     policies = checkpoint.CheckpointPolicy

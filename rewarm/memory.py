@@ -1,12 +1,12 @@
 """What a step takes up on the device, by arithmetic on the shape; no torch, no GPU.
 
 Peak of a step, in bytes, for n tokens in a microbatch, P parameters, D hidden, F inside the MLP,
-H heads, V embedding rows; h is 2 in bf16 and fp16, 4 in fp32:
+H heads, V embedding rows; h is 2 in bf16, fp16 and fp8, 4 in fp32:
 
 ```
  weights      4 P                          moments      8 P           both all the time
  gradients    4 P                          while a microbatch before left some (accumulation > 1)
- copies       2 · products                 the matrices in half precision; none in fp32
+ copies       2 · products                 the matrices, rounded; none in fp32
  activations  n · layers · (4 D + h (9 D + 2 F) + 16 + 4 H)   kept for the way back, of which
                 4 D         the layer's input (twice, if attention and MLP stand in a row)
                 h 2 D       what the two norms gave          16     their means and variances
@@ -17,9 +17,11 @@ H heads, V embedding rows; h is 2 in bf16 and fp16, 4 in fp32:
               + n · (4 D + h D + 8)        the last norm
  logits       n · 12 V                     their log-softmax and two gradients, all in fp32
 ```
-The Triton kernels (`kernels: auto` on a GPU) turn queries and keys in place, h 2 D less a token and
-layer, and store the logits of a chunk at once, this one's and the last one's: 2 · 2²⁸ · h at most,
-with the head's gradient beside them, in fp32 and of a chunk, (4 + h) · V · D, and n · h D.
+In fp8, what a layer's product reads is kept in 8 bits, 3 D + F less a token and layer, and so is
+the copy of its matrix. The Triton kernels (`kernels: auto` on a GPU) turn queries and keys in
+place, h 2 D less a token and layer, and store the logits of a chunk at once, this one's and the
+last one's: 2 · 2²⁸ · h at most, with the head's gradient beside them, in fp32 and of a chunk,
+(4 + h) · V · D, and n · h D.
 
 The way back begins with the logits: then everything above is there at once. Compiling a layer keeps
 the same: what a product of the way back reads is kept, not computed again.
@@ -56,7 +58,7 @@ class Memory(BaseModel):
     gradients: int
     moments: int
     copies: int
-    """The weights in half precision."""
+    """The weights as products read them: in half precision, or 8 bits."""
     activations: int
     logits: int
     again: int = 0
@@ -80,7 +82,7 @@ class Memory(BaseModel):
 
     def in_words(self) -> str:
         """Returns a line for a person."""
-        copies = f" + {in_bytes(self.copies)} weights in half precision" if self.copies else ""
+        copies = f" + {in_bytes(self.copies)} rounded weights" if self.copies else ""
         again = f", then {in_bytes(self.again)} made again" if self.again else ""
         return (
             f"{in_bytes(self.peak)} at the peak: {in_bytes(self.resting)} weights, gradients, "
@@ -110,7 +112,7 @@ def of_recipe(
         shape,
         tokens=microbatch * recipe.data.context,
         accumulates=recipe.sequences > microbatch,
-        size=4 if recipe.precision == "fp32" else 2,
+        precision=recipe.precision,
         triton=triton,
         lean=recipe.memory == "lean" if lean is None else lean,
     )
@@ -121,7 +123,7 @@ def of_step(
     *,
     tokens: int,
     accumulates: bool,
-    size: int,
+    precision: str,
     triton: bool = False,
     lean: bool = False,
 ) -> Memory:
@@ -131,25 +133,27 @@ def of_step(
         shape: the model's.
         tokens: in a microbatch.
         accumulates: whether a step has more than one.
-        size: bytes of a number in a product.
+        precision: of the recipe.
         triton: whether the Triton kernels are used.
         lean: whether a part is made again.
     """
     width, inner, head = shape.hidden, shape.inner, shape.vocabulary * shape.hidden
-    cast = 0 if size == 4 else size  # bytes of a number that is cast
+    size, cast = (4, 0) if precision == "fp32" else (2, 2)  # bytes of a number, and of one cast
+    read = 1 if precision == "fp8" else size  # ... and of one that a layer's product reads
     streams = 1 if shape.parallel_residual else 2
-    kept = 7 if triton else 9
-    layer = 4 * width * streams + size * (kept * width + 2 * inner) + 16 + 4 * shape.heads
+    others = 4 if triton else 6
+    layer = 4 * width * streams + read * (3 * width + inner) + size * (others * width + inner)
+    layer += 16 + 4 * shape.heads
     logits = tokens * 12 * shape.vocabulary
     if triton:
         chunks = 2 * size * min(_CHUNK, tokens * shape.vocabulary)
         logits = chunks + (4 + size) * head + tokens * size * width
     last = 4 * width + size * width + 8
     matrices, again = 4 * width**2 + 2 * width * inner, 0
-    products = shape.layers * matrices + head
+    copies = min(read, cast) * shape.layers * matrices + cast * head
     if lean:
         whole, layer = layer, 4 * width + size * 4 * width + 4 * shape.heads
-        products = head
+        copies = cast * head
         if not triton:
             last = 8 * width + 8
             rows = min(1 << max(0, (_LEAN_CHUNK // shape.vocabulary).bit_length() - 1), tokens)
@@ -162,7 +166,7 @@ def of_step(
         weights=4 * shape.parameters,
         gradients=4 * shape.parameters,
         moments=8 * shape.parameters,
-        copies=cast * products,
+        copies=copies,
         activations=tokens * (shape.layers * layer + last),
         logits=logits,
         again=again,

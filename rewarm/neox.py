@@ -15,7 +15,8 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from rewarm import lean
 from rewarm.architecture import Architecture
-from rewarm.kernels import PLAIN, Kernels
+from rewarm.fp8 import Scaling
+from rewarm.kernels import PLAIN, Kernels, in_fp8
 
 Seen = Tensor | BlockMask
 """Which positions each position attends to; without one, all that are not behind it."""
@@ -142,6 +143,8 @@ class NeoX(nn.Module):
     """A GPT-NeoX language model: `model(tokens)` gives logits, `model.loss(...)` nats."""
 
     kernels = PLAIN
+    scaling: Scaling | None = None
+    """Of `precision: fp8`."""
 
     def __init__(self, architecture: Architecture) -> None:
         """Builds the model with uninitialised numbers; see `initialise` and `load_weights`."""
@@ -184,12 +187,16 @@ class NeoX(nn.Module):
         states_BTD = self._states(inputs_BT, separator)
         return self.kernels.cross_entropy(states_BTD, self.embed_out, targets_BT, reduction)
 
-    def use(self, kernels: Kernels, *, memory: str = "fast") -> None:
+    def use(self, kernels: Kernels, *, memory: str = "fast", precision: str = "fp32") -> None:
         """Changes how the passes that move the most memory are done, not what they compute.
 
-        With `memory` lean, a part of what the way back needs is computed again, not kept.
+        With `memory` lean, a part of what the way back needs is computed again, not kept. With
+        `precision` fp8, the layers' products are rounded to it, from guessed scales on; all other
+        precisions are what autocast makes of it.
         """
         is_lean = memory == "lean"
+        self.scaling = Scaling(self.gpt_neox.layers) if precision == "fp8" else None
+        kernels = in_fp8(kernels) if self.scaling else kernels
         kernels = lean.in_chunks(kernels) if is_lean else kernels
         for module in self.modules():
             if isinstance(module, Attention | MLP | Layer | NeoX):

@@ -28,6 +28,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from rewarm import schedules
+from rewarm.architecture import Architecture
 from rewarm.document import Document, Location, write
 from rewarm.errors import RecipeError, ScheduleError, did_you_mean
 from rewarm.quantities import Budget, Count
@@ -47,6 +48,9 @@ from rewarm.sections import (
 )
 
 Kind = TypeVar("Kind", bound=Section)
+
+_FP8_TILE = 16
+"""What GPUs want the sides of an 8-bit matrix to be multiples of."""
 
 BaseRate = Callable[[Model], float]
 """Says the last rate of a model's base, or raises ValueError where that is not known."""
@@ -89,8 +93,9 @@ class Recipe(Section):
     data: SerializeAsAny[Data]
     schedule: SerializeAsAny[Schedule]
     optimizer: Optimizer = Optimizer()
-    precision: Literal["bf16", "fp16", "fp32"] = "bf16"
+    precision: Literal["bf16", "fp16", "fp32", "fp8"] = "bf16"
     """`bf16`, `fp16`: autocast, with master weights and moments in fp32; fp16 with `loss_scale`.
+    `fp8`: as bf16, with the layers' products in 8 bits, on a Hopper GPU or later.
     `fp32`: everything in fp32."""
     loss_scale: LossScale = LossScale()
     tf32: bool = False
@@ -152,6 +157,15 @@ class Recipe(Section):
                     True,
                 )
             )
+        if self.precision == "fp8" and context % _FP8_TILE:
+            problems.append(
+                problem(
+                    ("data", "context"),
+                    f"{context:,} is not a multiple of {_FP8_TILE}, as a product in fp8 needs; "
+                    f"the nearest is {max(1, round(context / _FP8_TILE)) * _FP8_TILE:,}",
+                    context,
+                )
+            )
         if self.tokens < batch.tokens:
             problems.append(
                 problem(
@@ -198,6 +212,22 @@ class Recipe(Section):
         if problems:
             raise ValidationError.from_exception_data("Recipe", problems)
         return self
+
+    def insist_on_widths(self, shape: Architecture) -> None:
+        """Makes sure that a model's products can be made in the recipe's precision.
+
+        Raises:
+            RecipeError: they cannot, in fp8.
+        """
+        for name in ("hidden", "inner"):
+            width = getattr(shape, name)
+            if self.precision == "fp8" and width % _FP8_TILE:
+                raise RecipeError(
+                    [
+                        f"precision: fp8: the model's {name} width of {width:,} is not a multiple "
+                        f"of {_FP8_TILE}, as a product in fp8 needs; set precision: bf16"
+                    ]
+                )
 
     @property
     def steps(self) -> int:

@@ -19,6 +19,7 @@ from rewarm import (
     bases,
     checkpoint,
     contract,
+    fp8,
     kernels,
     lineage,
     manifest,
@@ -126,6 +127,7 @@ def start(recipe: Recipe, run: Run) -> Start:
     _same_data(recipe, run, corpora, then, origin)
     facts, first = corpora[0].index.tokenizer, corpora[0].place
     bases.fits(origin.architecture, origin.tokenizer, facts, str(first), recipe.data.context)
+    recipe.insist_on_widths(origin.architecture)
     agreed = contract.agree(recipe, origin.base, origin.ancestors, run.resumed)
     progress = _progress(recipe, corpora, then, carried, origin.ancestors)
     if origin.weights:
@@ -141,10 +143,12 @@ def start(recipe: Recipe, run: Run) -> Start:
     model.to(device)
     use_tf32(recipe.tf32, device)
     optimizer = optim.adamw(model, recipe.optimizer)
+    chosen, said = kernels.choose(recipe.kernels, device)
+    model.use(chosen, memory=recipe.memory, precision=recipe.precision)
+    if model.scaling:
+        said += fp8.insist_on(device)
     if origin.moments:
         checkpoint.load_optimizer(origin.moments, model, optimizer)
-    chosen, said = kernels.choose(recipe.kernels, device)
-    model.use(chosen, memory=recipe.memory)
     triton = chosen is not kernels.PLAIN
     separator = facts.eos if recipe.data.documents == "separate" else None
     eager = []

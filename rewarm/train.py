@@ -74,16 +74,25 @@ def take_step(
     device = next(model.parameters()).device
     parts: tuple[Tensor, ...] = tokens.split(microbatch)  # type: ignore[no-untyped-call]
     loss = torch.zeros((), device=device)
-    for part in parts:
+
+    def add_gradient(part: Tensor) -> Tensor:
         block = part.to(device, non_blocking=True)
         with cast:
             part_loss = model.loss(block[:, :-1], block[:, 1:], separator=separator) / len(parts)
         torch.autograd.backward(part_loss, scale)
-        loss += part_loss.detach()
+        return part_loss.detach()
+
+    if model.scaling and model.scaling.is_guess:
+        model.scaling.settle(lambda: add_gradient(parts[0]))
+        optimizer.zero_grad()
+    for part in parts:
+        loss += add_gradient(part)
     norm = optim.clip(model, clip, scale)
     skipped = judge(loss, norm)
     optim.apply(optimizer, lr, skipped)
     optimizer.zero_grad()
+    if model.scaling:
+        model.scaling.follow()
     return Taken(loss, norm, skipped)
 
 

@@ -80,6 +80,8 @@ def run_once(
             loss = model.loss(tokens[:, :-1], tokens[:, 1:], separator=separator)
         torch.autograd.backward(loss)
     model.zero_grad()
+    if model.scaling:
+        model.scaling.forget()
 
 
 def settle(recipe: Recipe) -> tuple[Recipe, list[str]]:
@@ -220,7 +222,7 @@ def _peak(
     before = torch.cuda.memory_allocated(device)
     with device:
         model = NeoX(shape)
-        model.use(chosen, memory=recipe.memory)
+        model.use(chosen, memory=recipe.memory, precision=recipe.precision)
         moments = torch.empty(2 * shape.parameters, dtype=torch.float32)
     attempt = partial(
         run_once,

@@ -50,10 +50,11 @@ if __name__ == "__main__":
     for shape in SHAPES:
         model = NeoX(Architecture(layers=1, vocabulary=96, positions=16, **shape))
         initialise(model, 0)
-        model.use(in_triton())
         tokens = torch.zeros(2, 17, dtype=torch.long)
-        with torch.autocast("cpu", torch.bfloat16):
-            model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        for precision in ("bf16", "fp8"):
+            model.use(in_triton(), precision=precision)
+            with torch.autocast("cpu", torch.bfloat16):
+                model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
     print(f"Triton {triton.__version__}")
     for kernel in compiled:
         assert ".target sm_90" in kernel.asm["ptx"]

@@ -125,7 +125,7 @@ def test_the_text_says_the_same(text, data):
         "95.0% of the tokens: 9.5B tokens of 4.75B there = 2.00 epochs",
         "measured  downstream  20M tokens of 50M there",
         "5 checkpoints × 4.86 GB = 24.32 GB",
-        "GB at the peak: 6.49 GB weights, gradients, moments + 707.00 MB weights in half ",
+        "GB at the peak: 6.49 GB weights, gradients, moments + 707.00 MB rounded weights",
         "GB activations + 19.78 GB logits",
     ):
         assert line in said

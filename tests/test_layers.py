@@ -17,9 +17,13 @@ SOURCES = {
 }
 
 # Imports point down only: a module may import those above it in this list, and no others.
-TRITON = ("kernels.rotary", "kernels.norms", "kernels.gelu", "kernels.cross_entropy")
+TRITON = (
+    *("kernels.round8", "kernels.rotary", "kernels.norms", "kernels.gelu"),
+    "kernels.cross_entropy",
+)
 TORCH = (
-    *("kernels.plain", "kernels.launch", *TRITON, "kernels"),
+    *("fp8", "kernels.plain", "kernels.launch", "kernels.plain_fp8", *TRITON, "kernels.fp8"),
+    "kernels",
     *("metrics", "lean", "neox", "weights", "optim", "checkpoint", "evaluate", "scaling"),
     *("guard", "saving", "trial", "start", "train", "verify_resume"),
 )

@@ -59,7 +59,7 @@ TOKENS, LAST = 4 * 128, 4 * 512  # a log-softmax is a third of what the formula 
 
 @compiles
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8"])
 @pytest.mark.parametrize(
     "changed",
     [{}, {"parallel_residual": False}, {"ffn": 64, "heads": 8, "tied": True}],
@@ -70,21 +70,21 @@ def test_what_a_step_keeps_for_the_way_back_is_what_the_formula_says(changed, pr
     shape = Architecture(**given)
     model = NeoX(shape)
     initialise(model, 1)
+    model.use(kernels.PLAIN, precision=precision)
     if compiled:
         torch.compiler.reset()
         for layer in model.gpt_neox.layers:
             layer.compile(fullgraph=True, dynamic=False, backend=graphs())
     torch.manual_seed(0)
     found = kept(model, torch.randint(0, 512, (4, 129)), precision)
-    size = 4 if precision == "fp32" else 2
-    said = memory.of_step(shape, tokens=TOKENS, accumulates=False, size=size)
+    said = memory.of_step(shape, tokens=TOKENS, accumulates=False, precision=precision)
     wanted = said.copies + said.activations + said.logits // 3
     # To the byte where nothing is compiled, but for small change such as cast biases.
     assert found == pytest.approx(wanted, rel=0.06 if compiled else 0.005)
 
 
 def test_weights_gradients_and_moments_are_the_parameters():
-    said = memory.of_step(PRESETS["pythia-410m"], tokens=2048, accumulates=True, size=2)
+    said = memory.of_step(PRESETS["pythia-410m"], tokens=2048, accumulates=True, precision="bf16")
     assert said.resting == 16 * 405_334_016
     assert said.copies == 2 * (302_311_424 - 24 * 13 * 1024 - 2 * 1024 + 50_304 * 1024)
     # By hand, of one token in one layer: 4 · 1024 + 2 · (9 · 1024 + 2 · 4096) + 16 + 4 · 16.
@@ -95,11 +95,11 @@ def test_weights_gradients_and_moments_are_the_parameters():
 def test_without_accumulation_gradients_come_as_activations_go():
     shape = PRESETS["pythia-410m"]
     one, many = (
-        memory.of_step(shape, tokens=32_768, accumulates=accumulates, size=2)
+        memory.of_step(shape, tokens=32_768, accumulates=accumulates, precision="bf16")
         for accumulates in (False, True)
     )
     assert many.peak - one.peak == one.gradients  # the logits and activations are more than those
-    small = memory.of_step(shape, tokens=1, accumulates=False, size=4)
+    small = memory.of_step(shape, tokens=1, accumulates=False, precision="fp32")
     assert small.peak == small.resting
 
 
@@ -109,7 +109,7 @@ def test_lean_is_less_than_six_tenths_of_litgpts_peak():
         for accumulates in (False, True):
             said = memory.of_step(
                 PRESETS["pythia-410m"],
-                tokens=32_768, accumulates=accumulates, size=2, triton=triton, lean=True,
+                tokens=32_768, accumulates=accumulates, precision="bf16", triton=triton, lean=True,
             )  # fmt: skip
             # By hand, of one token in one layer: 4 · 1024 + 2 · 4 · 1024 + 4 · 16.
             last = 6 * 1024 + 8 if triton else 8 * 1024 + 8
@@ -146,26 +146,25 @@ class Held(TorchDispatchMode):
 
 
 @compiles
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
 @pytest.mark.parametrize("changed", [{}, {"parallel_residual": False}, {"heads": 8}], ids=str)
 def test_what_a_lean_layer_keeps_for_the_way_back_is_what_the_formula_says(changed, precision):
     given = {"layers": 3, "hidden": 128, "heads": 4, "vocabulary": 512, "positions": 128} | changed
     shape = Architecture(**given)
     model = NeoX(shape)
     initialise(model, 1)
-    model.use(kernels.PLAIN, memory="lean")
+    model.use(kernels.PLAIN, memory="lean", precision=precision)
     torch.compiler.reset()
     for layer in model.gpt_neox.layers:
         layer.compile(fullgraph=True, dynamic=False, backend=graphs())
     found = kept(model, torch.randint(0, 512, (4, 129)), precision)
-    size = 4 if precision == "fp32" else 2
-    said = memory.of_step(shape, tokens=TOKENS, accumulates=False, size=size, lean=True)
+    said = memory.of_step(shape, tokens=TOKENS, accumulates=False, precision=precision, lean=True)
     # Of the head nothing is kept but what it reads, which the formula counts with the last norm.
     assert found == pytest.approx(said.activations, rel=0.01)
 
 
 @pytest.mark.parametrize("setting", ["fast", "lean"])
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8"])
 @pytest.mark.parametrize(
     ("sequences", "microbatch", "vocabulary"),
     [(8, 8, 512), (16, 8, 512), (8, 4, 4096), (2, 1, 50_304), (1, 1, 50_304)],
@@ -173,10 +172,12 @@ def test_what_a_lean_layer_keeps_for_the_way_back_is_what_the_formula_says(chang
 def test_the_peak_of_a_whole_step_is_what_was_said(
     sequences, microbatch, vocabulary, precision, setting
 ):
+    if precision == "fp8" and vocabulary == 512:
+        pytest.skip("in plain PyTorch, rounding takes up more than so few logits")
     shape = Architecture(layers=3, hidden=128, heads=4, vocabulary=vocabulary, positions=128)
     model = NeoX(shape)
     initialise(model, 1)
-    model.use(kernels.PLAIN, memory=setting)
+    model.use(kernels.PLAIN, memory=setting, precision=precision)
     optimizer = optim.adamw(model, Optimizer())
     tokens = torch.randint(0, vocabulary, (sequences, 129))
     cast = autocast(precision, torch.device("cpu"))
@@ -189,7 +190,7 @@ def test_the_peak_of_a_whole_step_is_what_was_said(
         shape,
         tokens=microbatch * 128,
         accumulates=sequences > microbatch,
-        size=4 if precision == "fp32" else 2,
+        precision=precision,
         lean=setting == "lean",
     )
     assert held.most == pytest.approx(said.peak, rel=0.02)
@@ -201,7 +202,11 @@ def test_the_peak_of_a_whole_step_is_what_was_said(
 @pytest.mark.parametrize(
     ("name", "microbatch", "parts", "precision", "compiled"),
     [
-        *(("pythia-160m", 8, 2, one, how) for one in ("bf16", "fp16", "fp32") for how in (0, 1)),
+        *(
+            ("pythia-160m", 8, 2, one, how)
+            for one in ("bf16", "fp8", "fp16", "fp32")
+            for how in (0, 1)
+        ),
         *(("pythia-410m", 16, parts, "bf16", True) for parts in (1, 2)),
     ],
 )
@@ -220,7 +225,7 @@ def test_the_peak_on_a_gpu_is_what_was_said(
         torch.nn.init.normal_(parameter, std=0.02)
     optimizer, cast = optim.adamw(model, Optimizer()), autocast(precision, device)
     chosen, _ = kernels.choose(setting, device)
-    model.use(chosen, memory="lean" if lean else "fast")
+    model.use(chosen, memory="lean" if lean else "fast", precision=precision)
     triton = chosen is not kernels.PLAIN
     if compiled:
         model.compile_layers()
@@ -231,8 +236,12 @@ def test_the_peak_on_a_gpu_is_what_was_said(
     for _ in range(2):
         take_step(model, optimizer, tokens, **settings)
     found = torch.cuda.max_memory_allocated() - before
-    size = 4 if precision == "fp32" else 2
     said = memory.of_step(
-        shape, tokens=microbatch * 2048, accumulates=parts > 1, size=size, triton=triton, lean=lean
+        shape,
+        tokens=microbatch * 2048,
+        accumulates=parts > 1,
+        precision=precision,
+        triton=triton,
+        lean=lean,
     )
     assert found == pytest.approx(said.peak, rel=0.1)

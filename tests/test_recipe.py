@@ -476,7 +476,7 @@ WRONG = {
     "optimizer.eps": [*RATE, "0"],
     "optimizer.clip": [one for one in RATE if one != "null"] + ["0"],
     "optimizer.carry": [*TRUTH, "true"],
-    "precision": ["fp8", "32", "null"],
+    "precision": ["fp4", "32", "null"],
     "compile": TRUTH,
     "every": SECTION,
     "every.log": [one for one in COUNT if one != "1e30"],

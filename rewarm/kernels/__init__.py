@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rewarm.kernels import plain
+from rewarm.kernels import plain, plain_fp8
 
 
 class Kernels(NamedTuple):
@@ -51,6 +51,21 @@ def in_triton() -> Kernels:
     from rewarm.kernels import cross_entropy, gelu, norms, rotary
 
     return Kernels(rotary.rotary, norms.norms, plain.product, gelu.mlp, cross_entropy.cross_entropy)
+
+
+def in_fp8(kernels: Kernels) -> Kernels:
+    """Returns kernels whose products of a layer are in fp8, at the scales of `fp8.Scaling`."""
+    if not {kernels.rotary, kernels.norms, kernels.mlp} - set(PLAIN):
+        return kernels._replace(
+            rotary=plain_fp8.rotary, product=plain_fp8.product, mlp=plain_fp8.mlp
+        )
+    from rewarm.kernels import fp8
+
+    return kernels._replace(
+        rotary=plain_fp8.rotary if kernels.rotary is PLAIN.rotary else fp8.rotary,
+        product=fp8.product,
+        mlp=plain_fp8.mlp if kernels.mlp is PLAIN.mlp else fp8.mlp,
+    )
 
 
 def choose(setting: str, device: torch.device) -> tuple[Kernels, str]:

@@ -18,8 +18,10 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rewarm.fp8 import GRADIENT, LARGEST, X
 from rewarm.kernels import plain
 from rewarm.kernels.launch import MULTIPROCESSORS, options
+from rewarm.kernels.round8 import TILE, store8, twice
 
 GELUS = ("gelu", *plain.TANH)
 """What is computed here."""
@@ -53,23 +55,31 @@ def _gelu_forward(
     x,
     bias,
     y,
+    across,
+    factor,
+    seen,
     rows,
     width,
     TANH: tl.constexpr,
+    MOST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    inside = (row < rows)[:, None] & (column < width)[None, :]
-    at = row.to(tl.int64)[:, None] * width + column[None, :]
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+    inside = (row < rows) & (column < width)
+    at = row * width + column
     here = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    here += tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
+    here += tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)
     if TANH:
         share, _ = _gate(here)
     else:
         share, _ = _normal(here)
-    tl.store(y + at, (here * share).to(y.dtype.element_ty), mask=inside)
+    found = here * share
+    if MOST > 0:
+        store8(found, row, column, inside, rows, width, factor, seen, y, across, MOST)
+    else:
+        tl.store(y + at, found.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -78,20 +88,24 @@ def _gelu_backward(
     x,
     bias,
     dx,
+    across,
+    factor,
+    seen,
     partial,
     rows,
     width,
     TANH: tl.constexpr,
+    MOST: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    added = tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
+    column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
+    added = tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)
     summed = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
-        row = start + tl.arange(0, ROWS)
-        inside = (row < rows)[:, None] & (column < width)[None, :]
-        at = row.to(tl.int64)[:, None] * width + column[None, :]
+        row = (start + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+        inside = (row < rows) & (column < width)
+        at = row * width + column
         here = tl.load(x + at, mask=inside, other=0.0).to(tl.float32) + added
         above = tl.load(dy + at, mask=inside, other=0.0).to(tl.float32)
         if TANH:
@@ -102,10 +116,13 @@ def _gelu_backward(
             share, bell = _normal(here)
             slope = share + here * bell * 0.3989422804014327
         back = above * slope
-        tl.store(dx + at, back.to(dx.dtype.element_ty), mask=inside)
+        if MOST > 0:
+            store8(back, row, column, inside, rows, width, factor, seen, dx, across, MOST)
+        else:
+            tl.store(dx + at, back.to(dx.dtype.element_ty), mask=inside)
         summed += back
     to = partial + tl.program_id(0) * width + column
-    tl.store(to, tl.sum(summed, 0), mask=column < width)
+    tl.store(to, tl.sum(summed, 0)[None, :], mask=column < width)
 
 
 @torch.library.custom_op("rewarm::gelu_forward", mutates_args=())
@@ -114,8 +131,9 @@ def gelu_forward(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
     width, rows = x.shape[-1], x.numel() // x.shape[-1]
     y = torch.empty_like(x)
     _gelu_forward[(triton.cdiv(rows, _ROWS), triton.cdiv(width, _COLUMNS))](
-        x, bias, y, rows, width, TANH=tanh, ROWS=_ROWS, COLUMNS=_COLUMNS, **options(4)
-    )
+        x, bias, y, None, None, None, rows, width,
+        TANH=tanh, MOST=0.0, ROWS=_ROWS, COLUMNS=_COLUMNS, **options(4),
+    )  # fmt: skip
     return y
 
 
@@ -127,22 +145,71 @@ def _(x: Tensor, bias: Tensor, tanh: bool) -> Tensor:
 @torch.library.custom_op("rewarm::gelu_backward", mutates_args=())
 def gelu_backward(dy: Tensor, x: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
     """Returns the gradients of x, and of the bias in fp32."""
-    dy = dy.contiguous()
     width, rows = x.shape[-1], x.numel() // x.shape[-1]
-    across = triton.cdiv(width, _COLUMNS)
-    down = min(max(1, 6 * MULTIPROCESSORS // across), triton.cdiv(rows, _ROWS))
+    grid = _grid(rows, width, _ROWS, _COLUMNS)
     dx = torch.empty_like(x)
-    partial = x.new_empty(down, width, dtype=torch.float32)
-    _gelu_backward[(down, across)](
-        dy, x, bias, dx, partial, rows, width,
-        TANH=tanh, ROWS=_ROWS, COLUMNS=_COLUMNS, **options(4),
+    partial = x.new_empty(grid[0], width, dtype=torch.float32)
+    _gelu_backward[grid](
+        dy.contiguous(), x, bias, dx, None, None, None, partial, rows, width,
+        TANH=tanh, MOST=0.0, ROWS=_ROWS, COLUMNS=_COLUMNS, **options(4),
     )  # fmt: skip
     return dx, partial.sum(0)
+
+
+def _grid(rows: int, width: int, tile_rows: int, tile_columns: int) -> tuple[int, int]:
+    across = triton.cdiv(width, tile_columns)
+    return min(max(1, 6 * MULTIPROCESSORS // across), triton.cdiv(rows, tile_rows)), across
 
 
 @gelu_backward.register_fake
 def _(dy: Tensor, x: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), x.new_empty(x.shape[-1], dtype=torch.float32)
+
+
+@torch.library.custom_op("rewarm::gelu_forward8", mutates_args=("seen",))
+def gelu_forward8(
+    x_NF: Tensor, bias_F: Tensor, tanh: bool, factors: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Returns GELU(x + bias) in 8 bits, (N, F) and (F, N), by the scales of what reads it."""
+    rows, width = x_NF.shape
+    y_NF, y_FN = twice(x_NF, x_NF.shape, X)
+    _gelu_forward[(triton.cdiv(rows, TILE), triton.cdiv(width, TILE))](
+        x_NF, bias_F, y_NF, y_FN, factors[0, X], seen, rows, width,
+        TANH=tanh, MOST=LARGEST[X], ROWS=TILE, COLUMNS=TILE, **options(4),
+    )  # fmt: skip
+    return y_NF, y_FN
+
+
+@gelu_forward8.register_fake
+def _(
+    x_NF: Tensor, bias_F: Tensor, tanh: bool, factors: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor]:
+    return twice(x_NF, x_NF.shape, X)
+
+
+@torch.library.custom_op("rewarm::gelu_backward8", mutates_args=("seen",))
+def gelu_backward8(
+    dy_NF: Tensor, x_NF: Tensor, bias_F: Tensor, tanh: bool, factors: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns x's gradient in 8 bits, (N, F) and (F, N), and the bias's in fp32."""
+    rows, width = x_NF.shape
+    grid = _grid(rows, width, TILE // 2, TILE)  # fewer registers: more programs at once
+    dx_NF, dx_FN = twice(x_NF, x_NF.shape, GRADIENT)
+    partial = x_NF.new_empty(grid[0], width, dtype=torch.float32)
+    _gelu_backward[grid](
+        dy_NF.contiguous(), x_NF, bias_F, dx_NF, dx_FN, factors[0, GRADIENT], seen,
+        partial, rows, width,
+        TANH=tanh, MOST=LARGEST[GRADIENT], ROWS=TILE // 2, COLUMNS=TILE, **options(8),
+    )  # fmt: skip
+    return dx_NF, dx_FN, partial.sum(0)
+
+
+@gelu_backward8.register_fake
+def _(
+    dy_NF: Tensor, x_NF: Tensor, bias_F: Tensor, tanh: bool, factors: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    sums = x_NF.new_empty(x_NF.shape[1], dtype=torch.float32)
+    return *twice(x_NF, x_NF.shape, GRADIENT), sums
 
 
 class _BiasGelu(torch.autograd.Function):

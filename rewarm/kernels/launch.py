@@ -1,4 +1,4 @@
-"""What the kernels' launches have in common."""
+"""What the kernels have in common: how they are launched, and in which dtype they work."""
 
 from __future__ import annotations
 

@@ -22,8 +22,15 @@ def rotary(
     x_BTD: Tensor, query_key_value: nn.Linear, heads: int, cos_TR: Tensor, sin_TR: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns queries, keys and values, (B, H, T, K); the first two are turned by position."""
-    B, T, _ = x_BTD.shape
-    qkv = query_key_value(x_BTD).view(B, T, heads, -1)
+    return turned(query_key_value(x_BTD), heads, cos_TR, sin_TR)
+
+
+def turned(
+    packed_BTF: Tensor, heads: int, cos_TR: Tensor, sin_TR: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns queries, keys and values of their packed product, (B, T, H·3K), as `rotary` does."""
+    B, T, _ = packed_BTF.shape
+    qkv = packed_BTF.view(B, T, heads, -1)
     q_BHTK, k_BHTK, v_BHTK = qkv.transpose(1, 2).chunk(3, dim=-1)
     cos_TR, sin_TR = cos_TR.to(qkv.dtype), sin_TR.to(qkv.dtype)
     return rotate(q_BHTK, cos_TR, sin_TR), rotate(k_BHTK, cos_TR, sin_TR), v_BHTK

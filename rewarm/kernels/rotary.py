@@ -17,10 +17,13 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rewarm.fp8 import GRADIENT, LARGEST
 from rewarm.kernels.launch import MULTIPROCESSORS, options, padded
+from rewarm.kernels.round8 import store8, twice
 
 _TURN_ROWS = 128
 _PACKED_AT_ONCE = 1024  # numbers of each of q, k and v that a program holds
+_PACKED8_AT_ONCE = 2048  # the more rows, the more is written side by side where it is transposed
 
 
 @triton.jit
@@ -69,6 +72,9 @@ def _rotary_pack(
     cos,
     sin,
     packed,
+    across,
+    factor,
+    seen,
     partial,
     tokens,
     length,
@@ -84,11 +90,12 @@ def _rotary_pack(
     SIZE: tl.constexpr,
     HALF: tl.constexpr,
     PADDED: tl.constexpr,
+    MOST: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     head, heads = tl.program_id(0), tl.num_programs(0)
     program, programs = tl.program_id(1), tl.num_programs(1)
-    column = tl.arange(0, PADDED)[None, :]
+    column = tl.arange(0, PADDED).to(tl.int64)[None, :]
     partner = tl.where(column < HALF, column + HALF, column - HALF)
     sum_q = tl.zeros((ROWS, PADDED), tl.float32)
     sum_k = tl.zeros((ROWS, PADDED), tl.float32)
@@ -108,11 +115,19 @@ def _rotary_pack(
         k = _turned_back(dk, at + column, at + partner, c, s, inside, turned)
         at = sequence * v_b + position * v_t + head * v_h + column
         v = tl.load(dv + at, mask=inside, other=0.0).to(tl.float32)
-        to = packed + (token.to(tl.int64) * heads + head) * (3 * SIZE) + column
-        kind = packed.dtype.element_ty
-        tl.store(to, q.to(kind), mask=inside)
-        tl.store(to + SIZE, k.to(kind), mask=inside)
-        tl.store(to + 2 * SIZE, v.to(kind), mask=inside)
+        row, first, width = token.to(tl.int64), head * (3 * SIZE) + column, heads * (3 * SIZE)
+        if MOST > 0:
+            store8(q, row, first, inside, tokens, width, factor, seen, packed, across, MOST)
+            first += SIZE
+            store8(k, row, first, inside, tokens, width, factor, seen, packed, across, MOST)
+            first += SIZE
+            store8(v, row, first, inside, tokens, width, factor, seen, packed, across, MOST)
+        else:
+            to = packed + row * width + first
+            kind = packed.dtype.element_ty
+            tl.store(to, q.to(kind), mask=inside)
+            tl.store(to + SIZE, k.to(kind), mask=inside)
+            tl.store(to + 2 * SIZE, v.to(kind), mask=inside)
         sum_q += q
         sum_k += k
         sum_v += v
@@ -142,18 +157,32 @@ def _(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
 @torch.library.custom_op("rewarm::pack", mutates_args=())
 def pack(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Returns the gradient of the packed product, (B, T, H, 3K), and its sum over all tokens."""
-    B, H, T, K = dq.shape
-    dq, dk, dv = (x if x.stride(-1) == 1 else x.contiguous() for x in (dq, dk, dv))
-    rows = max(1, _PACKED_AT_ONCE // padded(K))
-    programs = min(max(1, 6 * MULTIPROCESSORS // H), triton.cdiv(B * T, rows))
     packed, _ = _packed_like(dq, dk, dv, cos, sin)
+    rows = max(1, _PACKED_AT_ONCE // padded(dq.shape[-1]))
+    return packed, _pack((dq, dk, dv), cos, sin, (packed, None, None, None), 0.0, rows, warps=4)
+
+
+def _pack(
+    gradients: tuple[Tensor, ...],
+    cos: Tensor,
+    sin: Tensor,
+    to: tuple[Tensor | None, ...],
+    most: float,
+    rows: int,
+    *,
+    warps: int,
+) -> Tensor:
+    """Packs the gradients of q, k and v, `rows` tokens at a time; returns their sums."""
+    dq, dk, dv = (x if x.stride(-1) == 1 else x.contiguous() for x in gradients)
+    B, H, T, K = dq.shape
+    programs = min(max(1, 6 * MULTIPROCESSORS // H), triton.cdiv(B * T, rows))
     partial = dq.new_empty(programs, H * 3 * K, dtype=torch.float32)
     _rotary_pack[(H, programs)](
-        dq, dk, dv, cos, sin, packed, partial, B * T, T,
+        dq, dk, dv, cos, sin, *to, partial, B * T, T,
         *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3],
-        SIZE=K, HALF=cos.shape[-1] // 2, PADDED=padded(K), ROWS=rows, **options(4),
+        SIZE=K, HALF=cos.shape[-1] // 2, PADDED=padded(K), MOST=most, ROWS=rows, **options(warps),
     )  # fmt: skip
-    return packed, partial.sum(0)
+    return partial.sum(0)
 
 
 @pack.register_fake
@@ -162,6 +191,26 @@ def _packed_like(
 ) -> tuple[Tensor, Tensor]:
     B, H, T, K = dq.shape
     return dq.new_empty(B, T, H, 3 * K), dq.new_empty(H * 3 * K, dtype=torch.float32)
+
+
+@torch.library.custom_op("rewarm::pack8", mutates_args=("seen",))
+def pack8(
+    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factors: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns what `pack` does, in 8 bits: (B · T, H · 3K), transposed, and the sum in fp32."""
+    packed, across, _ = _packed8_like(dq, dk, dv, cos, sin, factors, seen)
+    to = (packed, across, factors[0, GRADIENT], seen)
+    rows = max(1, _PACKED8_AT_ONCE // padded(dq.shape[-1]))
+    return packed, across, _pack((dq, dk, dv), cos, sin, to, LARGEST[GRADIENT], rows, warps=8)
+
+
+@pack8.register_fake
+def _packed8_like(
+    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factors: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, H, T, K = dq.shape
+    sums = dq.new_empty(H * 3 * K, dtype=torch.float32)
+    return *twice(dq, (B * T, H * 3 * K), GRADIENT), sums
 
 
 class _Rotary(torch.autograd.Function):
