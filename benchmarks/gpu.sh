@@ -8,6 +8,8 @@
 #   bash benchmarks/gpu.sh sizes     70m, 160m, 1b and 1.4b beside litgpt
 #   bash benchmarks/gpu.sh widths    which microbatch is each size's best
 #   bash benchmarks/gpu.sh kernels   410m with plain kernels, in fp32 and every other precision
+#   bash benchmarks/gpu.sh fp8       410m in fp8 beside its peers in bf16, by kernel family
+#   bash benchmarks/gpu.sh losses    1,000 steps of 70m in every precision, on the same tokens
 #   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini.sh); again to go on
 #   bash benchmarks/gpu.sh memory    410m and 1.4b with memory: fast and lean
 set -uo pipefail
@@ -50,7 +52,7 @@ together() { # few files are easier brought home
 }
 
 case ${1-} in
-  tests | 410m | sizes | widths | kernels | study | memory)
+  tests | 410m | sizes | widths | kernels | fp8 | losses | study | memory)
     mkdir -p "$OUT"
     with_wheels
     ;;
@@ -102,6 +104,17 @@ print(*get_args(Recipe.model_fields["precision"].annotation))'); do
       step "$precision" 100 --precision "$precision" --peers '' --no-first-step --no-overheads
     done
     together
+    ;;
+  fp8)
+    step fp8 400 --precision fp8 --model pythia-410m --microbatch 16 --profile --peers litgpt \
+      --no-first-step
+    step fp8-32 100 --precision fp8 --model pythia-410m --microbatch 32 --peers '' \
+      --no-first-step --no-overheads
+    together
+    ;;
+  losses)
+    run losses 570 python3 benchmarks/precision.py "${LOSSES:-build/losses}"
+    cp "${LOSSES:-build/losses}"/precision.* "$OUT"
     ;;
   study)
     export DATA=${DATA:-.data} WORKERS=${WORKERS:-3}

@@ -5,8 +5,8 @@
 Trains on the text that `rewarm quickstart` makes of Python's standard library (nothing is fetched),
 and writes OUT/precision.md, .json and .png. The figures are the validation loss at the end, the
 mean training loss of the last fifty steps, and their differences to the first arm's. `--arm
-plain=precision=bf16,kernels=plain` adds an arm of any settings. What OUT has already is not trained
-again. On a CPU, TF32 is the same as fp32, and is left out.
+lean=precision=bf16,memory=lean` adds an arm of any settings. What OUT has already is not trained
+again. On a CPU, TF32 is the same as fp32 and all kernels are plain: those arms are left out.
 """
 
 from __future__ import annotations
@@ -47,7 +47,11 @@ ARMS = {
     "tf32": "precision=fp32,tf32=true",
     "bf16": "precision=bf16",
     "fp16": "precision=fp16",
+    "fp8": "precision=fp8",
+    "bf16, plain kernels": "precision=bf16,kernels=plain",
+    "fp8, plain kernels": "precision=fp8,kernels=plain",
 }
+ON_A_GPU = ("tf32", "bf16, plain kernels", "fp8, plain kernels")
 SMALL = "architecture: {layers: 4, hidden: 96, heads: 4, vocabulary: 4096, positions: 128}"
 LAST = 50
 
@@ -107,7 +111,7 @@ def main() -> None:
     words.add_argument("--lr", type=float, default=1e-3)
     words.add_argument("--arm", action="append", default=[])
     said = words.parse_args()
-    arms = {name: one for name, one in ARMS.items() if on_gpu or name != "tf32"}
+    arms = {name: one for name, one in ARMS.items() if on_gpu or name not in ON_A_GPU}
     arms |= dict(one.split("=", 1) for one in said.arm)
     prepare(said.out)
     found, runs = {}, {}

@@ -12,12 +12,13 @@ left out and named; on a CPU nothing is compiled.
 - litgpt: its GPT, compiled whole.
 - transformers, transformers compiled: GPTNeoXForCausalLM, as it is and compiled whole.
 
-All take AdamW, fused, weight decay on matrices; clip 1.0; autocast at `--precision`; the mean
-cross-entropy of fp32 logits. MFU counts 6 FLOPs per parameter in a product and 12 · layers · hidden
-· context for attention (PaLM, arXiv:2204.02311, appendix B), for all alike. `first step` is of a
-process with an empty compile cache, and of a second one with the cache that the first left behind;
-`from start` counts from that process's beginning: imports, weights, compiling. Memory is what the
-arm's tensors took at once; on a CPU, what its process did.
+All take AdamW, fused, weight decay on matrices; clip 1.0; autocast at `--precision`, peers at bf16
+where that is fp8; the mean cross-entropy of fp32 logits. MFU counts 6 FLOPs per parameter in a
+product and 12 · layers · hidden · context for attention (PaLM, arXiv:2204.02311, appendix B), over
+the bf16 peak, for all alike. `first step` is of a process with an empty compile cache, and of a
+second one with the cache that the first left behind; `from start` counts from that process's
+beginning: imports, weights, compiling. Memory is what the arm's tensors took at once; on a CPU,
+what its process did.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ LR = 1e-4
 
 FAMILIES = {
     "attention": r"flash|fmha|sdpa|scaled_dot_product|attention",
-    "matrix products": r"gemm|nvjet|cutlass|cublas|splitk|\bmm\b|addmm|bmm|matmul|linear|convol",
+    "matrix products": r"gemm|nvjet|cutlass|cublas|splitk|\bmm\b|addmm|bmm|matmul|"
+    r"_scaled_mm|linear|convol",
+    "rounding to fp8": r"^_round$|rewarm::round8",
     "cross-entropy": r"softmax|nll|cross_entropy|cross-entropy",
     "GELU": r"gelu",
     "norms": r"layer_?norm|native_norm|norms_|_norms|GammaBeta",
@@ -113,7 +116,7 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
         from rewarm import kernels
 
         chosen, note = kernels.choose(said.kernels, device)
-        model.use(chosen, memory=said.memory)
+        model.use(chosen, memory=said.memory, precision=said.precision)
 
     settings = sections.Optimizer()
     optimizer = optim.adamw(model, settings)
@@ -720,9 +723,10 @@ def _version(name: str) -> str:
 def in_markdown(all_found: dict[str, Any]) -> str:
     """Returns the tables."""
     told, arms = all_found["settings"], all_found["arms"]
+    peers = " (peers in bf16)" if told["precision"] == "fp8" else ""
     lines = [
         f"{told['model']}, {told['microbatch']} × {told['context']:,} tokens a step, "
-        f"{told['precision']}, kernels: {told['kernels']}, memory: {told['memory']}; "
+        f"{told['precision']}{peers}, kernels: {told['kernels']}, memory: {told['memory']}; "
         f"{told['steps']} steps a turn, {told['repeats']} interleaved turns: median (lowest to "
         "highest)",
         ", ".join(f"{name} {what}" for name, what in all_found["machine"].items()),
