@@ -77,6 +77,7 @@ class Scaling:
         device = linears[0].weight.device
         self.amaxes = torch.zeros(HISTORY, len(linears), 3, device=device)
         """The largest magnitudes of each step, the last step first; 0 where there was none."""
+        self._largest = torch.tensor(LARGEST, device=device)
         self.is_guess = True
         """Whether nothing was seen yet that the scales could follow from."""
         guesses = torch.tensor(_GUESSES, device=device)
@@ -145,7 +146,7 @@ class Scaling:
         """Takes the largest powers of two at which nothing of the last steps would be cut off."""
         self.is_guess = False
         most = self.amaxes.amax(0)
-        ratio = torch.where(most > 0, torch.tensor(LARGEST, device=most.device) / most, 1.0)
+        ratio = torch.where(most > 0, self._largest / most, 1.0)
         exponent = (torch.frexp(ratio).exponent - 1).clamp(-100, 100)  # the inverse is normal too
         powers = [((127 + one) << 23).view(torch.float32) for one in (exponent, -exponent)]
         factors = torch.stack(powers, dim=1)

@@ -203,10 +203,10 @@ class Guard:
             scale = self._scaler.scale
             overflow = self._scaler.see(grad_norm) & torch.isfinite(loss)
             broken &= ~overflow
-        middle = self._losses.nanmedian()
+        middle = self._losses.nanmedian(0).values
         # 0.6745: the median distance of a normal distribution is so many σ. The floor is for
         # losses of tiny or repeated texts, which lie so close that any change would stand out.
-        spread = (self._losses - middle).abs().nanmedian() / 0.6745 + 1e-3 * middle.abs()
+        spread = (self._losses - middle).abs().nanmedian(0).values / 0.6745 + 1e-3 * middle.abs()
         enough = torch.isfinite(self._losses).sum() >= _ENOUGH
         z = torch.where(enough, (loss - middle) / spread, 0.0)
         spike = (z > self._settings.spike) & ~broken
