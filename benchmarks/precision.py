@@ -6,13 +6,16 @@ Trains on the text that `rewarm quickstart` makes of Python's standard library (
 and writes OUT/precision.md, .json and .png. The figures are the validation loss at the end, the
 mean training loss of the last fifty steps, and their differences to the first arm's. `--arm
 lean=precision=bf16,memory=lean` adds an arm of any settings. What OUT has already is not trained
-again. On a CPU, TF32 is the same as fp32 and all kernels are plain: those arms are left out.
+again. On a CPU, TF32 is the same as fp32 and all kernels are plain: those arms are left out. With
+TRITON_INTERPRET=1 a CPU runs the Triton kernels too, in bf16 and fp8, so slowly that model and
+steps have to be tiny for it (`--evaluated` says on how many tokens of each set to measure).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +23,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from rewarm import bases, plot, quickstart, recipe
+from rewarm import bases, kernels, plot, quickstart, recipe
 from rewarm.run import read_metrics
 from rewarm.train import train
 
@@ -98,9 +101,26 @@ def table(found: dict[str, dict[str, object]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def interpret() -> None:
+    """Has `kernels: auto` choose Triton on a CPU."""
+    from interpreter import rounding
+    from triton.runtime import interpreter
+
+    interpreter._convert_float = rounding()
+    choose = kernels.choose
+    kernels.choose = lambda setting, device: (
+        (kernels.in_triton(), ", with Triton kernels, interpreted")
+        if setting == "auto"
+        else choose(setting, device)
+    )
+
+
 def main() -> None:
     """Trains what is asked for, and writes the figures and the picture."""
     on_gpu = torch.cuda.is_available()
+    interpreted = not on_gpu and os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted:
+        interpret()
     words = argparse.ArgumentParser()
     words.add_argument("out", type=Path)
     words.add_argument("--steps", type=int, default=1000)
@@ -109,9 +129,11 @@ def main() -> None:
     words.add_argument("--batch", type=int, default=32_768 if on_gpu else 2048)
     words.add_argument("--microbatch", default="auto")
     words.add_argument("--lr", type=float, default=1e-3)
+    words.add_argument("--evaluated", type=int, default=2_000_000 if on_gpu else 20_000)
     words.add_argument("--arm", action="append", default=[])
     said = words.parse_args()
-    arms = {name: one for name, one in ARMS.items() if on_gpu or name not in ON_A_GPU}
+    left_out = () if on_gpu else ("fp32", "tf32", "fp16") if interpreted else ON_A_GPU
+    arms = {name: one for name, one in ARMS.items() if name not in left_out}
     arms |= dict(one.split("=", 1) for one in said.arm)
     prepare(said.out)
     found, runs = {}, {}
@@ -127,8 +149,8 @@ def main() -> None:
             microbatch=said.microbatch,
             lr=said.lr,
             floor=said.lr / 10,
-            measured=2_000_000 if on_gpu else 20_000,
-            often=max(1, said.steps // 20),
+            measured=said.evaluated,
+            often=max(1, said.steps // (4 if interpreted else 20)),
         )
         document.write_text(text, encoding="utf-8")
         found[name] = arm(document, settings)
@@ -138,6 +160,7 @@ def main() -> None:
     header = (
         f"{device}, torch {torch.__version__}, rewarm {version('rewarm')}; {said.model}; "
         f"{said.steps:,} steps of {said.batch:,} tokens, context {said.context}; one seed"
+        f"{'; kernels interpreted' if interpreted else ''}"
     )
     report = f"{header}\n\n{table(found)}\n"
     (said.out / "precision.md").write_text(report, encoding="utf-8")

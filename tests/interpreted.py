@@ -3,9 +3,9 @@
 `test_kernels.py` runs this in a process of its own: Triton looks at TRITON_INTERPRET only once.
 """
 
+import interpreter as benchmark
 import pytest
 import torch
-import triton.language as tl
 from torch import nn
 from triton.runtime import interpreter
 
@@ -40,18 +40,8 @@ CLOSE = {
 
 
 @pytest.fixture(autouse=True)
-def rounds_up_into_the_next_power_of_two(monkeypatch):
-    """Triton 3.9's interpreter forgets the carry: 1.97 becomes 1 in 8 bits, and not 2."""
-    kinds = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2}
-    convert = interpreter._convert_float
-
-    def rounded(data, source, target, mode):
-        if target not in kinds or source != tl.float32:
-            return convert(data, source, target, mode)
-        found = torch.from_numpy(data.astype("float32", order="C")).to(kinds[target])
-        return found.view(torch.uint8).numpy()
-
-    monkeypatch.setattr(interpreter, "_convert_float", rounded)
+def mended(monkeypatch):
+    monkeypatch.setattr(interpreter, "_convert_float", benchmark.rounding())
 
 
 @pytest.fixture(autouse=True)
