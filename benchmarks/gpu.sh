@@ -74,7 +74,7 @@ case ${1-} in
     ls -l .whl
     ;;
   tests)
-    run tests 360 python3 -m pytest -m gpu -p no:cacheprovider
+    run tests 400 python3 -m pytest -m gpu -p no:cacheprovider
     run saves 180 python3 benchmarks/saves.py
     ;;
   410m)

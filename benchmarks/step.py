@@ -53,9 +53,9 @@ LR = 1e-4
 
 FAMILIES = {
     "attention": r"flash|fmha|sdpa|scaled_dot_product|attention",
+    "rounding to fp8": r"^_round$|rewarm::round8|amax|_clamp_",
     "matrix products": r"gemm|nvjet|cutlass|cublas|splitk|\bmm\b|addmm|bmm|matmul|"
-    r"_scaled_mm|linear|convol",
-    "rounding to fp8": r"^_round$|rewarm::round8",
+    r"aten::_scaled_mm|linear|convol",
     "cross-entropy": r"softmax|nll|cross_entropy|cross-entropy",
     "GELU": r"gelu",
     "norms": r"layer_?norm|native_norm|norms_|_norms|GammaBeta",

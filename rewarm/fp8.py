@@ -80,8 +80,8 @@ class Scaling:
         self._largest = torch.tensor(LARGEST, device=device)
         self.is_guess = True
         """Whether nothing was seen yet that the scales could follow from."""
-        guesses = torch.tensor(_GUESSES, device=device)
-        factors = torch.stack((guesses, 1 / guesses))
+        self._guesses = torch.tensor(_GUESSES, device=device)
+        factors = torch.stack((self._guesses, 1 / self._guesses))
         zeros = torch.zeros(len(linears), 3, device=device)
         self._scales = [
             Scales(factors.clone(), (x.clone(), weight.clone(), gradient.clone()))
@@ -91,7 +91,7 @@ class Scaling:
             linear.scales = scales  # type: ignore[assignment]  # no parameter, no buffer
 
     def settle(self, run: Callable[[], object]) -> None:
-        """Finds the first step's scales: runs it until they stay as they are.
+        """Finds the first step's scales: runs a part of it until they stay, eight times at most.
 
         Numbers that a guess loses, or cuts off, are missing in what is computed from them. So each
         run sees a little further than the last; with good guesses the second sees what the first
@@ -106,9 +106,14 @@ class Scaling:
             if torch.equal(self._factors, before):
                 break
 
-    def follow(self) -> None:
-        """Has the scales follow what was seen since this was last called: a step."""
+    def follow(self, skipped: Tensor | None = None) -> None:
+        """Has the scales follow what was seen since this was last called: a step.
+
+        Of one that was `skipped`, 1 and not 0, nothing: it may have seen what is about to overflow.
+        """
         step = torch.stack(self._seen).view(1, -1, len(FORMATS))
+        if skipped is not None:
+            step = torch.where(skipped > 0, self.amaxes[:1], step)
         self.amaxes = torch.cat((step, self.amaxes[:-1]))
         self._set()
         self.forget()
@@ -143,11 +148,15 @@ class Scaling:
         return torch.stack([one.factors for one in self._scales])
 
     def _set(self) -> None:
-        """Takes the largest powers of two at which nothing of the last steps would be cut off."""
+        """Takes the largest powers of two at which nothing of the last steps would be cut off.
+
+        They lie between 2⁻¹⁰⁰ and 2¹⁰⁰, as their inverses do. Of nothing but zeros they are the
+        guesses.
+        """
         self.is_guess = False
         most = self.amaxes.amax(0)
-        ratio = torch.where(most > 0, self._largest / most, 1.0)
-        exponent = (torch.frexp(ratio).exponent - 1).clamp(-100, 100)  # the inverse is normal too
+        ratio = torch.where(most > 0, (self._largest / most).clamp(max=2.0**100), self._guesses)
+        exponent = (torch.frexp(ratio).exponent - 1).clamp(min=-100)
         powers = [((127 + one) << 23).view(torch.float32) for one in (exponent, -exponent)]
         factors = torch.stack(powers, dim=1)
         torch._foreach_copy_([one.factors for one in self._scales], list(factors.unbind()))

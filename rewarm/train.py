@@ -69,7 +69,8 @@ def take_step(
     """Takes one optimiser step on tokens of shape (sequences, context + 1).
 
     `judge` is given the loss and the gradient's norm, and returns 1 where the update should not be
-    applied, else 0. `scale` is the loss scale of fp16.
+    applied, else 0. `scale` is the loss scale of fp16. The first step in fp8 runs its first
+    microbatch some times more, to find the scales.
     """
     device = next(model.parameters()).device
     parts: tuple[Tensor, ...] = tokens.split(microbatch)  # type: ignore[no-untyped-call]
@@ -83,8 +84,7 @@ def take_step(
         return part_loss.detach()
 
     if model.scaling and model.scaling.is_guess:
-        model.scaling.settle(lambda: add_gradient(parts[0]))
-        optimizer.zero_grad()
+        model.scaling.settle(lambda: (add_gradient(parts[0]), optimizer.zero_grad()))
     for part in parts:
         loss += add_gradient(part)
     norm = optim.clip(model, clip, scale)
@@ -92,7 +92,7 @@ def take_step(
     optim.apply(optimizer, lr, skipped)
     optimizer.zero_grad()
     if model.scaling:
-        model.scaling.follow()
+        model.scaling.follow(skipped)
     return Taken(loss, norm, skipped)
 
 

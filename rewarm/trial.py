@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from rewarm import bases, kernels, memory
+from rewarm import bases, fp8, kernels, memory
 from rewarm.architecture import Architecture
 from rewarm.document import Document
 from rewarm.errors import RecipeError, RewarmError, printable
@@ -156,6 +156,9 @@ def _remembered(recipe: Recipe, device: torch.device) -> tuple[int, str]:
     if shape is None:
         assert recipe.model.base is not None
         shape = bases.locate(recipe.model.base, recipe.model.revision).architecture
+    recipe.insist_on_widths(shape)
+    if recipe.precision == "fp8":
+        fp8.insist_on(device)
     name, context = device_name(device), recipe.data.context
     how = [recipe.precision, "compiled" if recipe.compile else "eager", recipe.data.documents]
     how += [recipe.kernels, recipe.memory]

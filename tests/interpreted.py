@@ -442,6 +442,11 @@ def test_the_trial_before_a_run_draws_no_random_numbers():
     assert torch.equal(torch.random.get_rng_state(), expected)
 
 
+def scaled8(which):
+    factors, seen = scaled(linear(8, 8)).scales
+    return factors, seen[which]
+
+
 def test_operators_keep_what_they_tell_torch_compile():
     """Shapes, dtypes and layouts of what they return, and what they change in place."""
     ops = torch.ops.rewarm
@@ -456,6 +461,10 @@ def test_operators_keep_what_they_tell_torch_compile():
         (ops.gelu_forward, (x.half(), bias, True)),
         (ops.gelu_backward, (x.half(), x.half(), bias, False)),
         (ops.softmax_grad_, (normal(4, 50), torch.arange(4), True)),
+        *((ops.round8, (normal(32, 48), *scaled8(one), one)) for one in range(3)),
+        (ops.gelu_forward8, (normal(32, 48), bias, True, *scaled8(fp8.X))),
+        (ops.gelu_backward8, (normal(32, 48), normal(32, 48), bias, False, *scaled8(fp8.GRADIENT))),
+        (ops.pack8, (*parts, cos, cos, *scaled8(fp8.GRADIENT))),
     ]
     for op, arguments in calls:
         checks = ("test_schema", "test_faketensor", "test_autograd_registration")

@@ -6,10 +6,11 @@ import re
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from test_memory import compiles, graphs
 from test_resume import StopAfter, learnt, metrics, run
 from torch import nn
 
-from rewarm import check, fp8, kernels, manifest, optim, recipe
+from rewarm import check, fp8, kernels, manifest, optim, recipe, trial
 from rewarm.architecture import PRESETS, Architecture
 from rewarm.bases import last_checkpoint
 from rewarm.document import Document
@@ -122,7 +123,12 @@ def test_scales_are_the_largest_powers_of_two_at_which_nothing_is_cut_off():
         scaling.follow()
     assert fp8.of(layers[0]).factors[0].tolist() == [1, 2**18, 2**37]  # of the third alone
     scaling.follow()
-    assert fp8.of(layers[0]).factors[0].tolist() == [1, 1, 1]
+    assert fp8.of(layers[0]).factors[0].tolist() == [1, 2**6, 2**20]  # as at the beginning
+    for seen in fp8.of(layers[0]).seen:
+        seen.fill_(1e-40)
+    scaling.follow()
+    assert (fp8.of(layers[0]).factors[0] == 2.0**100).all()
+    assert (fp8.of(layers[0]).factors.prod(0) == 1).all()
 
 
 def test_a_first_steps_scales_are_found_whatever_was_guessed(monkeypatch):
@@ -171,11 +177,44 @@ def test_lean_gives_the_same_bits():
     assert all(torch.equal(*pair) for pair in zip(*ended, strict=True))
 
 
+class Overflow:
+    """A gradient of which some numbers are still finite, and their squares not."""
+
+    by = 1e34
+
+    def __call__(self, _module, gradients):
+        return tuple(one * self.by for one in gradients)
+
+
+@compiles
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_compiled_it_sees_the_same_and_learns_the_same(memory):
+    """Divided into forward and back as inductor does, with magnitudes noted on both ways."""
+    found = []
+    for compiled in (False, True):
+        torch.compiler.reset()
+        made = model("fp8", memory=memory)
+        if compiled:
+            for layer in made.gpt_neox.layers:
+                layer.compile(fullgraph=True, dynamic=False, backend=graphs())
+        optimizer = optim.adamw(made, Optimizer())
+        losses = [float(step(made, optimizer, batch(n)).loss) for n in range(3)]
+        found.append((losses, made.scaling.amaxes))
+    (eager, seen), (losses, also) = found
+    assert losses == pytest.approx(eager, rel=2e-4)
+    torch.testing.assert_close(also[:3], seen[:3], rtol=0.2, atol=0)
+
+
 def test_a_gradient_that_is_not_finite_reaches_the_guard_and_not_the_scales():
     made = model("fp8")
     optimizer = optim.adamw(made, Optimizer())
     step(made, optimizer, batch())
     before = made.scaling.amaxes[0].clone()
+    made.gpt_neox.layers[1].register_full_backward_pre_hook(about_to_overflow := Overflow())
+    assert step(made, optimizer, batch()).skipped == 1
+    about_to_overflow.by = 1.0
+    assert torch.equal(made.scaling.amaxes[0], before)
+    assert step(made, optimizer, batch()).skipped == 0
     weight = made.gpt_neox.layers[1].mlp.dense_4h_to_h.weight
     kept = weight.detach().clone()
     with torch.no_grad():
@@ -276,14 +315,17 @@ def test_check_says_so_too(recipe_text):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks of a GPU that is not there")
 @pytest.mark.parametrize(("capability", "works"), [((8, 0), False), ((8, 9), True), ((9, 0), True)])
-def test_an_older_gpu_is_refused_by_its_name(monkeypatch, capability, works):
+def test_an_older_gpu_is_refused_by_its_name(monkeypatch, recipe_file, capability, works):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA A100-SXM4-80GB")
     if works:
         assert fp8.insist_on(torch.device("cuda")) == ""
     else:
-        with pytest.raises(RecipeError, match=r"A100.* multiplies no 8-bit floats.*bf16"):
+        old = r"A100.* multiplies no 8-bit floats.*bf16"
+        with pytest.raises(RecipeError, match=old):
             fp8.insist_on(torch.device("cuda"))
+        with pytest.raises(RecipeError, match=old):  # before a microbatch is tried for its memory
+            trial._remembered(recipe.load(recipe_file, ["precision=fp8"]), torch.device("cuda"))
 
 
 @pytest.mark.gpu
@@ -291,7 +333,7 @@ def test_an_older_gpu_is_refused_by_its_name(monkeypatch, capability, works):
 @pytest.mark.parametrize("setting", ["plain", "auto"])
 @pytest.mark.parametrize("memory", ["fast", "lean"])
 def test_on_a_gpu_twenty_compiled_steps_have_the_losses_of_bf16(setting, memory):
-    device, shape = torch.device("cuda"), PRESETS["pythia-410m"]
+    device, shape = torch.device("cuda"), PRESETS["pythia-410m"].model_copy(update={"layers": 4})
     chosen, _ = kernels.choose(setting, device)
     losses, grad_norms = {}, {}
     for precision in ("bf16", "fp8"):

@@ -8,13 +8,14 @@ mlp            a bias, then GELU        ──>   both at once; backward, the bi
 cross_entropy  all logits in fp32       ──>   chunks of logits, turned into gradients in place
 ```
 Kernels sum in an order that depends on shapes alone, without atomics: the same run gives the same
-bits. They are used through `torch.library`'s operators, so a compiled layer stays one graph.
+bits; of a maximum the order does not matter. They are used through `torch.library`'s operators, so
+a compiled layer stays one graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -55,16 +56,13 @@ def in_triton() -> Kernels:
 
 def in_fp8(kernels: Kernels) -> Kernels:
     """Returns kernels whose products of a layer are in fp8, at the scales of `fp8.Scaling`."""
-    if not {kernels.rotary, kernels.norms, kernels.mlp} - set(PLAIN):
-        return kernels._replace(
-            rotary=plain_fp8.rotary, product=plain_fp8.product, mlp=plain_fp8.mlp
-        )
-    from rewarm.kernels import fp8
-
+    made: Any = plain_fp8
+    if {kernels.rotary, kernels.norms, kernels.mlp} - set(PLAIN):
+        from rewarm.kernels import fp8 as made
     return kernels._replace(
-        rotary=plain_fp8.rotary if kernels.rotary is PLAIN.rotary else fp8.rotary,
-        product=fp8.product,
-        mlp=plain_fp8.mlp if kernels.mlp is PLAIN.mlp else fp8.mlp,
+        rotary=(plain_fp8 if kernels.rotary is PLAIN.rotary else made).rotary,
+        product=made.product,
+        mlp=(plain_fp8 if kernels.mlp is PLAIN.mlp else made).mlp,
     )
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional
 from rewarm.fp8 import GRADIENT, LARGEST, X
 from rewarm.kernels import plain
 from rewarm.kernels.launch import MULTIPROCESSORS, options
-from rewarm.kernels.round8 import TILE, store8, twice
+from rewarm.kernels.round8 import TILE, note, store8, twice
 
 GELUS = ("gelu", *plain.TANH)
 """What is computed here."""
@@ -77,7 +77,7 @@ def _gelu_forward(
         share, _ = _normal(here)
     found = here * share
     if MOST > 0:
-        store8(found, row, column, inside, rows, width, factor, seen, y, across, MOST)
+        note(store8(found, row, column, inside, rows, width, factor, y, across, MOST), seen)
     else:
         tl.store(y + at, found.to(y.dtype.element_ty), mask=inside)
 
@@ -102,6 +102,7 @@ def _gelu_backward(
     column = (tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)).to(tl.int64)[None, :]
     added = tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)
     summed = tl.zeros((ROWS, COLUMNS), tl.float32)
+    sizes = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS):
         row = (start + tl.arange(0, ROWS)).to(tl.int64)[:, None]
         inside = (row < rows) & (column < width)
@@ -117,10 +118,13 @@ def _gelu_backward(
             slope = share + here * bell * 0.3989422804014327
         back = above * slope
         if MOST > 0:
-            store8(back, row, column, inside, rows, width, factor, seen, dx, across, MOST)
+            here = store8(back, row, column, inside, rows, width, factor, dx, across, MOST)
+            sizes = tl.maximum(sizes, here)
         else:
             tl.store(dx + at, back.to(dx.dtype.element_ty), mask=inside)
         summed += back
+    if MOST > 0:
+        note(sizes, seen)
     to = partial + tl.program_id(0) * width + column
     tl.store(to, tl.sum(summed, 0)[None, :], mask=column < width)
 

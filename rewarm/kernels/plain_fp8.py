@@ -47,6 +47,8 @@ def multiply(
 ) -> Tensor:
     """Returns a · bᵀ + bias, (M, N), of two tensors of a product, in `dtype`."""
     inverse_a, inverse_b = (scales.factors[1, one] for one in which)
+    if bias_N is not None and dtype == torch.float32:  # to which a GPU adds none
+        return multiply(a_MK, b_NK, scales, which, dtype) + bias_N
     # On a CPU the product is made of others, which autocast would round in between.
     with torch.autocast(a_MK.device.type, enabled=False):
         return torch._scaled_mm(
@@ -94,7 +96,7 @@ _product: Callable[..., Tensor] = _Product.apply
 
 
 def made_with(cast_: Cast, x: Tensor, linear: nn.Linear) -> Tensor:
-    """Returns what `linear(x)` does, rounding with `cast_`; without gradients, in half precision.
+    """Returns what `linear(x)` does, rounding with `cast_`; without gradients, as autocast has it.
 
     Without them nothing is trained: what is measured are the weights, not the rounding.
     """

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from rewarm.fp8 import GRADIENT, LARGEST
 from rewarm.kernels.launch import MULTIPROCESSORS, options, padded
-from rewarm.kernels.round8 import store8, twice
+from rewarm.kernels.round8 import note, store8, twice
 
 _TURN_ROWS = 128
 _PACKED_AT_ONCE = 1024  # numbers of each of q, k and v that a program holds
@@ -100,6 +100,7 @@ def _rotary_pack(
     sum_q = tl.zeros((ROWS, PADDED), tl.float32)
     sum_k = tl.zeros((ROWS, PADDED), tl.float32)
     sum_v = tl.zeros((ROWS, PADDED), tl.float32)
+    sizes = tl.zeros((ROWS, PADDED), tl.float32)
     for start in range(program * ROWS, tokens, programs * ROWS):
         token = (start + tl.arange(0, ROWS))[:, None]
         sequence, position = (token // length).to(tl.int64), (token % length).to(tl.int64)
@@ -117,11 +118,14 @@ def _rotary_pack(
         v = tl.load(dv + at, mask=inside, other=0.0).to(tl.float32)
         row, first, width = token.to(tl.int64), head * (3 * SIZE) + column, heads * (3 * SIZE)
         if MOST > 0:
-            store8(q, row, first, inside, tokens, width, factor, seen, packed, across, MOST)
+            here = store8(q, row, first, inside, tokens, width, factor, packed, across, MOST)
+            sizes = tl.maximum(sizes, here)
             first += SIZE
-            store8(k, row, first, inside, tokens, width, factor, seen, packed, across, MOST)
+            here = store8(k, row, first, inside, tokens, width, factor, packed, across, MOST)
+            sizes = tl.maximum(sizes, here)
             first += SIZE
-            store8(v, row, first, inside, tokens, width, factor, seen, packed, across, MOST)
+            here = store8(v, row, first, inside, tokens, width, factor, packed, across, MOST)
+            sizes = tl.maximum(sizes, here)
         else:
             to = packed + row * width + first
             kind = packed.dtype.element_ty
@@ -131,6 +135,8 @@ def _rotary_pack(
         sum_q += q
         sum_k += k
         sum_v += v
+    if MOST > 0:
+        note(sizes, seen)
     to = partial + (program * heads + head) * (3 * SIZE) + tl.arange(0, PADDED)
     inside = tl.arange(0, PADDED) < SIZE
     tl.store(to, tl.sum(sum_q, 0), mask=inside)

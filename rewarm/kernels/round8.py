@@ -23,15 +23,27 @@ TILE = 64
 
 
 @triton.jit
-def store8(value, row, column, inside, rows, width, factor, seen, to, across, MOST: tl.constexpr):
-    """Stores fp32 numbers in 8 bits, twice; `row` is (R, 1), `column` (1, C), both int64."""
+def store8(value, row, column, inside, rows, width, factor, to, across, MOST: tl.constexpr):
+    """Stores fp32 numbers in 8 bits, twice, and returns their magnitudes, for `note`.
+
+    `row` is (R, 1) and `column` (1, C), both int64.
+    """
     size = tl.abs(value)
     finite = size < float("inf")
-    tl.atomic_max(seen, tl.max(tl.where(finite & inside, size, 0.0)), sem="relaxed")
     scaled = tl.minimum(tl.maximum(value * tl.load(factor), -MOST), MOST)
     rounded = tl.where(finite, scaled, float("nan")).to(to.dtype.element_ty)
     tl.store(to + row * width + column, rounded, mask=inside)
     tl.store(across + column * rows + row, rounded, mask=inside)
+    return tl.where(finite & inside, size, 0.0)
+
+
+@triton.jit
+def note(sizes, seen):
+    """Raises `seen` to the largest of some magnitudes."""
+    largest = tl.max(tl.max(sizes, 1), 0)
+    # Of floats that are not below 0, the bits have the same order, and integers one atomic less.
+    place = seen.to(tl.pointer_type(tl.int32), bitcast=True)
+    tl.atomic_max(place, largest.to(tl.int32, bitcast=True), sem="relaxed")
 
 
 @triton.jit
@@ -40,7 +52,8 @@ def _round(x, factor, seen, to, across, rows, width, MOST: tl.constexpr, TILE: t
     column = (tl.program_id(1) * TILE + tl.arange(0, TILE)).to(tl.int64)[None, :]
     inside = (row < rows) & (column < width)
     here = tl.load(x + row * width + column, mask=inside, other=0.0).to(tl.float32)
-    store8(here, row, column, inside, rows, width, factor, seen, to, across, MOST)
+    sizes = store8(here, row, column, inside, rows, width, factor, to, across, MOST)
+    note(sizes, seen)
 
 
 def twice(x: Tensor, shape: tuple[int, ...], which: int) -> tuple[Tensor, Tensor]:
