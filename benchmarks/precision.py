@@ -20,10 +20,11 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 
-from rewarm import bases, kernels, plot, quickstart, recipe
+from rewarm import bases, kernels, quickstart, recipe
 from rewarm.run import read_metrics
 from rewarm.train import train
 
@@ -101,6 +102,42 @@ def table(found: dict[str, dict[str, object]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def picture(runs: dict[str, Path], out: Path) -> None:
+    """Draws the training losses, and how far each is from the first arm's on the same batches."""
+    from matplotlib.figure import Figure
+
+    losses = {
+        name: np.array(
+            [
+                line["loss"]
+                for line in read_metrics(run / "metrics.jsonl")
+                if line["kind"] == "train"
+            ]
+        )
+        for name, run in runs.items()
+    }
+    figure = Figure(figsize=(10.2, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    first, *others = losses
+    window = np.ones(LAST) / LAST
+    for number, (name, values) in enumerate(losses.items()):
+        look = {"color": f"C{number}", "ls": ("-", "--", ":", "-.")[number % 4]}
+        steps = np.arange(LAST, len(values) + 1)
+        left.plot(steps, np.convolve(values, window, "valid"), label=name, **look)
+        if name in others:
+            apart = 100 * (values - losses[first]) / losses[first]
+            right.plot(steps, np.convolve(apart, window, "valid"), label=name, **look)
+    left.set_title(f"training loss, nats (mean of {LAST} steps)", loc="left", fontsize=10)
+    right.set_title(f"per cent above {first}'s, on the same batches", loc="left", fontsize=10)
+    right.axhline(0, color="0.6", lw=0.8, zorder=0)
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.grid(color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(out, dpi=200)
+
+
 def interpret() -> None:
     """Has `kernels: auto` choose Triton on a CPU."""
     from interpreter import rounding
@@ -166,7 +203,7 @@ def main() -> None:
     (said.out / "precision.md").write_text(report, encoding="utf-8")
     about = {"about": header, "arms": found}
     (said.out / "precision.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    plot.save_losses({arm: [run] for arm, run in runs.items()}, said.out / "precision.png")
+    picture(runs, said.out / "precision.png")
     print(report)
 
 
