@@ -135,7 +135,7 @@ def picture(runs: dict[str, Path], out: Path) -> None:
         axes.grid(color="0.92")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    figure.savefig(out, dpi=200)
+    figure.savefig(out, dpi=130)
 
 
 def interpret() -> None:
