@@ -12,6 +12,7 @@
 #   bash benchmarks/gpu.sh losses    1,000 steps of 70m in every precision, on the same tokens
 #   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini.sh); again to go on
 #   bash benchmarks/gpu.sh memory    410m and 1.4b with memory: fast and lean
+#   bash benchmarks/gpu.sh all       all of these but the study, one after the other: an hour
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -127,6 +128,11 @@ print(*get_args(Recipe.model_fields["precision"].annotation))'); do
         --memory "$memory" --peers '' --profile --no-first-step --no-overheads --steps 10
     done
     together
+    ;;
+  all)
+    for stage in tests 410m fp8 kernels losses memory sizes widths; do
+      OUT=$OUT/$stage bash benchmarks/gpu.sh "$stage" || failed=1
+    done
     ;;
   *)
     sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2

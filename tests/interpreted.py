@@ -26,6 +26,9 @@ from rewarm.kernels import (
 )
 from rewarm.neox import NeoX, initialise, rotary_angles
 
+# Of Triton 3.6 in its interpreter, by numpy 2.3; later Tritons do it otherwise.
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0")
+
 TRITON = in_triton()
 TRITON_8, PLAIN_8 = in_fp8(TRITON), in_fp8(PLAIN)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)

@@ -172,7 +172,7 @@ def test_every_stage_of_the_gpu_script_is_a_command_that_step_takes(tmp_path):
     stub.parent.mkdir()
     stub.write_text('#!/bin/sh\nprintf "%s\\t" "$@" >>"$CALLS"; echo >>"$CALLS"\n')
     stub.chmod(0o755)
-    for stage in ("tests", "410m", "sizes", "widths", "kernels", "memory"):
+    for stage in ("tests", "410m", "sizes", "widths", "kernels", "fp8", "losses", "memory"):
         calls, out = tmp_path / stage, tmp_path / "out" / stage
         path = f"{stub.parent}:{os.environ['PATH']}"
         told = os.environ | {"PATH": path, "CALLS": str(calls), "OUT": str(out)}
