@@ -63,9 +63,15 @@ class Scales(NamedTuple):
     layer may write to a tensor on its way forward or on its way back, not on both."""
 
 
+class Linear(nn.Linear):
+    """A product of a layer, which has scales where it is made in fp8."""
+
+    scales: Scales
+
+
 def of(linear: nn.Linear) -> Scales:
     """Returns the scales of a layer's product."""
-    return cast(Scales, linear.scales)
+    return cast(Linear, linear).scales
 
 
 class Scaling:
@@ -73,7 +79,7 @@ class Scaling:
 
     def __init__(self, layers: nn.Module) -> None:
         """Gives every product below `layers` its scales; they are guesses."""
-        linears = [one for one in layers.modules() if isinstance(one, nn.Linear)]
+        linears = [one for one in layers.modules() if isinstance(one, Linear)]
         device = linears[0].weight.device
         self.amaxes = torch.zeros(HISTORY, len(linears), 3, device=device)
         """The largest magnitudes of each step, the last step first; 0 where there was none."""
@@ -88,7 +94,7 @@ class Scaling:
             for x, weight, gradient in zeros
         ]
         for linear, scales in zip(linears, self._scales, strict=True):
-            linear.scales = scales  # type: ignore[assignment]  # no parameter, no buffer
+            linear.scales = scales
 
     def settle(self, run: Callable[[], object]) -> None:
         """Finds the first step's scales: runs a part of it until they stay, eight times at most.

@@ -15,7 +15,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from rewarm import lean
 from rewarm.architecture import Architecture
-from rewarm.fp8 import Scaling
+from rewarm.fp8 import Linear, Scaling
 from rewarm.kernels import PLAIN, Kernels, in_fp8
 
 Seen = Tensor | BlockMask
@@ -59,8 +59,8 @@ class Attention(nn.Module):
         super().__init__()
         width, bias = architecture.hidden, architecture.attention_bias
         self.heads = architecture.heads
-        self.query_key_value = nn.Linear(width, 3 * width, bias=bias)
-        self.dense = nn.Linear(width, width, bias=bias)
+        self.query_key_value = Linear(width, 3 * width, bias=bias)
+        self.dense = Linear(width, width, bias=bias)
 
     def forward(
         self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, seen: Seen | None = None
@@ -87,8 +87,8 @@ class MLP(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         self.activation = architecture.activation
-        self.dense_h_to_4h = nn.Linear(architecture.hidden, architecture.inner)
-        self.dense_4h_to_h = nn.Linear(architecture.inner, architecture.hidden)
+        self.dense_h_to_4h = Linear(architecture.hidden, architecture.inner)
+        self.dense_4h_to_h = Linear(architecture.inner, architecture.hidden)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Returns what the MLP adds to the residual stream, (B, T, D)."""

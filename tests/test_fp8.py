@@ -105,7 +105,7 @@ def test_a_product_and_its_gradients_are_those_of_the_rounded_numbers(bias):
 
 
 def test_scales_are_the_largest_powers_of_two_at_which_nothing_is_cut_off():
-    layers = nn.ModuleList([nn.Linear(8, 8)])
+    layers = nn.ModuleList([fp8.Linear(8, 8)])
     scaling = Scaling(layers)
     for largest, power in [
         ((3.5, 448.0, 57344.0), (2**7, 1, 1)),  # exactly
