@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from rewarm import lineage, outcomes, recipe, study
+from rewarm import lineage, outcomes, reading, recipe, study
 from rewarm.document import Document
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError
 from rewarm.outcomes import Ran, Results
@@ -267,7 +267,7 @@ def _said(path: Path, folder: Path) -> Said | None:
         ) from None
     if not path.is_file():
         return None
-    asked = recipe.read(Document.load(path), study.Study, {})
+    asked = reading.read(Document.load(path), study.Study, {})
     later = "judged when `rewarm compare` ends"
     claims = {
         words: Judged(claim=text, verdict="open", why=later) for words, text in asked.claims.items()

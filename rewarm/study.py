@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from rewarm import claims, lineage, recipe
+from rewarm import claims, lineage, reading, recipe
 from rewarm.document import Document
 from rewarm.errors import RecipeError, did_you_mean
 from rewarm.quantities import parse_count
@@ -136,7 +136,7 @@ def load(path: Path, overrides: list[str] | None = None) -> Plan:
     document = Document.load(path)
     for override in overrides or []:
         document.set(override)
-    study = recipe.read(document, Study, {})
+    study = reading.read(document, Study, {})
     problems: dict[str, None] = {}
     root = Path(study.study)
     trained: dict[str, Recipe] = {}

@@ -29,7 +29,7 @@ TORCH = (
 )
 ORDER = [
     *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "pythia"),
-    *("sections", "recipe", "speeds", "__init__"),
+    *("sections", "reading", "recipe", "speeds", "__init__"),
     *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
     *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run"),
     *("memory", "curve", "ruler", "plot", "terminal", "check"),
