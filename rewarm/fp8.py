@@ -53,14 +53,24 @@ def insist_on(device: torch.device) -> str:
     return ""
 
 
-class Scales(NamedTuple):
-    """What is known of one product's tensors; each is read and written on the device alone."""
+class Scale(NamedTuple):
+    """What is known of one tensor of a product: each (), fp32, read and written on the device.
 
-    factors: Tensor
-    """(2, 3), fp32: the powers of two that numbers are multiplied by, and their inverses."""
-    seen: tuple[Tensor, Tensor, Tensor]
-    """Each (), fp32: the largest finite magnitude since the last step. Three, because a compiled
-    layer may write to a tensor on its way forward or on its way back, not on both."""
+    Each is a tensor of its own, no part of a larger one. A compiled layer may write to a tensor on
+    its way forward or on its way back, not on both; and PyTorch 2.11 cannot compile a product whose
+    `inverse` is a view.
+    """
+
+    factor: Tensor
+    """The power of two that numbers are multiplied by."""
+    inverse: Tensor
+    """One by it."""
+    seen: Tensor
+    """The largest finite magnitude since the last step."""
+
+
+Scales = tuple[Scale, Scale, Scale]
+"""Of a product's three tensors."""
 
 
 class Linear(nn.Linear):
@@ -87,14 +97,14 @@ class Scaling:
         self.is_guess = True
         """Whether nothing was seen yet that the scales could follow from."""
         self._guesses = torch.tensor(_GUESSES, device=device)
-        factors = torch.stack((self._guesses, 1 / self._guesses))
-        zeros = torch.zeros(len(linears), 3, device=device)
-        self._scales = [
-            Scales(factors.clone(), (x.clone(), weight.clone(), gradient.clone()))
-            for x, weight, gradient in zeros
-        ]
-        for linear, scales in zip(linears, self._scales, strict=True):
-            linear.scales = scales
+        self._scales: list[Scale] = []
+        """Those of the first product, of the second, and so on."""
+        for linear in linears:
+            x, weight, gradient = (
+                Scale(guess.clone(), 1 / guess, torch.zeros_like(guess)) for guess in self._guesses
+            )
+            linear.scales = x, weight, gradient
+            self._scales += linear.scales
 
     def settle(self, run: Callable[[], object]) -> None:
         """Finds the first step's scales: runs a part of it until they stay, eight times at most.
@@ -105,11 +115,11 @@ class Scaling:
         """
         self.forget()
         for _ in range(_TRIES):
-            before = self._factors
+            before = self._factors()
             run()
             self.amaxes.zero_()
             self.follow()
-            if torch.equal(self._factors, before):
+            if torch.equal(self._factors(), before):
                 break
 
     def follow(self, skipped: Tensor | None = None) -> None:
@@ -147,11 +157,10 @@ class Scaling:
 
     @property
     def _seen(self) -> list[Tensor]:
-        return [seen for one in self._scales for seen in one.seen]
+        return [one.seen for one in self._scales]
 
-    @property
     def _factors(self) -> Tensor:
-        return torch.stack([one.factors for one in self._scales])
+        return torch.stack([one.factor for one in self._scales])
 
     def _set(self) -> None:
         """Takes the largest powers of two at which nothing of the last steps would be cut off.
@@ -163,6 +172,8 @@ class Scaling:
         most = self.amaxes.amax(0)
         ratio = torch.where(most > 0, (self._largest / most).clamp(max=2.0**100), self._guesses)
         exponent = (torch.frexp(ratio).exponent - 1).clamp(min=-100)
-        powers = [((127 + one) << 23).view(torch.float32) for one in (exponent, -exponent)]
-        factors = torch.stack(powers, dim=1)
-        torch._foreach_copy_([one.factors for one in self._scales], list(factors.unbind()))
+        factors, inverses = (
+            ((127 + one) << 23).view(torch.float32).flatten() for one in (exponent, -exponent)
+        )
+        known = [one.factor for one in self._scales] + [one.inverse for one in self._scales]
+        torch._foreach_copy_(known, [*factors.unbind(), *inverses.unbind()])

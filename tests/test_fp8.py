@@ -16,7 +16,7 @@ from rewarm.bases import last_checkpoint
 from rewarm.document import Document
 from rewarm.errors import CheckpointError, Preempted, RecipeError
 from rewarm.evaluate import autocast
-from rewarm.fp8 import GRADIENT, WEIGHT, Scales, Scaling, X
+from rewarm.fp8 import GRADIENT, WEIGHT, Scale, Scaling, X
 from rewarm.kernels import PLAIN, plain_fp8
 from rewarm.neox import NeoX, initialise
 from rewarm.sections import Optimizer
@@ -27,8 +27,10 @@ SHAPE = Architecture(layers=2, hidden=64, heads=4, vocabulary=512, positions=64)
 
 
 def scales(x=1.0, weight=1.0, gradient=1.0):
-    factors = torch.tensor([x, weight, gradient])
-    return Scales(torch.stack((factors, 1 / factors)), tuple(torch.zeros(3).unbind()))
+    return tuple(
+        Scale(torch.tensor(one), torch.tensor(1 / one), torch.tensor(0.0))
+        for one in (x, weight, gradient)
+    )
 
 
 def model(precision, **settings):
@@ -65,17 +67,17 @@ def test_a_number_is_rounded_as_the_format_has_it_and_cut_off_at_its_end(which, 
     there, across = plain_fp8.cast8(torch.tensor([[number, 0.0]]), known, which)
     assert there.float().tolist() == [[rounded, 0.0]]
     assert across.float().tolist() == [[rounded], [0.0]]
-    assert known.seen[which] == abs(torch.tensor(number))
+    assert known[which].seen == abs(torch.tensor(number))
 
 
 def test_what_is_not_finite_is_no_number_and_not_the_largest():
     known = scales()
-    known.seen[X].fill_(2.0)
+    known[X].seen.fill_(2.0)
     x = torch.tensor([[1.5, torch.inf], [torch.nan, -torch.inf]])
     there, _ = plain_fp8.cast8(x, known, X)
     assert there.float()[0, 0] == 1.5
     assert there.float().isnan().sum() == 3
-    assert known.seen[X] == 2.0  # of this step so far
+    assert known[X].seen == 2.0  # of this step so far
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -88,7 +90,7 @@ def test_a_product_and_its_gradients_are_those_of_the_rounded_numbers(bias):
     plain_fp8.product(x, linear).backward(dy)
 
     def rounded(tensor, which):
-        kind, factor = fp8.FORMATS[which], known.factors[0, which]
+        kind, factor = fp8.FORMATS[which], known[which].factor
         return (tensor.detach() * factor).to(kind).double() / factor
 
     x8, weight8, dy8 = rounded(x, X), rounded(linear.weight, WEIGHT), rounded(dy, GRADIENT)
@@ -99,36 +101,39 @@ def test_a_product_and_its_gradients_are_those_of_the_rounded_numbers(bias):
     torch.testing.assert_close(linear.weight.grad.double(), dy8.flatten(0, 1).T @ x8.flatten(0, 1))
     if bias:
         torch.testing.assert_close(linear.bias.grad, dy.sum((0, 1)))
-    assert [float(one) for one in known.seen] == [
+    assert [float(one.seen) for one in known] == [
         float(one.detach().abs().max()) for one in (x, linear.weight, dy)
     ]
 
 
 def test_scales_are_the_largest_powers_of_two_at_which_nothing_is_cut_off():
     layers = nn.ModuleList([fp8.Linear(8, 8)])
-    scaling = Scaling(layers)
+    scaling, known = Scaling(layers), fp8.of(layers[0])
+
+    def factors():
+        assert [float(one.inverse) for one in known] == [1 / float(one.factor) for one in known]
+        return [float(one.factor) for one in known]
+
     for largest, power in [
         ((3.5, 448.0, 57344.0), (2**7, 1, 1)),  # exactly
         ((3.6, 449.0, 57345.0), (2**6, 2**-1, 2**-1)),
         ((0.0, 1e-3, 3e-7), (2**6, 2**-1, 2**-1)),  # what was before is still remembered
     ]:
-        for seen, one in zip(fp8.of(layers[0]).seen, largest, strict=True):
-            seen.fill_(one)
+        for scale, one in zip(known, largest, strict=True):
+            scale.seen.fill_(one)
         scaling.follow()
-        assert fp8.of(layers[0]).factors[0].tolist() == list(power)
-        assert (fp8.of(layers[0]).factors.prod(0) == 1).all()
-        assert not any(fp8.of(layers[0]).seen)
+        assert factors() == list(power)
+        assert not any(one.seen for one in known)
     for _ in range(fp8.HISTORY - 1):
-        assert fp8.of(layers[0]).factors[0, 0] == 2**6
+        assert known[0].factor == 2**6
         scaling.follow()
-    assert fp8.of(layers[0]).factors[0].tolist() == [1, 2**18, 2**37]  # of the third alone
+    assert factors() == [1, 2**18, 2**37]  # of the third alone
     scaling.follow()
-    assert fp8.of(layers[0]).factors[0].tolist() == [1, 2**6, 2**20]  # as at the beginning
-    for seen in fp8.of(layers[0]).seen:
-        seen.fill_(1e-40)
+    assert factors() == [1, 2**6, 2**20]  # as at the beginning
+    for scale in known:
+        scale.seen.fill_(1e-40)
     scaling.follow()
-    assert (fp8.of(layers[0]).factors[0] == 2.0**100).all()
-    assert (fp8.of(layers[0]).factors.prod(0) == 1).all()
+    assert factors() == [2.0**100] * 3
 
 
 def test_a_first_steps_scales_are_found_whatever_was_guessed(monkeypatch):
@@ -366,11 +371,11 @@ def test_on_a_gpu_the_kernels_round_as_plain_pytorch_does():
     for which in (X, WEIGHT, GRADIENT):
         for dtype in (torch.float32, torch.bfloat16):
             one, other = (
-                Scales(s.factors.cuda(), tuple(seen.cuda() for seen in s.seen))
-                for s in (scales(64.0, 64.0, 512.0), scales(64.0, 64.0, 512.0))
+                [Scale(*(part.cuda() for part in scale)) for scale in scales(64.0, 64.0, 512.0)]
+                for _ in range(2)
             )
             found = round8.cast8(x.to(dtype), one, which)
             wanted = plain_fp8.cast8(x.to(dtype), other, which)
             for pair in zip(found, wanted, strict=True):
                 assert torch.equal(*(p.view(torch.uint8) for p in pair))
-            assert one.seen[which] == other.seen[which]
+            assert one[which].seen == other[which].seen

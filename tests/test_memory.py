@@ -50,6 +50,7 @@ def graphs(compiler=nop):
         fw_compiler=compiler,
         bw_compiler=compiler,
         partition_fn=min_cut_rematerialization_partition,
+        keep_inference_input_mutations=True,
         decompositions=select_decomp_table(),
     )
 

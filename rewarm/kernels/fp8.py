@@ -49,7 +49,7 @@ class _MLP(torch.autograd.Function):
         x8_ND, x8_DN = cast8(x_ND, up, X)
         up8_FD, up8_DF = cast8(up_FD, up, WEIGHT)
         inner_NF = multiply(x8_ND, up8_FD, up, (X, WEIGHT), dtype)
-        y8_NF, y8_FN = gelu.gelu_forward8(inner_NF, up_bias_F, tanh, down.factors, down.seen[X])
+        y8_NF, y8_FN = gelu.gelu_forward8(inner_NF, up_bias_F, tanh, down[X].factor, down[X].seen)
         down8_DF, down8_FD = cast8(down_DF, down, WEIGHT)
         ctx.save_for_backward(inner_NF, up_bias_F, x8_DN, up8_DF, y8_FN, down8_FD)
         ctx.scales, ctx.x_dtype, ctx.dtype, ctx.tanh = scales, x_ND.dtype, dtype, tanh
@@ -63,7 +63,7 @@ class _MLP(torch.autograd.Function):
         dgelu_NF = multiply(dy8_ND, down8_FD, down, (GRADIENT, WEIGHT), ctx.dtype)
         ddown_DF = multiply(dy8_DN, y8_FN, down, (GRADIENT, X), torch.float32)
         dinner8_NF, dinner8_FN, dup_bias_F = gelu.gelu_backward8(
-            dgelu_NF, inner_NF, up_bias_F, ctx.tanh, up.factors, up.seen[GRADIENT]
+            dgelu_NF, inner_NF, up_bias_F, ctx.tanh, up[GRADIENT].factor, up[GRADIENT].seen
         )
         dx_ND = multiply(dinner8_NF, up8_DF, up, (GRADIENT, WEIGHT), ctx.x_dtype)
         dup_FD = multiply(dinner8_FN, x8_DN, up, (GRADIENT, X), torch.float32)
@@ -126,7 +126,7 @@ class _Rotary(torch.autograd.Function):
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
         (x8_IN, weight8_IO, cos, sin), scales = ctx.saved_tensors, ctx.scales
         packed8_NO, packed8_ON, dbias_O = turning.pack8(
-            dq, dk, dv, cos, sin, scales.factors, scales.seen[GRADIENT]
+            dq, dk, dv, cos, sin, scales[GRADIENT].factor, scales[GRADIENT].seen
         )
         dx_NI = multiply(packed8_NO, weight8_IO, scales, (GRADIENT, WEIGHT), ctx.x_dtype)
         dweight_OI = multiply(packed8_ON, x8_IN, scales, (GRADIENT, X), torch.float32)

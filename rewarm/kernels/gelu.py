@@ -172,13 +172,13 @@ def _(dy: Tensor, x: Tensor, bias: Tensor, tanh: bool) -> tuple[Tensor, Tensor]:
 
 @torch.library.custom_op("rewarm::gelu_forward8", mutates_args=("seen",))
 def gelu_forward8(
-    x_NF: Tensor, bias_F: Tensor, tanh: bool, factors: Tensor, seen: Tensor
+    x_NF: Tensor, bias_F: Tensor, tanh: bool, factor: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Returns GELU(x + bias) in 8 bits, (N, F) and (F, N), by the scales of what reads it."""
+    """Returns GELU(x + bias) in 8 bits, (N, F) and (F, N), by the scale of what reads it."""
     rows, width = x_NF.shape
     y_NF, y_FN = twice(x_NF, x_NF.shape, X)
     _gelu_forward[(triton.cdiv(rows, TILE), triton.cdiv(width, TILE))](
-        x_NF, bias_F, y_NF, y_FN, factors[0, X], seen, rows, width,
+        x_NF, bias_F, y_NF, y_FN, factor, seen, rows, width,
         TANH=tanh, MOST=LARGEST[X], ROWS=TILE, COLUMNS=TILE, **options(4),
     )  # fmt: skip
     return y_NF, y_FN
@@ -186,14 +186,14 @@ def gelu_forward8(
 
 @gelu_forward8.register_fake
 def _(
-    x_NF: Tensor, bias_F: Tensor, tanh: bool, factors: Tensor, seen: Tensor
+    x_NF: Tensor, bias_F: Tensor, tanh: bool, factor: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor]:
     return twice(x_NF, x_NF.shape, X)
 
 
 @torch.library.custom_op("rewarm::gelu_backward8", mutates_args=("seen",))
 def gelu_backward8(
-    dy_NF: Tensor, x_NF: Tensor, bias_F: Tensor, tanh: bool, factors: Tensor, seen: Tensor
+    dy_NF: Tensor, x_NF: Tensor, bias_F: Tensor, tanh: bool, factor: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns x's gradient in 8 bits, (N, F) and (F, N), and the bias's in fp32."""
     rows, width = x_NF.shape
@@ -201,7 +201,7 @@ def gelu_backward8(
     dx_NF, dx_FN = twice(x_NF, x_NF.shape, GRADIENT)
     partial = x_NF.new_empty(grid[0], width, dtype=torch.float32)
     _gelu_backward[grid](
-        dy_NF.contiguous(), x_NF, bias_F, dx_NF, dx_FN, factors[0, GRADIENT], seen,
+        dy_NF.contiguous(), x_NF, bias_F, dx_NF, dx_FN, factor, seen,
         partial, rows, width,
         TANH=tanh, MOST=LARGEST[GRADIENT], ROWS=TILE // 2, COLUMNS=TILE, **options(8),
     )  # fmt: skip
@@ -210,7 +210,7 @@ def gelu_backward8(
 
 @gelu_backward8.register_fake
 def _(
-    dy_NF: Tensor, x_NF: Tensor, bias_F: Tensor, tanh: bool, factors: Tensor, seen: Tensor
+    dy_NF: Tensor, x_NF: Tensor, bias_F: Tensor, tanh: bool, factor: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     sums = x_NF.new_empty(x_NF.shape[1], dtype=torch.float32)
     return *twice(x_NF, x_NF.shape, GRADIENT), sums

@@ -31,8 +31,9 @@ def cast8(x_RC: Tensor, scales: Scales, which: int) -> tuple[Tensor, Tensor]:
     size, most = x_RC.abs(), LARGEST[which]
     finite = size.isfinite()
     seen = torch.where(finite, size, 0.0).amax()
-    scales.seen[which].copy_(torch.maximum(scales.seen[which], seen))
-    scaled = (x_RC * scales.factors[0, which]).clamp(-most, most)
+    known = scales[which]
+    known.seen.copy_(torch.maximum(known.seen, seen))
+    scaled = (x_RC * known.factor).clamp(-most, most)
     x8_RC = torch.where(finite, scaled, torch.nan).to(FORMATS[which])
     return x8_RC, x8_RC.t().contiguous()
 
@@ -46,7 +47,7 @@ def multiply(
     bias_N: Tensor | None = None,
 ) -> Tensor:
     """Returns a · bᵀ + bias, (M, N), of two tensors of a product, in `dtype`."""
-    inverse_a, inverse_b = (scales.factors[1, one] for one in which)
+    inverse_a, inverse_b = (scales[one].inverse for one in which)
     if bias_N is not None and dtype == torch.float32:  # to which a GPU adds none
         return multiply(a_MK, b_NK, scales, which, dtype) + bias_N
     # On a CPU the product is made of others, which autocast would round in between.

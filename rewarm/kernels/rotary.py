@@ -201,18 +201,18 @@ def _packed_like(
 
 @torch.library.custom_op("rewarm::pack8", mutates_args=("seen",))
 def pack8(
-    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factors: Tensor, seen: Tensor
+    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factor: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns what `pack` does, in 8 bits: (B · T, H · 3K), transposed, and the sum in fp32."""
-    packed, across, _ = _packed8_like(dq, dk, dv, cos, sin, factors, seen)
-    to = (packed, across, factors[0, GRADIENT], seen)
+    packed, across, _ = _packed8_like(dq, dk, dv, cos, sin, factor, seen)
+    to = (packed, across, factor, seen)
     rows = max(1, _PACKED8_AT_ONCE // padded(dq.shape[-1]))
     return packed, across, _pack((dq, dk, dv), cos, sin, to, LARGEST[GRADIENT], rows, warps=8)
 
 
 @pack8.register_fake
 def _packed8_like(
-    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factors: Tensor, seen: Tensor
+    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factor: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, H, T, K = dq.shape
     sums = dq.new_empty(H * 3 * K, dtype=torch.float32)

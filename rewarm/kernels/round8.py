@@ -63,24 +63,24 @@ def twice(x: Tensor, shape: tuple[int, ...], which: int) -> tuple[Tensor, Tensor
 
 
 @torch.library.custom_op("rewarm::round8", mutates_args=("seen",))
-def round8(x: Tensor, factors: Tensor, seen: Tensor, which: int) -> tuple[Tensor, Tensor]:
+def round8(x: Tensor, factor: Tensor, seen: Tensor, which: int) -> tuple[Tensor, Tensor]:
     """Returns a matrix in 8 bits, as it is and transposed; see `plain_fp8.cast8`."""
     x = x.contiguous()
     rows, width = x.shape
     to, across = twice(x, x.shape, which)
     _round[(triton.cdiv(rows, TILE), triton.cdiv(width, TILE))](
-        x, factors[0, which], seen, to, across, rows, width,
+        x, factor, seen, to, across, rows, width,
         MOST=LARGEST[which], TILE=TILE, **options(4),
     )  # fmt: skip
     return to, across
 
 
 @round8.register_fake
-def _(x: Tensor, factors: Tensor, seen: Tensor, which: int) -> tuple[Tensor, Tensor]:
+def _(x: Tensor, factor: Tensor, seen: Tensor, which: int) -> tuple[Tensor, Tensor]:
     return twice(x, x.shape, which)
 
 
 def cast8(x_RC: Tensor, scales: Scales, which: int) -> tuple[Tensor, Tensor]:
     """Returns what `plain_fp8.cast8` does, in one pass."""
-    found: tuple[Tensor, Tensor] = round8(x_RC, scales.factors, scales.seen[which], which)
+    found: tuple[Tensor, Tensor] = round8(x_RC, scales[which].factor, scales[which].seen, which)
     return found
