@@ -18,18 +18,19 @@ H heads, V embedding rows; h is 2 in bf16, fp16 and fp8, 4 in fp32:
  logits       n · 12 V                     their log-softmax and two gradients, all in fp32
 ```
 In fp8, what a layer's product reads is kept in 8 bits, 3 D + F less a token and layer, and so is
-the copy of its matrix. The Triton kernels (`kernels: auto` on a GPU) turn queries and keys in
-place, h 2 D less a token and layer, and store the logits of a chunk at once, this one's and the
-last one's: 2 · 2²⁸ · h at most, with the head's gradient beside them, in fp32 and of a chunk,
-(4 + h) · V · D, and n · h D.
+the copy of its matrix. The Triton kernels (`kernels: auto` on a GPU) read the layer's input as it
+is, h D in place of 4 D, turn queries and keys in place, h 2 D less a token and layer, and store the
+logits of a chunk at once, this one's and the last one's: 2 · 2²⁸ · h at most, with the head's
+gradient beside them in fp32, 4 V D, and n · h D.
 
 The way back begins with the logits: then everything above is there at once. Compiling a layer keeps
-the same: what a product of the way back reads is kept, not computed again.
+the same: what a product of the way back reads is kept, not computed again. (Compiled plain norms
+keep h D of their input too; that is not counted.)
 
 With `memory: lean` (lean.py) the logits, and after them a layer at a time, are made again:
 
 ```
- activations  n · layers · (4 D + 4 h D + 4 H)   its input, queries, keys, values, attention
+ activations  n · layers · (5 h D + 4 H)         its input, queries, keys, values, attention
               + n · (8 D + 8)                    the last norm
  copies       h · V · D                          the head's: each layer makes its own anew
  logits       n · 4 D + 4 V D                    the gradients of the states and of the head, with
@@ -142,17 +143,18 @@ def of_step(
     read = 1 if precision == "fp8" else size  # ... and of one that a layer's product reads
     streams = 1 if shape.parallel_residual else 2
     others = 4 if triton else 6
-    layer = 4 * width * streams + read * (3 * width + inner) + size * (others * width + inner)
+    stream = size if triton else 4
+    layer = stream * width * streams + read * (3 * width + inner) + size * (others * width + inner)
     layer += 16 + 4 * shape.heads
     logits = tokens * 12 * shape.vocabulary
     if triton:
         chunks = 2 * size * min(_CHUNK, tokens * shape.vocabulary)
-        logits = chunks + (4 + size) * head + tokens * size * width
+        logits = chunks + 4 * head + tokens * size * width
     last = 4 * width + size * width + 8
     matrices, again = 4 * width**2 + 2 * width * inner, 0
     copies = min(read, cast) * shape.layers * matrices + cast * head
     if lean:
-        whole, layer = layer, 4 * width + size * 4 * width + 4 * shape.heads
+        whole, layer = layer, size * 5 * width + 4 * shape.heads
         copies = cast * head
         if not triton:
             last = 8 * width + 8
@@ -160,7 +162,7 @@ def of_step(
             chunk = rows * shape.vocabulary
             logits = max(12 * chunk, 4 * head + size * chunk) + tokens * 4 * width
             logits += 4 * head if rows < tokens else 0
-        again = tokens * (whole - layer + size * inner + 8 * width - last)
+        again = tokens * (whole - layer + size * inner + 2 * stream * width - last)
         again += tokens * 2 * cast * width + cast * matrices + (0 if accumulates else 4 * head)
     return Memory(
         weights=4 * shape.parameters,

@@ -17,6 +17,7 @@ from rewarm import lean
 from rewarm.architecture import Architecture
 from rewarm.fp8 import Linear, Scaling
 from rewarm.kernels import PLAIN, Kernels, in_fp8
+from rewarm.kernels.launch import working_dtype
 
 Seen = Tensor | BlockMask
 """Which positions each position attends to; without one, all that are not behind it."""
@@ -95,6 +96,14 @@ class MLP(nn.Module):
         return self.kernels.mlp(x_BTD, self.dense_h_to_4h, self.dense_4h_to_h, self.activation)
 
 
+class LayerNorm(nn.LayerNorm):
+    """In fp32, whatever the stream is in: so has it autocast on a GPU, and not on a CPU."""
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Returns the stream with each position's mean taken out and its variance at 1."""
+        return super().forward(x_BTD.float())
+
+
 class Layer(nn.Module):
     """One transformer layer; attention and MLP side by side, or one after the other."""
 
@@ -105,8 +114,8 @@ class Layer(nn.Module):
         super().__init__()
         width, eps = architecture.hidden, architecture.layer_norm_eps
         self.parallel = architecture.parallel_residual
-        self.input_layernorm = nn.LayerNorm(width, eps=eps)
-        self.post_attention_layernorm = nn.LayerNorm(width, eps=eps)
+        self.input_layernorm = LayerNorm(width, eps=eps)
+        self.post_attention_layernorm = LayerNorm(width, eps=eps)
         self.attention = Attention(architecture)
         self.mlp = MLP(architecture)
 
@@ -136,7 +145,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.embed_in = nn.Embedding(architecture.vocabulary, architecture.hidden)
         self.layers = nn.ModuleList(Layer(architecture) for _ in range(architecture.layers))
-        self.final_layer_norm = nn.LayerNorm(architecture.hidden, eps=architecture.layer_norm_eps)
+        self.final_layer_norm = LayerNorm(architecture.hidden, eps=architecture.layer_norm_eps)
 
 
 class NeoX(nn.Module):
@@ -171,6 +180,9 @@ class NeoX(nn.Module):
         cos, sin = cast(Tensor, self.cos)[:length], cast(Tensor, self.sin)[:length]
         seen = None if separator is None else separate(tokens_BT, separator)
         x_BTD = self.gpt_neox.embed_in(tokens_BT)
+        # The residual stream is in the precision of products, as where GPT-NeoX trained Pythia: each
+        # pass over it moves half the bytes that it would in fp32.
+        x_BTD = x_BTD.to(working_dtype(x_BTD))
         for layer in self.gpt_neox.layers:
             x_BTD = layer(x_BTD, cos, sin, seen)
         return cast(Tensor, self.gpt_neox.final_layer_norm(x_BTD))

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_map_only
 
 from rewarm import kernels, memory, optim
 from rewarm.architecture import PRESETS, Architecture
-from rewarm.evaluate import autocast
+from rewarm.device import autocast
 from rewarm.neox import NeoX, initialise
 from rewarm.sections import Optimizer
 from rewarm.train import take_step
@@ -80,8 +80,10 @@ def test_what_a_step_keeps_for_the_way_back_is_what_the_formula_says(changed, pr
     found = kept(model, torch.randint(0, 512, (4, 129)), precision)
     said = memory.of_step(shape, tokens=TOKENS, accumulates=False, precision=precision)
     wanted = said.copies + said.activations + said.logits // 3
+    if compiled and precision != "fp32":  # what a norm reads is kept in half precision
+        wanted -= TOKENS * shape.layers * (1 if shape.parallel_residual else 2) * 2 * shape.hidden
     # To the byte where nothing is compiled, but for small change such as cast biases.
-    assert found == pytest.approx(wanted, rel=0.06 if compiled else 0.005)
+    assert found == pytest.approx(wanted, rel=0.03 if compiled else 0.005)
 
 
 def test_weights_gradients_and_moments_are_the_parameters():
@@ -112,9 +114,9 @@ def test_lean_is_less_than_six_tenths_of_litgpts_peak():
                 PRESETS["pythia-410m"],
                 tokens=32_768, accumulates=accumulates, precision="bf16", triton=triton, lean=True,
             )  # fmt: skip
-            # By hand, of one token in one layer: 4 · 1024 + 2 · 4 · 1024 + 4 · 16.
+            # By hand, of one token in one layer: 2 · 5 · 1024 + 4 · 16.
             last = 6 * 1024 + 8 if triton else 8 * 1024 + 8
-            assert said.activations == 32_768 * (24 * 12_352 + last)
+            assert said.activations == 32_768 * (24 * 10_304 + last)
             assert said.peak < 0.5 * 37.2e9
 
 

@@ -86,7 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_x, wants_weight, *_ = ctx.needs_input_grad
         weight = weight_VD.to(dtype)
         dx = torch.empty_like(x_ND, dtype=dtype) if backward and wants_x else None
-        dweight = None
+        dweight = torch.zeros_like(weight_VD) if backward and wants_weight else None
         losses = torch.empty(len(x_ND), dtype=torch.float32, device=x_ND.device)
         rows = _chunk_rows(len(x_ND), len(weight))
         for start in range(0, len(x_ND), rows):
@@ -96,10 +96,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             losses[these] = softmax_grad_(logits, targets_N[these], backward)
             if dx is not None:
                 torch.mm(logits, weight, out=dx[these])
-            if backward and wants_weight:
-                part = logits.t() @ x
-                # Half precision would lose small chunks in the sum of large ones.
-                dweight = part.float() if dweight is None else dweight.add_(part)
+            if dweight is not None:
+                _add_product(dweight, logits.t(), x)
         ctx.save_for_backward(dx, dweight)
         ctx.dtypes = x_ND.dtype, weight_VD.dtype
         return losses.sum()
@@ -111,6 +109,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for made, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return *scaled, None, None, None
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a product to an fp32 total: half precision would lose small chunks in large sums."""
+    if total.is_cuda and a.dtype != total.dtype:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # its sums are not even rounded
+    else:
+        total.add_(a @ b)
 
 
 def _chunk_rows(tokens: int, vocabulary: int) -> int:

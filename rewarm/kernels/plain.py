@@ -49,7 +49,8 @@ def norms(
     x_BTD: Tensor, first: nn.LayerNorm, second: nn.LayerNorm
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns both layer norms of the residual stream, and the stream itself."""
-    return first(x_BTD), second(x_BTD), x_BTD
+    wide_BTD = x_BTD.float()  # once: each would else keep its own for the way back
+    return first(wide_BTD), second(wide_BTD), x_BTD
 
 
 def product(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
