@@ -104,7 +104,7 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
 
     from rewarm import optim, sections, train
     from rewarm import weights as model_files
-    from rewarm.evaluate import autocast
+    from rewarm.device import autocast
     from rewarm.guard import Guard
     from rewarm.stream import Position
 
@@ -204,7 +204,7 @@ def _peer_step(
     from torch.nn import functional
 
     from rewarm import optim, sections
-    from rewarm.evaluate import autocast
+    from rewarm.device import autocast
 
     settings = sections.Optimizer()
     optimizer = optim.adamw(model, settings)

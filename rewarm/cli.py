@@ -300,15 +300,17 @@ def verify_resume(
     import tempfile
 
     checked = options.load(recipe, overrides)
+    from rewarm.device import find_device
     from rewarm.verify_resume import verify_resume as differences
 
+    how = " with deterministic: true" if find_device().type == "cuda" else ""
     with tempfile.TemporaryDirectory(prefix="rewarm-verify-resume-") as work:
         differ = differences(checked, steps, Path(work))
     if differ:
         raise CheckpointError("the resumed run differs:\n  " + "\n  ".join(differ))
     print(
         f"{min(steps, checked.steps)} steps, straight and interrupted: weights, moments, stream "
-        "and metrics are the same, bit for bit"
+        f"and metrics are the same, bit for bit{how}"
     )
 
 

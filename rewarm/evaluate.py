@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from itertools import islice
 from typing import NamedTuple
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from rewarm import bases, manifest, weights
+from rewarm.device import autocast, find_device
 from rewarm.errors import DataError
 from rewarm.neox import NeoX
 from rewarm.places import Place
@@ -24,26 +24,6 @@ class Measured(NamedTuple):
     """Mean cross-entropy per target token, in nats."""
     tokens: int
     """Target tokens measured."""
-
-
-def device_name(device: torch.device) -> str:
-    """Returns what a person calls a device: `NVIDIA H200`, `cpu`."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Returns the context in which forward passes run at this precision."""
-    halves = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
-    return torch.autocast(device.type, halves.get(precision), enabled=precision in halves)
-
-
-def use_tf32(on: bool, device: torch.device) -> None:
-    """Has fp32 products on a GPU round their factors to TF32, or not; a CPU never does.
-
-    Said either way: PyTorch keeps it for the process, and a run before may have said otherwise.
-    """
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high" if on else "highest")
 
 
 @torch.no_grad()
@@ -133,7 +113,7 @@ def measure_checkpoint(
         facts = place.index.tokenizer
         bases.fits(base.architecture, base.directory, facts, str(place), context)
     model, _ = weights.load(base.architecture, base.directory)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(find_device())
     return {
         on: measure(
             model,

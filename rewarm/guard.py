@@ -155,6 +155,15 @@ def unfit(loss: Tensor, grad_norm: Tensor) -> Tensor:
     return (~(torch.isfinite(loss) & torch.isfinite(grad_norm))).float()
 
 
+def _median(x_N: Tensor) -> Tensor:
+    """Returns the lower median of the numbers that are not NaN; shape (), on the device.
+
+    Of PyTorch's own, one waits for a GPU, and one finds the place too, which is not deterministic.
+    """
+    last = (~x_N.isnan()).sum() - 1
+    return x_N.sort().values.take((last // 2).clamp(min=0))  # NaNs come last
+
+
 class Guard:
     """Judges each step, and remembers the losses of those before it."""
 
@@ -203,10 +212,10 @@ class Guard:
             scale = self._scaler.scale
             overflow = self._scaler.see(grad_norm) & torch.isfinite(loss)
             broken &= ~overflow
-        middle = self._losses.nanmedian(0).values
+        middle = _median(self._losses)
         # 0.6745: the median distance of a normal distribution is so many σ. The floor is for
         # losses of tiny or repeated texts, which lie so close that any change would stand out.
-        spread = (self._losses - middle).abs().nanmedian(0).values / 0.6745 + 1e-3 * middle.abs()
+        spread = _median((self._losses - middle).abs()) / 0.6745 + 1e-3 * middle.abs()
         enough = torch.isfinite(self._losses).sum() >= _ENOUGH
         z = torch.where(enough, (loss - middle) / spread, 0.0)
         spike = (z > self._settings.spike) & ~broken

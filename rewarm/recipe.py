@@ -96,6 +96,10 @@ class Recipe(Section):
     tf32: bool = False
     """With `precision: fp32` on an NVIDIA GPU: round what is multiplied to TF32, with 10 bits
     behind the point in place of 23; faster by far."""
+    deterministic: bool = False
+    """On a GPU, use only operations that give the same bits each time, so that a resumed run ends
+    as one that was not interrupted, bit for bit; slower, since attention's fastest way back adds
+    in whatever order it gets to. A CPU does so in any case."""
     compile: bool = True
     """Compile each layer with torch.compile on a GPU; a CPU runs eagerly."""
     kernels: Literal["auto", "plain"] = "auto"

@@ -119,19 +119,21 @@ def on(gpu: str, recipe: Recipe, shape: Architecture, _evaluated: int = 0) -> Sp
 
     Raises:
         RecipeError: nothing was measured on it in the recipe's precision, with layers that are not
-            compiled, or with `memory: lean`.
+            compiled, with `memory: lean`, or with `deterministic: true`.
     """
     here = [one for one in TABLE if one.gpu == gpu]
     known = sorted({one.precision for one in here})
     unmeasured = ["not compiled"] * (not recipe.compile)
     unmeasured += ["memory: lean"] * (recipe.memory == "lean")
+    unmeasured += ["deterministic"] * recipe.deterministic
     if recipe.precision not in known or unmeasured:
         how = ", ".join([recipe.precision, *unmeasured])
         raise RecipeError(
             [
                 f"precision: no speed of {gpu} in {how} is known, only in {', '.join(known)}, "
                 "compiled; measure it on such a machine (--measure), or see what the run would "
-                f"take with --set precision={known[0]} --set compile=true --set memory=fast"
+                f"take with --set precision={known[0]} --set compile=true --set memory=fast "
+                "--set deterministic=false"
             ]
         )
     flops = shape.flops_per_token(recipe.data.context)

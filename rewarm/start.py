@@ -36,8 +36,8 @@ from rewarm.architecture import Architecture
 from rewarm.bases import Base
 from rewarm.checkpoint import TokenizerSource
 from rewarm.contract import Contract
+from rewarm.device import autocast, device_name, find_device
 from rewarm.errors import CheckpointError, printable
-from rewarm.evaluate import autocast, device_name, use_tf32
 from rewarm.guard import Memory
 from rewarm.mix import Mix
 from rewarm.neox import NeoX
@@ -139,9 +139,8 @@ def start(recipe: Recipe, run: Run) -> Start:
     else:
         model = NeoX(origin.architecture)
         neox.initialise(model, recipe.seed)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     model.to(device)
-    use_tf32(recipe.tf32, device)
     optimizer = optim.adamw(model, recipe.optimizer)
     chosen, said = kernels.choose(recipe.kernels, device)
     model.use(chosen, memory=recipe.memory, precision=recipe.precision)
@@ -165,6 +164,7 @@ def start(recipe: Recipe, run: Run) -> Start:
     own = origin.tokenizer and (origin.tokenizer / "tokenizer.json").is_file()
     folder = origin.tokenizer if own and origin.tokenizer else first.tokenizer_folder()
     untrusted.insist_on_own_files(folder)  # its tokenizer goes into every checkpoint
+    same = ", with the same bits each time" if recipe.deterministic else ""
     step = min(progress.step + 1, recipe.steps)
     rows = origin.architecture.vocabulary
     padding = f", {rows - facts.vocabulary} of them padding" if rows > facts.vocabulary else ""
@@ -183,7 +183,7 @@ def start(recipe: Recipe, run: Run) -> Start:
             f"model   {origin.architecture.parameters:,} parameters, {rows:,} embedding "
             f"rows{padding}",
             f"runs    in {recipe.precision}{', products in TF32,' if recipe.tf32 else ''} "
-            f"on {device_name(device)}{said}",
+            f"on {device_name(device)}{said}{same}",
             *eager,
             f"memory  {memory.of_recipe(recipe, origin.architecture, triton=triton).in_words()}",
             f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "

@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from rewarm import __version__, bases, optim, trial
+from rewarm.device import autocast, device_name, find_device, set_up
 from rewarm.errors import CheckpointError, DataError, Diverged
-from rewarm.evaluate import autocast, device_name, measure_all
+from rewarm.evaluate import measure_all
 from rewarm.guard import Guard, unfit
 from rewarm.interruptions import Interruptions
 from rewarm.metrics import Meter, Screen
@@ -119,6 +120,7 @@ def train(
         RewarmError: see `errors`; what was reached before is saved.
     """
     _keep_freed_memory()
+    set_up(find_device(), tf32=recipe.tf32, deterministic=recipe.deterministic)
     recipe, settled = trial.settle(recipe)
     with Run(recipe, resume=resume, accept_changes=accept_changes) as run:
         begun = start(recipe, run)

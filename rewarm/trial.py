@@ -21,9 +21,9 @@ import torch
 
 from rewarm import bases, fp8, kernels, memory
 from rewarm.architecture import Architecture
+from rewarm.device import autocast, device_name, find_device
 from rewarm.document import Document
 from rewarm.errors import RecipeError, RewarmError, printable
-from rewarm.evaluate import autocast, device_name
 from rewarm.neox import NeoX
 from rewarm.recipe import Recipe
 from rewarm.untrusted import read_json
@@ -96,7 +96,7 @@ def settle(recipe: Recipe) -> tuple[Recipe, list[str]]:
     """
     if recipe.batch.microbatch is not None:
         return recipe, []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = find_device()
     tokens = f"{recipe.data.context:,} tokens"
     recorded = _recorded(recipe)
     if recorded is not None:
@@ -161,7 +161,7 @@ def _remembered(recipe: Recipe, device: torch.device) -> tuple[int, str]:
         fp8.insist_on(device)
     name, context = device_name(device), recipe.data.context
     how = [recipe.precision, "compiled" if recipe.compile else "eager", recipe.data.documents]
-    how += [recipe.kernels, recipe.memory]
+    how += [recipe.kernels, recipe.memory, str(recipe.deterministic)]
     key = json.dumps([shape.model_dump(), name, context, *how, recipe.sequences])
     path = _notes()
     known = _read(path)

@@ -26,7 +26,7 @@ from rewarm.recipe import load
 from rewarm.train import train
 recipe, run, resume, until = sys.argv[1:]
 try:
-    checked = load(Path(recipe), [f"run={run}", "keep={}"])
+    checked = load(Path(recipe), [f"run={run}", "keep={}", "deterministic=true"])
     train(checked, resume=resume == "resume", until=int(until))
 except Preempted:
     pass
@@ -40,7 +40,8 @@ def verify_resume(recipe: Recipe, steps: int, work: Path) -> list[str]:
     """Returns what differs between `steps` steps straight and interrupted half-way; best nothing.
 
     Weights, Adam's moments, the digest of the stream and all metrics but times are compared bit for
-    bit. Where something differs, the straight run is made once more, to say whose doing it is.
+    bit, with `deterministic: true`. Where something differs, the straight run is made once more, to
+    say whose doing it is.
 
     Raises:
         RewarmError: a run failed; with its own message and exit code.

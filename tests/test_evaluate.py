@@ -3,11 +3,10 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from rewarm import recipe
 from rewarm.errors import CheckpointError, DataError
-from rewarm.evaluate import measure_checkpoint, use_tf32
+from rewarm.evaluate import measure_checkpoint
 from rewarm.places import Place
 from rewarm.run import read_metrics
 from rewarm.train import train
@@ -112,26 +111,3 @@ def test_a_model_that_is_not_neox_is_refused(run, tmp_path, corpora):
             tokens=None,
             precision="fp32",
         )
-
-
-def test_tf32_is_for_gpus_and_for_those_who_ask(monkeypatch):
-    said = []
-    monkeypatch.setattr(torch, "set_float32_matmul_precision", said.append)
-    for on in (True, False):
-        use_tf32(on, torch.device("cpu"))
-        use_tf32(on, torch.device("cuda"))
-    assert said == ["high", "highest"]
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_tf32_rounds_what_is_multiplied_and_can_be_taken_back():
-    torch.manual_seed(0)
-    a, b = torch.randn(512, 512, device="cuda"), torch.randn(512, 512, device="cuda")
-    exact = a.double() @ b.double()
-    errors = []
-    for on in (False, True, False):
-        use_tf32(on, a.device)
-        errors.append(float(((a @ b).double() - exact).norm() / exact.norm()))
-    # 2^-24 and 2^-11 are the largest roundings of a factor.
-    assert errors[0] == errors[2] < 2**-20 < 2**-14 < errors[1] < 2**-10

@@ -13,9 +13,9 @@ from torch import nn
 from rewarm import check, fp8, kernels, manifest, optim, recipe, trial
 from rewarm.architecture import PRESETS, Architecture
 from rewarm.bases import last_checkpoint
+from rewarm.device import autocast
 from rewarm.document import Document
 from rewarm.errors import CheckpointError, Preempted, RecipeError
-from rewarm.evaluate import autocast
 from rewarm.fp8 import GRADIENT, WEIGHT, Scale, Scaling, X
 from rewarm.kernels import PLAIN, plain_fp8
 from rewarm.neox import NeoX, initialise

@@ -24,7 +24,7 @@ TRITON = (
 TORCH = (
     *("fp8", "kernels.plain", "kernels.launch", "kernels.plain_fp8", *TRITON, "kernels.fp8"),
     "kernels",
-    *("metrics", "lean", "neox", "weights", "optim", "checkpoint", "evaluate", "scaling"),
+    *("device", "metrics", "lean", "neox", "weights", "optim", "checkpoint", "evaluate", "scaling"),
     *("guard", "saving", "trial", "start", "train", "verify_resume"),
 )
 ORDER = [

@@ -11,8 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rewarm import lean
 from rewarm.architecture import PRESETS, Architecture
+from rewarm.device import autocast
 from rewarm.errors import CheckpointError
-from rewarm.evaluate import autocast
 from rewarm.kernels import PLAIN
 from rewarm.neox import NeoX, initialise
 

@@ -25,7 +25,7 @@ from functools import partial
 import torch
 from rewarm import trial
 from rewarm.architecture import Architecture
-from rewarm.evaluate import autocast
+from rewarm.device import autocast
 from rewarm.neox import NeoX, initialise
 
 model = NeoX(Architecture(layers=2, hidden=32, heads=2, vocabulary=64, positions=16))
@@ -251,7 +251,7 @@ def test_what_does_not_fit_at_all_is_no_crash(thousand_steps):
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "fp32"])
 def test_every_precision_trains_and_resumes_on_a_gpu(recipe_text, tmp_path, precision):
-    settings = {"precision": precision, **AUTO, "tokens": 10240}
+    settings = {"precision": precision, **AUTO, "tokens": 10240, "deterministic": True}
     straight = run(recipe_text, tmp_path / "straight", **settings)
     with pytest.MonkeyPatch.context() as patch:
         StopAfter(patch, 5)

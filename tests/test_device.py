@@ -1,0 +1,88 @@
+import os
+
+import pytest
+import torch
+
+from rewarm import recipe
+from rewarm.architecture import PRESETS
+from rewarm.device import set_up
+from rewarm.kernels import choose
+from rewarm.neox import NeoX, initialise
+from rewarm.verify_resume import verify_resume
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What PyTorch is told; the process is left as it was."""
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    told = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", told.append)
+    yield told
+    torch._inductor.config.deterministic = False
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize(("tf32", "products"), [(False, "highest"), (True, "high")])
+def test_a_gpu_is_told_how_to_compute_either_way(said, tf32, products, deterministic):
+    set_up(GPU, tf32=tf32, deterministic=deterministic)
+    assert said == [products, deterministic]
+    assert torch._inductor.config.deterministic == deterministic
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_a_cpu_has_no_such_choices(said):
+    set_up(CPU, tf32=True, deterministic=True)
+    assert said == []
+
+
+@pytest.mark.gpu
+@gpu
+def test_tf32_rounds_what_is_multiplied_and_can_be_taken_back():
+    torch.manual_seed(0)
+    a, b = torch.randn(512, 512, device="cuda"), torch.randn(512, 512, device="cuda")
+    exact = a.double() @ b.double()
+    errors = []
+    for on in (False, True, False):
+        set_up(a.device, tf32=on, deterministic=False)
+        errors.append(float(((a @ b).double() - exact).norm() / exact.norm()))
+    # 2^-24 and 2^-11 are the largest roundings of a factor.
+    assert errors[0] == errors[2] < 2**-20 < 2**-14 < errors[1] < 2**-10
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_deterministic_gradients_are_the_same_bits_each_time(precision):
+    """At the shape that cuDNN's and FlashAttention's fast ways back add up in any order at."""
+    set_up(GPU, tf32=False, deterministic=True)
+    try:
+        model = NeoX(PRESETS["pythia-410m"].model_copy(update={"layers": 2}))
+        initialise(model, 0)
+        model.to(GPU).use(choose("auto", GPU)[0], precision=precision)
+        model.compile_layers()
+        tokens = torch.randint(0, 50_000, (8, 2049), device=GPU)
+        found = []
+        for _ in range(3):
+            with torch.autocast("cuda", torch.bfloat16):
+                model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+            found.append([p.grad for p in model.parameters()])
+            model.zero_grad()
+        for again in found[1:]:
+            assert all(torch.equal(*pair) for pair in zip(again, found[0], strict=True))
+    finally:
+        set_up(GPU, tf32=False, deterministic=False)
+
+
+@pytest.mark.gpu
+@gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_a_resume_is_exact_on_a_gpu(recipe_file, tmp_path, precision):
+    said = recipe.load(recipe_file, [f"precision={precision}", "model.architecture.hidden=256"])
+    assert verify_resume(said, 12, tmp_path) == []
