@@ -7,7 +7,7 @@
 #   bash benchmarks/gpu.sh 410m      the step beside its peers, by kernel family, first steps, overheads
 #   bash benchmarks/gpu.sh sizes     70m, 160m, 1b and 1.4b beside litgpt
 #   bash benchmarks/gpu.sh widths    which microbatch is each size's best
-#   bash benchmarks/gpu.sh kernels   410m with plain kernels, in fp32 and every other precision
+#   bash benchmarks/gpu.sh kernels   410m deterministic, with plain kernels, in every precision
 #   bash benchmarks/gpu.sh fp8       410m in fp8 beside its peers in bf16, by kernel family
 #   bash benchmarks/gpu.sh losses    1,000 steps of 70m in every precision, on the same tokens
 #   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini.sh); again to go on
@@ -97,6 +97,7 @@ case ${1-} in
     together
     ;;
   kernels)
+    step deterministic 100 --deterministic --peers '' --no-first-step --no-overheads
     step plain 150 --kernels plain --peers '' --profile --no-first-step --no-overheads
     for precision in $(python3 -c '
 from typing import get_args

@@ -4,25 +4,16 @@ import json
 import os
 import subprocess
 import sys
-from importlib import util
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
+import arms
 import pytest
+import step
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--model", "tiny", "--microbatch", "2", "--context", "32", "--steps", "2"]
-
-
-def script(name):
-    spec = util.spec_from_file_location(f"benchmark_{name}", ROOT / "benchmarks" / f"{name}.py")
-    module = util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # NamedTuple and get_args look it up
-    spec.loader.exec_module(module)
-    return module
-
-
-step = script("step")
 
 
 def run(*arguments):
@@ -45,13 +36,13 @@ def test_the_step_beside_every_peer_that_is_here(tmp_path):
     assert said == text.read_text()
     told = json.loads(found.read_text())
     assert not told["failed"]
-    here = [name for name in ("litgpt", "transformers") if util.find_spec(name)]
+    here = [name for name in ("litgpt", "transformers") if find_spec(name)]
     assert list(told["arms"]) == ["rewarm", *here]
     losses = []
     for arm in told["arms"].values():
         assert len(arm["turns"]) == 2
         assert all(turn["step_s"] > 0 and turn["peak_bytes"] > 0 for turn in arm["turns"])
-        assert set(arm["profile"]) == {*step.FAMILIES, "other", "idle"}
+        assert set(arm["profile"]) == {*arms.FAMILIES, "other", "idle"}
         for family in ("matrix products", "attention", "norms", "GELU", "cross-entropy"):
             assert arm["profile"][family] > 0, family
         losses.append([loss for turn in arm["turns"] for loss in turn["loss"]])
@@ -102,7 +93,7 @@ def test_the_first_step_is_taken_with_a_cold_and_with_a_warm_cache_and_peers_are
     ],
 )
 def test_kernels_are_told_by_their_names(name, family):
-    assert step.family_of(name) == family
+    assert arms.family_of(name) == family
 
 
 def event(name, device="CPU", microseconds=0.0, kernels=(), around=None, annotation=False):
@@ -128,7 +119,7 @@ def test_a_kernel_without_a_telling_name_belongs_to_what_launched_it():
         event("Memcpy HtoD (Pinned -> Device)", "CUDA", 50.0),
         event("Optimizer.step#AdamW.step", "CUDA", 60.0, annotation=True),
     ]
-    spent = step.by_family(events, on_gpu=True)
+    spent = arms.by_family(events, on_gpu=True)
     assert spent == {"optimiser": 3.0, "other": 2.0, "attention": 7.0}
 
 
@@ -136,7 +127,8 @@ def test_the_table_counts_flops_as_palm_does():
     turns = [{"step_s": one, "peak_bytes": 2e9, "loss": [3.0]} for one in (0.2, 0.1, 0.3)]
     cold = {"first_step_s": 9.0, "from_start_s": 12.0, "loss": [4.0], "note": ""}
     settings = {"model": "pythia-410m", "microbatch": 16, "context": 2048, "precision": "bf16",
-                "kernels": "auto", "memory": "fast", "steps": 1, "repeats": 3}  # fmt: skip
+                "kernels": "auto", "memory": "fast", "deterministic": False,
+                "steps": 1, "repeats": 3}  # fmt: skip
     arm = {"cold": cold, "warm": None, "turns": turns, "profile": None}
     beside = {"tokens_per_s": 163_840.0, "data_wait": 0.001, "evaluation_s": 1.0,
               "evaluation_tokens": 131_072}  # fmt: skip
