@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 ARMS = {
     "rewarm": "rewarm",
     "litgpt": "litgpt",
-    "transformers": "transformers",
     "transformers compiled": "transformers",
+    "transformers": "transformers",
 }
 """Each arm, and the module it needs."""
 SMALL = ("tiny", "quickstart")
@@ -243,6 +243,13 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
+    def give_back(self) -> None:
+        """Gives the GPU back what no tensor is in: the others' turns need the room."""
+        import torch
+
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     def _steps(self, count: int) -> list[float]:
         """Takes steps, waits for the device once, and returns the losses."""
         losses = []
@@ -266,7 +273,6 @@ class Worker:
         seconds = (time.perf_counter() - began) / steps
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated()
-            torch.cuda.empty_cache()  # the others' turns need the room
         else:
             status = Path("/proc/self/status").read_text(encoding="ascii")
             peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
@@ -359,6 +365,7 @@ def serve(name: str, said: Said, work: Path) -> None:
     os.dup2(2, 1)  # what a library prints is no answer
 
     def answer(what: dict[str, Any]) -> None:
+        worker.give_back()
         print(json.dumps(what), file=answers, flush=True)
 
     worker = Worker(name, said, work)

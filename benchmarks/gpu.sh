@@ -9,7 +9,7 @@
 #   bash benchmarks/gpu.sh widths    which microbatch is each size's best
 #   bash benchmarks/gpu.sh kernels   410m deterministic, with plain kernels, in every precision
 #   bash benchmarks/gpu.sh fp8       410m in fp8 beside its peers in bf16, by kernel family
-#   bash benchmarks/gpu.sh losses    1,000 steps of 70m in every precision, on the same tokens
+#   bash benchmarks/gpu.sh losses    1,000 steps of 70m in every precision; again to go on
 #   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini.sh); again to go on
 #   bash benchmarks/gpu.sh memory    410m and 1.4b with memory: fast and lean
 #   bash benchmarks/gpu.sh all       all of these but the study, one after the other: an hour
@@ -36,7 +36,7 @@ run() { # run NAME SECONDS COMMAND...: a log of its own, and the next one is tri
   local name=$1 seconds=$2 began=$SECONDS
   shift 2
   echo "── $name: $*"
-  timeout "$seconds" "$@" 2>&1 | tee "$OUT/$name.txt"
+  timeout -s "${SIGNAL:-TERM}" "$seconds" "$@" 2>&1 | tee "$OUT/$name.txt"
   local status=${PIPESTATUS[0]}
   ((status == 0)) || failed=1
   echo "── $name: exit code $status after $((SECONDS - began)) s"
@@ -75,21 +75,23 @@ case ${1-} in
     ls -l .whl
     ;;
   tests)
-    run tests 400 python3 -m pytest -m gpu -p no:cacheprovider
-    run saves 180 python3 benchmarks/saves.py
+    # Interrupted, pytest still says what failed.
+    SIGNAL=INT run tests 300 python3 -m pytest -m gpu -p no:cacheprovider --ignore tests/test_memory.py
+    SIGNAL=INT run memory 170 python3 -m pytest -m gpu -p no:cacheprovider tests/test_memory.py
+    run saves 100 python3 benchmarks/saves.py
     ;;
   410m)
     step 410m 570 --model pythia-410m --microbatch 16 --profile
     ;;
   sizes)
-    for size in 70m:32:110 160m:32:125 1b:16:155 1.4b:8:185; do
+    for size in 70m:32:110 160m:32:125 1b:8:155 1.4b:8:185; do
       IFS=: read -r name microbatch seconds <<<"$size"
       step "$name" "$seconds" --model "pythia-$name" --microbatch "$microbatch" \
         --peers litgpt --no-first-step --no-overheads --steps 10
     done
     ;;
   widths)
-    for size in 70m:64 160m:64 410m:8 410m:32 1b:8 1b:32 1.4b:16; do
+    for size in 70m:64 160m:64 410m:8 410m:32 1b:16 1b:24 1.4b:16; do
       IFS=: read -r name microbatch <<<"$size"
       step "$name-$microbatch" 82 --model "pythia-$name" --microbatch "$microbatch" \
         --peers '' --no-first-step --no-overheads --steps 10
@@ -115,7 +117,7 @@ print(*get_args(Recipe.model_fields["precision"].annotation))'); do
     together
     ;;
   losses)
-    run losses 570 python3 benchmarks/precision.py "${LOSSES:-build/losses}"
+    run losses 570 python3 benchmarks/precision.py "${LOSSES:-build/losses}" --microbatch 64
     cp "${LOSSES:-build/losses}"/precision.* "$OUT"
     ;;
   study)

@@ -192,19 +192,31 @@ def main() -> None:
         document.write_text(text, encoding="utf-8")
         found[name] = arm(document, settings)
         runs[name] = said.out / "runs" / name
-    assert len({one["stream"] for one in found.values()}) == 1, "not the same tokens"
+        assert len({one["stream"] for one in found.values()}) == 1, "not the same tokens"
+        report(said, found, runs, on_gpu=on_gpu, interpreted=interpreted)
+    print((said.out / "precision.md").read_text(encoding="utf-8"))
+
+
+def report(
+    said: argparse.Namespace,
+    found: dict[str, dict[str, object]],
+    runs: dict[str, Path],
+    *,
+    on_gpu: bool,
+    interpreted: bool,
+) -> None:
+    """Writes what was found so far: nothing of it is lost when time runs out."""
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu"
     header = (
         f"{device}, torch {torch.__version__}, rewarm {version('rewarm')}; {said.model}; "
         f"{said.steps:,} steps of {said.batch:,} tokens, context {said.context}; one seed"
         f"{'; kernels interpreted' if interpreted else ''}"
     )
-    report = f"{header}\n\n{table(found)}\n"
-    (said.out / "precision.md").write_text(report, encoding="utf-8")
+    text = f"{header}\n\n{table(found)}\n"
+    (said.out / "precision.md").write_text(text, encoding="utf-8")
     about = {"about": header, "arms": found}
     (said.out / "precision.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     picture(runs, said.out / "precision.png")
-    print(report)
 
 
 if __name__ == "__main__":

@@ -257,11 +257,17 @@ class Comparison:
     def _start(self, name: str) -> None:
         caches = self._work / f"caches of {name}"
         self._arms[name] = process = Process(name, self._work, caches)
-        cold, warm = process.hello(), None
-        if self._said.first_step:
-            again = Process(name, self._work, caches)
-            warm = again.hello()
-            again.end()
+        try:
+            cold, warm = process.hello(), None
+            if self._said.first_step:
+                again = Process(name, self._work, caches)
+                try:
+                    warm = again.hello()
+                finally:
+                    again.end()
+        except RuntimeError:
+            process.end()  # the others need its memory
+            raise
         self._found[name] = Found(cold, warm, [], None)
         _tell(f"{name}: first step after {cold['from_start_s']:.1f} s")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import warnings
 from contextlib import AbstractContextManager
 
 import torch
@@ -39,11 +39,8 @@ def set_up(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
     if device.type != "cuda":
         return
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    if deterministic:
-        # What cuBLAS wants of whoever asks for that: a workspace of a fixed size.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # A compiler's advice to take TF32: whoever wanted it has said so.
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     torch.use_deterministic_algorithms(deterministic)
     # That would also fill all new memory, which is a pass over each tensor.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    # Else the sums of compiled layers are ordered in the way that was fastest when it was tried.
-    torch._inductor.config.deterministic = deterministic

@@ -180,7 +180,7 @@ class NeoX(nn.Module):
         cos, sin = cast(Tensor, self.cos)[:length], cast(Tensor, self.sin)[:length]
         seen = None if separator is None else separate(tokens_BT, separator)
         x_BTD = self.gpt_neox.embed_in(tokens_BT)
-        # The residual stream is in the precision of products, as where GPT-NeoX trained Pythia: each
+        # The residual stream is in the precision of products, as where GPT-NeoX trained Pythia: a
         # pass over it moves half the bytes that it would in fp32.
         x_BTD = x_BTD.to(working_dtype(x_BTD))
         for layer in self.gpt_neox.layers:

@@ -74,13 +74,13 @@ def take_step(
     microbatch some times more, to find the scales.
     """
     device = next(model.parameters()).device
-    parts: tuple[Tensor, ...] = tokens.split(microbatch)  # type: ignore[no-untyped-call]
+    blocks = tokens.to(device, non_blocking=True)
+    parts: tuple[Tensor, ...] = blocks.split(microbatch)  # type: ignore[no-untyped-call]
     loss = torch.zeros((), device=device)
 
     def add_gradient(part: Tensor) -> Tensor:
-        block = part.to(device, non_blocking=True)
         with cast:
-            part_loss = model.loss(block[:, :-1], block[:, 1:], separator=separator) / len(parts)
+            part_loss = model.loss(part[:, :-1], part[:, 1:], separator=separator) / len(parts)
         torch.autograd.backward(part_loss, scale)
         return part_loss.detach()
 

@@ -41,6 +41,7 @@ def compile_layers(model: NeoX, attempt: Callable[[], object]) -> list[str]:
         model: whose layers.
         attempt: runs them forward and back, as the first step would.
     """
+    torch.compiler.reset()  # of the forms of a layer that it remembers it takes eight at most
     model.compile_layers()
     try:
         attempt()
@@ -167,6 +168,8 @@ def _remembered(recipe: Recipe, device: torch.device) -> tuple[int, str]:
     known = _read(path)
     if (found := known.get(key)) in divisors(recipe.sequences):
         return found, f"it fitted {name} before, says {path}"
+    gc.collect()
+    torch.cuda.empty_cache()  # of a run before, in this process
     free = int(_TO_USE * torch.cuda.mem_get_info(device)[0])
     chosen, _ = kernels.choose(recipe.kernels, device)
     found = largest(

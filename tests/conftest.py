@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import tomllib
 from pathlib import Path
 
@@ -31,6 +32,14 @@ def write_texts(path: Path, name: str, documents: int, seed: int = 0) -> Path:
             text = " ".join(draw.choices(WORDS[name].split(), k=draw.randint(3, 200)))
             file.write(json.dumps({"text": text}) + "\n")
     return path
+
+
+@pytest.fixture(autouse=True)
+def _forgetful_compiler():
+    """Has each test on a GPU compile anew: of a layer's forms PyTorch remembers eight at most."""
+    yield
+    if "torch" in sys.modules and (torch := sys.modules["torch"]).cuda.is_available():
+        torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")

@@ -488,6 +488,7 @@ def test_operators_keep_what_they_tell_torch_compile():
         (ops.gelu_forward, (x.half(), bias, True)),
         (ops.gelu_backward, (x.half(), x.half(), bias, False)),
         (ops.softmax_grad_, (normal(4, 50), torch.arange(4), True)),
+        (ops.add_product_, (normal(4, 5), normal(4, 3).bfloat16(), normal(3, 5).bfloat16())),
         *((ops.round8, (normal(32, 48), *scaled8(one), one)) for one in range(3)),
         (ops.gelu_forward8, (normal(32, 48), bias, True, *scaled8(fp8.X))),
         (ops.gelu_backward8, (normal(32, 48), normal(32, 48), bias, False, *scaled8(fp8.GRADIENT))),

@@ -1,5 +1,3 @@
-import os
-
 import pytest
 import torch
 
@@ -17,14 +15,11 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.fixture
 def said(monkeypatch):
     """What PyTorch is told; the process is left as it was."""
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
     told = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", told.append)
-    yield told
-    torch._inductor.config.deterministic = False
-    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+    return told
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -32,9 +27,15 @@ def said(monkeypatch):
 def test_a_gpu_is_told_how_to_compute_either_way(said, tf32, products, deterministic):
     set_up(GPU, tf32=tf32, deterministic=deterministic)
     assert said == [products, deterministic]
-    assert torch._inductor.config.deterministic == deterministic
-    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if deterministic else None)
     assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_sums_of_compiled_layers_are_deterministic_too():
+    """PyTorch sees to it: else they would be ordered in the way that was fastest when tried."""
+    torch.use_deterministic_algorithms(True)
+    assert torch._inductor.config.deterministic
+    torch.use_deterministic_algorithms(False)
+    assert not torch._inductor.config.deterministic
 
 
 def test_a_cpu_has_no_such_choices(said):

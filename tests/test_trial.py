@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_resume import StopAfter, learnt, run
 
-from rewarm import recipe, trial
+from rewarm import kernels, recipe, trial
 from rewarm.architecture import PRESETS, Architecture
 from rewarm.bases import last_checkpoint
 from rewarm.check import in_text, plan
@@ -227,11 +227,12 @@ def test_where_nothing_fits_the_recipe_is_to_blame(thousand_steps, gpu, monkeypa
 def test_the_search_on_a_gpu_ends_at_the_largest(thousand_steps, monkeypatch, tmp_path, how):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (8 * 10**9, 10**11))
-    said = checked(thousand_steps, "batch={tokens: 64_000, microbatch: auto}", how)
+    said = checked(thousand_steps, "batch={tokens: 64_000, microbatch: auto}", "kernels=plain", how)
     before = torch.cuda.memory_allocated()
     found, _ = trial.settle(said)
     most = found.microbatch
-    fits = partial(trial._fits, said, PRESETS["pythia-14m"], device=CUDA, free=int(0.95 * 8e9))
+    shape, free = PRESETS["pythia-14m"], int(0.95 * 8e9)
+    fits = partial(trial._fits, said, shape, device=CUDA, free=free, chosen=kernels.PLAIN)
     assert 4 <= most <= 16
     assert fits(most)
     assert not fits(2 * most)
@@ -242,8 +243,9 @@ def test_the_search_on_a_gpu_ends_at_the_largest(thousand_steps, monkeypatch, tm
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_what_does_not_fit_at_all_is_no_crash(thousand_steps):
     said = checked(thousand_steps, "batch={tokens: 40M, microbatch: auto}")
-    assert not trial._fits(said, PRESETS["pythia-14m"], 40_000, CUDA, 10**12)
-    assert trial._fits(said, PRESETS["pythia-14m"], 1, CUDA, 10**12)
+    chosen, _ = kernels.choose("auto", CUDA)
+    assert not trial._fits(said, PRESETS["pythia-14m"], 40_000, CUDA, 10**12, chosen)
+    assert trial._fits(said, PRESETS["pythia-14m"], 1, CUDA, 10**12, chosen)
 
 
 @pytest.mark.gpu

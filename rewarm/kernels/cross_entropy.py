@@ -75,6 +75,20 @@ def _(logits: Tensor, targets: Tensor, backward: bool) -> Tensor:
     return logits.new_empty(logits.shape[0], dtype=torch.float32)
 
 
+@torch.library.custom_op("rewarm::add_product_", mutates_args=("total",))
+def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a product to an fp32 total: half precision would lose small chunks in large sums."""
+    if total.is_cuda and a.dtype != total.dtype:
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # its sums are not even rounded
+    else:
+        total.add_(a @ b)
+
+
+@add_product_.register_fake
+def _(total: Tensor, a: Tensor, b: Tensor) -> None:
+    return None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """The sum over all tokens; its gradients are as large as x and the weight, no larger."""
 
@@ -97,7 +111,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if dx is not None:
                 torch.mm(logits, weight, out=dx[these])
             if dweight is not None:
-                _add_product(dweight, logits.t(), x)
+                add_product_(dweight, logits.t(), x)
         ctx.save_for_backward(dx, dweight)
         ctx.dtypes = x_ND.dtype, weight_VD.dtype
         return losses.sum()
@@ -109,14 +123,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for made, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return *scaled, None, None, None
-
-
-def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a product to an fp32 total: half precision would lose small chunks in large sums."""
-    if total.is_cuda and a.dtype != total.dtype:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # its sums are not even rounded
-    else:
-        total.add_(a @ b)
 
 
 def _chunk_rows(tokens: int, vocabulary: int) -> int:
