@@ -314,8 +314,18 @@ def verify_resume(
     )
 
 
+def _yield_to_others() -> None:
+    """Has a CPU's threads wait for each other asleep, but for a moment.
+
+    PyTorch's libgomp reads this when it is loaded. By its default they wait at work for a while,
+    and beside other work it is then the one that is waited for which gets no core.
+    """
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def main() -> None:
     """Runs the command line; every error that a person can act on ends as a message and a code."""
+    _yield_to_others()
     try:
         code = app(standalone_mode=False)
     except RewarmError as error:

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from rewarm import cli
 from rewarm import recipe as recipes
 
 REWARM = Path(sys.executable).with_name("rewarm")
@@ -311,3 +313,14 @@ def test_no_color_is_obeyed(command, recipe, monkeypatch):
     assert "\x1b[38;5;33m" in command("plot-schedule", recipe)[1]
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in command("plot-schedule", recipe)[1]
+
+
+@pytest.mark.parametrize(("said", "found"), [(None, "1000"), ("7", "7")])
+def test_threads_of_a_cpu_wait_asleep_unless_someone_says_otherwise(monkeypatch, said, found):
+    monkeypatch.setattr("sys.argv", ["rewarm", "--version"])
+    monkeypatch.setenv("GOMP_SPINCOUNT", said or "")
+    if said is None:
+        monkeypatch.delenv("GOMP_SPINCOUNT")
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert os.environ["GOMP_SPINCOUNT"] == found
