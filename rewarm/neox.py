@@ -97,7 +97,7 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """In fp32, whatever the stream is in: so has it autocast on a GPU, and not on a CPU."""
+    """In fp32, whatever the stream is in: as autocast has it on a GPU, but not on a CPU."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Returns the stream with each position's mean taken out and its variance at 1."""
