@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
@@ -43,4 +44,5 @@ def set_up(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
     torch.use_deterministic_algorithms(deterministic)
     # That would also fill all new memory, which is a pass over each tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    settings: Any = torch.utils.deterministic  # its declared type lacks the one it has
+    settings.fill_uninitialized_memory = False

@@ -75,7 +75,7 @@ def take_step(
     """
     device = next(model.parameters()).device
     blocks = tokens.to(device, non_blocking=True)
-    parts: tuple[Tensor, ...] = blocks.split(microbatch)  # type: ignore[no-untyped-call]
+    parts = torch.split(blocks, microbatch)
     loss = torch.zeros((), device=device)
 
     def add_gradient(part: Tensor) -> Tensor:
