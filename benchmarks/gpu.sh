@@ -99,13 +99,13 @@ case ${1-} in
     together
     ;;
   kernels)
-    step deterministic 100 --deterministic --peers '' --no-first-step --no-overheads
-    step plain 150 --kernels plain --peers '' --profile --no-first-step --no-overheads
+    step deterministic 80 --deterministic --peers '' --no-first-step --no-overheads
+    step plain 140 --kernels plain --peers '' --profile --no-first-step --no-overheads
     for precision in $(python3 -c '
 from typing import get_args
 from rewarm.recipe import Recipe
 print(*get_args(Recipe.model_fields["precision"].annotation))'); do
-      step "$precision" 100 --precision "$precision" --peers '' --no-first-step --no-overheads
+      step "$precision" 85 --precision "$precision" --peers '' --no-first-step --no-overheads
     done
     together
     ;;
