@@ -48,14 +48,14 @@ class Said(NamedTuple):
     microbatch: int
     context: int
     precision: str
-    kernels: str
+    selection: str
     memory: str
     deterministic: bool
 
 
 def architecture(name: str) -> Any:
     """Returns a preset's shape, or that of a model for CPUs."""
-    from rewarm.architecture import PRESETS, Architecture
+    from rewarm.model.architecture import PRESETS, Architecture
 
     small = {
         "tiny": Architecture(layers=2, hidden=64, heads=4, vocabulary=512, positions=256),
@@ -79,38 +79,40 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
     """Returns rewarm's arm."""
     import torch
 
-    from rewarm import optim, sections, train
-    from rewarm import weights as model_files
-    from rewarm.device import autocast, set_up
-    from rewarm.guard import Guard
-    from rewarm.stream import Position
+    from rewarm.checkpoints.load_weights import load_model
+    from rewarm.data.batch_loader import DataPosition
+    from rewarm.recipe.fields import GuardSettings, LossScaleSettings, OptimizerSettings
+    from rewarm.training import loop
+    from rewarm.training.device_setup import autocast, set_up_device
+    from rewarm.training.divergence_guard import DivergenceGuard
+    from rewarm.training.optimizer import build_adamw
 
-    train._keep_freed_memory()  # as its training does
-    set_up(device, tf32=False, deterministic=said.deterministic)
-    model, _ = model_files.load(architecture(said.model), weights)
+    loop._keep_freed_memory()  # as its training does
+    set_up_device(device, tf32=False, deterministic=said.deterministic)
+    model, _ = load_model(architecture(said.model), weights)
     model.to(device)
     note = ""
-    if importlib.util.find_spec("rewarm.kernels"):
-        from rewarm import kernels
+    if importlib.util.find_spec("rewarm.model.kernels.selection"):
+        from rewarm.model.kernels import selection
 
-        chosen, note = kernels.choose(said.kernels, device)
+        chosen, note = selection.choose_kernels(said.kernels, device)
         model.use(chosen, memory=said.memory, precision=said.precision)
 
-    settings = sections.Optimizer()
-    optimizer = optim.adamw(model, settings)
+    settings = OptimizerSettings()
+    optimizer = build_adamw(model, settings)
     if device.type == "cuda":
         model.compile_layers()
     cast = autocast(said.precision, device)
     fp16 = said.precision == "fp16"
-    scaled: dict[str, Any] = {"loss_scale": sections.LossScale()} if fp16 else {}
-    guard = Guard(sections.Guard(), device, {}, None, **scaled)
+    scaled: dict[str, Any] = {"loss_scale": LossScaleSettings()} if fp16 else {}
+    guard = DivergenceGuard(GuardSettings(), device, {}, None, **scaled)
     taken = 0
 
     def step(tokens: Any) -> Any:
         nonlocal taken
         taken += 1
-        guard.begin(taken, LR, Position({}))
-        return train.take_step(
+        guard.begin(taken, LR, DataPosition({}))
+        return loop.take_step(
             model,
             optimizer,
             tokens,
@@ -181,12 +183,13 @@ def _peer_step(
     import torch
     from torch.nn import functional
 
-    from rewarm import optim, sections
-    from rewarm.device import autocast
+    from rewarm.recipe.fields import OptimizerSettings
+    from rewarm.training.device_setup import autocast
+    from rewarm.training.optimizer import build_adamw, set_lr
 
-    settings = sections.Optimizer()
-    optimizer = optim.adamw(model, settings)
-    optim.set_lr(optimizer, LR)
+    settings = OptimizerSettings()
+    optimizer = build_adamw(model, settings)
+    set_lr(optimizer, LR)
     scaler = torch.amp.GradScaler(device.type, enabled=said.precision == "fp16")
     if compiled:
         logits_of = torch.compile(logits_of)

@@ -66,11 +66,13 @@ def prepare(work: Path, steps: int) -> None:
     from rich.console import Console
     from safetensors.torch import save_file
 
-    from rewarm import neox, quickstart, recipe
-    from rewarm.neox import NeoX
-    from rewarm.places import Place
-    from rewarm.start import open_corpora
-    from rewarm.stream import Stream, in_stored_order
+    from rewarm.cli.commands import quickstart
+    from rewarm.data.batch_loader import BatchLoader
+    from rewarm.data.corpus import blocks_in_stored_order
+    from rewarm.data.shard_source import ShardSource
+    from rewarm.model.neox import NeoX, initialize_weights
+    from rewarm.recipe.recipe import load_recipe
+    from rewarm.training.start_or_resume import open_corpora
 
     texts = quickstart._write_texts(work / "text")
     tokenizer = quickstart._train_tokenizer(work / "tokenizer.json", texts)
@@ -78,39 +80,39 @@ def prepare(work: Path, steps: int) -> None:
         "upstream", texts["upstream"], work / "shards", tokenizer, Console(quiet=True)
     )
     (work / "recipe.yaml").write_text(quickstart._BASE.format(out=work))
-    shape = recipe.load(work / "recipe.yaml").model.shape
+    shape = load_recipe(work / "recipe.yaml").model.shape
     assert shape is not None
     model = NeoX(shape)
-    neox.initialise(model, 1)
+    initialize_weights(model, 1)
     (work / "base").mkdir()
     save_file(model.state_dict(), work / "base" / "model.safetensors")
     (work / "base" / "config.json").write_text(json.dumps(shape.to_hugging_face()))
     told = _recipe(work, "tokens", steps)
-    stream = Stream(open_corpora(told, {}), told.weights, sequences=SEQUENCES)
+    stream = BatchLoader(open_corpora(told, {}), told.weights, sequences=SEQUENCES)
     batches = stream.batches(0)
-    held = in_stored_order(
-        Place(str(work / "shards" / "val")), context=CONTEXT, tokens=64 * CONTEXT
+    held = blocks_in_stored_order(
+        ShardSource(str(work / "shards" / "val")), context=CONTEXT, tokens=64 * CONTEXT
     )
     np.save(work / "held-out.npy", np.stack(list(held)).astype(np.int64))
     np.save(work / "tokens.npy", np.stack([next(batches).tokens for _ in range(steps)]))
 
 
 def _recipe(work: Path, run: str, steps: int) -> Any:
-    from rewarm import recipe
+    from rewarm.recipe.recipe import load_recipe
 
     path = work / f"{run}.yaml"
     path.write_text(RECIPE.format(work=work, run=run, tokens=steps * SEQUENCES * CONTEXT))
-    return recipe.load(path)
+    return load_recipe(path)
 
 
 def rewarm(work: Path, steps: int, run: str) -> list[Moment]:
     """Returns when each step ended."""
-    from rewarm.metrics import Screen
-    from rewarm.train import train
+    from rewarm.training.loop import train
+    from rewarm.training.progress_line import ProgressLine
 
     ended: list[Moment] = []
 
-    class Clock(Screen):
+    class Clock(ProgressLine):
         def step(self, step: int) -> None:
             ended.append(Moment.now())
             super().step(step)
@@ -125,7 +127,7 @@ def trainer(work: Path, steps: int, run: str) -> tuple[list[Moment], Any]:
     import torch
     from transformers import GPTNeoXForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    from rewarm.sections import Optimizer
+    from rewarm.recipe.fields import OptimizerSettings
 
     blocks = torch.from_numpy(np.load(work / "tokens.npy").reshape(-1, CONTEXT + 1))
     # Its loss would shift the labels, and train on one position fewer: they are shifted here.
@@ -140,7 +142,7 @@ def trainer(work: Path, steps: int, run: str) -> tuple[list[Moment], Any]:
         def _get_train_sampler(self, *_a: Any) -> Any:
             return torch.utils.data.SequentialSampler(rows)
 
-    ours = Optimizer()
+    ours = OptimizerSettings()
     told = TrainingArguments(
         output_dir=str(work / run),
         per_device_train_batch_size=SEQUENCES,
@@ -182,7 +184,7 @@ def measure(work: Path, arm: str, run: str, steps: int, threads: int | None) -> 
     import torch
     from transformers import GPTNeoXForCausalLM
 
-    from rewarm import bases
+    from rewarm.checkpoints.find_checkpoint import last_checkpoint
 
     if threads:
         torch.set_num_threads(threads)
@@ -190,9 +192,7 @@ def measure(work: Path, arm: str, run: str, steps: int, threads: int | None) -> 
         ended, model = trainer(work, steps, run)
     else:
         ended = rewarm(work, steps, run)
-        model = GPTNeoXForCausalLM.from_pretrained(
-            bases.last_checkpoint(work / run), dtype=torch.float32
-        )
+        model = GPTNeoXForCausalLM.from_pretrained(last_checkpoint(work / run), dtype=torch.float32)
     ended = ended[WARM - 1 :]
     steps_each = [(b.wall - a.wall, b.cpu - a.cpu) for a, b in pairwise(ended)]
     return {

@@ -211,10 +211,10 @@ def main() -> None:
         root = Path(work)
         os.environ["XDG_CACHE_HOME"] = str(root / "cache")
         build(root)
-        from rewarm.places import Place
-        from rewarm.stream import Corpus
+        from rewarm.data.corpus import Corpus
+        from rewarm.data.shard_source import ShardSource
 
-        corpus = Corpus("a", Place(str(root / "a")), context=64, seed=5, lanes=1)
+        corpus = Corpus("a", ShardSource(str(root / "a")), context=64, seed=5, lanes=1)
         corpus.block(450)  # of the 512 that the run takes of it
         LATE = corpus.index.shards[next(iter(corpus._windows[-1].opened))].name
         recipe = root / "recipe.yaml"

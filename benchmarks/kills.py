@@ -21,9 +21,9 @@ from pathlib import Path
 
 from faults import RECIPE, build
 
-from rewarm.bases import last_checkpoint
+from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.errors import RewarmError
-from rewarm.run import read_metrics
+from rewarm.runs.metrics_file import read_metrics
 
 TIMES = ("tokens_per_second", "mfu", "data_wait", "save_stall")
 OFTEN = {"every": "{log: 1, evaluate: 3, save: 2}", "tokens": "819200", "data.max_epochs": "null"}

@@ -32,10 +32,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from rewarm import kernels
-from rewarm.architecture import PRESETS, Architecture
-from rewarm.device import autocast
-from rewarm.neox import NeoX
+from rewarm.model.architecture import PRESETS, Architecture
+from rewarm.model.kernels.selection import triton_kernels
+from rewarm.model.neox import NeoX
+from rewarm.training.device_setup import autocast
 
 COPY, PRODUCTS, PRODUCTS8 = 3.0e12, 747e12, 1.34e15
 ATTENTION = {"forward": 366e12, "backward": 284e12}
@@ -207,7 +207,7 @@ def of_layer(
     torch.compiler.reset()
     with hopper(), attend, FakeTensorMode(allow_non_fake_inputs=True):
         model = NeoX(shape.model_copy(update={"layers": 1}))
-        model.use(kernels.in_triton(), memory=memory, precision=precision)
+        model.use(triton_kernels(), memory=memory, precision=precision)
         (layer,) = model.gpt_neox.layers
         layer.compile(fullgraph=True, dynamic=False, backend=backend)
         x = torch.empty(microbatch, context, shape.hidden, dtype=dtype, requires_grad=True)

@@ -45,13 +45,14 @@ PEERS = {
 
 
 def rewarm(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
-    from rewarm.places import Place
-    from rewarm.stream import Corpus, Position, Stream
+    from rewarm.data.batch_loader import BatchLoader, DataPosition
+    from rewarm.data.corpus import Corpus
+    from rewarm.data.shard_source import ShardSource
 
-    corpus = Corpus("a", Place(str(folder)), context=said.context, seed=1, lanes=said.lanes)
+    corpus = Corpus("a", ShardSource(str(folder)), context=said.context, seed=1, lanes=said.lanes)
     skipped = corpus.blocks * said.resume // 100 // said.batch * said.batch
-    stream = Stream(
-        [corpus], {"a": [(0, 1)]}, sequences=said.batch, position=Position({"a": skipped})
+    stream = BatchLoader(
+        [corpus], {"a": [(0, 1)]}, sequences=said.batch, position=DataPosition({"a": skipped})
     )
     return (batch.tokens for batch in stream.batches(said.workers))
 
@@ -119,9 +120,9 @@ def streaming(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
 
 def prepare(folder: Path, work: Path, context: int) -> None:
     """Writes what peers read instead of the shards: a flat file, and MDS shards of blocks."""
-    from rewarm.shards import Shard, read_index
+    from rewarm.data.shard_format import Shard, read_shard_index
 
-    index = read_index(folder)
+    index = read_shard_index(folder)
     with (work / "flat.bin").open("wb") as flat:
         for facts in index.shards:
             for tokens in Shard(folder, facts, index.dtype):

@@ -25,8 +25,8 @@ from pathlib import Path
 from faults import RECIPE, build, rewarm
 from kills import outcome
 
-from rewarm.bases import checkpoints, last_checkpoint
-from rewarm.run import read_metrics
+from rewarm.checkpoints.find_checkpoint import last_checkpoint, list_checkpoints
+from rewarm.runs.metrics_file import read_metrics
 
 SMALL = {"tokens": "409600", "data.max_epochs": "null", "every": "{log: 10, save: 50}"}
 # Saves that take so long that a signal can be aimed at them.
@@ -211,7 +211,7 @@ def read_only_before(trials: Trials, name: str) -> None:
 def read_only_midway(trials: Trials, name: str, policy: str) -> None:
     run = trials.root / f"read-only-{policy}"
     process = trials.start(run, size=SMALL | {"on_save_error": policy})
-    until(lambda: len(checkpoints(run)) > 1, process)
+    until(lambda: len(list_checkpoints(run)) > 1, process)
     # A mount that covers the folder: files open for writing keep a whole disk from turning so.
     with mounted(run, "--bind", str(run)):
         remount(run, "bind,ro")
@@ -234,7 +234,7 @@ def clock_set_back(trials: Trials, name: str) -> None:
     """The second half runs a day before the first, whose files are all of tomorrow."""
     run, site = trials.root / "clock", trials.root / "site"
     process = trials.start(run)
-    until(lambda: len(checkpoints(run)) > 3, process)
+    until(lambda: len(list_checkpoints(run)) > 3, process)
     process.send_signal(signal.SIGTERM)
     done = ended(process)
     assert done.returncode == 75, done.stderr

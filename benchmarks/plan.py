@@ -68,7 +68,7 @@ def prepare(work: Path) -> None:
     """Writes the quickstart's shards."""
     from rich.console import Console
 
-    from rewarm import quickstart
+    from rewarm.cli.commands import quickstart
 
     texts = quickstart._write_texts(work / "text")
     tokenizer = quickstart._train_tokenizer(work / "tokenizer.json", texts)

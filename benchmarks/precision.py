@@ -24,9 +24,12 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from rewarm import bases, kernels, quickstart, recipe
-from rewarm.run import read_metrics
-from rewarm.train import train
+from rewarm.checkpoints.find_checkpoint import last_checkpoint
+from rewarm.cli.commands import quickstart
+from rewarm.model.kernels.selection import triton_kernels
+from rewarm.recipe.recipe import load_recipe
+from rewarm.runs.metrics_file import read_metrics
+from rewarm.training.loop import train
 
 RECIPE = """\
 run: {out}/runs/{name}
@@ -70,8 +73,8 @@ def prepare(out: Path) -> None:
 
 def arm(document: Path, settings: str) -> dict[str, object]:
     """Returns the figures of a run, trained now unless it is there."""
-    checked = recipe.load(document, settings.split(","))
-    last = bases.last_checkpoint(Path(checked.run))
+    checked = load_recipe(document, settings.split(","))
+    last = last_checkpoint(Path(checked.run))
     if last is None or last.name != f"step-{checked.steps:08d}":
         train(checked, resume=True)
     lines = read_metrics(Path(checked.run) / "metrics.jsonl")
@@ -144,9 +147,12 @@ def interpret() -> None:
     from triton.runtime import interpreter
 
     interpreter._convert_float = rounding()
-    choose = kernels.choose
-    kernels.choose = lambda setting, device: (
-        (kernels.in_triton(), ", with Triton kernels, interpreted")
+    from rewarm.model.kernels.selection import choose_kernels
+    from rewarm.training import start_or_resume
+
+    choose = choose_kernels
+    start_or_resume.choose_kernels = lambda setting, device: (
+        (triton_kernels(), ", with Triton kernels, interpreted")
         if setting == "auto"
         else choose(setting, device)
     )

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import torch
 
-from rewarm import checkpoint, optim
-from rewarm.architecture import Architecture
-from rewarm.checkpoint import Tensors, TokenizerSource
-from rewarm.neox import NeoX, initialise
-from rewarm.progress import Progress
-from rewarm.sections import Optimizer
-from rewarm.stream import NOTHING
+from rewarm.checkpoints.training_state import TrainingState
+from rewarm.checkpoints.write_checkpoint import TensorSnapshot, TokenizerSource, write_checkpoint
+from rewarm.data.batch_loader import EMPTY_DIGEST
+from rewarm.model.architecture import Architecture
+from rewarm.model.neox import NeoX, initialize_weights
+from rewarm.recipe.fields import OptimizerSettings
+from rewarm.training.optimizer import apply_update, build_adamw
 
 
 def main() -> None:
@@ -39,24 +39,26 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = Architecture(layers=said.layers, hidden=said.hidden, heads=8)
     model = NeoX(shape)
-    initialise(model, 1)
+    initialize_weights(model, 1)
     model.to(device)
-    optimizer = optim.adamw(model, Optimizer())
+    optimizer = build_adamw(model, OptimizerSettings())
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optim.apply(optimizer, 1e-4, torch.zeros((), device=device))
+    apply_update(optimizer, 1e-4, torch.zeros((), device=device))
     empty = {name: {} for name in ("carried", "corpora", "baseline", "losses", "guard", "schedule")}
-    progress = Progress(
-        step=1, tokens=1, lrs=None, blocks={}, stream=NOTHING, lineage=[], rewarm="0", **empty
+    progress = TrainingState(
+        step=1, tokens=1, lrs=None, blocks={}, stream=EMPTY_DIGEST, lineage=[], rewarm="0", **empty
     )
-    tensors, stalls, whole = Tensors(), [], []
+    tensors, stalls, whole = TensorSnapshot(), [], []
     with tempfile.TemporaryDirectory() as work:
         for repeat in range(said.repeats + 1):
             began = time.perf_counter()
             tensors.take(model, optimizer)
             stalls.append(time.perf_counter() - began)
             source = TokenizerSource(Path(work), 0, "<|endoftext|>")
-            checkpoint.save(Path(work) / f"step-{repeat:08d}", shape, tensors, progress, "", source)
+            write_checkpoint(
+                Path(work) / f"step-{repeat:08d}", shape, tensors, progress, "", source
+            )
             whole.append(time.perf_counter() - began)
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     print(

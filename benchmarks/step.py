@@ -66,8 +66,9 @@ every: {{log: 10, evaluate: {steps}}}
 
 def overheads(said: Said, work: Path, steps: int) -> dict[str, float]:
     """Returns what `rewarm train` says of itself: speed, share of waiting, seconds to evaluate."""
-    from rewarm import recipe, train
-    from rewarm.run import read_metrics
+    from rewarm.recipe.recipe import load_recipe
+    from rewarm.runs.metrics_file import read_metrics
+    from rewarm.training import loop
 
     _shard(work)
     batch = said.microbatch * said.context
@@ -86,9 +87,9 @@ def overheads(said: Said, work: Path, steps: int) -> dict[str, float]:
             precision=said.precision,
         )
     )
-    told = recipe.load(path)
+    told = load_recipe(path)
     spent: list[tuple[float, int]] = []
-    measure_all = train.measure_all
+    measure_all = loop.measure_all
 
     def timed(*given: Any) -> Any:
         began = time.perf_counter()
@@ -96,8 +97,8 @@ def overheads(said: Said, work: Path, steps: int) -> dict[str, float]:
         spent.append((time.perf_counter() - began, sum(one.tokens for one in measured.values())))
         return measured
 
-    train.measure_all = timed
-    train.train(told)
+    loop.measure_all = timed
+    loop.train(told)
     lines = read_metrics(Path(told.run) / "metrics.jsonl")
     trained = [line for line in lines if line["kind"] == "train"][1:]  # the first one compiled
     seconds, tokens = spent[-1]
@@ -113,7 +114,8 @@ def _shard(work: Path) -> None:
     """Writes shards of this repository's own text, with a tokenizer made of it."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from rewarm import sharding, tokenizer
+    from rewarm.data.shard_writer import write_shards
+    from rewarm.data.tokenizer import load_tokenizer
 
     root = Path(__file__).parents[1]
     texts = [*root.glob("*.md"), *root.glob("docs/*.md"), *root.glob("rewarm/*.py")]
@@ -126,8 +128,8 @@ def _shard(work: Path) -> None:
     encoder.add_special_tokens(["<|endoftext|>"])
     encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     encoder.save(str(work / "tokenizer.json"))
-    said = tokenizer.load(str(work / "tokenizer.json"))
-    sharding.shard([work / "text.jsonl"], work / "shards", said, validation=0.1)
+    said = load_tokenizer(str(work / "tokenizer.json"))
+    write_shards([work / "text.jsonl"], work / "shards", said, validation=0.1)
 
 
 # The parent: it starts the arms, gives them their turns, and prints what they answer.
@@ -333,12 +335,11 @@ def prepare(said: argparse.Namespace, work: Path) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from rewarm import neox
-    from rewarm.neox import NeoX
+    from rewarm.model.neox import NeoX, initialize_weights
 
     shape = architecture(said.model)
     model = NeoX(shape)
-    neox.initialise(model, 1)
+    initialize_weights(model, 1)
     (work / "weights").mkdir()
     save_file(model.state_dict(), work / "weights" / "model.safetensors")
     (work / "weights" / "config.json").write_text(json.dumps(shape.to_hugging_face()))
@@ -419,7 +420,7 @@ def in_markdown(all_found: dict[str, Any]) -> str:
 def _row(
     told: dict[str, Any], device: str, name: str, one: dict[str, Any], arms: dict[str, Any]
 ) -> list[str]:
-    from rewarm.speeds import peak_flops
+    from rewarm.estimates.throughput import peak_flops
 
     tokens, flops = told["microbatch"] * told["context"], peak_flops(device)
     speeds = [tokens / turn["step_s"] for turn in one["turns"]]
@@ -482,8 +483,8 @@ def spread(values: list[float], digits: int) -> str:
 
 def arguments() -> argparse.ArgumentParser:
     """Returns what the command takes."""
-    from rewarm.architecture import PRESETS
-    from rewarm.recipe import Recipe
+    from rewarm.model.architecture import PRESETS
+    from rewarm.recipe.recipe import Recipe
 
     precisions = get_args(Recipe.model_fields["precision"].annotation)
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])

@@ -1,11 +1,31 @@
 """rewarm: continual pre-training of GPT-NeoX / Pythia models, with the learning rate in view."""
 
-from importlib.metadata import version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from rewarm.errors import RewarmError
-from rewarm.quantities import Rate, Span
-from rewarm.recipe import Recipe
-from rewarm.schedules import Schedule, cosine, linear
+if TYPE_CHECKING:
+    from rewarm.errors import RewarmError
+    from rewarm.quantities import Rate, Span
+    from rewarm.recipe import Recipe
+    from rewarm.schedules import Schedule, cosine, linear
+    from rewarm.version import __version__
 
-__version__ = version("rewarm")
+# Imported when first asked for: `rewarm --help` needs none of them.
+_EXPORTS = {
+    "Rate": "rewarm.quantities",
+    "Recipe": "rewarm.recipe",
+    "RewarmError": "rewarm.errors",
+    "Schedule": "rewarm.schedules",
+    "Span": "rewarm.quantities",
+    "__version__": "rewarm.version",
+    "cosine": "rewarm.schedules",
+    "linear": "rewarm.schedules",
+}
+
 __all__ = ["Rate", "Recipe", "RewarmError", "Schedule", "Span", "__version__", "cosine", "linear"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'rewarm' has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name]), name)

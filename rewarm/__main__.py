@@ -1,5 +1,5 @@
 """`python -m rewarm`, and `torchrun -m rewarm`."""
 
-from rewarm.cli import main
+from rewarm.cli.app import main
 
 main()

@@ -11,11 +11,13 @@ RewarmError
 ```
 """
 
+from rewarm import exit_codes
+
 
 class RewarmError(Exception):
     """Something the person at the terminal can act on; the text is the whole message."""
 
-    exit_code = 1
+    exit_code = exit_codes.UNEXPECTED
 
     def __str__(self) -> str:
         return printable(super().__str__())
@@ -24,7 +26,7 @@ class RewarmError(Exception):
 class RecipeError(RewarmError):
     """A recipe is wrong. Holds every problem found, one located line each."""
 
-    exit_code = 2
+    exit_code = exit_codes.BAD_RECIPE
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -34,31 +36,31 @@ class RecipeError(RewarmError):
 class ScheduleError(RewarmError):
     """A schedule plug-in is missing, broken, clashes with another, or gives a rate that is none."""
 
-    exit_code = 2
+    exit_code = exit_codes.BAD_RECIPE
 
 
 class DataError(RewarmError):
     """A shard or a text is missing, damaged, foreign, or too small."""
 
-    exit_code = 3
+    exit_code = exit_codes.UNUSABLE_INPUT
 
 
 class CheckpointError(RewarmError):
     """A base, checkpoint or run directory cannot be used as asked."""
 
-    exit_code = 3
+    exit_code = exit_codes.UNUSABLE_INPUT
 
 
 class Diverged(RewarmError):
     """The loss or the gradient stopped being finite."""
 
-    exit_code = 4
+    exit_code = exit_codes.DIVERGED
 
 
 class Preempted(RewarmError):
     """A signal asked the run to stop; everything up to the current step is saved."""
 
-    exit_code = 75
+    exit_code = exit_codes.STOPPED
 
 
 def printable(text: str) -> str:

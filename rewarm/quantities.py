@@ -231,7 +231,7 @@ def as_written(text: str) -> Any:
     return text
 
 
-def in_words(count: float) -> str:
+def format_count(count: float) -> str:
     """Returns a count as people say it: `296.86B`, `2.10M`, `512`."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(count) >= limit:
@@ -240,12 +240,12 @@ def in_words(count: float) -> str:
     return f"{count:,.0f}"
 
 
-def in_figures(value: float) -> str:
+def format_number(value: float) -> str:
     """Returns a number to three figures, or to a tenth: `0.0534`, `62.2`, `4,290.7`."""
     return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
 
 
-def in_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Returns a number of bytes as people say it: `4.86 GB`, `512 B`."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
         if count >= size:

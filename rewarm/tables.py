@@ -1,26 +1,63 @@
-"""Tables in the terminal, and whole lines in a pipe."""
+"""The cells of a report's tables: a number as a reader sees it, and as a table sorts by it."""
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from typing import NamedTuple
+
+from rewarm.quantities import format_count
+from rewarm.study.intervals import Estimate
 
 
-def table(*columns: str) -> Table:
-    """Returns a plain table, of which only the last column may wrap."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        made.add_column(column, no_wrap=column != columns[-1])
-    return made
+class Cell(NamedTuple):
+    """What stands in a table."""
+
+    text: str
+    value: float | None = None
+    """Of a number, for sorting by it."""
+    quiet: bool = False
+    """Whether a reader may pass over it."""
 
 
-def show(made: Table) -> None:
-    """Prints a table; in a pipe as wide as it is, since whoever reads it wants whole lines."""
-    console = Console(highlight=False, emoji=False)
-    if console.is_terminal:
-        console.print(made, markup=False)
-        return
-    console.width = 1000
-    with console.capture() as written:
-        console.print(made, markup=False)
-    print("\n".join(line.rstrip() for line in written.get().splitlines()))
+class Table(NamedTuple):
+    """A table, ready to be shown in any format."""
+
+    title: str
+    about: str
+    """What its numbers are, in a sentence or two."""
+    columns: list[str]
+    rows: list[list[Cell]]
+
+
+EMPTY = Cell("")
+
+
+def mean_cell(found: Estimate | None, *, sign: bool = False) -> Cell:
+    """Returns a mean with its standard error."""
+    if found is None:
+        return EMPTY
+    form = "+.4f" if sign else ".4f"
+    mean = format(found.mean, form)
+    error = f" ± {format(found.error, form.lstrip('+'))}" if found.error else ""
+    return Cell(mean + error, found.mean)
+
+
+def number_cell(value: float | None, form: str) -> Cell:
+    """Returns a number in a form of `format`."""
+    return EMPTY if value is None else Cell(format(value, form), value)
+
+
+def count_cell(value: int) -> Cell:
+    """Returns a whole number."""
+    return Cell(f"{value:,}", value)
+
+
+def tokens_cell(value: float | None, error: float | None = None) -> Cell:
+    """Returns a number of tokens in words, with its standard error."""
+    if value is None:
+        return EMPTY
+    return Cell(format_count(value) + (f" ± {format_count(error)}" if error else ""), value)
+
+
+def plural(count: int, what: str) -> str:
+    """Returns a number of things: `1 arm`, `2 arms`."""
+    return f"{count} {what}{'s' * (count != 1)}"

@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from rewarm import schedules
-from rewarm.document import Document, write
 from rewarm.errors import ScheduleError
 from rewarm.quantities import Budget, Span
+from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.schedules import Schedule
 
 _PLACES = [step / 1000 for step in range(1, 1001)]
@@ -183,7 +183,7 @@ def _spans(value: Any) -> Iterator[Span]:
 def _comes_back(case: _Case) -> Iterator[str]:
     schedule = case.made()
     plain = json.loads(schedule.model_dump_json(by_alias=True))
-    for way, read in (("JSON", plain), ("YAML", Document(write(plain), "settings").data)):
+    for way, read in (("JSON", plain), ("YAML", YamlDocument(write_yaml(plain), "settings").data)):
         again = case.made(settings=read)
         if again != schedule or case.curve(again) != case.curve(schedule):
             yield f"read back from {way} it is another: {again!r}, and was {schedule!r}"

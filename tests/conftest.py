@@ -1,37 +1,23 @@
 """Small real corpora, and recipes for models that train in a second."""
 
 import json
-import random
 import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from repository import ROOT
+from text_corpora import WORDS, write_texts
 
-from rewarm import sharding, tokenizer
-from rewarm.architecture import PRESETS
-from rewarm.progress import Progress
+from rewarm.checkpoints.training_state import TrainingState
+from rewarm.data.shard_writer import write_shards
+from rewarm.data.tokenizer import load_tokenizer
+from rewarm.model.architecture import PRESETS
 
 # A busy machine is no failure, and a run of the tests is like the one before.
 settings.register_profile("calm", deadline=None, derandomize=True, database=None)
 settings.load_profile("calm")
-
-WORDS = {
-    "upstream": "the learning rate of a run is raised and then it decays to its end",
-    "downstream": "ein neues Korpus kommt und das Modell lernt es schnell oder langsam",
-    "third": "def train return step for in range print loss yield while None",
-}
-
-
-def write_texts(path: Path, name: str, documents: int, seed: int = 0) -> Path:
-    """Writes a jsonl of documents of random words; lengths vary from a few words to many."""
-    draw = random.Random(f"{name}/{seed}")
-    with path.open("w", encoding="utf-8") as file:
-        for _ in range(documents):
-            text = " ".join(draw.choices(WORDS[name].split(), k=draw.randint(3, 200)))
-            file.write(json.dumps({"text": text}) + "\n")
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -66,10 +52,10 @@ def tokenizer_json(tmp_path_factory) -> Path:
 def corpora(tmp_path_factory, tokenizer_json) -> Path:
     """A folder with upstream, downstream and third, each train (several tars) and val."""
     root = tmp_path_factory.mktemp("corpora")
-    said = tokenizer.load(str(tokenizer_json))
+    said = load_tokenizer(str(tokenizer_json))
     for name in WORDS:
         text = write_texts(root / f"{name}.jsonl", name, documents=200)
-        sharding.shard([text], root / name, said, shard_tokens=3000, validation=0.1)
+        write_shards([text], root / name, said, shard_tokens=3000, validation=0.1)
     return root
 
 
@@ -139,7 +125,9 @@ def reached(tmp_path):
         (folder / "optimizer.safetensors").touch()
         empty = ("blocks", "carried", "corpora", "baseline", "losses", "guard", "schedule")
         nothing = {name: {} for name in empty}
-        done = Progress(**nothing | {"stream": "0" * 32, "lineage": [], "rewarm": "0"} | progress)
+        done = TrainingState(
+            **nothing | {"stream": "0" * 32, "lineage": [], "rewarm": "0"} | progress
+        )
         (folder / "progress.json").write_text(done.model_dump_json())
         return run
 
@@ -167,7 +155,7 @@ def distribution(tmp_path, monkeypatch):
 def plugins(tmp_path, monkeypatch):
     """Puts every plug-in of this repository on the path, as pip would."""
     site = tmp_path / "plugins"
-    for folder in sorted((Path(__file__).parents[1] / "plugins").glob("rewarm-*")):
+    for folder in sorted((ROOT / "plugins").glob("rewarm-*")):
         project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
         name, version = project["name"], project["version"]
         info = site / f"{name.replace('-', '_')}-{version}.dist-info"
@@ -183,7 +171,7 @@ def plugins(tmp_path, monkeypatch):
 @pytest.fixture
 def command(capsys, monkeypatch):
     """Runs a command line as the console script does; returns its code, output and errors."""
-    from rewarm.cli import main
+    from rewarm.cli.app import main
 
     def run(*words: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["rewarm", *map(str, words)])

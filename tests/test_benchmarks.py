@@ -5,14 +5,13 @@ import os
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from types import SimpleNamespace
 
 import arms
 import pytest
 import step
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 TINY = ["--model", "tiny", "--microbatch", "2", "--context", "32", "--steps", "2"]
 
 

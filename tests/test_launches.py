@@ -4,12 +4,12 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from repository import ROOT
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "launches.py"
+SCRIPT = ROOT / "benchmarks" / "launches.py"
 TOKENS, HIDDEN, INNER = 16 * 2048, 1024, 4096
 STREAM = 2 * TOKENS * HIDDEN / 1e6  # MB of the residual stream
 pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewarm import Span
-from rewarm.document import Document
-from rewarm.quantities import Budget, in_words, parse_count, parse_share
-from rewarm.recipe import validate
+from rewarm.quantities import Budget, format_count, parse_count, parse_share
+from rewarm.recipe.recipe import validate_recipe
+from rewarm.recipe.yaml_document import YamlDocument
 
 BUDGET = Budget(steps=1000, tokens_per_step=100_000)
 
@@ -131,9 +131,9 @@ def test_a_span_in_steps_needs_a_budget():
     ],
 )
 def test_a_span_is_saved_as_it_was_written(thousand_steps, written, fraction):
-    recipe = validate(Document(thousand_steps.replace("100 steps", written), "r.yaml"))
-    again = validate(Document(recipe.to_yaml(), "again.yaml"))
-    from_json = validate(Document(recipe.model_dump_json(), "r.json"))
+    recipe = validate_recipe(YamlDocument(thousand_steps.replace("100 steps", written), "r.yaml"))
+    again = validate_recipe(YamlDocument(recipe.to_yaml(), "again.yaml"))
+    from_json = validate_recipe(YamlDocument(recipe.model_dump_json(), "r.json"))
     for one in (recipe, again, from_json):
         assert one.schedule.warmup == fraction
         assert str(one.schedule.warmup.written) == written
@@ -142,10 +142,10 @@ def test_a_span_is_saved_as_it_was_written(thousand_steps, written, fraction):
 
 def test_a_span_in_tokens_keeps_its_place_when_the_budget_is_extended(thousand_steps):
     text = thousand_steps.replace("100 steps", "10M tokens")
-    short = validate(Document(text, "r.yaml"))
-    extended = Document(short.to_yaml(), "r.yaml")
+    short = validate_recipe(YamlDocument(text, "r.yaml"))
+    extended = YamlDocument(short.to_yaml(), "r.yaml")
     extended.set("tokens=200M")
-    long = validate(extended)
+    long = validate_recipe(extended)
     assert (short.schedule.warmup, long.schedule.warmup) == (0.1, 0.05)
     assert short.lr(100) == long.lr(100) == 3e-4  # 10M tokens are step 100 of either
 
@@ -169,4 +169,4 @@ def test_a_count_reads_the_same_however_it_is_grouped(count):
     ],
 )
 def test_counts_in_words(count, said):
-    assert in_words(count) == said
+    assert format_count(count) == said

@@ -76,7 +76,7 @@ def test_the_yaml_reader_knows_safe_nodes_only():
     from yaml import SafeLoader
     from yaml.constructor import SafeConstructor
 
-    from rewarm.document import _Loader
+    from rewarm.recipe.yaml_document import _Loader
 
     assert issubclass(_Loader, SafeLoader)
     assert _Loader.yaml_constructors == SafeConstructor.yaml_constructors

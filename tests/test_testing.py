@@ -2,9 +2,9 @@
 
 import pytest
 
-from rewarm import recipe
-from rewarm.document import Document
 from rewarm.errors import ScheduleError
+from rewarm.recipe.recipe import RecipeError, validate_recipe
+from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.testing import check_schedule, conformance
 
 SOURCE = '''
@@ -172,8 +172,8 @@ def test_a_recipe_cannot_name_a_schedule_of_another_contract(distribution, thous
         )
         module = f"contract{len(contract)}"
         distribution(module, source.replace('"plain"', f'"{module}"'), **{module: "Plain"})
-        document = Document(thousand_steps, "r.yaml")
+        document = YamlDocument(thousand_steps, "r.yaml")
         document.set(f"schedule={{name: {module}, peak_lr: 1e-3}}")
         said = "contract 2" if contract else "no contract"
-        with pytest.raises(recipe.RecipeError, match=rf"built for {said}.*has contract 1; install"):
-            recipe.validate(document)
+        with pytest.raises(RecipeError, match=rf"built for {said}.*has contract 1; install"):
+            validate_recipe(document)

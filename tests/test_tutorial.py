@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from repository import ROOT
 
-TUTORIAL = Path(__file__).parents[1] / "docs" / "schedules.md"
+TUTORIAL = ROOT / "docs" / "schedules.md"
 
 # The same install without the network: no dependencies, and the hatchling of this environment.
 PIP = (

@@ -1,0 +1,1 @@
+"""Model directories: finding, reading and writing them, and their lineage."""

@@ -1,0 +1,25 @@
+"""`rewarm compare`: runs every arm of a study with every seed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rewarm.cli.options import Json, Set
+
+
+def compare(
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study, in YAML.")],
+    overrides: Set = None,
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Runs at once; each takes a GPU.", min=1, max=64)
+    ] = 1,
+    as_json: Json = False,
+) -> None:
+    """Run every arm of a study with every seed, and say what came of it."""
+    from rewarm.cli.study_output import run_and_print_study
+    from rewarm.study.study_file import load_study
+
+    run_and_print_study(load_study(study, overrides), workers, as_json=as_json)

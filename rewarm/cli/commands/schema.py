@@ -1,0 +1,18 @@
+"""`rewarm schema`: the JSON Schema of recipes and studies, for editors."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def schema(
+    of_study: Annotated[bool, typer.Option("--study", help="That of a study instead.")] = False,
+) -> None:
+    """Print the JSON Schema of a recipe, for editors."""
+    from rewarm.cli.recipe_templates import schema_json
+    from rewarm.recipe.recipe import Recipe
+    from rewarm.study.study_file import Study
+
+    print(schema_json(Study if of_study else Recipe), end="")

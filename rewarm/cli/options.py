@@ -1,0 +1,26 @@
+"""Options that several commands share, and how they load a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rewarm.recipe.recipe import Recipe
+
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in YAML.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+
+
+def load_recipe(path: Path, overrides: list[str] | None) -> Recipe:
+    """Returns a recipe with its overrides; its rates may be multiples of the base's last one."""
+    from rewarm.checkpoints.lineage import last_lr_of_base
+    from rewarm.recipe import recipe
+
+    return recipe.load_recipe(path, overrides, base_lr=last_lr_of_base)

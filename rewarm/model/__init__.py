@@ -1,0 +1,1 @@
+"""The GPT-NeoX model: its architecture, layers and published checkpoints."""

@@ -1,0 +1,1 @@
+"""The passes of a layer that move the most memory, in Triton and in plain PyTorch."""

@@ -1,0 +1,110 @@
+"""The passes of a training step that move the most memory, each in plain PyTorch and in Triton.
+
+```
+            plain.py (the reference)          Triton, where it works
+rotary         rotate, concatenate      ──>   turn a quarter of q and k in place
+norms          two layer norms          ──>   one mean and variance for both
+mlp            a bias, then GELU        ──>   both at once; backward, the bias's sum as well
+cross_entropy  all logits in fp32       ──>   chunks of logits, turned into gradients in place
+```
+Kernels sum in an order that depends on shapes alone, without atomics: the same run gives the same
+bits; of a maximum the order does not matter. They are used through `torch.library`'s operators, so
+a compiled layer stays one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rewarm.model.kernels import pytorch_reference
+from rewarm.model.kernels.fp8 import pytorch_reference as fp8_reference
+
+
+class Kernels(NamedTuple):
+    """One function for each pass; with the same arguments, all choices mean the same."""
+
+    rotary: Callable[[Tensor, nn.Linear, int, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    norms: Callable[[Tensor, nn.LayerNorm, nn.LayerNorm], tuple[Tensor, Tensor, Tensor]]
+    product: Callable[[Tensor, nn.Linear], Tensor]
+    mlp: Callable[[Tensor, nn.Linear, nn.Linear, str], Tensor]
+    cross_entropy: Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
+
+    def without(self, *names: str) -> Kernels:
+        """Returns these with some in plain PyTorch, by name: `kernels.without("mlp")`."""
+        return self._replace(**{name: getattr(PYTORCH_KERNELS, name) for name in names})
+
+
+KERNEL_NAMES = Kernels._fields
+"""What can be chosen, or left out, one by one."""
+
+PYTORCH_KERNELS = Kernels(
+    pytorch_reference.rotary,
+    pytorch_reference.norms,
+    pytorch_reference.product,
+    pytorch_reference.mlp,
+    pytorch_reference.cross_entropy,
+)
+
+
+def triton_kernels() -> Kernels:
+    """Returns all kernels in Triton.
+
+    Raises:
+        ImportError: Triton is not installed.
+    """
+    from rewarm.model.kernels import cross_entropy, gelu, layer_norm, rotary
+
+    return Kernels(
+        rotary.rotary,
+        layer_norm.norms,
+        pytorch_reference.product,
+        gelu.mlp,
+        cross_entropy.cross_entropy,
+    )
+
+
+def fp8_kernels(kernels: Kernels) -> Kernels:
+    """Returns kernels whose products of a layer are in fp8, at the scales of `fp8.Scaling`."""
+    fp8_linear: Any = fp8_reference
+    if {kernels.rotary, kernels.norms, kernels.mlp} - set(PYTORCH_KERNELS):
+        from rewarm.model.kernels.fp8 import linear as fp8_linear
+    return kernels._replace(
+        rotary=(fp8_reference if kernels.rotary is PYTORCH_KERNELS.rotary else fp8_linear).rotary,
+        product=fp8_linear.product,
+        mlp=(fp8_reference if kernels.mlp is PYTORCH_KERNELS.mlp else fp8_linear).mlp,
+    )
+
+
+def choose_kernels(setting: str, device: torch.device) -> tuple[Kernels, str]:
+    """Returns the kernels to use on a device, and what to add to a line that names the device.
+
+    Args:
+        setting: `auto` is Triton on a GPU where it works, else plain PyTorch; `plain` is that.
+        device: where the model is.
+    """
+    if setting == "plain" or device.type != "cuda":
+        return PYTORCH_KERNELS, ""
+    try:
+        kernels = triton_kernels()
+        _try(kernels, device)
+    # Triton is missing, the GPU is too old for it, it finds no C compiler, ...: it raises anything.
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        return (
+            PYTORCH_KERNELS,
+            f", with plain kernels, slower: Triton does not work here ({reason})",
+        )
+    return kernels, ", with Triton kernels"
+
+
+def _try(kernels: Kernels, device: torch.device) -> None:
+    """Runs one small kernel: a machine on which that works compiles the others too."""
+    with torch.no_grad():
+        x = torch.arange(16.0, device=device).view(1, 2, 8)
+        norm = nn.LayerNorm(8, device=device)  # draws no random numbers
+        expected = PYTORCH_KERNELS.norms(x, norm, norm)
+        torch.testing.assert_close(kernels.norms(x, norm, norm), expected)

@@ -1,0 +1,1 @@
+"""Schedules and losses as pictures, in files and in the terminal."""

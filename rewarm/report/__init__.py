@@ -1,0 +1,1 @@
+"""Reports: what run directories hold, as a page, tables and CSV."""

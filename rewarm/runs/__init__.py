@@ -1,0 +1,1 @@
+"""A run on disk, and everything it needs before it can start."""

@@ -1,0 +1,34 @@
+"""Learning-rate schedules: progress in (0, 1] in, absolute learning rate out.
+
+A schedule is a frozen pydantic model that can be called. It holds no state, so resuming a run,
+overriding a setting and drawing the curve call the same function with nothing to restore.
+Schedules are found by entry point, the built-in ones too: group `rewarm.schedules`.
+"""
+
+from rewarm.schedules.base import CONTRACT, Schedule, cosine, linear
+from rewarm.schedules.builtin import Constant, Decay, NoWarmup, Rewarm
+from rewarm.schedules.rates import check_rates, marks, of_base, rate, sample_curve
+from rewarm.schedules.registry import GROUP, Installed, find, identity, installed, origin, read
+
+__all__ = [
+    "CONTRACT",
+    "GROUP",
+    "Constant",
+    "Decay",
+    "Installed",
+    "NoWarmup",
+    "Rewarm",
+    "Schedule",
+    "check_rates",
+    "cosine",
+    "find",
+    "identity",
+    "installed",
+    "linear",
+    "marks",
+    "of_base",
+    "origin",
+    "rate",
+    "read",
+    "sample_curve",
+]

@@ -1,0 +1,1 @@
+"""Studies of several arms: running them, and what their losses show."""

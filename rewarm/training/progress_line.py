@@ -1,0 +1,82 @@
+"""The progress of a run on the terminal: a live bar, or plain lines in a log."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+
+class ProgressLine:
+    """A live bar on a terminal; plain lines elsewhere."""
+
+    def __init__(self, *, steps: int, done: int, console: Console | None = None) -> None:
+        # Progress goes to stderr, so that stdout stays for results.
+        self._console = console or Console(stderr=True, highlight=False)
+        self._live = self._console.is_terminal
+        self._steps = steps
+        self._bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
+            console=self._console,
+            disable=not self._live,
+            expand=True,
+        )
+        self._task: TaskID = self._bar.add_task("", total=steps, completed=done, said="starting")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def step(self, step: int) -> None:
+        """Moves the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def trained(self, step: int, numbers: dict[str, Any]) -> None:
+        """Shows a line of training metrics."""
+        said = (
+            f"loss {numbers['loss']:.4f}  lr {numbers['lr']:.3e}  "
+            f"{numbers['tokens_per_second']:,.0f} tokens/s"
+        )
+        if numbers["mfu"] is not None:
+            said += f"  mfu {numbers['mfu']:.1%}"
+        self._bar.update(self._task, completed=step, said=said)
+        if not self._live:
+            self.say(f"step {step:,}/{self._steps:,}  {said}")
+
+    def evaluated(self, step: int, losses: dict[str, float], baseline: dict[str, float]) -> None:
+        """Shows the loss of every validation set, and its change since step 0."""
+        said = "  ".join(
+            f"{name} {loss:.4f}"
+            + (f" ({loss - baseline[name]:+.4f})" if step and name in baseline else "")
+            for name, loss in losses.items()
+        )
+        self.say(f"step {step:,}  evaluated: {said}")
+
+    def say(self, line: str) -> None:
+        """Prints a line above the bar."""
+        if self._live:
+            self._console.print(line, markup=False, highlight=False)
+        else:
+            with suppress(OSError):  # a log on a full disk: what cannot be told can be trained
+                print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,232 @@
+import gzip
+import io
+import json
+import random
+import tarfile
+
+import numpy as np
+import pyarrow
+import pytest
+import zstandard
+from pyarrow import parquet
+
+from rewarm.data.document_readers import find_input_files, read_documents
+from rewarm.errors import DataError
+
+
+def lines(*documents: str) -> bytes:
+    return b"".join(json.dumps({"id": 7, "text": one}).encode() + b"\n" for one in documents)
+
+
+def table(*documents: str) -> pyarrow.Table:
+    return pyarrow.table({"id": list(range(len(documents))), "text": list(documents)})
+
+
+def parquet_of(*documents: str) -> bytes:
+    parquet.write_table(table(*documents), file := io.BytesIO(), row_group_size=2)
+    return file.getvalue()
+
+
+def arrow_of(*documents: str) -> bytes:
+    rows = table(*documents)
+    with pyarrow.ipc.new_stream(file := io.BytesIO(), rows.schema) as stream:
+        stream.write_table(rows, max_chunksize=2)
+    return file.getvalue()
+
+
+def tar_of(members: dict[str, bytes]) -> bytes:
+    with tarfile.open(fileobj=(file := io.BytesIO()), mode="w") as tar:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return file.getvalue()
+
+
+def read(path, field: str = "text") -> list[str]:
+    return [one.content for one in read_documents(find_input_files([path]), field)]
+
+
+THREE = ("one", "zwei\nLinien", "три")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.jsonl", lines(*THREE)),
+        ("blank.jsonl", b"\n" + lines("one") + b"  \n\n" + lines("zwei\nLinien", "три").strip()),
+        ("crlf.jsonl", lines(*THREE).replace(b"\n", b"\r\n")),
+        ("a.jsonl.zst", zstandard.compress(lines(*THREE))),
+        ("frames.jsonl.zst", b"".join(zstandard.compress(lines(one)) for one in THREE)),
+        ("a.jsonl.gz", gzip.compress(lines(*THREE))),
+        ("members.jsonl.gz", b"".join(gzip.compress(lines(one)) for one in THREE)),
+        ("a.parquet", parquet_of(*THREE)),
+        ("a.arrow", arrow_of(*THREE)),
+        (
+            "a.tar",
+            tar_of(
+                {
+                    "0.txt": b"one",
+                    "0.png": b"\x89PNG",
+                    "1.json": lines("zwei\nLinien"),
+                    "2.txt": "три".encode(),
+                }
+            ),
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_every_kind_of_file(tmp_path, name, data):
+    path = tmp_path / name
+    path.write_bytes(data)
+    assert read(path) == list(THREE)
+    *_, last = read_documents([path], "text")
+    assert 0 < last.read <= len(data)
+
+
+def test_a_txt_file_is_one_document(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes("één\r\ntwee\n".encode())
+    assert read(path) == ["één\r\ntwee\n"]
+
+
+def test_megatrons_files_hold_tokens(tmp_path):
+    """Two documents, of the sequences (1 2) and (3), and (4 5 6), as the format is described."""
+    (tmp_path / "a.bin").write_bytes(np.array([1, 2, 3, 4, 5, 6], "<u2").tobytes())
+    (tmp_path / "a.idx").write_bytes(
+        b"MMIDIDX\x00\x00"
+        + np.array([1], "<u8").tobytes()
+        + bytes([8])
+        + np.array([3, 3], "<u8").tobytes()
+        + np.array([2, 1, 3], "<i4").tobytes()
+        + np.array([0, 4, 6], "<i8").tobytes()
+        + np.array([0, 2, 3], "<i8").tobytes()
+    )
+    assert [one.tolist() for one in read(tmp_path / "a.bin")] == [[1, 2, 3], [4, 5, 6]]
+    (tmp_path / "a.idx").unlink()
+    with pytest.raises(DataError, match=r"a\.bin: its index is missing: a\.idx"):
+        read(tmp_path / "a.bin")
+
+
+def test_another_field(tmp_path):
+    for name, data in (
+        ("a.jsonl", lines("x").replace(b'"text"', b'"body"')),
+        ("a.parquet", parquet_of("x")),
+    ):
+        (tmp_path / name).write_bytes(data)
+    assert read(tmp_path / "a.jsonl", "body") == ["x"]
+    with pytest.raises(DataError, match="row 1: no text in column 'id'"):
+        read(tmp_path / "a.parquet", "id")
+
+
+def test_folders_are_read_in_the_order_of_their_paths(tmp_path):
+    for name in ("b/2.jsonl", "b/10.jsonl", "a/z.jsonl", "c.jsonl", "a/notes.md", "b/x.jsonl.bak"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(lines(name))
+    assert read(tmp_path) == ["a/z.jsonl", "b/10.jsonl", "b/2.jsonl", "c.jsonl"]
+
+
+def test_inputs_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
+    paths = []
+    for name, documents in (("z.jsonl", ("1", "2")), ("a.jsonl", ("3",)), ("m.txt", ("4",))):
+        paths.append(tmp_path / name)
+        paths[-1].write_bytes(lines(*documents) if name.endswith("l") else b"4")
+    found = list(read_documents(find_input_files(paths), "text"))
+    assert [one.content for one in found] == ["1", "2", "3", "4"]
+    sizes = [path.stat().st_size for path in paths]
+    places = [one.read for one in found]
+    assert places == sorted(places)
+    assert places[1:] == [sizes[0], sum(sizes[:2]), sum(sizes)]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("a.jsonl", lines("x") + b'{"text": \n', "a.jsonl:2: not a line of JSON: Expecting value"),
+        ("a.jsonl", lines("x") + b"\n[1]\n", "a.jsonl:3: no text in field 'text' (there are: list"),
+        ("a.jsonl", b'{"body": 1, "id": 2}', "a.jsonl:1: no text in field 'text' (there are: body"),
+        ("a.jsonl", b'{"text": null}', "a.jsonl:1: no text in field 'text'"),
+        ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl:1: not a line of JSON: 'utf-8' codec"),
+        ("a.jsonl", b'{"text": ' + b"[" * 100_000, "a.jsonl:1: not a line of JSON"),
+        ("a.jsonl.gz", gzip.compress(lines("x") + b"{"), "a.jsonl.gz:2: not a line of JSON"),
+        ("a.jsonl.zst", zstandard.compress(lines("x") + b"{"), "a.jsonl.zst:2: not a line of JSON"),
+        ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot be read: Not a gzipped file"),
+        ("a.jsonl.zst", b"plain", "a.jsonl.zst: damaged zstd"),
+        ("a.txt", b"caf\xe9", "a.txt: not UTF-8 text: unexpected end of data at 3"),
+        ("a.tar", b"plain", "a.tar: not a tar that can be read"),
+        ("a.tar", tar_of({"x.json": b"{"}), "a.tar:x.json: not a line of JSON"),
+        ("a.tar", tar_of({"x.txt": b"\xff"}), "a.tar:x.txt: not UTF-8 text"),
+        ("a.parquet", b"plain", "a.parquet: cannot be read: Parquet"),
+        ("a.parquet", parquet_of("x")[:-9], "a.parquet: cannot be read: Parquet"),
+        ("a.arrow", b"plain", "a.arrow: cannot be read"),
+    ],
+)
+def test_damage_is_named_with_its_line(tmp_path, name, data, said):
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError) as raised:
+        read(path)
+    assert str(raised.value).startswith(f"{tmp_path}/{said}")
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_a_missing_column_is_told_what_there_is(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(parquet_of("x") if name.endswith("parquet") else arrow_of("x"))
+    with pytest.raises(DataError, match=r"no column 'body' \(there are: id, text\); see --field"):
+        read(path, "body")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_a_file_that_was_cut_off_is_never_read_as_a_shorter_one(tmp_path, pack):
+    draw = random.Random(1)
+    whole = pack(lines(*(f"{draw.random()}" for _ in range(20_000))))
+    path = tmp_path / f"a.jsonl.{'gz' if pack is gzip.compress else 'zst'}"
+    for part in (0.1, 0.5, 0.9):
+        path.write_bytes(whole[: int(part * len(whole))])
+        with pytest.raises(DataError, match=r"a\.jsonl\.(gz|zst)"):
+            read(path)
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
+def test_a_flipped_bit_is_a_data_error_or_harmless(tmp_path, pack):
+    draw = random.Random(1)
+    documents = [f"{draw.random()}" for _ in range(200)]
+    whole = pack(lines(*documents))
+    path = tmp_path / f"a.jsonl.{'gz' if pack is gzip.compress else 'zst'}"
+    said = []
+    for at in range(10, len(whole), 97):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 6]) + whole[at + 1 :])
+        try:
+            read(path)
+        except DataError as error:
+            said.append(str(error))
+    assert len(said) > 5
+    assert all(one.startswith(str(path)) for one in said)
+
+
+def test_half_a_surrogate_is_not_text(tmp_path):
+    """JSON can say it, and no tokenizer and no hash can take it."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines("x") + b'{"text": "\\ud800"}\n')
+    with pytest.raises(DataError, match=r"a\.jsonl:2: "):
+        read(path)
+
+
+def test_inputs_that_are_not_there(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "a.docx").touch()
+    for name, said in (
+        ("none.jsonl", "no such file"),
+        ("empty", r"no text in this folder \(looked for \.jsonl, "),
+        ("a.docx", r"not a kind of file that can be read \(there are: \.jsonl, "),
+    ):
+        with pytest.raises(DataError, match=f"{name}: {said}"):
+            find_input_files([tmp_path / name])
+
+
+def test_a_folder_with_the_name_of_a_file(tmp_path):
+    (tmp_path / "in" / "a.jsonl").mkdir(parents=True)
+    with pytest.raises(DataError, match=r"a\.jsonl: "):
+        read(tmp_path / "in")
