@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from rewarm.quantities import format_count
-from rewarm.study.intervals import Estimate
 
 
 class Cell(NamedTuple):
@@ -29,16 +28,6 @@ class Table(NamedTuple):
 
 
 EMPTY = Cell("")
-
-
-def mean_cell(found: Estimate | None, *, sign: bool = False) -> Cell:
-    """Returns a mean with its standard error."""
-    if found is None:
-        return EMPTY
-    form = "+.4f" if sign else ".4f"
-    mean = format(found.mean, form)
-    error = f" ± {format(found.error, form.lstrip('+'))}" if found.error else ""
-    return Cell(mean + error, found.mean)
 
 
 def number_cell(value: float | None, form: str) -> Cell:

@@ -1,8 +1,11 @@
+"""Imports point down the layers only, and only the layers that compute import torch."""
+
 import ast
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -10,79 +13,119 @@ import pytest
 import rewarm
 
 ROOT = Path(rewarm.__file__).parent
-# By the name behind `rewarm.`; a folder's own file has the folder's name.
-SOURCES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in ROOT.rglob("*.py")
+MODULES = {
+    ".".join(("rewarm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
+    for path in sorted(ROOT.rglob("*.py"))
 }
 
-# Imports point down only: a module may import those above it in this list, and no others.
-TRITON = (
-    *("kernels.round8", "kernels.rotary", "kernels.norms", "kernels.gelu"),
-    "kernels.cross_entropy",
-)
-TORCH = (
-    *("fp8", "kernels.plain", "kernels.launch", "kernels.plain_fp8", *TRITON, "kernels.fp8"),
-    "kernels",
-    *("device", "metrics", "lean", "neox", "weights", "optim", "checkpoint", "evaluate", "scaling"),
-    *("guard", "saving", "trial", "start", "train", "verify_resume"),
-)
-ORDER = [
-    *("errors", "untrusted", "quantities", "document", "architecture", "schedules", "pythia"),
-    *("sections", "reading", "recipe", "speeds", "__init__"),
-    *("mix", "shards", "places", "megatron", "texts", "tokenizer", "sharding", "stream"),
-    *("manifest", "neoxlib", "bases", "progress", "lineage", "contract", "run"),
-    *("memory", "curve", "ruler", "plot", "terminal", "check"),
-    *("claims", "outcomes", "study", "results", "compare", "plan", "measure"),
-    *("gather", "cells", "findings", "columns", "markup", "scatter", "page", "sheets"),
-    *("testing", "author", "shipped", "tables", "shelf", "options"),
-    *("preview", "prepare", "report"),
-    *("plans", "studies", "interruptions"),
-    *TORCH,
-    *("quickstart", "cli", "__main__"),
-]
+# The lowest layer first: a module may import from its own layer and from those above it here.
+LAYERS = {
+    "used everywhere": "errors exit_codes files quantities safe_loading storage tables version",
+    "learning rates": "schedules",
+    "kernels": "model.kernels",
+    "the model": "model",
+    "the document": "recipe",
+    "the schedule check": "testing",
+    "text to batches": "data",
+    "model directories": "checkpoints",
+    "a run on disk": "runs",
+    "several arms": "study",
+    "before the run": "estimates",
+    "the run": "training",
+    "pictures": "plots",
+    "pages": "report",
+    "the command line": "cli __main__",
+}
+TORCH = ("rewarm.model", "rewarm.checkpoints", "rewarm.training")
+NEVER_AT_MODULE_LEVEL = {"transformers", "webdataset", "huggingface_hub", "matplotlib"}
+
+
+def layer(module: str) -> int:
+    """The number of a module's layer; of two that would hold it, the one with the longer name."""
+    matching = [
+        (len(name), number)
+        for number, names in enumerate(LAYERS.values())
+        for name in names.split()
+        if f"{module}.".startswith(f"rewarm.{name}.")
+    ]
+    assert matching, f"{module} is in no layer"
+    return max(matching)[1]
+
+
+def is_for_types_only(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
 
 
 def imports(module: str, *, deferred: bool) -> Iterator[str]:
-    """The modules that a module names in its imports: top-level packages, or those of rewarm."""
-    tree = ast.parse(SOURCES[module].read_text(encoding="utf-8"))
+    """What a module imports: its own package's modules by full name, others by top-level name."""
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
     for node in ast.walk(tree) if deferred else tree.body:
         if isinstance(node, ast.Import):
-            for name in node.names:
-                yield "rewarm.__init__" if name.name == "rewarm" else name.name
-        elif isinstance(node, ast.ImportFrom) and node.module == "rewarm":
-            for name in node.names:
-                yield f"rewarm.{name.name if name.name in SOURCES else '__init__'}"
-        elif isinstance(node, ast.ImportFrom) and node.module == "rewarm.model.kernels.selection":
-            for name in node.names:
-                inner = f"kernels.{name.name}"
-                yield f"rewarm.{inner if inner in SOURCES else 'kernels'}"
+            yield from (name.name.partition(".")[0] for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.module, "relative imports hide what they name"
-            yield node.module
+            assert node.module, "relative imports hide what they import"
+            for name in node.names:
+                inner = f"{node.module}.{name.name}"
+                yield inner if inner in MODULES else node.module
 
 
-def test_every_module_has_a_place_in_the_order():
-    assert sorted(ORDER) == sorted(SOURCES)
+def own(names: Iterator[str]) -> set[str]:
+    return {name for name in names if name.partition(".")[0] == "rewarm"}
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_imports_point_down_only(module):
-    below = ORDER[: ORDER.index(module)]
-    for named in imports(module, deferred=True):
-        if named.startswith("rewarm."):
-            assert named.removeprefix("rewarm.") in below
+INNER = sorted(MODULES.keys() - {"rewarm"})
 
 
-@pytest.mark.parametrize("module", ORDER)
-def test_torch_is_imported_behind_the_line_only(module):
-    named = {name.partition(".")[0] for name in imports(module, deferred=False)}
-    assert ("torch" in named) == (module in TORCH)
-    assert ("triton" in named) == (module in TRITON)
-    assert not named & {"transformers", "webdataset", "huggingface_hub", "matplotlib"}
-    if module not in TORCH:
-        own = {name.removeprefix("rewarm.") for name in imports(module, deferred=False)}
-        assert not own & set(TORCH)
+@pytest.mark.parametrize("module", INNER)
+def test_imports_point_down_the_layers(module):
+    above = {name for name in own(imports(module, deferred=True)) if layer(name) > layer(module)}
+    assert not above
+
+
+def test_no_modules_import_each_other():
+    graph = {module: own(imports(module, deferred=True)) - {module} for module in INNER}
+    TopologicalSorter(graph).prepare()  # raises CycleError with the cycle
+
+
+def reached(module: str) -> set[str]:
+    """All that importing a module imports at once."""
+    seen: set[str] = set()
+    left = [module]
+    while left:
+        name = left.pop()
+        if name not in seen:
+            seen.add(name)
+            left += imports(name, deferred=False) if name in MODULES else []
+    return seen
+
+
+@pytest.mark.parametrize("module", INNER)
+def test_only_the_layers_that_compute_import_torch(module):
+    names = {name.partition(".")[0] for name in imports(module, deferred=False)}
+    assert not names & NEVER_AT_MODULE_LEVEL
+    if not module.startswith(TORCH):
+        assert "torch" not in reached(module)
+
+
+def test_each_package_says_in_a_sentence_what_is_in_it():
+    for module, path in MODULES.items():
+        if path.name == "__init__.py" and module not in (
+            "rewarm",
+            "rewarm.schedules",
+            "rewarm.recipe",
+        ):
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            assert ast.get_docstring(tree), module
+            assert len(tree.body) == 1, f"{module}: only its docstring belongs there"
+
+
+def test_help_imports_neither_numpy_nor_pydantic():
+    heavy = "{'numpy', 'pydantic', 'torch'}"
+    code = f"import sys, rewarm.cli.app; print(sorted({heavy} & set(sys.modules)))"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout == "[]\n"
 
 
 SPY = """
@@ -100,7 +143,7 @@ print("\\n" + json.dumps([codes, sorted(heavy)]))
 """
 
 
-def test_looking_ahead_never_waits_for_torch(thousand_steps, tmp_path):
+def test_commands_before_training_do_not_import_torch(thousand_steps, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(thousand_steps)
     commands = {

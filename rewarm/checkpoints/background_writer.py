@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
 
@@ -14,7 +15,6 @@ from rewarm.checkpoints.training_state import TrainingState
 from rewarm.checkpoints.write_checkpoint import TensorSnapshot, TokenizerSource, write_checkpoint
 from rewarm.errors import CheckpointError
 from rewarm.model.neox import NeoX
-from rewarm.runs.run_directory import RunDirectory
 
 
 class SaveResult(NamedTuple):
@@ -35,15 +35,15 @@ class BackgroundWriter:
 
     def __init__(
         self,
-        run: RunDirectory,
+        path_of: Callable[[int], Path],
         model: NeoX,
         optimizer: torch.optim.Optimizer,
         recipe: str,
         tokenizer: TokenizerSource,
         prune: Callable[[], list[str]],
     ) -> None:
-        """`prune` is called behind each checkpoint that was written."""
-        self._run = run
+        """Writes the checkpoint of a step to `path_of(step)`, and calls `prune` after each."""
+        self._path_of = path_of
         self._model = model
         self._optimizer = optimizer
         self._recipe = recipe
@@ -93,7 +93,7 @@ class BackgroundWriter:
         error, removed = None, []
         try:
             write_checkpoint(
-                self._run.checkpoint(progress.step),
+                self._path_of(progress.step),
                 self._model.architecture,
                 self._tensors,
                 progress,

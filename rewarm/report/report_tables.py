@@ -11,6 +11,7 @@ from typing import Any
 
 from rewarm.quantities import format_count, perplexity
 from rewarm.report.collect_runs import CollectedRuns, JudgedClaim, RunRecord
+from rewarm.study.comparison_rows import mean_cell
 from rewarm.study.intervals import Estimate, estimate_mean
 from rewarm.study.outcomes import Outcome, fit_line, pareto_front, same_batches
 from rewarm.study.results_json import UPSTREAM
@@ -19,7 +20,6 @@ from rewarm.tables import (
     Cell,
     Table,
     count_cell,
-    mean_cell,
     number_cell,
     plural,
     tokens_cell,

@@ -247,7 +247,7 @@ class _Beside:
         self.branch = recipe.before_decay if recipe.branches else None
         """The step whose checkpoint others will want to branch from, saved whatever else is."""
         self.saver = BackgroundWriter(
-            run,
+            run.checkpoint,
             begun.model,
             begun.optimizer,
             recipe.to_yaml(),
