@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from rewarm import schedules
 from rewarm.checkpoints.find_checkpoint import Base, find_local_model, locate_base
 from rewarm.checkpoints.lineage import ancestry
+from rewarm.checkpoints.retention import most_checkpoints_at_once
 from rewarm.data.corpus import check_epochs
 from rewarm.data.mixture import Mixture
 from rewarm.data.shard_source import ShardSource
@@ -135,7 +136,7 @@ def plan_run(recipe: Recipe, *, on_gpu: bool | None = None) -> tuple[RunPlan, Re
         },
         evaluations=2 + _times(recipe, recipe.every.evaluate) if recipe.data.validation else 0,
         checkpoints=len(recipe.saves),
-        checkpoints_at_once=recipe.saved_at_once,
+        checkpoints_at_once=most_checkpoints_at_once(recipe),
         checkpoint_bytes=size and 12 * size,
         memory=shape and memory.estimate_recipe_memory(recipe, shape, triton=triton),
         memory_otherwise=_otherwise(recipe, shape, triton) if shape else {},

@@ -298,13 +298,6 @@ class KeepSettings(Section):
     every: Steps | None = None
     """Also those of every so many steps."""
 
-    def among(self, steps: list[int], named: int | None) -> set[int]:
-        """Returns which of these checkpoints, in order, stay; that of step `named` always does."""
-        if self.last is None:
-            return set(steps)
-        others = (n for n in steps if n == named or (self.every and n % self.every == 0))
-        return {*steps[-self.last :], *others}
-
 
 class EverySettings(Section):
     """How often, in steps. The last step is always logged, evaluated and saved."""

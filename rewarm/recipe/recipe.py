@@ -298,12 +298,6 @@ class Recipe(Section):
         branch = [self.before_decay] if self.branches else []
         return sorted({*due, *branch, self.steps})
 
-    @property
-    def saved_at_once(self) -> int:
-        """The most checkpoints that are there at a time: the last is written beside the others."""
-        named = self.before_decay if self.branches else None
-        return len(self.keep.among(self.saves[:-1], named)) + 1
-
     def document(self) -> dict[str, Any]:
         """Returns the recipe as plain data, every default spelled out, spans as written."""
         document: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))

@@ -14,14 +14,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from rewarm.checkpoints.find_checkpoint import last_checkpoint, list_checkpoints
+from rewarm.checkpoints.find_checkpoint import last_checkpoint
+from rewarm.checkpoints.retention import DELETING_SUFFIX
 from rewarm.errors import CheckpointError
-from rewarm.recipe.fields import KeepSettings
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.runs.resume_changes import recipe_changes
-
-_GONE = ".deleting"
 
 
 class RunDirectory:
@@ -70,7 +68,7 @@ class RunDirectory:
         left = [
             path
             for path in sorted(self.checkpoints.iterdir())
-            if path.name.startswith("step-") and path.suffix in (".partial", _GONE)
+            if path.name.startswith("step-") and path.suffix in (".partial", DELETING_SUFFIX)
         ]
         for path in left:
             shutil.rmtree(path, ignore_errors=True)
@@ -118,24 +116,6 @@ class RunDirectory:
             (self.directory / "events.jsonl").open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps({"kind": kind, "time": now, **values}) + "\n")
-
-    def prune(self, keep: KeepSettings, named: int | None) -> list[str]:
-        """Deletes checkpoints that need not be kept, and returns their names.
-
-        Those of the last `keep.last`, of every `keep.every` steps and of step `named` stay, and
-        whatever is not called step-NNNNNNNN.
-        """
-        there = list_checkpoints(self.directory)
-        removed = []
-        for step in sorted(there.keys() - keep.among(list(there), named)):
-            # A name that no one takes for a checkpoint, before the first file goes.
-            try:
-                gone = there[step].rename(there[step].with_suffix(_GONE))
-            except OSError:  # another's, say: one too many is no reason to end a run
-                continue
-            shutil.rmtree(gone, ignore_errors=True)
-            removed.append(there[step].name)
-        return removed
 
     def checkpoint(self, step: int) -> Path:
         """Returns where the checkpoint of a step belongs."""

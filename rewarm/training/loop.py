@@ -24,6 +24,7 @@ from torch import Tensor
 
 from rewarm.checkpoints.background_writer import BackgroundWriter, SaveResult
 from rewarm.checkpoints.find_checkpoint import last_checkpoint, list_checkpoints
+from rewarm.checkpoints.retention import prune_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.data.batch_loader import TokenBlocks
 from rewarm.errors import CheckpointError, DataError, Diverged
@@ -252,7 +253,7 @@ class _Beside:
             begun.optimizer,
             recipe.to_yaml(),
             begun.tokenizer,
-            prune=lambda: run.prune(recipe.keep, self.branch),
+            prune=lambda: prune_checkpoints(run.directory, recipe.keep, self.branch),
         )
         self._begun_saves = {begun.progress.step} if run.resumed else set[int]()
 

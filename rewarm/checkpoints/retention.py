@@ -1,0 +1,54 @@
+"""Retention: which checkpoints of a run stay on disk (`keep` in the recipe), and deletion."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from rewarm.checkpoints.find_checkpoint import list_checkpoints
+from rewarm.recipe.fields import KeepSettings
+from rewarm.recipe.recipe import Recipe
+
+DELETING_SUFFIX = ".deleting"
+"""Suffix of a checkpoint folder while its files are being deleted."""
+
+
+def kept_steps(keep: KeepSettings, steps: list[int], branch_step: int | None) -> set[int]:
+    """Returns which of these steps keep their checkpoint.
+
+    Args:
+        keep: the newest `keep.last` stay, and those at multiples of `keep.every`.
+        steps: the steps that have a checkpoint, in ascending order.
+        branch_step: the step before the decay, whose checkpoint always stays.
+    """
+    if keep.last is None:
+        return set(steps)
+    others = (n for n in steps if n == branch_step or (keep.every and n % keep.every == 0))
+    return {*steps[-keep.last :], *others}
+
+
+def most_checkpoints_at_once(recipe: Recipe) -> int:
+    """Returns how many checkpoints a run has on disk at most, while it writes its last one."""
+    branch_step = recipe.before_decay if recipe.branches else None
+    return len(kept_steps(recipe.keep, recipe.saves[:-1], branch_step)) + 1
+
+
+def prune_checkpoints(
+    run_directory: Path, keep: KeepSettings, branch_step: int | None
+) -> list[str]:
+    """Deletes the checkpoints that `kept_steps` does not name, and returns the deleted names.
+
+    Only complete checkpoints called step-NNNNNNNN are considered; a renamed one always stays.
+    """
+    checkpoints = list_checkpoints(run_directory)
+    deleted = []
+    for step in sorted(checkpoints.keys() - kept_steps(keep, list(checkpoints), branch_step)):
+        path = checkpoints[step]
+        # Renamed before its first file is deleted, so that nothing takes it for a checkpoint.
+        try:
+            renamed = path.rename(path.with_suffix(DELETING_SUFFIX))
+        except OSError:  # no permission, for instance: one checkpoint too many must not end a run
+            continue
+        shutil.rmtree(renamed, ignore_errors=True)
+        deleted.append(path.name)
+    return deleted
