@@ -16,8 +16,6 @@ from rewarm.checkpoints.gpt_neox_import import (
     read_gpt_neox_architecture,
 )
 from rewarm.checkpoints.manifest import MANIFEST
-from rewarm.data.shard_format import TokenizerInfo
-from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
 from rewarm.quantities import parse_count
@@ -191,46 +189,6 @@ def read_architecture(directory: Path) -> Architecture:
         ) from None
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}; name another model") from None
-
-
-def check_model_matches_shards(
-    architecture: Architecture,
-    directory: Path | None,
-    facts: TokenizerInfo,
-    shards: str,
-    context: int,
-) -> None:
-    """Makes sure that a model, a shard folder and a context go together.
-
-    Args:
-        architecture: the model's.
-        directory: the model's, whose own tokenizer, if it has one, must be the shards'.
-        facts: the tokenizer of the shards.
-        shards: where the shards are.
-        context: tokens in a sequence.
-
-    Raises:
-        CheckpointError: they do not.
-    """
-    if facts.vocabulary > architecture.vocabulary:
-        raise CheckpointError(
-            f"{shards}: its tokenizer has {facts.vocabulary:,} entries, and the model only "
-            f"{architecture.vocabulary:,} embedding rows; shard with the model's own tokenizer"
-        )
-    if context > architecture.positions:
-        raise CheckpointError(
-            f"a context of {context:,} tokens is longer than the model's "
-            f"{architecture.positions:,} positions; set data.context lower"
-        )
-    if directory and (directory / "tokenizer.json").is_file():
-        own = load_tokenizer(str(directory), eos=facts.eos_token)
-        if (own.digest, own.eos) != (facts.digest, facts.eos):
-            raise CheckpointError(
-                f"{shards}: not written with the tokenizer of {directory}: {facts.vocabulary:,} "
-                f"entries, digest {facts.digest[:12]}, against {own.vocabulary:,}, "
-                f"{own.digest[:12]}; write the shards again with `rewarm shard --tokenizer "
-                f"{directory}`"
-            )
 
 
 def _from_hub(name: str, revision: str | None, *, weights: bool) -> Path:

@@ -8,8 +8,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rewarm.data.shard_format import ShardIndex
-from rewarm.errors import DataError
+from rewarm.data.shard_format import ShardIndex, TokenizerInfo
+from rewarm.errors import CheckpointError, DataError
+from rewarm.model.architecture import Architecture
 from rewarm.safe_loading import parse_json, read_bytes, read_json
 
 if TYPE_CHECKING:
@@ -131,18 +132,97 @@ def _on_hub(name: str) -> tuple[Path, Any]:
 
 
 def check_same_tokenizer(indices: dict[str, ShardIndex]) -> None:
-    """Makes sure that all shard folders speak of the same tokens.
+    """Checks that all shard folders of a run were written with one tokenizer.
+
+    Args:
+        indices: the index of each shard folder, by the name that the error message shows.
 
     Raises:
-        DataError: two were written with different tokenizers.
+        DataError: two of them were written with different tokenizers.
     """
-    (first, one), *others = indices.items()
-    for folder, other in others:
-        a, b = one.tokenizer, other.tokenizer
-        if (a.digest, a.eos) != (b.digest, b.eos):
+    (first, first_index), *others = indices.items()
+    expected = first_index.tokenizer
+    for folder, index in others:
+        actual = index.tokenizer
+        if (actual.digest, actual.eos) != (expected.digest, expected.eos):
             raise DataError(
                 f"{folder}: written with another tokenizer than {first}: "
-                f"{b.vocabulary:,} entries, end-of-text {b.eos_token!r} = {b.eos}, digest "
-                f"{b.digest[:12]}, against {a.vocabulary:,}, {a.eos_token!r} = {a.eos}, "
-                f"{a.digest[:12]}; write one of them again with `rewarm shard --tokenizer`"
+                f"{actual.vocabulary:,} entries, end-of-text {actual.eos_token!r} = {actual.eos}, "
+                f"digest {actual.digest[:12]}, against {expected.vocabulary:,}, "
+                f"{expected.eos_token!r} = {expected.eos}, {expected.digest[:12]}; write one of "
+                "them again with `rewarm shard --tokenizer`"
             )
+
+
+def check_model_matches_shards(
+    architecture: Architecture,
+    model_directory: Path | None,
+    tokenizer_info: TokenizerInfo,
+    shards: str,
+    context: int,
+) -> None:
+    """Checks that a model can be trained or evaluated on a shard folder at a context length.
+
+    Args:
+        architecture: the model's.
+        model_directory: the model's; its own tokenizer, if it has one, must be the shards'.
+        tokenizer_info: the tokenizer that the shards were written with.
+        shards: the shard folder, as error messages name it.
+        context: tokens in a sequence.
+
+    Raises:
+        CheckpointError: the vocabulary, the context or the tokenizer does not match.
+    """
+    check_vocabulary_fits(architecture, tokenizer_info, shards)
+    check_context_fits(architecture, context)
+    if model_directory:
+        check_tokenizer_matches(model_directory, tokenizer_info, shards)
+
+
+def check_vocabulary_fits(
+    architecture: Architecture, tokenizer_info: TokenizerInfo, shards: str
+) -> None:
+    """Checks that the model has an embedding row for every entry of the shards' tokenizer.
+
+    Raises:
+        CheckpointError: it has fewer rows.
+    """
+    if tokenizer_info.vocabulary > architecture.vocabulary:
+        raise CheckpointError(
+            f"{shards}: its tokenizer has {tokenizer_info.vocabulary:,} entries, and the model "
+            f"only {architecture.vocabulary:,} embedding rows; shard with the model's own tokenizer"
+        )
+
+
+def check_context_fits(architecture: Architecture, context: int) -> None:
+    """Checks that a context of so many tokens is within the model's positions.
+
+    Raises:
+        CheckpointError: it is longer.
+    """
+    if context > architecture.positions:
+        raise CheckpointError(
+            f"a context of {context:,} tokens is longer than the model's "
+            f"{architecture.positions:,} positions; set data.context lower"
+        )
+
+
+def check_tokenizer_matches(
+    model_directory: Path, tokenizer_info: TokenizerInfo, shards: str
+) -> None:
+    """Checks that a model's own tokenizer, if it has a tokenizer.json, is the shards'.
+
+    Raises:
+        CheckpointError: the shards were written with a different tokenizer.
+        DataError: the model's tokenizer cannot be read.
+    """
+    if not (model_directory / "tokenizer.json").is_file():
+        return
+    own = load_tokenizer(str(model_directory), eos=tokenizer_info.eos_token)
+    if (own.digest, own.eos) != (tokenizer_info.digest, tokenizer_info.eos):
+        raise CheckpointError(
+            f"{shards}: not written with the tokenizer of {model_directory}: "
+            f"{tokenizer_info.vocabulary:,} entries, digest {tokenizer_info.digest[:12]}, against "
+            f"{own.vocabulary:,}, {own.digest[:12]}; write the shards again with `rewarm shard "
+            f"--tokenizer {model_directory}`"
+        )

@@ -19,7 +19,6 @@ from rewarm import schedules
 from rewarm.checkpoints import load_weights
 from rewarm.checkpoints.find_checkpoint import (
     Base,
-    check_model_matches_shards,
     locate_base,
     read_architecture,
 )
@@ -33,7 +32,7 @@ from rewarm.data.batch_loader import BatchLoader
 from rewarm.data.corpus import Corpus, check_epochs
 from rewarm.data.mixture import Mixture
 from rewarm.data.shard_source import ShardSource
-from rewarm.data.tokenizer import check_same_tokenizer
+from rewarm.data.tokenizer import check_model_matches_shards, check_same_tokenizer
 from rewarm.errors import CheckpointError, printable
 from rewarm.estimates.memory import estimate_recipe_memory
 from rewarm.model.architecture import Architecture

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from rewarm.checkpoints.find_checkpoint import check_model_matches_shards, locate_base
+from rewarm.checkpoints.find_checkpoint import locate_base
 from rewarm.checkpoints.load_weights import load_model
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.data.corpus import blocks_in_stored_order
 from rewarm.data.shard_source import ShardSource
+from rewarm.data.tokenizer import check_model_matches_shards
 from rewarm.errors import DataError
 from rewarm.model.neox import NeoX
 from rewarm.quantities import perplexity
