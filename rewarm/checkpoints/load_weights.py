@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
-from rewarm.checkpoints.find_checkpoint import PICKLED, SAFETENSORS
 from rewarm.checkpoints.gpt_neox_import import find_gpt_neox_checkpoint, gpt_neox_layer_files
+from rewarm.checkpoints.weight_files import find_weight_files
 from rewarm.errors import CheckpointError
 from rewarm.model.architecture import Architecture
 from rewarm.model.neox import NeoX
-from rewarm.safe_loading import is_plain_file_name, read_json_as
 
 # Buffers that older transformers versions saved; all of them follow from the configuration.
 _DERIVED = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
@@ -38,12 +36,7 @@ def load_model(architecture: Architecture, directory: Path) -> tuple[NeoX, Match
         CheckpointError: as in `load_weights`; or the files are too small for such a model, so that
             memory is not set aside for what a configuration merely claims.
     """
-    held = sum(path.stat().st_size for path in _weight_files(directory, architecture))
-    if held < 2 * architecture.parameters:  # half precision is the least that is read
-        raise CheckpointError(
-            f"{directory}: its configuration is of {architecture.parameters:,} parameters, and its "
-            f"weights are {held:,} bytes, too few for that; fetch the model again"
-        )
+    find_weight_files(directory, architecture)
     model = NeoX(architecture)
     return model, load_weights(model, directory)
 
@@ -124,40 +117,6 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
     return said
 
 
-def _weight_files(directory: Path, architecture: Architecture) -> list[Path]:
-    """Returns the files that hold the weights."""
-    if find_gpt_neox_checkpoint(directory):
-        layers = gpt_neox_layer_files(directory, architecture.layers, tied=architecture.tied)
-        return [file.path for file in layers]
-    for whole, index in (SAFETENSORS, PICKLED):
-        if (directory / whole).is_file():
-            return [directory / whole]
-        if (directory / index).is_file():
-            return _indexed(directory / index, Path(whole).suffix)
-    raise CheckpointError(
-        f"{directory}: no weights; wanted one of {', '.join(SAFETENSORS + PICKLED)}; fetch the "
-        "model again"
-    )
-
-
-class _Index(BaseModel):
-    weight_map: dict[str, str]
-
-
-def _indexed(index: Path, suffix: str) -> list[Path]:
-    """Returns the files that an index names, all of them beside it."""
-    try:
-        names = sorted(set(read_json_as(_Index, index).weight_map.values()))
-        for name in names:
-            if not (is_plain_file_name(name) and name.endswith(suffix)):
-                raise ValueError(f"{name!r} is not the name of a {suffix} file")
-            if not (index.parent / name).is_file():
-                raise ValueError(f"{name} is missing")
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{index}: cannot be read: {error}; fetch the model again") from None
-    return [index.parent / name for name in names]
-
-
 def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tensor]:
     if find_gpt_neox_checkpoint(directory):
         return {
@@ -166,7 +125,7 @@ def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tens
             for name, tensor in _read_file(file.path).items()
         }
     tensors: dict[str, Tensor] = {}
-    for path in _weight_files(directory, architecture):
+    for path in find_weight_files(directory, architecture):
         held = _read_file(path)
         if again := tensors.keys() & held.keys():
             raise CheckpointError(

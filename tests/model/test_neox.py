@@ -231,7 +231,7 @@ def test_a_folder_without_weights_and_one_with_a_cut_file_are_refused(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read"):
         ours(tmp_path)
     path.unlink()
-    with pytest.raises(CheckpointError, match="no weights; wanted one of"):
+    with pytest.raises(CheckpointError, match="no weights; expected one of"):
         ours(tmp_path)
 
 
