@@ -10,7 +10,7 @@
 #   bash benchmarks/gpu.sh kernels   410m deterministic, with plain kernels, in every precision
 #   bash benchmarks/gpu.sh fp8       410m in fp8 beside its peers in bf16, by kernel family
 #   bash benchmarks/gpu.sh losses    1,000 steps of 70m in every precision; again to go on
-#   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini.sh); again to go on
+#   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini_study.sh); again to go on
 #   bash benchmarks/gpu.sh memory    410m and 1.4b with memory: fast and lean
 #   bash benchmarks/gpu.sh all       all of these but the study, one after the other: an hour
 set -uo pipefail
@@ -45,7 +45,7 @@ run() { # run NAME SECONDS COMMAND...: a log of its own, and the next one is tri
 step() { # step NAME SECONDS OPTIONS...: the table and everything behind it
   local name=$1 seconds=$2
   shift 2
-  run "$name" "$seconds" python3 benchmarks/step.py "$@" --json "$OUT/$name.json"
+  run "$name" "$seconds" python3 benchmarks/training_step.py "$@" --json "$OUT/$name.json"
 }
 
 together() { # few files are easier brought home
@@ -78,7 +78,7 @@ case ${1-} in
     # Interrupted, pytest still says what failed.
     SIGNAL=INT run tests 300 python3 -m pytest -m gpu -p no:cacheprovider --ignore tests/test_memory.py
     SIGNAL=INT run memory 170 python3 -m pytest -m gpu -p no:cacheprovider tests/test_memory.py
-    run saves 100 python3 benchmarks/saves.py
+    run saves 100 python3 benchmarks/save_stall.py
     ;;
   410m)
     step 410m 570 --model pythia-410m --microbatch 16 --profile
@@ -117,12 +117,12 @@ print(*get_args(Recipe.model_fields["precision"].annotation))'); do
     together
     ;;
   losses)
-    run losses 570 python3 benchmarks/precision.py "${LOSSES:-build/losses}" --microbatch 64
+    run losses 570 python3 benchmarks/loss_by_precision.py "${LOSSES:-build/losses}" --microbatch 64
     cp "${LOSSES:-build/losses}"/precision.* "$OUT"
     ;;
   study)
     export DATA=${DATA:-.data} WORKERS=${WORKERS:-3}
-    run study 570 bash benchmarks/mini.sh gpu
+    run study 570 bash benchmarks/mini_study.sh gpu
     ;;
   memory)
     for size in 410m:16:fast 410m:16:lean 410m:64:lean 1.4b:8:fast 1.4b:8:lean; do

@@ -7,9 +7,9 @@ import sys
 from importlib.util import find_spec
 from types import SimpleNamespace
 
-import arms
+import training_step_arms as arms
 import pytest
-import step
+import training_step as step
 from repository import ROOT
 
 TINY = ["--model", "tiny", "--microbatch", "2", "--context", "32", "--steps", "2"]
@@ -18,7 +18,7 @@ TINY = ["--model", "tiny", "--microbatch", "2", "--context", "32", "--steps", "2
 def run(*arguments):
     """Runs step.py; one thread, for two wait long for each other on a busy machine."""
     ended = subprocess.run(
-        [sys.executable, str(ROOT / "benchmarks" / "step.py"), *arguments],
+        [sys.executable, str(ROOT / "benchmarks" / "training_step.py"), *arguments],
         capture_output=True,
         text=True,
         check=False,
@@ -170,7 +170,7 @@ def test_every_stage_of_the_gpu_script_is_a_command_that_step_takes(tmp_path):
         subprocess.run(["bash", str(copy), stage], env=told, check=True)
         assert len(list(out.iterdir())) <= 8  # more do not come back
         for line in calls.read_text().splitlines():
-            if line.startswith("benchmarks/step.py\t"):
+            if line.startswith("benchmarks/training_step.py\t"):
                 step.wanted(step.arguments().parse_args(line.split("\t")[1:-1]))
     unknown = subprocess.run(["bash", str(copy)], capture_output=True, text=True, check=False)
     assert unknown.returncode == 2

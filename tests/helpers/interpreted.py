@@ -3,7 +3,7 @@
 `test_kernels.py` runs this in a process of its own: Triton looks at TRITON_INTERPRET only once.
 """
 
-import interpreter as benchmark
+import interpreter_rounding as benchmark
 import pytest
 import torch
 from compiled_graphs import graphs
@@ -309,7 +309,7 @@ def model(**shape):
 
 
 def step(made, kernels, tokens, *, autocast=False, how=None, **loss):
-    made.use(kernels, **(how or {}))
+    made.configure(kernels, **(how or {}))
     made.zero_grad()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         found = made.loss(tokens[:, :-1], tokens[:, 1:], **loss)
@@ -409,7 +409,7 @@ def test_in_fp8_a_model_is_one_graph_and_lean_the_same_bits(shape):
     made, tokens = model(**shape, positions=32), torch.randint(0, 97, (2, 33))
     how = {"autocast": True, "how": {"precision": "fp8"}}
     wanted = step(made, TRITON, tokens, **how)
-    seen = torch.stack(made.scaling._seen)
+    seen = torch.stack(made.fp8_scaling._amaxes)
     assert (seen > 0).all()
     # Two roundings of a gradient that differ a little lie as far apart as either lies from it.
     agree(step(made, PYTORCH_KERNELS, tokens, **how), wanted, most=0.2)
@@ -421,7 +421,7 @@ def test_in_fp8_a_model_is_one_graph_and_lean_the_same_bits(shape):
     for memory in ("fast", "lean"):
         found = step(made, TRITON, tokens, autocast=True, how=how["how"] | {"memory": memory})
         assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True)), memory
-        assert torch.equal(torch.stack(made.scaling._seen), seen)
+        assert torch.equal(torch.stack(made.fp8_scaling._amaxes), seen)
     assert counters["stats"]["unique_graphs"] == 2  # fast and lean
     torch._dynamo.reset()
     for layer in made.gpt_neox.layers:
@@ -436,14 +436,14 @@ def test_divided_as_inductor_divides_it_a_compiled_layer_gives_the_same_bits(pre
     made, tokens = model(positions=32), torch.randint(0, 97, (2, 33))
     how = {"autocast": True, "how": {"precision": precision, "memory": memory}}
     wanted = step(made, TRITON, tokens, **how)
-    seen = torch.stack(made.scaling._seen) if made.scaling else None
+    seen = torch.stack(made.fp8_scaling._amaxes) if made.fp8_scaling else None
     for layer in made.gpt_neox.layers:
         layer.compile(backend=graphs(), fullgraph=True, dynamic=False)
     found = step(made, TRITON, tokens, **how)
     for pair in zip(found, wanted, strict=True):
         torch.testing.assert_close(*pair, rtol=2e-2, atol=2e-2)
-    if made.scaling:
-        assert torch.equal(torch.stack(made.scaling._seen), seen)
+    if made.fp8_scaling:
+        assert torch.equal(torch.stack(made.fp8_scaling._amaxes), seen)
     torch._dynamo.reset()
     for layer in made.gpt_neox.layers:
         layer._compiled_call_impl = None
@@ -454,11 +454,11 @@ def test_without_gradients_nothing_is_in_fp8():
     made, tokens = model(positions=32), torch.randint(0, 97, (2, 33))
     found = []
     for precision in ("bf16", "fp8"):
-        made.use(TRITON, precision=precision)
+        made.configure(TRITON, precision=precision)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             found.append(made.loss(tokens[:, :-1], tokens[:, 1:]))
     assert torch.equal(*found)
-    assert not any(made.scaling._seen)
+    assert not any(made.fp8_scaling._amaxes)
 
 
 def test_the_loss_compiles_too():

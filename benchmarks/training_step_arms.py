@@ -96,7 +96,7 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
         from rewarm.model.kernels import selection
 
         chosen, note = selection.choose_kernels(said.kernels, device)
-        model.use(chosen, memory=said.memory, precision=said.precision)
+        model.configure(chosen, memory=said.memory, precision=said.precision)
 
     settings = OptimizerSettings()
     optimizer = build_adamw(model, settings)

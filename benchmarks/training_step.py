@@ -1,8 +1,8 @@
 """Training steps side by side: one GPU, the same weights, the same tokens, the same optimiser.
 
-    python benchmarks/step.py --model pythia-410m --microbatch 16 --profile \\
+    python benchmarks/training_step.py --model pythia-410m --microbatch 16 --profile \\
         --json step.json --markdown step.md
-    python benchmarks/step.py --model tiny --microbatch 4 --context 64 --steps 2   # on a CPU
+    python benchmarks/training_step.py --model tiny --microbatch 4 --context 64 --steps 2   # on a CPU
 
 Each arm lives in a process of its own, which holds its model between its turns; the turns are
 interleaved. Figures are medians over the turns, with the spread. Peers that cannot be imported are
@@ -41,7 +41,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from arms import ARMS, FAMILIES, SMALL, Said, architecture, serve
+from training_step_arms import ARMS, FAMILIES, SMALL, Said, architecture, serve
 
 # What the data, the log and the evaluations add to the steps: `rewarm train` itself.
 

@@ -1,6 +1,6 @@
 """`rewarm shard` beside `datasets.map` with the same tokenizer: tokens/s per core, peak memory.
 
-    python benchmarks/shard.py TEXTS.jsonl[.zst] --tokenizer T [--repeats 3] [--large 1G]
+    python benchmarks/sharding.py TEXTS.jsonl[.zst] --tokenizer T [--repeats 3] [--large 1G]
 
 Both read the file, tokenize every text with the same `tokenizers` and write tokens to disk, on all
 cores. `datasets` is left out, and named, where it cannot be imported. With `--large`, the texts are

@@ -1,6 +1,6 @@
 """The quickstart's model on a CPU: rewarm beside transformers' own model under its Trainer.
 
-    python benchmarks/cpu.py [--steps 60] [--repeats 5] [--threads N] [--out FIGURES.json]
+    python benchmarks/cpu_step.py [--steps 60] [--repeats 5] [--threads N] [--out FIGURES.json]
 
 Same weights, same tokens in the same order, same AdamW, constant rate and clip, fp32; no
 validation, no saving, a log line every 20 steps, no progress bar. Every figure is from a process of
@@ -80,7 +80,7 @@ def prepare(work: Path, steps: int) -> None:
         "upstream", texts["upstream"], work / "shards", tokenizer, Console(quiet=True)
     )
     (work / "recipe.yaml").write_text(quickstart._BASE.format(out=work))
-    shape = load_recipe(work / "recipe.yaml").model.shape
+    shape = load_recipe(work / "recipe.yaml").model.stated_architecture
     assert shape is not None
     model = NeoX(shape)
     initialize_weights(model, 1)
@@ -88,7 +88,7 @@ def prepare(work: Path, steps: int) -> None:
     save_file(model.state_dict(), work / "base" / "model.safetensors")
     (work / "base" / "config.json").write_text(json.dumps(shape.to_hugging_face()))
     told = _recipe(work, "tokens", steps)
-    stream = BatchLoader(open_corpora(told, {}), told.weights, sequences=SEQUENCES)
+    stream = BatchLoader(open_corpora(told, {}), told.corpus_weights, sequences=SEQUENCES)
     batches = stream.batches(0)
     held = blocks_in_stored_order(
         ShardSource(str(work / "shards" / "val")), context=CONTEXT, tokens=64 * CONTEXT

@@ -1,6 +1,6 @@
 """A run killed again and again, at any moment, ends as one that never was.
 
-    python benchmarks/kills.py [--kills 60] [--seed 1]
+    python benchmarks/resume_after_kill.py [--kills 60] [--seed 1]
 
 Starts `rewarm train --resume` and kills it with SIGKILL at a random instant, until the kills are
 used up; a run that ends before its kill is compared with the uninterrupted one, and the next one
@@ -19,7 +19,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from faults import RECIPE, build
+from data_faults import RECIPE, build
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.errors import RewarmError

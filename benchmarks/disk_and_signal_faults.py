@@ -1,6 +1,6 @@
 """What is lost when a run's disk, folder, clock or process fails: one real run for each trial.
 
-    python benchmarks/lost.py [WORD...]
+    python benchmarks/disk_and_signal_faults.py [WORD...]
 
 Builds two small corpora in a temporary folder, starts `rewarm train` as a user would, gets in its
 way, and prints a table: the exit code, what was said, and what is left: the last whole checkpoint,
@@ -22,8 +22,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from faults import RECIPE, build, rewarm
-from kills import outcome
+from data_faults import RECIPE, build, rewarm
+from resume_after_kill import outcome
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint, list_checkpoints
 from rewarm.runs.metrics_file import read_metrics

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import pytest
 from repository import ROOT
 
-SCRIPT = ROOT / "benchmarks" / "launches.py"
+SCRIPT = ROOT / "benchmarks" / "kernel_launches.py"
 TOKENS, HIDDEN, INNER = 16 * 2048, 1024, 4096
 STREAM = 2 * TOKENS * HIDDEN / 1e6  # MB of the residual stream
 pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")

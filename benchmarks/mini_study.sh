@@ -2,9 +2,9 @@
 # A shipped study whole, on real text: tokenizer, shards, every arm with every seed, the report.
 # Run it again to go on where it stopped; what is done is not done again.
 #
-#   bash benchmarks/mini.sh cpu            two cores, about half an hour a seed
-#   bash benchmarks/mini.sh gpu            one GPU
-#   bash benchmarks/mini.sh gpu small      the same at a few steps an arm, in fp32, to see that it works
+#   bash benchmarks/mini_study.sh cpu            two cores, about half an hour a seed
+#   bash benchmarks/mini_study.sh gpu            one GPU
+#   bash benchmarks/mini_study.sh gpu small      the same at a few steps an arm, in fp32, to see that it works
 #
 # DATA: a folder with {english-docs,english-other,german}.jsonl.zst and, for gpu, 20B_tokenizer.json.
 # WORK: where shards and runs go (build/mini-cpu). WORKERS: runs at once. OUT: the report, results.json.

@@ -1,6 +1,6 @@
 """Loss parity: the same model, weights and tokens in each precision, against fp32.
 
-    python benchmarks/precision.py OUT [--steps 1000] [--model 'preset: pythia-70m'] ...
+    python benchmarks/loss_by_precision.py OUT [--steps 1000] [--model 'preset: pythia-70m'] ...
 
 Trains on the text that `rewarm quickstart` makes of Python's standard library (nothing is fetched),
 and writes OUT/precision.md, .json and .png. The figures are the validation loss at the end, the
@@ -143,7 +143,7 @@ def picture(runs: dict[str, Path], out: Path) -> None:
 
 def interpret() -> None:
     """Has `kernels: auto` choose Triton on a CPU."""
-    from interpreter import rounding
+    from interpreter_rounding import rounding
     from triton.runtime import interpreter
 
     interpreter._convert_float = rounding()

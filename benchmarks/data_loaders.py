@@ -1,6 +1,6 @@
 """Loaders side by side on the same tokens: speed, time to the first batch, resume, memory.
 
-    python benchmarks/loader.py SHARDS [--context 2048] [--batch 64] [--seconds 4] [--repeats 3]
+    python benchmarks/data_loaders.py SHARDS [--context 2048] [--batch 64] [--seconds 4] [--repeats 3]
 
 SHARDS is a folder that `rewarm shard` wrote. Peers that cannot be imported are left out and named.
 Every figure is from a process of its own, the median of interleaved repeats, with the spread; what

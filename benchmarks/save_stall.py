@@ -1,6 +1,6 @@
 """What a save costs a run: seconds that training stands still, in a thread and without one.
 
-    python benchmarks/saves.py [--layers 6] [--hidden 512] [--repeats 5]
+    python benchmarks/save_stall.py [--layers 6] [--hidden 512] [--repeats 5]
 
 The model and its Adam moments are written as a checkpoint (12 bytes a parameter). `thread` is the
 stall of rewarm's Saver, a copy to host memory; `waiting` is until the directory is whole. The first
@@ -53,7 +53,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         for repeat in range(said.repeats + 1):
             began = time.perf_counter()
-            tensors.take(model, optimizer)
+            tensors.copy_from(model, optimizer)
             stalls.append(time.perf_counter() - began)
             source = TokenizerSource(Path(work), 0, "<|endoftext|>")
             write_checkpoint(
@@ -63,7 +63,7 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     print(
         f"{name}, torch {torch.__version__}, Python {platform.python_version()}; "
-        f"{shape.parameters:,} parameters, {tensors.bytes:,} bytes; {said.repeats} repeats"
+        f"{shape.parameters:,} parameters, {tensors.nbytes:,} bytes; {said.repeats} repeats"
     )
     print("| | seconds training stands still, median (lowest to highest) | first save |")
     print("|---|---|---|")

@@ -1,6 +1,6 @@
 """What each command does with plug-ins that misbehave, and how long a full shelf takes.
 
-    python benchmarks/shelf.py [--repeats 5]
+    python benchmarks/plugin_faults.py [--repeats 5]
 
 Puts distributions on the path as pip would, runs the real commands, and prints two tables.
 """
@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from faults import RECIPE, build
+from data_faults import RECIPE, build
 
 PLAIN = '''
 import time

@@ -1,7 +1,7 @@
 """What a step has a Hopper GPU do, and how long that takes at the least: without one.
 
-    python benchmarks/launches.py --model pythia-410m --microbatch 16 --precision bf16
-    python benchmarks/launches.py --precision fp8 --memory lean --list
+    python benchmarks/kernel_launches.py --model pythia-410m --microbatch 16 --precision bf16
+    python benchmarks/kernel_launches.py --precision fp8 --memory lean --list
 
 A compiled layer is lowered by Inductor for an H100 that is not there, up to the code that would
 call its kernels; of each launch the bytes that it reads and writes and the FLOPs of its product are
@@ -207,7 +207,7 @@ def of_layer(
     torch.compiler.reset()
     with hopper(), attend, FakeTensorMode(allow_non_fake_inputs=True):
         model = NeoX(shape.model_copy(update={"layers": 1}))
-        model.use(triton_kernels(), memory=memory, precision=precision)
+        model.configure(triton_kernels(), memory=memory, precision=precision)
         (layer,) = model.gpt_neox.layers
         layer.compile(fullgraph=True, dynamic=False, backend=backend)
         x = torch.empty(microbatch, context, shape.hidden, dtype=dtype, requires_grad=True)

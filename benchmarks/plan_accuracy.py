@@ -1,6 +1,6 @@
 """`rewarm plan --measure` against the runs that it foretells: time, memory, disk.
 
-    python benchmarks/plan.py [--repeats 3] [--threads N] [--share 1.0] [--out FIGURES.json]
+    python benchmarks/plan_accuracy.py [--repeats 3] [--threads N] [--share 1.0] [--out FIGURES.json]
 
 Three runs of different shape and length on the text of Python's standard library. Each is planned
 and then trained, in turn, by the commands that a person would type. Time is that of the process of

@@ -1,6 +1,6 @@
 """What a user sees when data is bad: each fault through the real commands, and what was lost.
 
-    python benchmarks/faults.py
+    python benchmarks/data_faults.py
 
 Builds two small corpora in a temporary folder, breaks one thing at a time, trains (or shards) as a
 user would, and prints a table: the message, the exit code, and whether the run, once the fault is
