@@ -5,86 +5,109 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
+from typing import Any
 
 from rewarm import schedules
 from rewarm.checkpoints.lineage import recipe_of_checkpoint
 from rewarm.checkpoints.manifest import verify_checkpoint
-from rewarm.checkpoints.training_state import read_training_state
+from rewarm.checkpoints.training_state import TrainingState, read_training_state
 from rewarm.errors import CheckpointError, RecipeError, printable
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 
-# What may differ on --resume without a word: it decides what is written, not what is learnt.
+# Settings that may change on --resume without a question: they decide what is written, not what is
+# learned.
 _HARMLESS = (
     *("run", "every", "keep", "on_save_error", "guard.patience"),
     *("data.validation", "data.workers", "data.cache", "data.verify"),
 )
 
 
-def recipe_changes(checkpoint: Path, recipe: Recipe) -> list[str]:
-    """Returns how a recipe would change the outcome of a run that goes on behind a checkpoint.
+def recipe_changes(
+    checkpoint: Path, recipe: Recipe, state: TrainingState | None = None
+) -> list[str]:
+    """Returns how a recipe would change the outcome of a run that is resumed, a line each.
+
+    Args:
+        checkpoint: the one that the run is resumed from.
+        recipe: the run's recipe now.
+        state: the checkpoint's training state, where it was read already.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
     """
-    verify_checkpoint(checkpoint, only="recipe.yaml")  # damage is not a change of mind
+    verify_checkpoint(checkpoint, only="recipe.yaml")  # damage is no change of the recipe
+    before = _settings(checkpoint)
+    made_by = None
+    with contextlib.suppress(CheckpointError):  # its plug-in may have been uninstalled
+        made_by = recipe_of_checkpoint(checkpoint)
+        before = flatten_settings(made_by.to_dict())  # with settings that are newer than it
+    now = flatten_settings(recipe.to_dict())
+    if now["batch.microbatch"] == "auto" and recorded_microbatch(before, recipe):
+        now["batch.microbatch"] = before["batch.microbatch"]
+    changed = [
+        printable(f"{path}: {before.get(path, 'not set')} → {now.get(path, 'not set')}")
+        for path in [*before, *(path for path in now if path not in before)]
+        if before.get(path) != now.get(path)
+        and not any(path == name or path.startswith(f"{name}.") for name in _HARMLESS)
+    ]
+    if made_by is None:  # the recipe names another plug-in: that change is listed
+        return changed
+    return changed + _rate_changes(state or read_training_state(checkpoint), made_by, recipe)
+
+
+def recorded_microbatch(settings: dict[str, Any], recipe: Recipe) -> int | None:
+    """Returns the microbatch in a run's saved settings, where it divides the recipe's batch."""
+    microbatch = settings.get("batch.microbatch")
+    if type(microbatch) is not int or microbatch <= 0:
+        return None
+    return None if recipe.sequences_per_step % microbatch else microbatch
+
+
+def _settings(checkpoint: Path) -> dict[str, Any]:
     try:
-        said = YamlDocument.load(checkpoint / "recipe.yaml").data
+        return flatten_settings(YamlDocument.load(checkpoint / "recipe.yaml").data)
     except RecipeError as error:
         raise CheckpointError(
             f"{checkpoint}: its recipe cannot be read: {error.problems[0]}; use another checkpoint"
         ) from None
-    with contextlib.suppress(CheckpointError):  # its plug-in may be gone
-        said = recipe_of_checkpoint(checkpoint).document()  # with settings that are newer than it
-    began, now = flatten_settings(said), flatten_settings(recipe.document())
-    if now["batch.microbatch"] == "auto":
-        now["batch.microbatch"] = began.get("batch.microbatch")
-    changed = [
-        printable(f"{path}: {began.get(path, 'not set')} → {now.get(path, 'not set')}")
-        for path in [*began, *(path for path in now if path not in began)]
-        if began.get(path) != now.get(path)
-        and not any(path == h or path.startswith(f"{h}.") for h in _HARMLESS)
-    ]
-    return changed + rate_changes(checkpoint, recipe)
 
 
-def rate_changes(resumed: Path, recipe: Recipe) -> list[str]:
-    """Returns how the rates ahead differ from those that a run had before it when it was saved.
+def _rate_changes(state: TrainingState, made_by: Recipe, recipe: Recipe) -> list[str]:
+    """Returns how the rates ahead differ from those that the run had ahead when it was saved.
 
-    Because the recipe changed, or because the plug-in behind the schedule did.
-
-    Raises:
-        CheckpointError: the checkpoint is damaged.
+    Because the recipe changed, or because the plug-in that computes the schedule did.
     """
-    done = read_training_state(resumed)
-    try:
-        began = recipe_of_checkpoint(resumed)
-    except CheckpointError:
-        return []  # its plug-in is gone, and the recipe names another: that change is listed
-    found = []
-    pairs = enumerate(
-        zip(done.curve, schedules.sample_curve(began.schedule), strict=False), start=1
-    )
-    for percent, (then, now) in pairs:
+    changed = []
+    curves = zip(state.curve, schedules.sample_curve(made_by.schedule), strict=False)
+    for percent, (then, now) in enumerate(curves, start=1):
         if not math.isclose(then, now, rel_tol=1e-9):
-            found.append(
-                f"{_plugin(done.schedule)} → {_plugin(schedules.identity(began.schedule.name))}: "
-                f"with the same settings, lr at {percent} % of the run: {then:.4e} → {now:.4e}"
+            before, after = state.schedule, schedules.identity(made_by.schedule.name)
+            changed.append(
+                f"{_plugin(before)} → {_plugin(after)}: with the same settings, lr at {percent} % "
+                f"of the run: {then:.4e} → {now:.4e}"
             )
             break
-    places = {done.step + 1: "the next", began.steps: "the last before", recipe.steps: "the last"}
-    for one in (began, recipe):
-        for label, place in schedules.marks(one.schedule).items():
-            places.setdefault(round(place * one.steps), label)
-    for step, label in sorted(places.items()):
-        was, will_be = (one.lr(step) if step <= one.steps else None for one in (began, recipe))
-        if step > done.step and was != will_be:
-            found.append(f"lr at step {step:,} ({label}): {_rate(was)} → {_rate(will_be)}")
-    return found
+    marks = {
+        state.step + 1: "the next",
+        made_by.steps: "the last before",
+        recipe.steps: "the last",
+    }
+    for scheduled in (made_by, recipe):
+        for label, progress in schedules.marks(scheduled.schedule).items():
+            marks.setdefault(round(progress * scheduled.steps), label)
+    for step, label in sorted(marks.items()):
+        before_lr, after_lr = (
+            scheduled.lr(step) if step <= scheduled.steps else None
+            for scheduled in (made_by, recipe)
+        )
+        if step > state.step and before_lr != after_lr:
+            changed.append(f"lr at step {step:,} ({label}): {_rate(before_lr)} → {_rate(after_lr)}")
+    return changed
 
 
 def _plugin(schedule: dict[str, str]) -> str:
-    # A stranger's checkpoint may have said it.
+    # The checkpoint may come from someone else.
     return printable(" ".join(schedule.get(key, "?") for key in ("name", "version")))
 
 

@@ -1,0 +1,146 @@
+"""What has to hold before a run can start: one function for each precondition.
+
+Each returns or raises the error that `rewarm train` ends with; `resolve.py` calls them all, for
+`check`, `train`, `plan` and `compare`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from rewarm.checkpoints.find_checkpoint import last_checkpoint
+from rewarm.checkpoints.training_state import TrainingState
+from rewarm.data.corpus import Corpus, check_epochs
+from rewarm.data.mixture import Mixture
+from rewarm.errors import CheckpointError, DataError
+from rewarm.files import locked
+from rewarm.recipe.recipe import Recipe
+
+
+def unwritable(directory: Path, reason: str | None) -> CheckpointError:
+    """Returns the error of a run directory that cannot be written."""
+    return CheckpointError(
+        f"{directory}: cannot be written: {reason}; what is saved there is untouched; free disk "
+        "space, check the permissions, or name another directory with --set run=DIR"
+    )
+
+
+def in_use(directory: Path) -> CheckpointError:
+    """Returns the error of a run directory that another process has locked."""
+    return CheckpointError(
+        f"{directory}: in use by another process; wait for it, or name another directory with "
+        "--set run=DIR"
+    )
+
+
+def run_directory_problems(directory: Path, *, resume: bool) -> Iterator[CheckpointError]:
+    """Yields what prevents a run from starting in a directory; creates nothing there."""
+    nearest = directory / "checkpoints"
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        yield unwritable(directory, os.strerror(errno.ENOTDIR))
+        return
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        yield unwritable(directory, os.strerror(errno.EACCES))
+        return
+    if (directory / "lock").exists():
+        try:
+            lock = locked(directory / "lock")
+        except OSError as error:
+            yield unwritable(directory, error.strerror)
+            return
+        if lock is None:
+            yield in_use(directory)
+        else:
+            lock.close()
+    last = last_checkpoint(directory)
+    if last and not resume:
+        yield CheckpointError(
+            f"{directory}: already has checkpoints, up to {last.name}; continue it with --resume, "
+            "or name another directory with --set run=DIR"
+        )
+
+
+def check_no_changes(recipe: Recipe, changes: list[str]) -> None:
+    """Makes sure that a resumed run has the recipe that it was started with.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    if changes:
+        raise CheckpointError(
+            f"{recipe.run}: the recipe would change how this run continues:\n  "
+            + "\n  ".join(changes)
+            + "\nundo the changes, or accept them with --accept-changes"
+        )
+
+
+def check_training_state(
+    recipe: Recipe, checkpoint: Path, expected: Path, state: TrainingState
+) -> None:
+    """Makes sure that a checkpoint's training state is of its step and of the recipe's corpora.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if checkpoint != expected:
+        raise CheckpointError(
+            f"{checkpoint}: its progress.json is of step {state.step:,}; use another checkpoint"
+        )
+    if state.blocks.keys() != recipe.data.train.keys():
+        raise CheckpointError(
+            f"{checkpoint}: its data position is one in {', '.join(state.blocks)}, and the recipe "
+            f"reads {', '.join(recipe.data.train)}; resume with the same corpora"
+        )
+
+
+def epoch_problems(
+    recipe: Recipe, corpora: dict[str, Corpus], carried: dict[str, int]
+) -> Iterator[DataError]:
+    """Yields an error for each corpus that would be read more often than `data.max_epochs`."""
+    needed = Mixture(recipe.corpus_weights).exact(recipe.steps * recipe.sequences_per_step)
+    for name, corpus in corpora.items():
+        try:
+            check_epochs(
+                name,
+                corpus.index,
+                float(needed[name]) + carried.get(name, 0),
+                context=recipe.data.context,
+                most=recipe.data.max_epochs,
+            )
+        except DataError as error:
+            yield error
+
+
+def check_same_shards(
+    recipe: Recipe, corpora: dict[str, Corpus], before: TrainingState, *, resumed: bool
+) -> None:
+    """Makes sure that a data position is one in these very shards.
+
+    Args:
+        recipe: the run's.
+        corpora: its training corpora.
+        before: the state that holds the position: the run's own where it is `resumed`, else the
+            base's, whose data is carried on.
+        resumed: which of the two it is.
+
+    Raises:
+        CheckpointError: the shards of a corpus are others.
+    """
+    digests = {name: corpus.index.digest() for name, corpus in corpora.items()}
+    # A corpus that the base did not have starts at its beginning; a run's own cannot be new.
+    changed = [
+        name
+        for name, digest in digests.items()
+        if before.corpora.get(name, "" if resumed else digest) != digest
+    ]
+    if changed:
+        owner = "the run was started with" if resumed else "the base was trained on"
+        raise CheckpointError(
+            f"{recipe.run}: the shards of {', '.join(changed)} are not those that {owner}; restore "
+            "them, or continue with these at the same position with --accept-changes"
+        )
