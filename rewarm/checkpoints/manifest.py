@@ -1,7 +1,7 @@
-"""MANIFEST.json: the bytes and the sha256 of every file of a checkpoint.
+"""MANIFEST.json: the size and sha256 of every file of a checkpoint.
 
-It tells a whole checkpoint from a damaged one. It is no signature: whoever can change a file can
-change the manifest beside it.
+It distinguishes a complete checkpoint from a damaged one. It is not a signature: whoever can change
+a file can change the manifest beside it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field
 
 from rewarm.errors import CheckpointError
-from rewarm.safe_loading import check_files_inside, is_plain_file_name, read_json_as
+from rewarm.safe_loading import check_files_inside, is_plain_file_name, read_json, read_json_as
 
 MANIFEST = "MANIFEST.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
-_NEEDED = (
+_REQUIRED_FILES = (
     "config.json",
     "model.safetensors",
     OPTIMIZER_FILE,
@@ -26,19 +26,17 @@ _NEEDED = (
 )
 
 
-class _Facts(BaseModel):
-    """One file, as it was written."""
-
+class _FileEntry(BaseModel):
     bytes: Annotated[int, Field(strict=True)]
     sha256: str
 
 
 class _Manifest(BaseModel):
-    files: dict[str, _Facts]
+    files: dict[str, _FileEntry]
 
 
 def build_manifest(directory: Path) -> dict[str, Any]:
-    """Returns what the manifest of the files in a directory says."""
+    """Returns the content of the manifest for the files in a directory."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(directory.iterdir())
@@ -47,7 +45,7 @@ def build_manifest(directory: Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool = True) -> None:
-    """Makes sure that every file of a checkpoint, or only one, is what the manifest says.
+    """Checks that every file of a checkpoint, or `only` one, matches the manifest.
 
     Without `digests` only names and sizes are compared, which reads none of the files.
 
@@ -65,22 +63,40 @@ def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; use another checkpoint") from None
-    for needed in _NEEDED:
-        if needed not in files:
-            raise CheckpointError(f"{path}: names no {needed}; use another checkpoint")
+    for name in _REQUIRED_FILES:
+        if name not in files:
+            raise CheckpointError(f"{path}: does not list {name}; use another checkpoint")
     for name in [only] if only else files:
         if not is_plain_file_name(name):
             raise CheckpointError(
-                f"{path}: names {name!r}, which is no file of a checkpoint; use another checkpoint"
+                f"{path}: lists {name!r}, which is not a file of a checkpoint; use another "
+                "checkpoint"
             )
         file = directory / name
         if not file.is_file():
             raise CheckpointError(f"{directory}: {name} is missing; use another checkpoint")
-        same = file.stat().st_size == files[name].bytes
-        if not same or (digests and _sha256(file) != files[name].sha256):
+        same_size = file.stat().st_size == files[name].bytes
+        if not same_size or (digests and _sha256(file) != files[name].sha256):
             raise CheckpointError(
                 f"{file}: changed since it was written (size or sha256); use another checkpoint"
             )
+
+
+def sha256_in_manifest(directory: Path, name: str = "model.safetensors") -> str | None:
+    """Returns the sha256 of a checkpoint's file as its manifest states it; None without a manifest.
+
+    Raises:
+        CheckpointError: the manifest is damaged.
+    """
+    path = directory / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        return str(read_json(path)["files"][name]["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: damaged: {type(error).__name__}: {error}; use another checkpoint"
+        ) from None
 
 
 def _sha256(path: Path) -> str:

@@ -110,7 +110,7 @@ def epoch_problems(
                 corpus.index,
                 float(needed[name]) + carried.get(name, 0),
                 context=recipe.data.context,
-                most=recipe.data.max_epochs,
+                max_epochs=recipe.data.max_epochs,
             )
         except DataError as error:
             yield error
