@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from training_runs import StopAfter, learnt, metrics, run
 
-from rewarm.checkpoints import manifest
+from rewarm.checkpoints import manifest, write_checkpoint
 from rewarm.checkpoints.background_writer import BackgroundWriter, SaveResult
 from rewarm.checkpoints.find_checkpoint import last_checkpoint, list_checkpoints
 from rewarm.checkpoints.write_checkpoint import shutil
@@ -166,7 +166,7 @@ def test_a_signal_during_a_save_loses_neither_checkpoint(recipe_text, tmp_path, 
         return listed(directory)
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest, "of", slowly)
+        patch.setattr(write_checkpoint, "build_manifest", slowly)
         with pytest.raises(Preempted, match="SIGTERM: stopped after step"):
             run(recipe_text, tmp_path / "run", every__save=4)
     first, last = list_checkpoints(tmp_path / "run").values()
@@ -194,7 +194,7 @@ def test_an_error_that_nobody_expected_waits_for_the_save(recipe_text, tmp_path,
         return listed(directory)
 
     monkeypatch.setattr(loop, "take_step", out_of_memory)
-    monkeypatch.setattr(manifest, "of", slowly)
+    monkeypatch.setattr(write_checkpoint, "build_manifest", slowly)
     with pytest.raises(RuntimeError, match="out of memory"):
         run(recipe_text, tmp_path / "run")
     assert list(list_checkpoints(tmp_path / "run")) == [10]

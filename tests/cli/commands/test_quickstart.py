@@ -10,7 +10,7 @@ import pytest
 from repository import ROOT
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
-from rewarm.cli.commands.quickstart import _split
+from rewarm.cli.quickstart_steps import _split
 from rewarm.runs.metrics_file import read_metrics
 
 README = ROOT / "README.md"
