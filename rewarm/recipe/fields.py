@@ -1,4 +1,4 @@
-"""The sections of a recipe: what each setting is, what it may be, and its help."""
+"""The sections of a recipe: each setting's type, bounds, default and help."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from rewarm.errors import did_you_mean
 from rewarm.model.architecture import PRESETS, Architecture
 from rewarm.quantities import Count, Share, Span, parse_count, parse_share
-from rewarm.recipe.yaml_document import Location
+from rewarm.recipe.yaml_document import KeyPath
+from rewarm.storage import URL_SCHEMES
 
 Steps = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
@@ -30,14 +31,14 @@ Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
-def field_problem(location: Location, message: str, found: object) -> InitErrorDetails:
-    """Returns a fault at a place in a section, for pydantic to raise with others."""
-    kind = PydanticCustomError("recipe", message)
-    return InitErrorDetails(type=kind, loc=location, input=found)
+def field_problem(key_path: KeyPath, message: str, value: object) -> InitErrorDetails:
+    """Returns a problem with one setting of a section, for pydantic to raise with others."""
+    error = PydanticCustomError("recipe", message)
+    return InitErrorDetails(type=error, loc=key_path, input=value)
 
 
 class Section(BaseModel):
-    """A frozen part of a recipe that knows its settings and refuses others."""
+    """A frozen group of settings; any other setting is an error."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True
@@ -45,95 +46,87 @@ class Section(BaseModel):
 
 
 class ModelSettings(Section):
-    """The weights that the run starts from: exactly one of base, preset and architecture."""
+    """The model that the run starts from: exactly one of base, preset and architecture."""
 
     base: Text | None = None
-    """A Hugging Face name, a NeoX model directory, a rewarm checkpoint, a run (its last one), or a
-    place in a run: RUN@40000, RUN@last, RUN@before-decay; or a checkpoint folder of the GPT-NeoX
-    library."""
+    """Weights to continue from: a Hugging Face model name, a NeoX model directory, a GPT-NeoX
+    library checkpoint, a rewarm checkpoint, or a run (its last checkpoint, or the one that
+    RUN@40000, RUN@last or RUN@before-decay names)."""
     revision: Text | None = None
     """Branch, tag or commit of a Hugging Face `base`, such as step143000."""
     preset: str | None = None
-    """A Pythia shape with new weights: pythia-14m ... pythia-12b."""
+    """Train new weights of a Pythia size: pythia-14m ... pythia-12b."""
     architecture: Architecture | None = None
-    """A shape spelled out, with new weights."""
+    """Train new weights of this architecture."""
     base_lr: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
-    """The rate of the base's last update, where its lineage does not say: the schedule's `base` and
-    `5x base` are of this one."""
+    """The last learning rate of the base, if its lineage does not record it. Rates such as `base`
+    and `5x base` are multiples of it."""
     fresh: bool = False
-    """Keep the shape of `base` but draw new weights: the from-scratch baseline."""
+    """Use the architecture of `base` but draw new weights (the from-scratch baseline)."""
 
     @model_validator(mode="after")
-    def _one_start(self) -> ModelSettings:
-        given = [n for n in ("base", "preset", "architecture") if getattr(self, n) is not None]
-        if len(given) != 1:
-            found = " and ".join(given) or "none of them"
-            raise ValueError(f"should have exactly one of base, preset, architecture; has {found}")
+    def _check_one_source(self) -> ModelSettings:
+        sources = [n for n in ("base", "preset", "architecture") if getattr(self, n) is not None]
+        if len(sources) != 1:
+            given = " and ".join(sources) or "none of them"
+            raise ValueError(f"should have exactly one of base, preset, architecture; got {given}")
         if self.preset is not None and self.preset not in PRESETS:
             names = list(PRESETS)
-            raise ValidationError.from_exception_data(
-                "Model",
-                [
-                    field_problem(
-                        ("preset",),
-                        f"no preset named {self.preset!r}"
-                        f"{did_you_mean(self.preset, names)} (presets: {', '.join(names)})",
-                        self.preset,
-                    )
-                ],
+            message = (
+                f"no preset named {self.preset!r}{did_you_mean(self.preset, names)} "
+                f"(presets: {', '.join(names)})"
             )
+            problem = field_problem(("preset",), message, self.preset)
+            raise ValidationError.from_exception_data("Model", [problem])
         if self.base is None and (self.revision or self.fresh or self.base_lr is not None):
-            raise ValueError(
-                "revision, fresh and base_lr say something about a base, and there is none"
-            )
+            raise ValueError("revision, fresh and base_lr need a base; set base, or remove them")
         return self
 
     @property
-    def shape(self) -> Architecture | None:
-        """The architecture, where the recipe alone says it; a base has to be looked at."""
+    def stated_architecture(self) -> Architecture | None:
+        """The architecture if the recipe states it; None for a base, whose config does."""
         return PRESETS[self.preset] if self.preset else self.architecture
 
 
-URL_SCHEMES = ("http", "https", "s3", "gs", "hf")
-
-
-def _readable(said: str) -> str:
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", said)
+def _check_plain_source(source: str) -> str:
+    """Refuses what a reader could run as a command (`pipe:`, `!`) or chain (`a::b`)."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", source)
     if scheme and scheme[1] not in URL_SCHEMES:
+        schemes = ", ".join(f"{name}://" for name in URL_SCHEMES)
         raise ValueError(
-            f"{scheme[1]}: is not read (nothing here runs a command); name a folder, or an "
-            f"address with {', '.join(f'{one}://' for one in URL_SCHEMES)}"
+            f"should be a folder or a URL with {schemes}; {scheme[1]}: is not supported, "
+            "and commands are never run"
         )
-    if "::" in said or said.startswith("!"):
-        raise ValueError("should be a folder or one plain address")
-    return said
+    if "::" in source or source.startswith("!"):
+        raise ValueError("should be a folder or one plain URL")
+    return source
 
 
-Shards = Annotated[Text, AfterValidator(_readable)]
+Shards = Annotated[Text, AfterValidator(_check_plain_source)]
 
 
 class WeightFrom(Section):
-    """A corpus's weight from a place in the run on."""
+    """A corpus's weight from a point in the run onward."""
 
     start: Annotated[Span, Field(alias="from", ge=0, lt=1)]
-    """Where in the run it begins: a share of the run, or tokens, or steps."""
+    """Where in the run this weight starts: a share of the run (30%), tokens or steps."""
     weight: Annotated[Share, Field(ge=0, allow_inf_nan=False)]
     """Share of every batch from there on, relative to the other corpora's weights."""
 
 
-def _pieces(written: Any) -> Any:
+def _as_pieces(written: Any) -> Any:
     if isinstance(written, list | tuple):
         return written
     weight = parse_share(written)
     if not (math.isfinite(weight) and weight > 0):
-        raise ValueError("should be above 0; leave a corpus out to give it no weight")
+        raise ValueError("should be above 0; to give a corpus no weight, remove it")
     return [{"from": 0, "weight": written}]
 
 
-def _in_order(pieces: tuple[WeightFrom, ...]) -> tuple[WeightFrom, ...]:
+def _check_pieces_in_order(pieces: tuple[WeightFrom, ...]) -> tuple[WeightFrom, ...]:
     starts = [float(piece.start) for piece in pieces]
     if not starts or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
-        raise ValueError("should begin with `from: 0`, and each place should be behind the last")
+        raise ValueError("should start with `from: 0`, and each `from` should be after the last")
     return pieces
 
 
@@ -145,8 +138,8 @@ def _as_written(pieces: tuple[WeightFrom, ...]) -> Any:
 
 Weight = Annotated[
     tuple[WeightFrom, ...],
-    BeforeValidator(_pieces, json_schema_input_type=Share | list[WeightFrom]),
-    AfterValidator(_in_order),
+    BeforeValidator(_as_pieces, json_schema_input_type=Share | list[WeightFrom]),
+    AfterValidator(_check_pieces_in_order),
     PlainSerializer(_as_written),
 ]
 
@@ -155,156 +148,166 @@ class TrainSet(Section):
     """A corpus to train on."""
 
     shards: Shards
-    """A folder that `rewarm shard` wrote, some tars of one (data/x/{00000..00003}.tar), or the
-    address of one elsewhere (https://, s3://, gs://, hf://)."""
+    """A folder that `rewarm shard` wrote, some of its tar files (data/x/{00000..00003}.tar), or a
+    URL (https://, s3://, gs://, hf://)."""
     weight: Weight = (WeightFrom.model_validate({"from": 0, "weight": 1.0}),)
-    """Share of every batch, relative to the other corpora's weights; or a list of
-    {from: SPAN, weight: SHARE}, for weights that change on the way."""
+    """Share of every batch, relative to the other corpora's weights. A list of
+    {from: SPAN, weight: SHARE} changes the weight during the run."""
     order: Literal["shuffled", "sequential"] = "shuffled"
-    """`sequential` reads documents and shards as they are stored."""
+    """`shuffled`: in an order drawn from the seed. `sequential`: documents and shards in their
+    stored order."""
 
 
 class ValidationSet(Section):
-    """A corpus to measure on, in its stored order."""
+    """A corpus to evaluate on, in its stored order."""
 
     shards: Shards
-    """As for a corpus to train on."""
+    """A folder of shards, some of its tar files, or a URL, as for a training corpus."""
     tokens: Count | None = None
-    """Measure on the first so many tokens; null for all."""
+    """Evaluate on this many tokens from the start; null for all."""
 
 
 class DataSettings(Section):
-    """What the model reads: named corpora, mixed block by block."""
+    """Training and validation data: named corpora, mixed block by block."""
 
     context: Annotated[Count, Field(le=1_048_576)] = 2048
     """Tokens in a sequence."""
     lanes: Annotated[int, Field(strict=True, gt=0)] = 16
-    """Shards of one corpus that are read side by side; blocks are shuffled across them."""
+    """Shards of one corpus that are read in parallel; blocks are shuffled across them."""
     documents: Literal["attend-across", "separate"] = "attend-across"
-    """Whether a token sees the documents before its own in the same sequence (as in GPT-NeoX)."""
+    """`attend-across`: tokens attend to earlier documents in the same sequence, as in GPT-NeoX.
+    `separate`: tokens attend to their own document only."""
     max_epochs: Positive | None = 4.0
-    """How often a corpus may be gone through; more is an error, null allows any number."""
+    """Largest number of passes over a corpus; needing more is an error. null for no limit."""
     verify: bool = True
     """Check the sha256 of each shard when it is first opened."""
     workers: Annotated[int, Field(strict=True, ge=0, le=64)] = 1
-    """Threads that read ahead of the step; their number changes nothing that is read."""
+    """Threads that read batches ahead of training. Does not change what is read."""
     cache: Count = 64_000_000_000
-    """Bytes that shards fetched from elsewhere may take up in ~/.cache/rewarm."""
+    """Maximum bytes of downloaded shards kept in ~/.cache/rewarm."""
     carry: bool = False
-    """Go on in each corpus where the base stopped in it, instead of at its beginning; the base must
+    """Continue each corpus from the base's data position instead of from its start. The base must
     be a rewarm checkpoint with the same seed, context, lanes and corpora."""
     train: Annotated[dict[Name, TrainSet], Field(min_length=1)]
-    """Corpora to train on, by name. Replay is one more corpus with a weight."""
+    """Corpora to train on, by name. For replay, add the upstream corpus with a weight."""
     validation: dict[Name, ValidationSet] = {}
-    """Corpora to measure on, by name; their losses come back under these names."""
+    """Corpora to evaluate on, by name. Metrics and reports show their losses under these names."""
 
 
-def _or_auto(microbatch: Any) -> Any:
-    if microbatch is None:
+def _microbatch_or_auto(written: Any) -> Any:
+    if written is None:
         raise ValueError("should be a number of sequences, or auto")
-    return None if microbatch == "auto" else microbatch
+    return None if written == "auto" else written
 
 
 Microbatch = Annotated[
     Annotated[int, Field(strict=True, gt=0)] | None,
-    BeforeValidator(_or_auto, json_schema_input_type=Annotated[int, Field(gt=0)] | Literal["auto"]),
+    BeforeValidator(
+        _microbatch_or_auto,
+        json_schema_input_type=Annotated[int, Field(gt=0)] | Literal["auto"],
+    ),
     PlainSerializer(lambda microbatch: microbatch or "auto"),
 ]
+"""Sequences that one GPU runs at once; None stands for `auto`."""
 
 
 class BatchSettings(Section):
-    """How many tokens one step takes, and how they fit on a GPU."""
+    """Tokens per optimizer update, and how they are split into microbatches."""
 
     tokens: Count
-    """Tokens of one optimiser update, over all GPUs: a multiple of microbatch × context."""
+    """Tokens of one optimizer update, over all GPUs: a multiple of microbatch × context."""
     microbatch: Microbatch
-    """Sequences that one GPU runs at once; or `auto`, for as many as fit: what is found (None until
-    then) is written into the run's own recipe, and a resume goes on with it."""
+    """Sequences that one GPU runs at once. `auto` uses as many as fit in memory; the number is
+    written to the run's recipe and reused when the run is resumed."""
 
 
 class OptimizerSettings(Section):
-    """AdamW. It has no learning rate of its own: that is the schedule's alone."""
+    """AdamW. The learning rate is set by the schedule only."""
 
     betas: tuple[
         Annotated[float, Field(strict=True, ge=0, lt=1)],
         Annotated[float, Field(strict=True, ge=0, lt=1)],
     ] = (0.9, 0.95)
-    """Decay of the first and second moment."""
+    """Exponential decay rates of the first and second Adam moments."""
     eps: Positive = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the denominator of the update for numerical stability."""
     weight_decay: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.1
-    """Decoupled weight decay, on matrices only."""
+    """Decoupled weight decay, applied to matrices only."""
     clip: Positive | None = 1.0
-    """The gradient's greatest norm; null for no clipping."""
+    """Maximum gradient norm; null for no clipping."""
     carry: bool = False
-    """Go on with the base's Adam moments instead of new ones; the base must have them."""
+    """Continue with the base's optimizer state instead of a new one. The base must have it."""
 
 
-def _power_of_two(scale: int) -> int:
+def _check_power_of_two(scale: int) -> int:
     if scale.bit_count() != 1:
-        raise ValueError("should be a power of 2, so that scaling rounds nothing")
+        raise ValueError("should be a power of 2, so that scaling is exact")
     return scale
 
 
-PowerOfTwo = Annotated[Count, Field(le=2**32), AfterValidator(_power_of_two)]
+PowerOfTwo = Annotated[Count, Field(le=2**32), AfterValidator(_check_power_of_two)]
 
 
 class LossScaleSettings(Section):
-    """How `precision: fp16` keeps small gradients from becoming 0.
+    """Dynamic loss scaling for `precision: fp16`, which keeps small gradients from underflowing.
 
-    The loss is multiplied by a scale, and the gradient divided by it again. A gradient that
+    The loss is multiplied by the scale and the gradient divided by it. A step whose gradient
     overflowed is not applied. The defaults are Pythia's.
     """
 
     initial: PowerOfTwo = 4096
-    """The first scale, a power of 2."""
+    """Initial scale, a power of 2."""
     window: Annotated[int, Field(strict=True, gt=0, le=2**24)] = 1000
     """Steps without an overflow after which the scale is doubled."""
     hysteresis: Annotated[int, Field(strict=True, gt=0, le=2**24)] = 2
-    """The overflow that halves the scale, counted since it was last doubled; each one after it
-    halves it too."""
+    """Overflows since the scale was last doubled before it is halved; each further overflow halves
+    it again."""
     minimum: PowerOfTwo = 1
-    """The smallest scale; an overflow at it counts as a gradient that is not finite (`guard`)."""
+    """Smallest scale, a power of 2. An overflow at this scale counts as a gradient that is not
+    finite (see `guard`)."""
 
     @model_validator(mode="after")
-    def _in_order(self) -> LossScaleSettings:
+    def _check_initial_above_minimum(self) -> LossScaleSettings:
         if self.initial < self.minimum:
-            raise ValueError(f"initial {self.initial:,} is below the minimum of {self.minimum:,}")
+            raise ValueError(
+                f"initial should be at least the minimum of {self.minimum:,}, got {self.initial:,}"
+            )
         return self
 
 
 class GuardSettings(Section):
-    """What happens when the loss does what it should not."""
+    """What to do when the loss spikes, or loss or gradient are not finite."""
 
     patience: Annotated[int, Field(strict=True, gt=0)] = 3
-    """Steps in a row whose loss or gradient is not finite, after which the run stops. No such step
-    is ever applied."""
+    """Stop the run after this many steps in a row whose loss or gradient is not finite. Such steps
+    are never applied."""
     on_spike: Literal["warn", "stop", "skip"] = "warn"
-    """What to do about a loss far above those before it: say so, stop the run, or not apply the
-    step. While the rate is raised, a rise is expected: it is measured as the stability gap."""
+    """What to do when the loss is far above recent losses: warn, stop the run, or skip the update.
+    While the learning rate rises, a higher loss is expected and is measured as the stability
+    gap."""
     spike: Positive = 6.0
-    """How far is far: a robust z-score, against the median of the last 64 losses."""
+    """Threshold of a spike: a robust z-score relative to the median of the last 64 losses."""
 
 
 class KeepSettings(Section):
-    """Which checkpoints stay.
+    """Which checkpoints to keep when older ones are deleted.
 
-    The newest, the one that a branch would start from, and any that was given a name of its own
-    always do.
+    The newest checkpoint, the one at the end of a plateau before the final decay, and renamed ones
+    are always kept.
     """
 
     last: Annotated[int, Field(strict=True, gt=0)] | None = None
-    """The newest so many; null for all."""
+    """Keep this many of the newest checkpoints; null for all."""
     every: Steps | None = None
-    """Also those of every so many steps."""
+    """Also keep checkpoints whose step is a multiple of this."""
 
 
 class EverySettings(Section):
-    """How often, in steps. The last step is always logged, evaluated and saved."""
+    """Intervals in steps. The last step is always logged, evaluated and saved."""
 
     log: Steps = 10
-    """Steps between lines of metrics."""
+    """Steps between records in metrics.jsonl."""
     evaluate: Steps | None = 500
-    """Steps between evaluations; null for before the first step and at the end only."""
+    """Steps between evaluations; null for only before the first step and after the last."""
     save: Steps | None = 1000
-    """Steps between checkpoints; null for at the end only."""
+    """Steps between checkpoints; null for only after the last step."""

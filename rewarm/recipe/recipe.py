@@ -1,8 +1,9 @@
-"""The recipe: one frozen document that says everything about a run, checked before it starts.
+"""The recipe: one frozen document that describes a whole run, validated before the run starts.
 
 ```
-recipe.yaml ── document.py ──> data and places ── pydantic ──> Recipe ── properties ──> steps, ...
-                                     └── every problem, each at its file:line:column <──┘
+recipe.yaml -> YamlDocument (data, source locations) -> pydantic -> Recipe -> steps, lr(step), ...
+                                                           |
+                                   RecipeError: every problem, each with its file:line:column
 ```
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,6 +24,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails
 
 from rewarm import schedules
 from rewarm.errors import RecipeError, ScheduleError
@@ -46,28 +48,32 @@ from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.schedules import Schedule
 
 _FP8_TILE = 16
-"""What GPUs want the sides of an 8-bit matrix to be multiples of."""
+"""Both sides of a matrix in an fp8 matmul have to be multiples of this."""
 
 BaseRateLookup = Callable[[ModelSettings], float]
-"""Says the last rate of a model's base, or raises ValueError where that is not known."""
+"""Returns the last learning rate of a model's base; raises ValueError where it is not known."""
 
 
-def _context(info: ValidationInfo) -> dict[str, Any]:
-    """Returns what spans and rates are resolved against, as far as it is known by then."""
+def _resolution_context(info: ValidationInfo) -> dict[str, Any]:
+    """Returns what spans and rates are resolved against: the budget and the base's last rate.
+
+    Each is None where the settings that it follows from are missing or invalid.
+    """
     tokens, batch, model = (info.data.get(name) for name in ("tokens", "batch", "model"))
-    known: dict[str, Any] = {"budget": None, "base_lr": None}
+    context: dict[str, Any] = {"budget": None, "base_lr": None}
     if tokens is not None and batch is not None:
-        known["budget"] = Budget(tokens // batch.tokens, batch.tokens)
+        context["budget"] = Budget(tokens // batch.tokens, batch.tokens)
     if model is not None and model.base is not None:
-        known["base_lr"] = lambda: (info.context or {}).get("base_lr", base_lr_in_recipe)(model)
-    return known
+        # Looked up only if the schedule refers to it, since the base may have to be read.
+        context["base_lr"] = lambda: (info.context or {}).get("base_lr", base_lr_in_recipe)(model)
+    return context
 
 
 def base_lr_in_recipe(model: ModelSettings) -> float:
     """Returns `model.base_lr`.
 
     Raises:
-        ValueError: it is not given.
+        ValueError: it is not set.
     """
     if model.base_lr is None:
         raise ValueError(f"the last rate of {model.base} is not known; give it as model.base_lr")
@@ -75,237 +81,257 @@ def base_lr_in_recipe(model: ModelSettings) -> float:
 
 
 class Recipe(Section):
-    """A whole run."""
+    """A training run: model, data, schedule, budget and everything else that determines it."""
 
-    # `tokens` and `batch` stand before `data` and `schedule`, whose spans they measure.
+    # Order matters: spans in `data` and `schedule` are resolved against `tokens` and `batch`.
     run: Text
-    """The run directory: recipe, metrics and checkpoints go there."""
+    """The run directory, where the resolved recipe, metrics and checkpoints are written."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 17
-    """Decides the order of the data and new weights."""
+    """Seed of the data order and of new weights."""
     tokens: Count
-    """The budget: tokens to train on. Steps follow from it."""
+    """Tokens to train on (the budget). The number of steps follows from it."""
     model: ModelSettings
     batch: BatchSettings
     data: SerializeAsAny[DataSettings]
     schedule: SerializeAsAny[Schedule]
     optimizer: OptimizerSettings = OptimizerSettings()
     precision: Literal["bf16", "fp16", "fp32", "fp8"] = "bf16"
-    """`bf16`, `fp16`: autocast, with master weights and moments in fp32; fp16 with `loss_scale`.
-    `fp8`: as bf16, with the layers' products in 8 bits, on a Hopper GPU or later.
-    `fp32`: everything in fp32."""
+    """`bf16`, `fp16`: autocast, with master weights and Adam moments in fp32; fp16 uses
+    `loss_scale`. `fp8`: like bf16, with the linear layers' matmuls in fp8; needs a Hopper GPU or
+    later. `fp32`: everything in fp32."""
     loss_scale: LossScaleSettings = LossScaleSettings()
     tf32: bool = False
-    """With `precision: fp32` on an NVIDIA GPU: round what is multiplied to TF32, with 10 bits
-    behind the point in place of 23; faster by far."""
+    """With `precision: fp32` on an NVIDIA GPU, round the operands of matmuls to TF32 (10 mantissa
+    bits instead of 23). Much faster, less exact."""
     deterministic: bool = False
-    """On a GPU, use only operations that give the same bits each time, so that a resumed run ends
-    as one that was not interrupted, bit for bit; slower, since attention's fastest way back adds
-    in whatever order it gets to. A CPU does so in any case."""
+    """On a GPU, use deterministic operations only, so that a resumed run ends bit for bit like an
+    uninterrupted one. Slower: the fastest backward pass of attention sums in no fixed order. Runs
+    on a CPU are always deterministic."""
     compile: bool = True
-    """Compile each layer with torch.compile on a GPU; a CPU runs eagerly."""
+    """Compile each layer with torch.compile on a GPU. Has no effect on a CPU."""
     kernels: Literal["auto", "plain"] = "auto"
-    """`auto`: own Triton kernels on a GPU where Triton works, else, and on a CPU, plain PyTorch.
-    `plain`: plain PyTorch everywhere. They compute the same, to rounding."""
+    """`auto`: rewarm's Triton kernels on a GPU where Triton works, plain PyTorch elsewhere.
+    `plain`: plain PyTorch everywhere. Results are equal up to rounding."""
     memory: Literal["fast", "lean"] = "fast"
-    """`lean`: compute the MLP, norms and logits again on the way back instead of keeping them, so
-    that more sequences, or a larger model, fit; `check` says what that saves."""
+    """`fast`: keep all activations. `lean`: recompute those of the MLPs, norms and logits in the
+    backward pass, so that a larger model or microbatch fits; `check` shows the memory saved."""
     every: EverySettings = EverySettings()
     keep: KeepSettings = KeepSettings()
     on_save_error: Literal["continue", "stop"] = "continue"
-    """What to do when a checkpoint cannot be written (a full disk): say so and train on, or stop.
-    The last checkpoint of a run has to be written."""
+    """What to do when a checkpoint cannot be written, for example because the disk is full: report
+    it and continue training, or stop. Failing to write the last checkpoint is always an error."""
     guard: GuardSettings = GuardSettings()
 
     @field_validator("data", mode="plain", json_schema_input_type=DataSettings)
     @classmethod
-    def _placed_data(cls, value: Any, info: ValidationInfo) -> DataSettings:
+    def _resolve_data(cls, value: Any, info: ValidationInfo) -> DataSettings:
         if isinstance(value, DataSettings):
             value = value.model_dump(mode="json", by_alias=True)
-        return DataSettings.model_validate(value, context=_context(info))
+        return DataSettings.model_validate(value, context=_resolution_context(info))
 
     @field_validator("schedule", mode="plain", json_schema_input_type=dict[str, Any])
     @classmethod
-    def _known_schedule(cls, value: Any, info: ValidationInfo) -> Schedule:
-        return schedules.read(value, _context(info))
+    def _resolve_schedule(cls, value: Any, info: ValidationInfo) -> Schedule:
+        return schedules.read(value, _resolution_context(info))
 
     @model_validator(mode="after")
-    def _adds_up(self) -> Recipe:
-        problems = []
-        batch, context = self.batch, self.data.context
-        unit = (batch.microbatch or 1) * context
-        if batch.tokens % unit:
-            what = (
-                f"microbatches: {batch.microbatch} sequences × {context:,} tokens = {unit:,}"
-                if batch.microbatch
-                else f"sequences of {context:,} tokens"
-            )
-            nearest = max(1, round(batch.tokens / unit)) * unit
-            problems.append(
-                field_problem(
-                    ("batch", "tokens"),
-                    f"{batch.tokens:,} is not a whole number of {what}; the nearest that fits is "
-                    f"{nearest:,}",
-                    batch.tokens,
-                )
-            )
-        if self.tf32 and self.precision != "fp32":
-            problems.append(
-                field_problem(
-                    ("tf32",),
-                    f"is how products are made with precision: fp32, and this run's is "
-                    f"{self.precision}; take it away, or set precision: fp32",
-                    True,
-                )
-            )
-        if self.precision == "fp8" and context % _FP8_TILE:
-            problems.append(
-                field_problem(
-                    ("data", "context"),
-                    f"{context:,} is not a multiple of {_FP8_TILE}, as a product in fp8 needs; "
-                    f"the nearest is {max(1, round(context / _FP8_TILE)) * _FP8_TILE:,}",
-                    context,
-                )
-            )
-        if self.tokens < batch.tokens:
-            problems.append(
-                field_problem(
-                    ("tokens",),
-                    f"a budget of {self.tokens:,} tokens is less than one batch of "
-                    f"{batch.tokens:,}",
-                    self.tokens,
-                )
-            )
-        if self.model.shape and context > self.model.shape.positions:
-            problems.append(
-                field_problem(
-                    ("data", "context"),
-                    f"{context:,} is longer than the model's "
-                    f"{self.model.shape.positions:,} positions",
-                    context,
-                )
-            )
-        for section, what in (("optimizer", "moments"), ("data", "place in the data")):
-            if getattr(self, section).carry and (self.model.base is None or self.model.fresh):
-                problems.append(
-                    field_problem(
-                        (section, "carry"),
-                        f"there is nothing to carry ({what}): the run starts from new weights; "
-                        "take carry away, or name a rewarm checkpoint as model.base",
-                        True,
-                    )
-                )
-        weights = self.weights.values()
-        for first in sorted({first for pieces in weights for first, _ in pieces}):
-            if not any([w for start, w in pieces if start <= first][-1] for pieces in weights):
-                problems.append(
-                    field_problem(
-                        ("data", "train"),
-                        f"no corpus has a weight from step {first // self.sequences + 1:,} on",
-                        0,
-                    )
-                )
-        if not problems:
-            try:
-                schedules.check_rates(self.schedule, 1 / self.steps)
-            except ScheduleError as error:
-                problems.append(field_problem(("schedule",), str(error), self.schedule.name))
+    def _check_settings_together(self) -> Recipe:
+        checks = (
+            self._check_batch_is_whole_microbatches,
+            self._check_tf32_needs_fp32,
+            self._check_fp8_context,
+            self._check_budget_holds_a_batch,
+            self._check_context_fits_positions,
+            self._check_carry_needs_base_weights,
+            self._check_some_corpus_has_weight,
+        )
+        problems = [problem for check in checks for problem in check()]
+        if (
+            not problems
+        ):  # the number of steps is only meaningful in a recipe that is otherwise valid
+            problems = list(self._check_rates())
         if problems:
             raise ValidationError.from_exception_data("Recipe", problems)
         return self
 
-    def insist_on_widths(self, shape: Architecture) -> None:
-        """Makes sure that a model's products can be made in the recipe's precision.
+    def _check_batch_is_whole_microbatches(self) -> Iterator[InitErrorDetails]:
+        batch, context = self.batch, self.data.context
+        unit = (batch.microbatch or 1) * context
+        if batch.tokens % unit:
+            parts = (
+                f"microbatches ({batch.microbatch} sequences × {context:,} tokens = {unit:,})"
+                if batch.microbatch
+                else f"sequences of {context:,} tokens"
+            )
+            nearest = max(1, round(batch.tokens / unit)) * unit
+            yield field_problem(
+                ("batch", "tokens"),
+                f"should be a whole number of {parts}, got {batch.tokens:,}; try {nearest:,}",
+                batch.tokens,
+            )
+
+    def _check_tf32_needs_fp32(self) -> Iterator[InitErrorDetails]:
+        if self.tf32 and self.precision != "fp32":
+            yield field_problem(
+                ("tf32",),
+                f"should be false with precision: {self.precision}, since TF32 is a way to compute "
+                "fp32 matmuls; remove it, or set precision: fp32",
+                True,
+            )
+
+    def _check_fp8_context(self) -> Iterator[InitErrorDetails]:
+        context = self.data.context
+        if self.precision == "fp8" and context % _FP8_TILE:
+            nearest = max(1, round(context / _FP8_TILE)) * _FP8_TILE
+            yield field_problem(
+                ("data", "context"),
+                f"should be a multiple of {_FP8_TILE} for fp8 matmuls, got {context:,}; "
+                f"try {nearest:,}",
+                context,
+            )
+
+    def _check_budget_holds_a_batch(self) -> Iterator[InitErrorDetails]:
+        if self.tokens < self.batch.tokens:
+            yield field_problem(
+                ("tokens",),
+                f"should be at least one batch of {self.batch.tokens:,} tokens, "
+                f"got {self.tokens:,}",
+                self.tokens,
+            )
+
+    def _check_context_fits_positions(self) -> Iterator[InitErrorDetails]:
+        architecture, context = self.model.stated_architecture, self.data.context
+        if architecture and context > architecture.positions:
+            yield field_problem(
+                ("data", "context"),
+                f"should be at most the model's {architecture.positions:,} positions, "
+                f"got {context:,}",
+                context,
+            )
+
+    def _check_carry_needs_base_weights(self) -> Iterator[InitErrorDetails]:
+        if self.model.base is not None and not self.model.fresh:
+            return
+        for section, carried in (("optimizer", "optimizer state"), ("data", "data position")):
+            if getattr(self, section).carry:
+                yield field_problem(
+                    (section, "carry"),
+                    f"should be false: the run starts from new weights, so there is no {carried} "
+                    "to carry over; remove it, or start from a rewarm checkpoint (model.base)",
+                    True,
+                )
+
+    def _check_some_corpus_has_weight(self) -> Iterator[InitErrorDetails]:
+        weights = self.corpus_weights.values()
+        for block in sorted({start for pieces in weights for start, _ in pieces}):
+            current = ([w for start, w in pieces if start <= block][-1] for pieces in weights)
+            if not any(current):
+                yield field_problem(
+                    ("data", "train"),
+                    "should have a corpus with a weight above 0 at every step; from step "
+                    f"{block // self.sequences_per_step + 1:,} on, all weights are 0",
+                    0,
+                )
+
+    def _check_rates(self) -> Iterator[InitErrorDetails]:
+        try:
+            schedules.check_rates(self.schedule, 1 / self.steps)
+        except ScheduleError as error:
+            yield field_problem(("schedule",), str(error), self.schedule.name)
+
+    def check_widths(self, architecture: Architecture) -> None:
+        """Checks that the widths of a model's matrices allow the recipe's precision.
 
         Raises:
-            RecipeError: they cannot, in fp8.
+            RecipeError: a width is not a multiple of 16, and `precision` is fp8.
         """
         for name in ("hidden", "inner"):
-            width = getattr(shape, name)
+            width = getattr(architecture, name)
             if self.precision == "fp8" and width % _FP8_TILE:
-                raise RecipeError(
-                    [
-                        f"precision: fp8: the model's {name} width of {width:,} is not a multiple "
-                        f"of {_FP8_TILE}, as a product in fp8 needs; set precision: bf16"
-                    ]
+                problem = (
+                    f"precision: fp8: the model's {name} width of {width:,} should be a multiple "
+                    f"of {_FP8_TILE} for fp8 matmuls; try precision: bf16"
                 )
+                raise RecipeError([problem])
 
     @property
     def steps(self) -> int:
-        """Optimiser updates of the run: the whole batches in the budget."""
+        """Optimizer updates of the run: the whole batches in the budget."""
         return self.tokens // self.batch.tokens
 
     @property
     def microbatch(self) -> int:
-        """Sequences that one GPU runs at once, in a recipe that says so, or was settled."""
+        """Sequences that one GPU runs at once; for recipes whose `auto` has been resolved."""
         assert self.batch.microbatch is not None
         return self.batch.microbatch
 
     @property
     def accumulation(self) -> int:
-        """Microbatches that one process adds up in a step, as `microbatch`."""
-        return self.sequences // self.microbatch
+        """Gradient accumulation steps: microbatches per optimizer update on one GPU."""
+        return self.sequences_per_step // self.microbatch
 
     @property
-    def sequences(self) -> int:
-        """Blocks in one batch."""
+    def sequences_per_step(self) -> int:
+        """Sequences (blocks of the data stream) in one batch."""
         return self.batch.tokens // self.data.context
 
     @property
-    def weights(self) -> dict[str, list[tuple[int, float]]]:
-        """Each corpus's weight from each block of the stream on; it changes between steps."""
+    def corpus_weights(self) -> dict[str, list[tuple[int, float]]]:
+        """Each corpus's pieces of (first block, weight); a piece starts with a whole step."""
         return {
             name: [
-                (math.ceil(piece.start * self.steps - 1e-9) * self.sequences, piece.weight)
-                for piece in one.weight
+                # 1e-9: rounding in `start` should not delay a piece by a step.
+                (math.ceil(piece.start * self.steps - 1e-9) * self.sequences_per_step, piece.weight)
+                for piece in corpus.weight
             ]
-            for name, one in self.data.train.items()
+            for name, corpus in self.data.train.items()
         }
 
     def progress(self, step: int) -> float:
-        """Returns the part of the run that is done after `step`, in (0, 1]."""
+        """Returns the fraction of the run that is done after `step`, in (0, 1]."""
         return step / self.steps
 
     def lr(self, step: int) -> float:
-        """Returns the learning rate that `step` (counted from 1) is taken with."""
+        """Returns the learning rate of `step`, counted from 1."""
         return schedules.rate(self.schedule, self.progress(step))
 
     @cached_property
-    def before_decay(self) -> int:
-        """The last step before the rate falls for good: from there a run can branch un-annealed.
+    def step_before_decay(self) -> int:
+        """The last step before the final decay: a run that branches here is not annealed.
 
-        Behind it the rate only falls, or holds at its end. A rate that never falls has none, and
-        this is the last step.
+        After it the rate only falls, or stays at its last value. For a schedule that does not end
+        with a decay it is the last step.
         """
         step, rate = self.steps, self.lr(self.steps)
         while step > 1 and self.lr(step - 1) == rate:
             step -= 1
         if step == 1 or self.lr(step - 1) < rate:
             return self.steps
-        while step > 1 and (before := self.lr(step - 1)) > rate:
-            step, rate = step - 1, before
+        while step > 1 and (previous := self.lr(step - 1)) > rate:
+            step, rate = step - 1, previous
         return step
 
     @property
-    def branches(self) -> bool:
-        """Whether a decay follows a plateau, as in WSD: others will want to branch from its end."""
-        step = self.before_decay
+    def has_plateau_before_decay(self) -> bool:
+        """Whether the final decay follows a constant rate, as in WSD; runs often branch there."""
+        step = self.step_before_decay
         return 1 < step < self.steps and self.lr(step - 1) == self.lr(step)
 
     @cached_property
-    def saves(self) -> list[int]:
-        """The steps behind which a checkpoint is written, in order."""
-        due = range(self.every.save, self.steps, self.every.save) if self.every.save else ()
-        branch = [self.before_decay] if self.branches else []
-        return sorted({*due, *branch, self.steps})
+    def save_steps(self) -> list[int]:
+        """The steps after which a checkpoint is written, in order."""
+        periodic = range(self.every.save, self.steps, self.every.save) if self.every.save else ()
+        branch_point = [self.step_before_decay] if self.has_plateau_before_decay else []
+        return sorted({*periodic, *branch_point, self.steps})
 
-    def document(self) -> dict[str, Any]:
-        """Returns the recipe as plain data, every default spelled out, spans as written."""
-        document: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
-        return document
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the recipe as plain data, with every default, and spans as they were written."""
+        plain: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
+        return plain
 
     def to_yaml(self) -> str:
-        """Returns the recipe as YAML, every default spelled out; `load` reads it back equal."""
-        return write_yaml(self.document())
+        """Returns the recipe as YAML with every default; `load_recipe` reads it back equal."""
+        return write_yaml(self.to_dict())
 
 
 def load_recipe(
@@ -316,44 +342,50 @@ def load_recipe(
     Args:
         path: the file.
         overrides: settings to change.
-        base_lr: says the last rate of a base; without it only `model.base_lr` is known.
+        base_lr: looks up the last rate of a base; by default only `model.base_lr` is known.
 
     Raises:
-        RecipeError: everything that is wrong with it, each line located.
+        RecipeError: every problem, one line each with its source location.
     """
     document = YamlDocument.load(path)
     for override in overrides or []:
-        document.set(override)
+        document.apply_override(override)
     return validate_recipe(document, base_lr=base_lr)
 
 
 def validate_recipe(document: YamlDocument, *, base_lr: BaseRateLookup | None = None) -> Recipe:
-    """Returns the recipe in a parsed document; `base_lr` as for `load`.
+    """Returns the recipe in a parsed document; `base_lr` as for `load_recipe`.
 
     Raises:
-        RecipeError: everything that is wrong with it, each line located.
+        RecipeError: every problem, one line each with its source location.
     """
     return validate_document(document, Recipe, {"base_lr": base_lr or base_lr_in_recipe})
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Returns the JSON Schema of a recipe, with the settings of every schedule that works."""
-    whole = Recipe.model_json_schema()
+    """Returns the JSON Schema of a recipe, with the settings of every schedule that loads."""
+    schema = Recipe.model_json_schema()
+    definitions = schema["$defs"]
     choices = []
-    for one in schedules.installed():
+    for plugin in schedules.installed():
         try:
-            kind = schedules.find(one.name).model_json_schema(ref_template="#/$defs/{model}")
+            settings = schedules.find(plugin.name).model_json_schema(ref_template="#/$defs/{model}")
         except ScheduleError:
             continue
-        whole["$defs"] |= kind.pop("$defs", {})
-        kind["required"] = ["name", *kind.get("required", [])]
-        whole["$defs"][f"schedule-{one.name}"] = kind
-        choices.append({"$ref": f"#/$defs/schedule-{one.name}"})
-    whole["properties"]["schedule"] = {"oneOf": choices, "title": "Schedule"}
-    for section in whole["$defs"].values():
+        definitions |= settings.pop("$defs", {})
+        settings["required"] = ["name", *settings.get("required", [])]
+        definitions[f"schedule-{plugin.name}"] = settings
+        choices.append({"$ref": f"#/$defs/schedule-{plugin.name}"})
+    schema["properties"]["schedule"] = {"oneOf": choices, "title": "Schedule"}
+    _refer_nested_schedules(definitions)
+    return schema
+
+
+def _refer_nested_schedules(definitions: dict[str, Any]) -> None:
+    """Lets a schedule inside a schedule, as in rewarm-sequence, be any schedule."""
+    for section in definitions.values():
         for setting in section.get("properties", {}).values():
-            if setting.get("format") == "schedule":  # one inside another, as in rewarm-sequence
+            if setting.get("format") == "schedule":
                 for key in ("type", "additionalProperties", "format"):
                     setting.pop(key, None)
                 setting["$ref"] = "#/properties/schedule"
-    return whole

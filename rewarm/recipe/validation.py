@@ -1,8 +1,9 @@
-"""How a document becomes a recipe, or a study: every problem of it is one line, with its place.
+"""Validates a parsed document against a pydantic model; problems become located error messages.
 
 ```
-Document ── pydantic ──> Section
-                └── errors ──> file:line:column: path: what was found, what was wanted
+YamlDocument -> pydantic -> Section
+                    |
+                RecipeError: file:line:column: setting: what is wrong
 ```
 """
 
@@ -18,64 +19,81 @@ from pydantic_core import ErrorDetails
 from rewarm import schedules
 from rewarm.errors import RecipeError, did_you_mean
 from rewarm.recipe.fields import Section
-from rewarm.recipe.yaml_document import Location, YamlDocument
+from rewarm.recipe.yaml_document import KeyPath, YamlDocument
 from rewarm.schedules import Schedule
 
-Kind = TypeVar("Kind", bound=Section)
+_Model = TypeVar("_Model", bound=Section)
+
+_KEY = "[key]"
+"""What pydantic appends to the location of an error in a mapping's key."""
 
 
-def validate_document(document: YamlDocument, kind: type[Kind], context: dict[str, Any]) -> Kind:
-    """Returns the recipe, or the like, in a parsed document.
+def validate_document(
+    document: YamlDocument, model: type[_Model], context: dict[str, Any]
+) -> _Model:
+    """Returns a parsed document as an instance of `model`, such as Recipe or Study.
 
     Raises:
-        RecipeError: everything that is wrong with it, each line located.
+        RecipeError: every problem, one line each, in the order of their source locations.
     """
     try:
-        return kind.model_validate(document.data, context=context)
+        return model.model_validate(document.data, context=context)
     except ValidationError as error:
-        problems = {_letter(document, one, kind): None for one in error.errors(include_url=False)}
-        raise RecipeError(sorted(problems, key=_by_place)) from None
+        details = error.errors(include_url=False)
+        problems = dict.fromkeys(_problem_line(document, problem, model) for problem in details)
+        raise RecipeError(sorted(problems, key=_source_order)) from None
 
 
-def _by_place(problem: str) -> tuple[str, int, int]:
-    place = re.match(r"(.+?):(\d+):(\d+): ", problem)
-    return (place[1], int(place[2]), int(place[3])) if place else (problem, 0, 0)
+def _source_order(problem: str) -> tuple[str, int, int]:
+    location = re.match(r"(.+?):(\d+):(\d+): ", problem)
+    return (location[1], int(location[2]), int(location[3])) if location else (problem, 0, 0)
 
 
-def _letter(document: YamlDocument, error: ErrorDetails, kind: type[Section]) -> str:
-    """Returns one line about one problem: place, path, what was found, what was wanted."""
-    location, found = error["loc"], error["input"]
+def _problem_line(document: YamlDocument, error: ErrorDetails, model: type[Section]) -> str:
+    """Returns one error as `file:line:column: setting: message`."""
+    key_path = tuple(part for part in error["loc"] if part != _KEY)
+    setting = ".".join(map(str, key_path)) or "recipe"
+    return f"{document.source_location(key_path)}: {setting}: {_message(document, error, model)}"
+
+
+def _message(document: YamlDocument, error: ErrorDetails, model: type[Section]) -> str:
+    kind, key_path, value = error["type"], error["loc"], error["input"]
+    if kind == "missing":
+        return "required, but missing"
+    if kind == "extra_forbidden":
+        known = _settings_at(model, document.data, key_path[:-1])
+        suggestion = did_you_mean(str(key_path[-1]), known)
+        if known and not suggestion:
+            suggestion = f" (settings here: {', '.join(known)})"
+        return f"no such setting{suggestion}"
+    if kind in ("model_type", "dict_type", "model_attributes_type"):
+        return f"should be settings (`key: value` lines), got {_shortened(value)}"
+    if kind == "string_pattern_mismatch" and key_path[-1:] == (_KEY,):
+        return (
+            "a name should consist of letters, digits, '.', '_' and '-', "
+            "and start with a letter or digit"
+        )
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if error["type"] == "missing":
-        message = "required, but missing"
-    elif error["type"] == "extra_forbidden":
-        known = _settings(kind, document.data, location[:-1])
-        near = did_you_mean(str(location[-1]), known)
-        there = f" (there are: {', '.join(known)})" if known else ""
-        message = f"no such setting{near or there}"
-    elif error["type"] in ("model_type", "dict_type", "model_attributes_type"):
-        message = f"should be settings (`key: value` lines), got {_shown(found)}"
-    elif error["type"] == "string_pattern_mismatch" and location[-1:] == ("[key]",):
-        message = "a corpus's name should be letters, digits, '.', '_' and '-'"
-    elif error["type"] != "recipe" and not isinstance(found, dict):
-        message = f"{message} (got {_shown(found)})"
-    location = tuple(part for part in location if part != "[key]")
-    return f"{document.where(location)}: {'.'.join(map(str, location)) or 'recipe'}: {message}"
+    if kind == "recipe" or isinstance(value, dict):  # the message already quotes what is wrong
+        return message
+    return f"{message} (got {_shortened(value)})"
 
 
-def _shown(found: object) -> str:
-    text = repr(found)
+def _shortened(value: object) -> str:
+    text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _settings(model: Any, data: Any, location: Location) -> list[str]:
-    """Returns the names of the settings that a section has, found by walking the models."""
-    for part in location:
+def _settings_at(model: Any, data: Any, key_path: KeyPath) -> list[str]:
+    """Returns the names of the settings of the section at a key path."""
+    for part in key_path:
         fields = getattr(model, "model_fields", {})
-        # Not a field: an entry of a mapping or a list, dict[Name, Section] → Section.
-        entries = [None, *(one for one in get_args(model) if one is not ...)]
-        inner = fields[part].annotation if part in fields else entries[-1]
-        if get_origin(inner) in (Union, UnionType):  # Section | None → Section
+        if part in fields:
+            inner = fields[part].annotation
+        else:  # an entry of a mapping or list: dict[Name, Section] -> Section
+            arguments = [argument for argument in get_args(model) if argument is not ...]
+            inner = arguments[-1] if arguments else None
+        if get_origin(inner) in (Union, UnionType):  # Section | None -> Section
             inner = get_args(inner)[0]
         data = data[part]
         model = schedules.find(data["name"]) if inner is Schedule else inner

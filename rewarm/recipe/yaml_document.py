@@ -1,8 +1,8 @@
-"""YAML in, data and the place of every key out, so that an error can point at its line.
+"""Parses YAML into plain data and keeps each setting's line, so that an error can point at it.
 
-Reads through PyYAML's safe nodes only. What a recipe has no use for is refused: aliases (and the
-"billion laughs" with them), tags, repeated keys, keys that are not text, documents too large or too
-deep.
+Only PyYAML's safe nodes are used. A recipe may not contain aliases (which also rules out "billion
+laughs" documents), tags, repeated keys or keys that are not text, and its size and depth are
+limited.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ import yaml
 
 from rewarm.errors import RecipeError
 
-Location = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
+"""Keys and list indices that lead to a setting: ("data", "train", "pile", "weight")."""
 
 _MAX_CHARACTERS = 1_000_000
 _MAX_DEPTH = 32
 
 
 class YamlDocument:
-    """A parsed YAML document: its data, and where in the source each part of it stands."""
+    """A parsed YAML document: its data, and the source location of each part."""
 
     def __init__(self, text: str, source: str) -> None:
-        """Parses `text`; `source` is the name that errors show.
+        """Parses `text`; `source` is the file name shown in errors.
 
         Raises:
-            RecipeError: it is not YAML, or holds what a recipe may not hold.
+            RecipeError: not valid YAML, not a mapping, or something a recipe may not contain.
         """
         self.source = source
-        data, self._places = _parse(text, source)
+        data, self._source_locations = _parse(text, source)
         if not isinstance(data, dict | None):
-            raise RecipeError(
-                [f"{self.where(())}: should be settings (`key: value` lines), got {data!r:.60}"]
-            )
+            message = f"should be settings (`key: value` lines), got {data!r:.60}"
+            raise RecipeError([f"{self.source_location(())}: {message}"])
         self.data: dict[str, Any] = data or {}
 
     @classmethod
@@ -57,55 +57,59 @@ class YamlDocument:
         except OSError as error:
             raise RecipeError([f"{path}: cannot be read: {error.strerror}"]) from None
 
-    def set(self, assignment: str, source: str | None = None) -> None:
-        """Overrides one setting, written `a.b=value` with a YAML value.
+    def apply_override(self, assignment: str, source: str | None = None) -> None:
+        """Changes one setting, written `a.b=value` with a YAML value.
 
         Args:
-            assignment: the setting and its value.
-            source: the place that errors show; without it `--set` and the assignment.
+            assignment: the setting and its new value.
+            source: what errors show as its location; by default `--set` and the assignment.
 
         Raises:
-            RecipeError: it is not an assignment, or leads through something that has no settings.
+            RecipeError: it is not an assignment, or its path goes through a value.
         """
         path, equals, written = assignment.partition("=")
         keys = tuple(path.split("."))
         source = source or f"--set {assignment}"
         if not equals or not all(keys):
             raise RecipeError([f"{source}: should be written --set section.setting=value"])
-        self.put(keys, _parse(written, source)[0], source)
+        self.set_value(keys, _parse(written, source)[0], source)
 
-    def put(self, keys: Location, value: Any, source: str) -> None:
-        """Puts plain data in the place of a setting; `source` is the place that errors show.
+    def set_value(self, key_path: KeyPath, value: Any, source: str) -> None:
+        """Sets a setting to plain data, and creates its sections; errors show `source` for it.
 
         Raises:
-            RecipeError: it leads through something that has no settings.
+            RecipeError: the path goes through a value, which has no settings.
         """
-        parent = self.data
-        for depth, key in enumerate(keys[:-1], start=1):
-            if key not in parent:
-                self._places[keys[:depth]] = source
-            parent = parent.setdefault(str(key), {})
-            if not isinstance(parent, dict):
-                path = ".".join(map(str, keys[:depth]))
-                raise RecipeError([f"{source}: {path} has no settings"])
-        parent[str(keys[-1])] = value
-        self._places = {k: v for k, v in self._places.items() if k[: len(keys)] != keys}
-        self._places[keys] = source
+        section = self.data
+        for depth, key in enumerate(key_path[:-1], start=1):
+            if key not in section:
+                self._source_locations[key_path[:depth]] = source
+            section = section.setdefault(str(key), {})
+            if not isinstance(section, dict):
+                path = ".".join(map(str, key_path[:depth]))
+                raise RecipeError([f"{source}: {path} is a value and has no settings"])
+        section[str(key_path[-1])] = value
+        self._source_locations = {
+            inner: location
+            for inner, location in self._source_locations.items()
+            if inner[: len(key_path)] != key_path
+        }
+        self._source_locations[key_path] = source
 
-    def where(self, location: Location) -> str:
-        """Returns `file:line:column` of a setting, or of the nearest part around it."""
-        while location and location not in self._places:
-            location = location[:-1]
-        return self._places.get(location, f"{self.source}:1:1")
+    def source_location(self, key_path: KeyPath) -> str:
+        """Returns `file:line:column` of a setting, or of the closest section that contains it."""
+        while key_path and key_path not in self._source_locations:
+            key_path = key_path[:-1]
+        return self._source_locations.get(key_path, f"{self.source}:1:1")
 
 
 def write_yaml(data: Any) -> str:
-    """Returns plain data as YAML that `Document`, and any reader of YAML 1.1, reads back equal."""
+    """Returns plain data as YAML that YamlDocument and any YAML 1.1 parser read back equal."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
-def _parse(text: str, source: str) -> tuple[Any, dict[Location, str]]:
-    """Returns the data in a text, None where it is empty, and the place of each part."""
+def _parse(text: str, source: str) -> tuple[Any, dict[KeyPath, str]]:
+    """Returns the data in a text (None if it is empty) and the source location of each part."""
     if len(text) > _MAX_CHARACTERS:
         raise RecipeError(
             [f"{source}: longer than {_MAX_CHARACTERS:,} characters; is it a recipe?"]
@@ -113,7 +117,7 @@ def _parse(text: str, source: str) -> tuple[Any, dict[Location, str]]:
     try:
         loader = _Loader(text, source)
         root = loader.get_single_node()
-        return (loader.read(root, ()) if root else None), loader.places
+        return (loader.read(root, ()) if root else None), loader.source_locations
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise RecipeError([f"{source}:{line}:1: not text: {error.reason}"]) from None
@@ -124,66 +128,72 @@ def _parse(text: str, source: str) -> tuple[Any, dict[Location, str]]:
 
 
 def _not_yaml(error: yaml.MarkedYAMLError, source: str) -> str:
-    what = "; ".join(part for part in (error.context, error.problem) if part)
+    message = "; ".join(part for part in (error.context, error.problem) if part)
     opened, noticed = error.context_mark, error.problem_mark
     mark = noticed or opened
-    if what.startswith(_UNCLOSED) and opened and noticed and opened.line < noticed.line:
-        mark, what = opened, f"{what} (noticed in line {noticed.line + 1})"
-    return f"{_place(source, mark) if mark else source}: not valid YAML: {what}"
+    if message.startswith(_UNCLOSED) and opened and noticed and opened.line < noticed.line:
+        mark, message = opened, f"{message} (noticed in line {noticed.line + 1})"
+    return f"{_format_mark(source, mark) if mark else source}: not valid YAML: {message}"
 
 
-# What PyYAML was in the middle of when something was left open: the fault is where that began.
+# Messages of PyYAML about something left open: the mistake is where it was opened.
 _UNCLOSED = ("while parsing a flow", "while scanning a quoted", "while scanning a simple key")
 
 
-def _place(source: str, mark: yaml.Mark) -> str:
+def _format_mark(source: str, mark: yaml.Mark) -> str:
     return f"{source}:{mark.line + 1}:{mark.column + 1}"
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's null, true and numbers, `3e-4` among them; `no`, `017` and `1:30` are text."""
+    """Reads null, booleans and numbers as YAML 1.2 does; `3e-4` is a number, `no`, `017` text."""
 
     def __init__(self, text: str, source: str) -> None:
         super().__init__(text)
         self.source = source
-        self.places: dict[Location, str] = {}
+        self.source_locations: dict[KeyPath, str] = {}
 
     def fetch_alias(self) -> None:
-        raise self._refuse(self.get_mark(), "aliases (*name) are not supported; write it out")
+        raise self._problem(self.get_mark(), "aliases (*name) are not supported; write it out")
 
     def fetch_tag(self) -> None:
-        raise self._refuse(self.get_mark(), "tags (!name) are not supported; text needs quotes")
+        raise self._problem(self.get_mark(), "tags (!name) are not supported; text needs quotes")
 
-    def read(self, node: yaml.Node, at: Location) -> Any:
-        """Returns a node's data; records where each key (for values in lists, each value) is."""
-        self.places.setdefault(at, _place(self.source, node.start_mark))
-        if len(at) > _MAX_DEPTH:
-            raise self._refuse(node.start_mark, f"nested deeper than {_MAX_DEPTH} levels", at)
+    def read(self, node: yaml.Node, key_path: KeyPath) -> Any:
+        """Returns a node's data; records the location of each key and each value in a list."""
+        self.source_locations.setdefault(key_path, _format_mark(self.source, node.start_mark))
+        if len(key_path) > _MAX_DEPTH:
+            message = f"nested deeper than {_MAX_DEPTH} levels"
+            raise self._problem(node.start_mark, message, key_path)
         if isinstance(node, yaml.MappingNode):
-            data: dict[str, Any] = {}
-            for key_node, value_node in node.value:
-                key, mark = self.construct_object(key_node), key_node.start_mark
-                if not isinstance(key, str):
-                    raise self._refuse(mark, f"a setting's name should be text, got {key!r}", at)
-                if key in data:
-                    raise self._refuse(mark, f"{key} is written twice; keep one", at)
-                self.places[(*at, key)] = _place(self.source, mark)
-                data[key] = self.read(value_node, (*at, key))
-            return data
+            return self._read_mapping(node, key_path)
         if isinstance(node, yaml.SequenceNode):
-            return [self.read(one, (*at, i)) for i, one in enumerate(node.value)]
+            return [self.read(item, (*key_path, i)) for i, item in enumerate(node.value)]
         try:
             return self.construct_object(node)
-        except ValueError as error:  # a whole number of thousands of digits
-            raise self._refuse(node.start_mark, f"cannot be read: {error}", at) from None
+        except ValueError as error:  # an integer of thousands of digits
+            raise self._problem(node.start_mark, f"cannot be read: {error}", key_path) from None
 
-    def _refuse(self, mark: yaml.Mark, why: str, at: Location = ()) -> RecipeError:
-        path = ".".join(map(str, at))
-        return RecipeError([f"{_place(self.source, mark)}: {path + ': ' if path else ''}{why}"])
+    def _read_mapping(self, node: yaml.MappingNode, key_path: KeyPath) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key, mark = self.construct_object(key_node), key_node.start_mark
+            if not isinstance(key, str):
+                message = f"a setting's name should be text, got {key!r}"
+                raise self._problem(mark, message, key_path)
+            if key in data:
+                raise self._problem(mark, f"{key} is written twice; keep one", key_path)
+            self.source_locations[(*key_path, key)] = _format_mark(self.source, mark)
+            data[key] = self.read(value_node, (*key_path, key))
+        return data
+
+    def _problem(self, mark: yaml.Mark, message: str, key_path: KeyPath = ()) -> RecipeError:
+        path = ".".join(map(str, key_path))
+        location = _format_mark(self.source, mark)
+        return RecipeError([f"{location}: {path + ': ' if path else ''}{message}"])
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes text that YAML 1.1 or `_Loader` would take for something else."""
+    """Quotes text that YAML 1.1 or `_Loader` would read as something other than text."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -195,8 +205,8 @@ for _tag, _first, _plain in (
     ("float", "-+0123456789", r"[-+]?[0-9][0-9_]*(?=[.eE])(?:\.[0-9_]*)?(?:[eE][-+]?[0-9]+)?"),
     ("float", "-+.", r"[-+]?\.[0-9]+(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"),
 ):
-    for _side in (_Loader, _Dumper):  # \Z, because PyYAML is content with a match at the start
-        _side.add_implicit_resolver(
+    for _class in (_Loader, _Dumper):  # \Z, because PyYAML accepts a match at the start
+        _class.add_implicit_resolver(
             f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_plain})\Z"), list(_first) or [""]
         )
 
@@ -207,6 +217,6 @@ def flatten_settings(data: Any, path: str = "") -> dict[str, Any]:
         return {path: data}
     return {
         inner: value
-        for key, part in data.items()
-        for inner, value in flatten_settings(part, f"{path}.{key}" if path else str(key)).items()
+        for key, section in data.items()
+        for inner, value in flatten_settings(section, f"{path}.{key}" if path else str(key)).items()
     }

@@ -7,5 +7,5 @@ from rewarm.recipe.yaml_document import YamlDocument
 def recipe_of(text: str, *overrides: str) -> Recipe:
     document = YamlDocument(text, "r.yaml")
     for override in overrides:
-        document.set(override)
+        document.apply_override(override)
     return validate_recipe(document)
