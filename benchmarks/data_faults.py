@@ -215,8 +215,7 @@ def main() -> None:
         from rewarm.data.shard_source import ShardSource
 
         corpus = Corpus("a", ShardSource(str(root / "a")), context=64, seed=5, lanes=1)
-        corpus.block(450)  # of the 512 that the run takes of it
-        LATE = corpus.index.shards[next(iter(corpus._windows[-1].opened))].name
+        LATE = corpus.shard_of_block(450)  # of the 512 that the run takes of it
         recipe = root / "recipe.yaml"
         recipe.write_text(RECIPE.format(run=root / "whole", a=root / "a", b=root / "b"))
         assert rewarm("train", recipe).returncode == 0

@@ -1,34 +1,29 @@
-"""The token stream: which block comes when is arithmetic, so any place is reached at once.
+"""Mixes corpora into batches and reads them ahead of time, starting at any position.
 
 ```
- corpus       its index says how many blocks each tar holds, without opening one
-   |  epoch e: the tars in a shuffled order, taken `lanes` at a time: a window
-   |  window: its blocks in a shuffled order        -> the address of the corpus's n-th block
- shard        its documents in a shuffled order, joined, cut into blocks of context + 1
-   |                                                  sharing one token; the tail is dropped
- mix          which corpus gives the next block: never a whole block away from its weight
+ corpora      block_order.py: which block is the n-th of a corpus; corpus.py: reads it
    |
- Batch        tokens, and the position behind it: blocks taken per corpus, digest of all tokens
+ mixture      which corpus gives the next block: never a whole block away from its weight
+   |
+ TokenBatch   tokens, and the data position after it: blocks taken per corpus, digest of all tokens
 ```
-The state is one integer per corpus. Every shuffle is seeded by what it shuffles, so nothing depends
-on how often the run was stopped, or on how many processes read. Resuming opens the tars of one
-window as their blocks come up, and reads nothing that went before.
+The state is one integer per corpus. The tokens depend neither on how often a run was stopped nor on
+how many threads or processes read. Resuming opens the tars of one window per corpus, as their
+blocks are needed, and reads nothing before the position.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from rewarm.data.corpus import (
-    Corpus,
-)
+from rewarm.data.corpus import Corpus
 from rewarm.data.mixture import Mixture, WeightPieces
 from rewarm.data.shard_format import Tokens
 from rewarm.data.tokenizer import check_same_tokenizer
@@ -42,26 +37,54 @@ EMPTY_DIGEST = "0" * 32
 
 
 class DataPosition(NamedTuple):
-    """A place in the stream, and proof of what lies before it."""
+    """How much of the data was taken, and a digest that proves which tokens these were."""
 
     blocks: dict[str, int]
     """Blocks taken so far, per corpus."""
     digest: str = EMPTY_DIGEST
-    """Digest of every token so far; two runs with one digest saw the same tokens."""
+    """Digest of every token so far; two runs with the same digest saw the same tokens."""
 
 
 class TokenBatch(NamedTuple):
-    """The blocks of one step, and where the stream stands behind them."""
+    """The blocks of one step, and the data position after it."""
 
     tokens: TokenBlocks
     position: DataPosition
 
 
+class _PlannedBlock(NamedTuple):
+    """A block of a batch, before it is read."""
+
+    corpus: str
+    number: int
+    """In the corpus's endless sequence."""
+    stream_number: int
+    """In the mixture of all corpora."""
+
+
+class _BatchPlan(NamedTuple):
+    """The blocks of a batch that this process reads, and the blocks taken after the batch."""
+
+    blocks: list[_PlannedBlock]
+    taken: dict[str, int]
+
+
+class _ReadBatch(NamedTuple):
+    tokens: TokenBlocks
+    digest: int
+    """What these blocks add to the digest of the stream."""
+
+
+def _unchanged(tokens: TokenBlocks) -> TokenBlocks:
+    return tokens
+
+
 class BatchLoader:
     """An endless sequence of batches from a mixture of corpora, starting at any position.
 
-    With `world` processes, each is given the rows of every batch that are its own; what all of
-    them get together does not depend on how many there are.
+    Of `world_size` processes, each reads every `world_size`-th row of a batch. What they read
+    together does not depend on their number, and their digests add up, modulo 2**128, to the digest
+    that one process computes.
     """
 
     def __init__(
@@ -72,106 +95,113 @@ class BatchLoader:
         sequences: int,
         position: DataPosition | None = None,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         """Starts at `position`, or at the beginning.
 
+        Args:
+            corpora: to mix; at least one.
+            weights: of each corpus, by name.
+            sequences: blocks in a batch, of all processes together.
+            position: where to start.
+            rank: number of this process.
+            world_size: number of processes.
+
         Raises:
-            DataError: the corpora disagree about tokenizer, or the position is of other corpora.
+            DataError: the corpora have different tokenizers, or the position is of other corpora.
         """
-        check_same_tokenizer({str(corpus.place): corpus.index for corpus in corpora})
+        check_same_tokenizer({str(corpus.source): corpus.index for corpus in corpora})
         self._corpora = {corpus.name: corpus for corpus in corpora}
-        self._mix = Mixture(weights)
+        self._mixture = Mixture(weights)
         self._sequences = sequences
-        self._own = range(rank, sequences, world)
+        self._own_rows = range(rank, sequences, world_size)
         self._position = position or DataPosition(dict.fromkeys(self._corpora, 0))
         if self._position.blocks.keys() != self._corpora.keys():
             raise DataError(
-                f"the position is of corpora {', '.join(self._position.blocks)}, and the recipe "
-                f"has {', '.join(self._corpora)}"
+                f"the data position is of corpora {', '.join(self._position.blocks)}, and the "
+                f"recipe has {', '.join(self._corpora)}"
             )
-        if rank:  # what came before is told once
+        if rank:  # the digest of earlier tokens counts once, on rank 0
             self._position = self._position._replace(digest=EMPTY_DIGEST)
 
-    def shards(self, before: DataPosition) -> dict[str, list[str]]:
-        """Returns the tars, by corpus, that the batch behind a position is read from."""
-        found: dict[str, set[str]] = {}
+    def shards_of_batch(self, before: DataPosition) -> dict[str, list[str]]:
+        """Returns the tars, by corpus, that the batch after a position is read from."""
+        shards: dict[str, set[str]] = {}
         taken = dict(before.blocks)
         for _ in range(self._sequences):
-            name = self._mix.next(taken)
-            found.setdefault(name, set()).add(self._corpora[name].shard(taken[name]))
+            name = self._mixture.next_corpus(taken)
+            shards.setdefault(name, set()).add(self._corpora[name].shard_of_block(taken[name]))
             taken[name] += 1
-        return {name: sorted(shards) for name, shards in found.items()}
+        return {name: sorted(names) for name, names in shards.items()}
 
     def batches(
         self,
         workers: int = 1,
         ahead: int = 4,
-        then: Callable[[TokenBlocks], TokenBlocks] = lambda b: b,
+        transform: Callable[[TokenBlocks], TokenBlocks] = _unchanged,
     ) -> Generator[TokenBatch]:
-        """Yields the batches, read by threads ahead of their turn; their number changes nothing.
+        """Yields the batches, in order, read ahead of time by threads.
 
         Args:
-            workers: threads that read; without any, a batch is read when it is asked for.
+            workers: threads that read; with 0, a batch is read when it is asked for.
             ahead: batches that may be ready at once.
-            then: what the reading thread does with a batch's tokens at the end.
+            transform: applied to a batch's tokens by the thread that read them.
 
         Raises:
-            DataError: a shard is missing or damaged; raised when its batch's turn comes.
+            DataError: a shard is missing or damaged; raised when its batch is due.
         """
         digest = int(self._position.digest, 16)
-        for (tokens, said), behind in self._in_turn(workers, ahead, then):
-            digest = (digest + said) % 2**128
-            yield TokenBatch(tokens, DataPosition(behind, f"{digest:032x}"))
+        for batch, taken in self._read_in_order(workers, ahead, transform):
+            digest = (digest + batch.digest) % 2**128
+            yield TokenBatch(batch.tokens, DataPosition(taken, f"{digest:032x}"))
 
-    def _in_turn(
-        self, workers: int, ahead: int, then: Callable[[TokenBlocks], TokenBlocks]
-    ) -> Iterator[tuple[tuple[TokenBlocks, int], dict[str, int]]]:
-        """Yields what `_read` makes of each plan, in order, and the blocks taken behind it."""
+    def _read_in_order(
+        self, workers: int, ahead: int, transform: Callable[[TokenBlocks], TokenBlocks]
+    ) -> Iterator[tuple[_ReadBatch, dict[str, int]]]:
+        """Yields each batch and the blocks taken after it."""
         if not workers:
-            yield from ((self._read(plan, then), behind) for plan, behind in self._plans())
+            yield from ((self._read(p.blocks, transform), p.taken) for p in self._plans())
         with ThreadPoolExecutor(workers, "rewarm-loader") as pool:
-            reading: deque[tuple[Future[tuple[TokenBlocks, int]], dict[str, int]]] = deque()
+            pending: deque[tuple[Future[_ReadBatch], dict[str, int]]] = deque()
             try:
-                for plan, behind in self._plans():
-                    reading.append((pool.submit(self._read, plan, then), behind))
-                    if len(reading) > ahead:
-                        first, behind_it = reading.popleft()
-                        yield first.result(), behind_it
+                for plan in self._plans():
+                    pending.append((pool.submit(self._read, plan.blocks, transform), plan.taken))
+                    if len(pending) > ahead:
+                        batch, taken = pending.popleft()
+                        yield batch.result(), taken
             finally:
                 pool.shutdown(cancel_futures=True)
 
-    def _plans(self) -> Iterator[tuple[list[tuple[str, int, int]], dict[str, int]]]:
-        """Yields, for each batch, the corpus, number and place of this process's blocks."""
+    def _plans(self) -> Iterator[_BatchPlan]:
+        """Yields which blocks each batch consists of."""
         taken = dict(self._position.blocks)
         while True:
-            plan = []
+            blocks = []
             for row in range(self._sequences):
-                name = self._mix.next(taken)
-                if row in self._own:
-                    plan.append((name, taken[name], sum(taken.values())))
+                name = self._mixture.next_corpus(taken)
+                if row in self._own_rows:
+                    blocks.append(_PlannedBlock(name, taken[name], sum(taken.values())))
                 taken[name] += 1
-            yield plan, dict(taken)
+            yield _BatchPlan(blocks, dict(taken))
 
     def _read(
-        self, plan: list[tuple[str, int, int]], then: Callable[[TokenBlocks], TokenBlocks]
-    ) -> tuple[TokenBlocks, int]:
-        """Returns the blocks of a plan, and what they add to the digest."""
-        rows = [self._corpora[name].block(number) for name, number, _ in plan]
-        said = sum(_fingerprint(at, row) for (_, _, at), row in zip(plan, rows, strict=True))
-        return then(np.stack(rows).astype(np.int64)), said
+        self,
+        blocks: list[_PlannedBlock],
+        transform: Callable[[TokenBlocks], TokenBlocks],
+    ) -> _ReadBatch:
+        """Reads blocks, transforms their tokens and computes their digest."""
+        rows = [self._corpora[block.corpus].block(block.number) for block in blocks]
+        digest = sum(
+            _block_digest(block.stream_number, row) for block, row in zip(blocks, rows, strict=True)
+        )
+        return _ReadBatch(transform(np.stack(rows).astype(np.int64)), digest)
 
 
-def _fingerprint(number: int, tokens: Tokens) -> int:
-    """Returns a number for one block at its place in the stream.
+def _block_digest(stream_number: int, tokens: Tokens) -> int:
+    """Returns the digest of a block and its number in the stream.
 
-    The digest of a stream is the sum of these, so that processes which read different rows only
-    have to add up what each of them found.
+    The digest of a stream is the sum of these, so that the digests of processes which read
+    different rows can be added.
     """
-    said = number.to_bytes(8, "little") + tokens.astype("<u4").tobytes()
-    return int.from_bytes(hashlib.blake2b(said, digest_size=16).digest(), "little")
-
-
-def combine(digests: Iterable[str]) -> str:
-    """Returns the digest of a stream from those of the processes that read it."""
-    return f"{sum(int(digest, 16) for digest in digests) % 2**128:032x}"
+    data = stream_number.to_bytes(8, "little") + tokens.astype("<u4").tobytes()
+    return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "little")

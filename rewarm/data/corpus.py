@@ -1,81 +1,76 @@
-"""A corpus as an endless, shuffled sequence of token blocks."""
+"""Opens the shards of a corpus and reads its blocks, in shuffled or in stored order."""
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import deque
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
+from rewarm.data.block_order import BlockAddress, BlockOrder, BlockWindow, Permutation
 from rewarm.data.shard_format import Shard, ShardIndex, Tokens
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import DataError
 
-Order = npt.NDArray[np.int64]
-
-
-def _generator(*what: object) -> np.random.RandomState:
-    """Returns a generator that depends on `what` alone.
-
-    NumPy freezes the streams of RandomState for good, which it does not promise for Generator.
-    """
-    digest = hashlib.sha256("/".join(map(str, what)).encode()).digest()
-    return np.random.RandomState(np.frombuffer(digest, dtype="<u4"))
-
 
 class Corpus:
-    """A shard folder as an endless, shuffled sequence of blocks; `corpus.block(n)` is the n-th."""
+    """An endless, shuffled sequence of token blocks; `corpus.block(n)` returns the n-th.
+
+    Several threads may read from one corpus.
+    """
 
     def __init__(
         self,
         name: str,
-        place: ShardSource,
+        source: ShardSource,
         *,
         context: int,
         seed: int,
         lanes: int,
         order: Literal["shuffled", "sequential"] = "shuffled",
-        first: int = 0,
+        skip: int = 0,
         verify: bool = True,
     ) -> None:
-        """Tars are opened when their blocks come up.
+        """Computes the order; a tar is opened when its first block is read.
 
         Args:
-            name: of the corpus; it decides its order too.
-            place: where its shards are.
+            name: of the corpus; it seeds the order, together with `seed`.
+            source: of its shards.
             context: tokens in a sequence.
             seed: of the order.
             lanes: tars whose blocks are shuffled together.
-            order: `sequential` for blocks, documents and tars as they are stored.
-            first: blocks of the sequence that were taken before; block 0 is the one behind them.
+            order: `sequential` for tars, documents and blocks in their stored order.
+            skip: blocks at the beginning of the sequence to leave out: block 0 follows them.
             verify: check each tar's sha256 when it is first opened.
 
         Raises:
             DataError: it holds less than one block.
         """
         self.name = name
-        self.place = place
-        self.index = place.index
+        self.source = source
+        self.index = source.index
         self._context = context
-        self._seed = seed
-        self._first = first
-        self._shuffled = order == "shuffled"
-        self._lanes = lanes if self._shuffled else 1
+        self._skip = skip
         self._unverified = set(range(len(self.index.shards))) if verify else set()
-        self._sizes = np.array(self.index.blocks(context), dtype=np.int64)
-        self.blocks = int(self._sizes.sum())
+        self._order = BlockOrder(
+            seed=seed,
+            corpus=name,
+            shard_blocks=self.index.shard_blocks(context),
+            lanes=lanes,
+            order=order,
+        )
+        self.blocks = self._order.epoch_blocks
+        """Blocks in one epoch."""
         if not self.blocks:
             largest = max(shard.tokens for shard in self.index.shards)
             raise DataError(
-                f"{place}: too little data for corpus {name!r}: its largest shard has "
+                f"{source}: too little data for corpus {name!r}: its largest shard has "
                 f"{largest:,} tokens, and a block takes context + 1 = {context + 1:,}"
             )
-        # The one being read and, while threads are still behind its beginning, the one before.
-        self._windows: deque[_Window] = deque(maxlen=2)
+        # The current window, and the one before while threads still read from it.
+        self._windows: deque[_OpenWindow] = deque(maxlen=2)
         self._lock = threading.Lock()
 
     def block(self, number: int) -> Tokens:
@@ -84,158 +79,129 @@ class Corpus:
         Raises:
             DataError: its shard is missing or damaged, or holds a token outside the vocabulary.
         """
-        epoch, place = divmod(self._first + number, self.blocks)
-        with self._lock:  # several threads may read; opening a tar is done once
-            window = self._window(epoch, place)
-            shard, block = window.address(place)
-            if shard not in window.opened:
-                window.opened[shard] = self._open(shard, epoch)
-            joined = window.opened[shard]
-        tokens = joined.block(block, self._context)
+        with self._lock:  # so that each tar is opened once
+            window, address = self._locate(number)
+            if address.shard not in window.documents:
+                window.documents[address.shard] = self._open(address.shard, window.order.epoch)
+            documents = window.documents[address.shard]
+        tokens = documents.block(address.block, self._context)
         if tokens.max() >= self.index.tokenizer.vocabulary:
             raise DataError(
-                f"{self.place}: {self.index.shards[shard].name}: token {tokens.max()} is outside "
-                f"the tokenizer's vocabulary of {self.index.tokenizer.vocabulary:,}; the shard is "
-                "damaged: write the folder again with `rewarm shard`"
+                f"{self.source}: {self.index.shards[address.shard].name}: token {tokens.max()} is "
+                f"outside the tokenizer's vocabulary of {self.index.tokenizer.vocabulary:,}; the "
+                "shard is damaged: write the folder again with `rewarm shard`"
             )
         return tokens
 
-    def shard(self, number: int) -> str:
-        """Returns the name of the tar in which block `number` lies."""
-        epoch, place = divmod(self._first + number, self.blocks)
+    def shard_of_block(self, number: int) -> str:
+        """Returns the name of the tar that holds block `number` of the endless sequence."""
         with self._lock:
-            shard, _ = self._window(epoch, place).address(place)
-        return self.index.shards[shard].name
+            _, address = self._locate(number)
+        return self.index.shards[address.shard].name
 
-    def _window(self, epoch: int, place: int) -> _Window:
-        """Returns the `lanes` consecutive tars of the epoch's order in which a block lies."""
+    def _locate(self, number: int) -> tuple[_OpenWindow, BlockAddress]:
+        """Returns the window and the address of a block; call it with the lock held."""
+        number += self._skip
         for window in self._windows:
-            if window.epoch == epoch and place in window.places:
-                return window
-        order = self._order(len(self._sizes), epoch, "shards")
-        firsts = range(0, len(order), self._lanes)
-        starts = np.concatenate([[0], np.cumsum(np.add.reduceat(self._sizes[order], firsts))])
-        which = int(np.searchsorted(starts, place, side="right")) - 1
-        shards = order[which * self._lanes : (which + 1) * self._lanes]
-        window = _Window(
-            epoch,
-            range(int(starts[which]), int(starts[which + 1])),
-            shards,
-            self._sizes[shards],
-            self._order(int(starts[which + 1] - starts[which]), epoch, "window", which),
-        )
-        self._windows.append(window)
-        return window
+            if number in window.order.numbers:
+                return window, window.order.address(number)
+        self._windows.append(_OpenWindow(self._order.window(number), {}))
+        return self._windows[-1], self._windows[-1].order.address(number)
 
-    def _open(self, shard: int, epoch: int) -> _Joined:
-        facts, check = self.index.shards[shard], shard in self._unverified
-        opened = Shard(self.place.fetch(facts), facts, self.index.dtype, check=check)
-        self._unverified.discard(shard)
-        return _Joined(opened, self._order(len(opened), epoch, "documents", shard))
-
-    def _order(self, count: int, *what: object) -> Order:
-        """Returns the order of `count` things: as they are, or shuffled by what they are."""
-        if not self._shuffled:
-            return np.arange(count)
-        return _generator(self._seed, self.name, *what).permutation(count).astype(np.int64)
+    def _open(self, number: int, epoch: int) -> _JoinedDocuments:
+        shard_info = self.index.shards[number]
+        folder = self.source.fetch_shard(shard_info)
+        verify = number in self._unverified
+        shard = Shard(folder, shard_info, self.index.dtype, verify=verify)
+        self._unverified.discard(number)
+        return _JoinedDocuments(shard, self._order.document_order(epoch, number, len(shard)))
 
 
-class _Window:
-    """The blocks of a few tars, side by side and shuffled: `places` of the epoch's sequence."""
+class _OpenWindow(NamedTuple):
+    """A window, and those of its tars that were opened so far, by number."""
 
-    def __init__(
-        self,
-        epoch: int,
-        places: range,
-        shards: Order,
-        sizes: Order,
-        order: Order,
-    ) -> None:
-        self.epoch = epoch
-        self.places = places
-        self.opened: dict[int, _Joined] = {}
-        self._shards = shards
-        self._ends = np.cumsum(sizes)
-        self._order = order
-
-    def address(self, place: int) -> tuple[int, int]:
-        """Returns (shard, block in it) of the block at `place`."""
-        block = int(self._order[place - self.places.start])
-        which = int(np.searchsorted(self._ends, block, side="right"))
-        start = int(self._ends[which - 1]) if which else 0
-        return int(self._shards[which]), block - start
+    order: BlockWindow
+    documents: dict[int, _JoinedDocuments]
 
 
-class _Joined:
+class _JoinedDocuments:
     """A tar's documents joined in a given order, cut into blocks."""
 
-    def __init__(self, shard: Shard, order: Order) -> None:
+    def __init__(self, shard: Shard, order: Permutation) -> None:
         self._shard = shard
         self._order = order
         self._ends = np.cumsum(shard.lengths[order])
 
     def block(self, number: int, context: int) -> Tokens:
         """Returns tokens [number · context, number · context + context] of the joined documents."""
-        at, end = number * context, (number + 1) * context + 1
-        document = int(np.searchsorted(self._ends, at, side="right"))
+        position, end = number * context, (number + 1) * context + 1
+        row = int(np.searchsorted(self._ends, position, side="right"))
         parts = []
-        while at < end:
-            tokens = self._shard[int(self._order[document])]
-            start = at - (int(self._ends[document]) - len(tokens))
-            parts.append(tokens[start : start + end - at])
-            at += len(parts[-1])
-            document += 1
+        while position < end:
+            document = self._shard[int(self._order[row])]
+            start = position - (int(self._ends[row]) - len(document))
+            parts.append(document[start : start + end - position])
+            position += len(parts[-1])
+            row += 1
         joined: Tokens = np.concatenate(parts)
         return joined
 
 
 def check_epochs(
-    name: str, index: ShardIndex, blocks: float, *, context: int, most: float | None
+    name: str, index: ShardIndex, blocks: float, *, context: int, max_epochs: float | None
 ) -> None:
-    """Makes sure that a corpus need not be gone through more often than is wanted.
+    """Checks that a run does not repeat a corpus more often than allowed.
+
+    Args:
+        name: of the corpus.
+        index: its shards.
+        blocks: how many of its blocks the run needs.
+        context: tokens in a sequence.
+        max_epochs: how often it may be repeated; None for any number.
 
     Raises:
-        DataError: `blocks` are more than `most` times what the corpus has.
+        DataError: `blocks` are more than `max_epochs` times what the corpus has.
     """
-    there = sum(index.blocks(context))
-    if most is not None and blocks > most * there:
+    available = sum(index.shard_blocks(context))
+    if max_epochs is not None and blocks > max_epochs * available:
         raise DataError(
             f"corpus {name!r}: the run needs {round(blocks) * context:,} tokens of it and it has "
-            f"{there * context:,}: {blocks / there:.2f} epochs, and data.max_epochs is {most:g}; "
-            "give it more text or less weight, or set data.max_epochs (null for no limit)"
+            f"{available * context:,}: {blocks / available:.2f} epochs, and data.max_epochs is "
+            f"{max_epochs:g}; give it more text or less weight, or set data.max_epochs (null for "
+            "no limit)"
         )
 
 
 def blocks_in_stored_order(
-    place: ShardSource, *, context: int, tokens: int | None
+    source: ShardSource, *, context: int, tokens: int | None
 ) -> Iterator[Tokens]:
-    """Yields the blocks of shards as they are stored, shape (context + 1,).
+    """Yields the blocks of shards in their stored order, shape (context + 1,).
 
-    Documents are joined across tars; what is left at the end is less than a block and is dropped.
-    At most `tokens` targets are covered; None is for all.
+    Documents are joined across tars; the incomplete block at the end is dropped. At most `tokens`
+    targets are covered, or all where it is None.
 
     Raises:
         DataError: a shard is missing or damaged.
     """
-    index = place.index
-    blocks = min(tokens or index.tokens, index.tokens - 1) // context
-    rest: list[Tokens] = []
-    have = 0
-    for facts in index.shards:
-        if blocks <= 0:
+    index = source.index
+    blocks_left = min(tokens or index.tokens, index.tokens - 1) // context
+    pending: list[Tokens] = []  # documents, or the end of one, that are in no block yet
+    pending_tokens = 0
+    for shard_info in index.shards:
+        if blocks_left <= 0:
             return
-        shard = Shard(place.fetch(facts), facts, index.dtype)
-        for document in range(len(shard)):
-            rest.append(shard[document])
-            have += len(rest[-1])
-            if have <= context:
+        shard = Shard(source.fetch_shard(shard_info), shard_info, index.dtype)
+        for document in shard:
+            pending.append(document)
+            pending_tokens += len(document)
+            if pending_tokens <= context:
                 continue
-            joined = np.concatenate(rest)
-            whole = min(blocks, (have - 1) // context)
-            for block in range(whole):
+            joined = np.concatenate(pending)
+            complete = min(blocks_left, (pending_tokens - 1) // context)
+            for block in range(complete):
                 yield joined[block * context : (block + 1) * context + 1]
-            blocks -= whole
-            rest = [joined[whole * context :]]
-            have = len(rest[0])
-            if blocks <= 0:
+            blocks_left -= complete
+            pending = [joined[complete * context :]]
+            pending_tokens = len(pending[0])
+            if blocks_left <= 0:
                 return

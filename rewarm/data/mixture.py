@@ -1,69 +1,89 @@
-"""The mixture: which corpus gives the next block of the stream, in exact arithmetic."""
+"""The mixture: which corpus gives the next block, in exact arithmetic."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
 from fractions import Fraction
+from typing import NamedTuple
 
 WeightPieces = list[tuple[int, float]]
 """A corpus's weight from each block on: [(0, 0.95)], or [(0, 0.05), (71_000, 0.3)]."""
 
-_FOREVER = 2**62  # blocks; no run comes near it
+_NEVER = 2**62  # blocks; no run is so long
+
+
+class _Piece(NamedTuple):
+    """A range of the stream's blocks in which the weights do not change."""
+
+    first: int
+    end: int
+    share: int
+    """The corpus's share of each block, times the common denominator."""
 
 
 class Mixture:
     """Decides which corpus gives the next block, so that none is ever a whole block off.
 
     A corpus's exact share of the first j blocks is the sum of its weights over them. Block i of a
-    corpus may come once that share passes i, and must come by the time it reaches i + 1; of those
-    that may come, the one that must come soonest is taken. Such windows can always be kept, also
-    when weights change on the way (Baruah et al., 1996, "Proportionate progress": earliest
-    deadline first on unit jobs). Exact integers: no rounding error adds up over a long run.
+    corpus may be taken once that share exceeds i, and is due when the share reaches i + 1; of the
+    corpora that may give a block, the one whose block is due first is taken. All deadlines can
+    always be met, also when weights change during the run (Baruah et al., 1996, "Proportionate
+    progress": earliest deadline first on unit jobs). Integer arithmetic: no rounding error
+    accumulates over a long run.
     """
 
     def __init__(self, weights: dict[str, WeightPieces]) -> None:
-        """Takes each corpus's weights; at any block they are relative to each other."""
+        """Reads each corpus's weights; at any block they are relative to each other."""
         self._firsts = sorted({first for pieces in weights.values() for first, _ in pieces})
         shares: dict[str, list[Fraction]] = {name: [] for name in weights}
         for first in self._firsts:
-            now = {
+            current = {
                 name: Fraction(str([weight for start, weight in pieces if start <= first][-1]))
                 for name, pieces in weights.items()
             }
-            for name, weight in now.items():
-                shares[name].append(weight / sum(now.values()))
-        self._whole = math.lcm(*(s.denominator for pieces in shares.values() for s in pieces))
-        self._parts = {name: [int(s * self._whole) for s in of] for name, of in shares.items()}
+            for name, weight in current.items():
+                shares[name].append(weight / sum(current.values()))
+        self._denominator = math.lcm(*(s.denominator for parts in shares.values() for s in parts))
+        self._shares = {
+            name: [int(share * self._denominator) for share in parts]
+            for name, parts in shares.items()
+        }
 
-    def next(self, taken: dict[str, int]) -> str:
-        """Returns the corpus of the block that follows those taken so far."""
+    def next_corpus(self, taken: dict[str, int]) -> str:
+        """Returns the corpus that gives the next block, by the blocks taken of each so far."""
         after = sum(taken.values()) + 1
-        ready = [n for n in taken if taken[n] * self._whole < self._share(n, after)]
-        return min(ready, key=lambda n: self._deadline(n, taken[n] + 1))
+        ready = [
+            name for name in taken if taken[name] * self._denominator < self._share(name, after)
+        ]
+        return min(ready, key=lambda name: self._deadline(name, taken[name] + 1))
 
     def exact(self, blocks: int) -> dict[str, Fraction]:
         """Returns each corpus's exact share of the first `blocks` blocks."""
-        return {name: Fraction(self._share(name, blocks), self._whole) for name in self._parts}
+        return {
+            name: Fraction(self._share(name, blocks), self._denominator) for name in self._shares
+        }
 
-    def _pieces(self, name: str) -> Iterator[tuple[int, int, int]]:
-        """Yields (first block, first block behind it, share of a block) of each stretch."""
-        ends = [*self._firsts[1:], _FOREVER]
-        return zip(self._firsts, ends, self._parts[name], strict=True)
+    def _pieces(self, name: str) -> Iterator[_Piece]:
+        """Yields the ranges of blocks between changes of weight."""
+        ends = [*self._firsts[1:], _NEVER]
+        pieces = zip(self._firsts, ends, self._shares[name], strict=True)
+        return (_Piece(*piece) for piece in pieces)
 
     def _share(self, name: str, blocks: int) -> int:
-        """Returns a corpus's exact part of the first `blocks` blocks, times `whole`."""
+        """Returns a corpus's exact share of the first `blocks` blocks, times the denominator."""
         return sum(
-            part * (min(blocks, end) - first)
-            for first, end, part in self._pieces(name)
-            if first < blocks
+            piece.share * (min(blocks, piece.end) - piece.first)
+            for piece in self._pieces(name)
+            if piece.first < blocks
         )
 
     def _deadline(self, name: str, count: int) -> int:
-        """Returns after how many blocks a corpus must have given `count`."""
-        left = count * self._whole
-        for first, end, part in self._pieces(name):
-            if part and left <= part * (end - first):
-                return first - (-left // part)
-            left -= part * (end - first)
-        return _FOREVER
+        """Returns after how many blocks of the stream a corpus must have given `count`."""
+        left = count * self._denominator
+        for piece in self._pieces(name):
+            in_piece = piece.share * (piece.end - piece.first)
+            if piece.share and left <= in_piece:
+                return piece.first - (-left // piece.share)
+            left -= in_piece
+        return _NEVER

@@ -82,6 +82,6 @@ class StoredBlocks:
     def _shard(self, number: int) -> Shard:
         if number == len(self._opened):
             info = self.source.index.shards[number]
-            folder = self.source.fetch(info)
+            folder = self.source.fetch_shard(info)
             self._opened.append(Shard(folder, info, self.source.index.dtype))
         return self._opened[number]

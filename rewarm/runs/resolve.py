@@ -251,7 +251,7 @@ class _Resolver:
                     seed=self.recipe.seed,
                     lanes=data.lanes,
                     order=settings.order,
-                    first=self.carried.get(name, 0),
+                    skip=self.carried.get(name, 0),
                     verify=data.verify,
                 )
         for name, validation in data.validation.items():
@@ -273,7 +273,7 @@ class _Resolver:
         if not self.corpora:
             return
         corpus = next(iter(self.corpora.values()))
-        info, shards = corpus.index.tokenizer, str(corpus.place)
+        info, shards = corpus.index.tokenizer, str(corpus.source)
         if architecture:
             with self.collecting():
                 context = recipe.data.context
@@ -283,7 +283,7 @@ class _Resolver:
         with self.collecting():
             own = self.model_directory
             has_own = own is not None and (own / "tokenizer.json").is_file()
-            folder = own if own and has_own else corpus.place.tokenizer_folder()
+            folder = own if own and has_own else corpus.source.tokenizer_folder()
             check_files_inside(folder)  # its tokenizer files are copied into every checkpoint
             self.tokenizer_directory = folder
         before = self.resume.state if self.resume else None

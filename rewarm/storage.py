@@ -1,0 +1,195 @@
+"""Folders at URLs (https, s3, gs, hf), read through fsspec and a local cache of bounded size.
+
+A download that fails is retried; one whose size or sha256 is wrong counts as failed. When the cache
+grows too large, the files that were not used for the longest time are deleted.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from rewarm.errors import DataError
+from rewarm.files import sync_to_disk
+
+URL_SCHEMES = ("http", "https", "s3", "gs", "hf")
+DEFAULT_CACHE_BYTES = 64 * 10**9
+
+Result = TypeVar("Result")
+_CHUNK = 1 << 20
+
+
+def is_url(address: str) -> bool:
+    """Returns whether an address is a URL that can be read; False for a path on this machine.
+
+    Raises:
+        ValueError: it is a URL of a scheme that is not supported.
+    """
+    scheme, separator, _ = address.partition("://")
+    if separator and scheme not in URL_SCHEMES:
+        raise ValueError(
+            f"{scheme}: cannot be read (supported: local folders, {', '.join(URL_SCHEMES)})"
+        )
+    return bool(separator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFolder:
+    """A folder at a URL, and its copy in a cache on this machine.
+
+    Several folders may share a cache: each has a subfolder of its own, and `cache_bytes` bounds
+    all of them together.
+    """
+
+    url: str
+    cache: Path
+    """The cache, under `rewarm.files.cache_dir()`."""
+    evict: str
+    """Pattern of the file names that may be deleted when the cache is too large: `*.tar`."""
+    cache_bytes: int = DEFAULT_CACHE_BYTES
+    attempts: int = 5
+    """How often a download is tried."""
+    timeout: float = 60.0
+    """Seconds without a byte after which an attempt has failed."""
+
+    @property
+    def local(self) -> Path:
+        """The cache's subfolder for this URL."""
+        return self.cache / hashlib.sha256(self.url.encode()).hexdigest()[:16]
+
+    def read(self, name: str, *, max_bytes: int) -> bytes:
+        """Returns the content of a small file, which is not cached.
+
+        Raises:
+            DataError: it is missing or larger than `max_bytes`, or the download failed.
+        """
+
+        def read_all(file: IO[bytes]) -> bytes:
+            data = bytearray()
+            while chunk := file.read(_CHUNK):
+                data += chunk
+                if len(data) > max_bytes:
+                    raise DataError(
+                        f"{self.url}/{name}: larger than {max_bytes:,} bytes; check the URL"
+                    )
+            return bytes(data)
+
+        return self._with_retries(name, read_all)
+
+    def fetch(self, name: str, *, size: int, sha256: str) -> Path:
+        """Returns a file's copy in the cache, downloaded and verified unless it is there already.
+
+        Raises:
+            DataError: it is missing or is not as stated, the download failed, or the cache cannot
+                be written.
+        """
+        target = self.local / name
+        if target.is_file() and target.stat().st_size == size:
+            os.utime(target)  # eviction goes by the time of last use
+            return target
+        self._download(name, target, max_bytes=size, sha256=sha256)
+        self._evict_least_recently_used(keep=target)
+        return target
+
+    def fetch_unverified(self, name: str, *, max_bytes: int) -> Path:
+        """Returns a file's copy in the cache, where its size and sha256 are not known.
+
+        Raises:
+            DataError: it is missing or larger than `max_bytes`, the download failed, or the cache
+                cannot be written.
+        """
+        target = self.local / name
+        if not target.is_file():
+            self._download(name, target, max_bytes=max_bytes, sha256=None)
+        return target
+
+    def _download(self, name: str, target: Path, *, max_bytes: int, sha256: str | None) -> None:
+        """Downloads beside the target, verifies, renames. Without a sha256 any content will do."""
+        partial = target.with_name(f"{name}.{os.getpid()}.partial")
+
+        def copy(file: IO[bytes]) -> None:
+            digest, size = hashlib.sha256(), 0
+            with partial.open("wb") as out:
+                while chunk := file.read(_CHUNK):
+                    out.write(chunk)
+                    digest.update(chunk)
+                    size += len(chunk)
+                    if size > max_bytes:  # otherwise a server could fill the disk
+                        raise ConnectionError(f"received more than {max_bytes:,} bytes")
+            if sha256 is None:
+                return
+            if size != max_bytes:
+                raise ConnectionError(f"received {size:,} of {max_bytes:,} bytes")
+            if digest.hexdigest() != sha256:
+                raise ConnectionError(
+                    f"its sha256 is {digest.hexdigest()[:12]}, expected {sha256[:12]}"
+                )
+
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._with_retries(name, copy)
+            sync_to_disk(partial)
+            partial.rename(target)
+        except OSError as error:
+            raise DataError(f"{self.cache}: cannot be written: {error.strerror}") from None
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _with_retries(self, name: str, use: Callable[[IO[bytes]], Result]) -> Result:
+        """Returns the result of `use(file)`; opens the file again after a failed transfer."""
+        location = f"{self.url}/{name}"
+        reason = ""
+        for attempt in range(self.attempts):
+            if attempt:
+                time.sleep(min(30.0, 0.5 * 2**attempt))
+            try:
+                with self._open(location) as file:
+                    return use(file)
+            except (FileNotFoundError, PermissionError) as error:
+                raise DataError(f"{location}: {type(error).__name__}: {error}") from None
+            except DataError:
+                raise
+            except Exception as error:  # every protocol has errors of its own
+                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                    raise
+                reason = f"{type(error).__name__}: {error}".rstrip(": ")
+        raise DataError(
+            f"{location}: download failed after {self.attempts} attempts: {reason}; check the "
+            "network, or copy the folder to this machine and name its path"
+        )
+
+    def _open(self, location: str) -> IO[bytes]:
+        import fsspec
+
+        options: dict[str, Any] = {}
+        if location.startswith("http"):
+            try:
+                from aiohttp import ClientTimeout
+            except ImportError:
+                raise DataError(
+                    f"{self.url}: reading it needs aiohttp: pip install 'rewarm[http]'"
+                ) from None
+            limit = ClientTimeout(sock_connect=self.timeout, sock_read=self.timeout)
+            options = {"client_kwargs": {"timeout": limit}, "block_size": 0}
+        try:
+            opened: IO[bytes] = fsspec.open(location, "rb", **options).open()
+        except ImportError as error:
+            raise DataError(f"{self.url}: cannot be read: {error}") from None
+        return opened
+
+    def _evict_least_recently_used(self, *, keep: Path) -> None:
+        """Deletes files of the cache, the least recently used first, until it is small enough."""
+        files = sorted(self.cache.glob(f"*/{self.evict}"), key=lambda path: path.stat().st_mtime)
+        total = sum(path.stat().st_size for path in files)
+        for path in files:
+            if total <= self.cache_bytes:
+                return
+            if path != keep:  # a memory-mapped file stays readable after it is deleted
+                total -= path.stat().st_size
+                path.unlink(missing_ok=True)
