@@ -1,4 +1,4 @@
-"""What a drawing of curves is measured by: its range, round ticks, and how numbers are written."""
+"""Ranges, round ticks and tick labels that the terminal plot and the figures share."""
 
 from __future__ import annotations
 
@@ -9,50 +9,59 @@ from rewarm.plots.schedule_preview import Curve, CurvePoint
 
 
 class AxisRange(NamedTuple):
-    """What of tokens and rates is drawn."""
+    """The tokens and rates that a plot covers."""
 
-    first: int
-    last: int
-    top: float
+    first_tokens: int
+    last_tokens: int
+    max_lr: float
 
     @classmethod
-    def of(cls, curves: list[Curve]) -> AxisRange:
-        """Returns a range with room for all points, from where their first steps begin."""
-        every = [point for one in curves for point in [*one.tail, *one.points]]
-        begins = [point.tokens for one in curves for point in one.tail]
-        begins += [(one.points[0].step - 1) * one.run.batch.tokens for one in curves]
-        top = max(point.lr for point in every) or 1.0
-        # A peak that falls between two steps comes just short of its round number.
-        top = max(top, round_ticks(0, 1.03 * top, 5)[-1])
-        return cls(min(begins), max(point.tokens for point in every), top)
+    def covering(cls, curves: list[Curve]) -> AxisRange:
+        """Returns the range of all points, from the tokens before each curve's first step."""
+        points = [point for curve in curves for point in [*curve.base_points, *curve.points]]
+        starts = [point.tokens for curve in curves for point in curve.base_points]
+        starts += [(curve.points[0].step - 1) * curve.recipe.batch.tokens for curve in curves]
+        max_lr = max(point.lr for point in points) or 1.0
+        # A peak between two steps is just short of its round number: include the tick above it.
+        max_lr = max(max_lr, round_ticks(0, 1.03 * max_lr, 5)[-1])
+        return cls(min(starts), max(point.tokens for point in points), max_lr)
 
 
-def base_tails(curves: list[Curve]) -> tuple[dict[int, list[CurvePoint]], bool]:
-    """Returns the tails to draw, by the place of their curve, and whether it is one for all."""
-    there = {index: one.tail for index, one in enumerate(curves) if one.tail}
-    shared = len(there) > 1 and all(tail == min(there.items())[1] for tail in there.values())
-    return dict([min(there.items())]) if shared else there, shared
+def base_curves(curves: list[Curve]) -> tuple[dict[int, list[CurvePoint]], bool]:
+    """Returns the base points to draw, by index of their curve, and whether they are shared.
+
+    Base points that all curves with a base have in common are returned once.
+    """
+    by_curve = {i: curve.base_points for i, curve in enumerate(curves) if curve.base_points}
+    if not by_curve:
+        return {}, False
+    index, points = min(by_curve.items())
+    if len(by_curve) > 1 and all(other == points for other in by_curve.values()):
+        return {index: points}, True
+    return by_curve, False
 
 
-def round_ticks(first: float, last: float, most: int) -> list[float]:
-    """Returns at most about so many round numbers, evenly spaced, from first to last."""
-    rough = (last - first) / most
-    size = 10.0 ** math.floor(math.log10(rough))
-    step = size * next(factor for factor in (1, 2, 5, 10) if factor * size >= rough * (1 - 1e-9))
-    low, high = math.ceil(first / step - 1e-9), math.floor(last / step + 1e-9)
-    return [float(f"{i * step:.12g}") for i in range(low, high + 1)]
+def round_ticks(first: float, last: float, max_count: int) -> list[float]:
+    """Returns evenly spaced round numbers from first to last, at most about `max_count`."""
+    min_spacing = (last - first) / max_count
+    power = 10.0 ** math.floor(math.log10(min_spacing))
+    spacing = power * next(
+        factor for factor in (1, 2, 5, 10) if factor * power >= min_spacing * (1 - 1e-9)
+    )
+    low, high = math.ceil(first / spacing - 1e-9), math.floor(last / spacing + 1e-9)
+    return [float(f"{i * spacing:.12g}") for i in range(low, high + 1)]
 
 
-def token_labels(places: list[float]) -> list[str]:
-    """Returns the ticks' labels, in the greatest's unit, in as many digits as they need."""
-    most = max(map(abs, places), default=0)
+def token_labels(ticks: list[float]) -> list[str]:
+    """Returns the labels of ticks, in the largest tick's unit, with as many digits as needed."""
+    largest = max(map(abs, ticks), default=0)
     units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1, ""))
-    unit, suffix = next((one for one in units if most >= one[0]), units[-1])
-    return [f"{tick / unit:.12g}{suffix}" if tick else "0" for tick in places]
+    unit, suffix = next(((size, name) for size, name in units if largest >= size), units[-1])
+    return [f"{tick / unit:.12g}{suffix}" if tick else "0" for tick in ticks]
 
 
 def format_rate(lr: float, digits: int = 3) -> str:
-    """Returns a rate as it is written in recipes, to so many digits: 3e-4."""
+    """Returns a rate as recipes write it, in at most `digits` significant digits: 3e-4."""
     if lr == 0:
         return "0"
     mantissa, exponent = f"{lr:.{digits - 1}e}".split("e")

@@ -1,37 +1,45 @@
-"""Colours, dashes, legends and axes that all figures share."""
+"""Colors, dashes, legend and axes that all figures share, and how figures are saved."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
 
 from rewarm.errors import printable
 from rewarm.quantities import format_count
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, without those too light for paper;
-# and dashes, for who prints in grey, and for curves that lie on each other.
-_INKS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+# The palette of Okabe and Ito, which color-blind readers can tell apart, without its yellow, too
+# light for paper. Dashes distinguish curves in gray print, and curves that coincide.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
+DASHES = ("-", (0, (6, 2)), (0, (2, 1.2)), (0, (7, 2, 1.5, 2)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
+
+LineStyle = dict[str, Any]
+"""Keyword arguments of a matplotlib line: color, line style, marker."""
+
+LegendEntry = tuple[str, LineStyle]
+"""A label, and the style of the line or marker that it names."""
 
 
-_DASHES = ("-", (0, (6, 2)), (0, (2, 1.2)), (0, (7, 2, 1.5, 2)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
+def line_style(index: int) -> LineStyle:
+    """Returns color and dashes of the curve number `index`."""
+    return {"color": COLORS[index % len(COLORS)], "ls": DASHES[index % len(DASHES)], "lw": 1.6}
 
 
-_Explained = list[tuple[str, dict[str, Any]]]
-"""What the legend says: labels, and the looks that they are about."""
-
-
-def _add_legend(figure: Any, explained: _Explained) -> int:
-    """Returns the legend's lines. It stands below the axes, where no curve is."""
+def add_legend(figure: Any, entries: list[LegendEntry]) -> int:
+    """Adds a legend below the axes, where no curve is, and returns its number of lines."""
     from matplotlib.lines import Line2D
 
-    # The space, because a label that begins with an underscore is left out.
-    labels = [" " + textwrap.fill(printable(label), 84) for label, _ in explained]
-    columns = max(1, 90 // (max(map(len, labels)) + 8))
+    inches: float = figure.get_figwidth()
+    # The leading space, because matplotlib leaves out labels that begin with an underscore.
+    labels = [" " + textwrap.fill(printable(label), round(13.2 * inches)) for label, _ in entries]
+    columns = max(1, round(14 * inches) // (max(map(len, labels)) + 8))
     figure.legend(
         handles=[
-            Line2D([], [], label=label, **look)
-            for label, (_, look) in zip(labels, explained, strict=True)
+            Line2D([], [], label=label, **style)
+            for label, (_, style) in zip(labels, entries, strict=True)
         ],
         loc="outside lower center",
         ncols=columns,
@@ -42,8 +50,41 @@ def _add_legend(figure: Any, explained: _Explained) -> int:
     return math.ceil(sum(1 + label.count("\n") for label in labels) / columns)
 
 
-def _style(axes: Any) -> None:
-    axes.set_xlabel("tokens")
-    axes.xaxis.set_major_formatter(lambda x, _: format_count(x))
+def style_axes(axes: Any) -> None:
+    """Removes the upper and right spine and adds a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, lw=0.6)
+
+
+def style_token_axes(axes: Any) -> None:
+    """Styles axes whose x axis counts tokens."""
+    style_axes(axes)
+    axes.set_xlabel("tokens")
+    axes.xaxis.set_major_formatter(lambda x, _: format_count(x))
+
+
+def save_figure(
+    draw: Callable[[], Any], out: Path | IO[str], *, svg: bool, text_as_paths: bool = True
+) -> None:
+    """Saves the figure that `draw` returns; the same figure gives the same bytes.
+
+    Args:
+        draw: returns the matplotlib figure.
+        out: the file; the suffix of a path gives the format.
+        svg: whether it is an SVG.
+        text_as_paths: write an SVG's text as outlines, which need no font, instead of as text.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    import matplotlib as mpl
+
+    file_format = {} if isinstance(out, Path) else {"format": "svg" if svg else "png"}
+    with mpl.rc_context(
+        {
+            "text.parse_math": False,  # names are drawn as they are, `$` included
+            "svg.hashsalt": "rewarm",
+            "svg.fonttype": "path" if text_as_paths else "none",
+        }
+    ):
+        draw().savefig(out, dpi=200, metadata={"Date": None} if svg else {}, **file_format)

@@ -1,4 +1,4 @@
-"""Validation losses and learning rates of several arms, as a picture."""
+"""A figure of several arms: the loss on every validation set, and the learning rate."""
 
 from __future__ import annotations
 
@@ -8,77 +8,83 @@ from typing import Any
 
 from rewarm.errors import RewarmError
 from rewarm.plots.axes import format_rate
-from rewarm.plots.figure_style import _DASHES, _INKS, _add_legend, _style
+from rewarm.plots.figure_style import (
+    LineStyle,
+    add_legend,
+    line_style,
+    save_figure,
+    style_token_axes,
+)
 from rewarm.plots.schedule_preview import compute_curve
 from rewarm.recipe.recipe import load_recipe
 from rewarm.runs.metrics_file import read_metrics
 
 
 def save_losses(arms: dict[str, list[Path]], out: Path) -> None:
-    """Writes one picture of several arms: the loss of every validation set, and the rate.
+    """Saves a figure of several arms: the loss on every validation set, and the learning rate.
 
-    Of an arm with several runs, each is a pale line, and their mean, as far as all of them are, a
-    strong one.
+    Of an arm with several runs (seeds), each is a pale line, and their mean over the steps that all
+    of them have reached a strong one.
+
+    Args:
+        arms: the run directories of each arm.
+        out: a .png or .svg file.
 
     Raises:
         RewarmError: metrics cannot be read, or the file cannot be written.
     """
-    import matplotlib as mpl
-
-    metadata = {"Date": None} if out.suffix == ".svg" else {}
     try:
-        with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "rewarm"}):
-            _losses(arms).savefig(out, dpi=200, metadata=metadata)
+        save_figure(lambda: _loss_figure(arms), out, svg=out.suffix == ".svg")
     except OSError as error:
         raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
 
 
-def _losses(arms: dict[str, list[Path]]) -> Any:
+def _loss_figure(arms: dict[str, list[Path]]) -> Any:
     from matplotlib.figure import Figure
 
-    measured = {
-        name: [
-            [x for x in read_metrics(run / "metrics.jsonl") if x["kind"] == "evaluate"]
+    evaluations = {
+        arm: [
+            [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "evaluate"]
             for run in runs
         ]
-        for name, runs in arms.items()
+        for arm, runs in arms.items()
     }
-    every = [x for runs in measured.values() for lines in runs for x in lines]
-    keys = dict.fromkeys(key for x in every for key in x if key.endswith("/loss"))
-    looks = {
-        name: {"color": _INKS[i % len(_INKS)], "ls": _DASHES[i % len(_DASHES)], "lw": 1.6}
-        for i, name in enumerate(arms)
-    }
+    lines = [line for runs in evaluations.values() for run in runs for line in run]
+    keys = dict.fromkeys(key for line in lines for key in line if key.endswith("/loss"))
+    styles = {arm: line_style(i) for i, arm in enumerate(arms)}
     figure = Figure(layout="constrained")
-    *panels, rates = figure.subplots(1, len(keys) + 1, squeeze=False).flat
+    *panels, rate_axes = figure.subplots(1, len(keys) + 1, squeeze=False).flat
     for axes, key in zip(panels, keys, strict=True):
         axes.set_title(f"{key.removesuffix('/loss')} loss (nats)", fontsize=10, loc="left")
-        for name, runs in measured.items():
-            losses = [{x["tokens"]: x[key] for x in lines if x.get(key)} for lines in runs]
-            for one in losses if len(losses) > 1 else []:
-                axes.plot([*one], [*one.values()], color=looks[name]["color"], lw=0.8, alpha=0.35)
-            shared = [tokens for tokens in losses[0] if all(tokens in one for one in losses)]
-            axes.plot(shared, [fmean(one[x] for one in losses) for x in shared], **looks[name])
-    rates.set_title("learning rate", fontsize=10, loc="left")
-    for name, [run, *_] in arms.items():
-        rates.plot(*_applied(run), **looks[name])
-    rates.set_ylim(bottom=0)
-    rates.yaxis.set_major_formatter(lambda y, _: format_rate(y))
-    for axes in (*panels, rates):
-        _style(axes)
-    rows = _add_legend(figure, list(looks.items()))
-    figure.set_size_inches(3.4 * len(keys) + 3.4, 3.2 + 0.18 * rows)
+        for arm, runs in evaluations.items():
+            losses = [{line["tokens"]: line[key] for line in run if line.get(key)} for run in runs]
+            _draw_losses(axes, losses, styles[arm])
+    rate_axes.set_title("learning rate", fontsize=10, loc="left")
+    for arm, [run, *_] in arms.items():
+        rate_axes.plot(*_applied_rates(run), **styles[arm])
+    rate_axes.set_ylim(bottom=0)
+    rate_axes.yaxis.set_major_formatter(lambda y, _: format_rate(y))
+    for axes in (*panels, rate_axes):
+        style_token_axes(axes)
+    legend_lines = add_legend(figure, list(styles.items()))
+    figure.set_size_inches(3.4 * len(keys) + 3.4, 3.2 + 0.18 * legend_lines)
     return figure
 
 
-def _applied(run: Path) -> tuple[list[int], list[float]]:
-    """Returns a run's rates over tokens: of every step, or as logged if its recipe is not here."""
+def _draw_losses(axes: Any, runs: list[dict[int, float]], style: LineStyle) -> None:
+    """Draws the losses by tokens of each run of an arm, where there are several, and their mean."""
+    for losses in runs if len(runs) > 1 else []:
+        axes.plot([*losses], [*losses.values()], color=style["color"], lw=0.8, alpha=0.35)
+    shared = [tokens for tokens in runs[0] if all(tokens in losses for losses in runs)]
+    means = [fmean(losses[tokens] for losses in runs) for tokens in shared]
+    axes.plot(shared, means, **style)
+
+
+def _applied_rates(run: Path) -> tuple[list[int], list[float]]:
+    """Returns tokens and rates of every step, or as logged where the recipe cannot be read."""
     try:
-        points = [
-            (x.tokens, x.lr)
-            for x in compute_curve("", load_recipe(run / "recipe.yaml"), 1000).points
-        ]
+        curve = compute_curve("", load_recipe(run / "recipe.yaml"), 1000)
     except RewarmError:
-        lines = read_metrics(run / "metrics.jsonl")
-        points = [(x["tokens"], x["lr"]) for x in lines if x["kind"] == "train"]
-    return [x for x, _ in points], [y for _, y in points]
+        lines = [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "train"]
+        return [line["tokens"] for line in lines], [line["lr"] for line in lines]
+    return [point.tokens for point in curve.points], [point.lr for point in curve.points]

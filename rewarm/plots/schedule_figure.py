@@ -1,4 +1,4 @@
-"""Draws schedules as a picture, and writes them down as numbers."""
+"""Schedules as a figure, and their curves as CSV and JSON."""
 
 from __future__ import annotations
 
@@ -9,149 +9,155 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from rewarm import exit_codes
 from rewarm.errors import RewarmError
-from rewarm.plots.axes import AxisRange, base_tails, format_rate, round_ticks, token_labels
-from rewarm.plots.figure_style import _DASHES, _INKS, _add_legend, _Explained, _style
+from rewarm.plots.axes import AxisRange, base_curves, format_rate, round_ticks, token_labels
+from rewarm.plots.figure_style import (
+    DASHES,
+    LegendEntry,
+    LineStyle,
+    add_legend,
+    line_style,
+    save_figure,
+    style_token_axes,
+)
 from rewarm.plots.schedule_preview import Curve, CurvePoint
+
+_MARKERS = ("^", "v", "s", "D", "o", "P", "X")
 
 
 def save_schedules(curves: list[Curve], out: Path) -> None:
-    """Writes the curves to a .png, .svg, .csv or .json file.
+    """Saves the curves to a .png, .svg, .csv or .json file.
 
     Raises:
-        RewarmError: the ending is none of these, or the file cannot be written.
+        RewarmError: the suffix is none of these, or the file cannot be written.
     """
     try:
         if out.suffix == ".csv":
-            rows = ([one.name, *point] for one in curves for point in one.points)
+            rows = ([curve.name, *point] for curve in curves for point in curve.points)
             with out.open("w", newline="", encoding="utf-8") as file:
                 write_csv(["recipe", *CurvePoint._fields], rows, file)
         elif out.suffix == ".json":
-            lines = ",\n".join(json.dumps(_as_data(one)) for one in curves)
-            out.write_text(f"[{lines}]\n", encoding="utf-8")
+            documents = ",\n".join(json.dumps(_curve_json(curve)) for curve in curves)
+            out.write_text(f"[{documents}]\n", encoding="utf-8")
         elif out.suffix in (".png", ".svg"):
-            _save_picture(curves, out)
+            save_figure(lambda: _schedule_figure(curves), out, svg=out.suffix == ".svg")
         else:
             error = RewarmError(f"{out}: should end in .png, .svg, .csv or .json")
-            error.exit_code = 2
+            error.exit_code = exit_codes.BAD_RECIPE
             raise error
     except OSError as error:
         raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def write_csv(header: Iterable[str], rows: Iterable[Iterable[Any]], file: IO[str]) -> None:
-    """Writes a table as CSV; numbers in all their digits, so that they are read back equal."""
+    """Writes a table as CSV; numbers have all their digits, so that they are read back equal."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
 
 
-def _as_data(one: Curve) -> dict[str, Any]:
-    totals = one.totals
+def _curve_json(curve: Curve) -> dict[str, Any]:
+    totals = curve.totals
     return {
-        "recipe": one.name,
-        "steps": one.run.steps,
-        "tokens": one.run.steps * one.run.batch.tokens,
+        "recipe": curve.name,
+        "steps": curve.recipe.steps,
+        "tokens": curve.recipe.steps * curve.recipe.batch.tokens,
         "area": totals.area,
         "floor": totals.floor._asdict(),
         "exact": totals.exact,
-        "marks": {label: mark._asdict() for label, mark in one.marks.items()},
+        "marks": {label: mark._asdict() for label, mark in curve.marks.items()},
         "shares": {
-            name: [{"tokens": tokens, "share": share} for tokens, share in pieces]
-            for name, pieces in one.shares.items()
+            corpus: [{"tokens": tokens, "share": share} for tokens, share in pieces]
+            for corpus, pieces in curve.corpus_shares.items()
         },
-        "base": [point._asdict() for point in one.tail],
-        "points": [point._asdict() for point in one.points],
+        "base": [point._asdict() for point in curve.base_points],
+        "points": [point._asdict() for point in curve.points],
     }
 
 
-_SIGNS = ("^", "v", "s", "D", "o", "P", "X")
-
-
-def _save_picture(curves: list[Curve], out: Path) -> None:
-    import matplotlib as mpl
-
-    # Names are shown as they are, `$` too; and the same curves are the same file.
-    with mpl.rc_context({"text.parse_math": False, "svg.hashsalt": "rewarm"}):
-        metadata = {"Date": None} if out.suffix == ".svg" else {}
-        _picture(curves).savefig(out, dpi=200, metadata=metadata)
-
-
-def _picture(curves: list[Curve]) -> Any:
+def _schedule_figure(curves: list[Curve]) -> Any:
     from matplotlib.figure import Figure
 
-    mixed = any(one.shares for one in curves)
-    looks = [
-        {"color": _INKS[i % len(_INKS)], "ls": _DASHES[i % len(_DASHES)], "lw": 1.6}
-        for i in range(len(curves))
-    ]
+    with_shares = any(curve.corpus_shares for curve in curves)
+    styles = [line_style(i) for i in range(len(curves))]
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes, *below = figure.subplots(
-        1 + mixed, 1, sharex=True, squeeze=False, height_ratios=[2, 1][: 1 + mixed]
-    ).flat
-    drawn = AxisRange.of(curves)
-    explained = _draw_rates(axes, curves, looks, drawn)
-    for panel in below:
-        explained += _draw_shares(panel, curves, looks)
-    for panel in (axes, *below):
-        _style(panel)
-    for panel in (axes, *below)[:-1]:
+    heights = [2, 1] if with_shares else [2]
+    panels = list(
+        figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights).flat
+    )
+    axis_range = AxisRange.covering(curves)
+    legend = _draw_rates(panels[0], curves, styles, axis_range)
+    if with_shares:
+        legend += _draw_shares(panels[1], curves, styles)
+    for panel in panels:
+        style_token_axes(panel)
+    for panel in panels[:-1]:
         panel.set_xlabel("")
-    margin = 0.02 * (drawn.last - drawn.first)
-    axes.set_xlim(drawn.first - margin, drawn.last + margin)
-    ticks = round_ticks(drawn.first, drawn.last, 8)
-    axes.set_xticks(ticks, token_labels(ticks))
-    rows = _add_legend(figure, explained)
-    figure.set_size_inches(6.4, (4.6 if mixed else 3.2) + 0.18 * rows)
+    first, last = axis_range.first_tokens, axis_range.last_tokens
+    margin = 0.02 * (last - first)
+    panels[0].set_xlim(first - margin, last + margin)
+    ticks = round_ticks(first, last, 8)
+    panels[0].set_xticks(ticks, token_labels(ticks))
+    legend_lines = add_legend(figure, legend)
+    figure.set_size_inches(6.4, (4.6 if with_shares else 3.2) + 0.18 * legend_lines)
     return figure
 
 
 def _draw_rates(
-    axes: Any, curves: list[Curve], looks: list[dict[str, Any]], drawn: AxisRange
-) -> _Explained:
-    labels = list(dict.fromkeys(_kind(label) for one in curves for label in one.marks))
-    labels.sort(key=lambda label: "warm" not in label)  # what goes up points up
-    signs = {label: _SIGNS[i % len(_SIGNS)] for i, label in enumerate(labels)}
-    for one, look in zip(curves, looks, strict=True):
-        axes.plot([p.tokens for p in one.points], [p.lr for p in one.points], **look)
-        for label, mark in one.marks.items():
-            # Marks are drawn on the curve, so that those of several recipes stay apart.
-            marked = {"color": look["color"], "ms": 6, "mec": "white", "mew": 0.8}
-            axes.plot(mark.tokens, mark.lr, signs[_kind(label)], **marked)
-    tails, shared = base_tails(curves)
-    for index, tail in tails.items():
-        color = "0.35" if shared else looks[index]["color"]
-        axes.plot([p.tokens for p in tail], [p.lr for p in tail], color=color, lw=1.2)
-    if tails:
-        axes.axvline(0, color="0.6", lw=0.8)
-        # Above the frame, where no curve is.
-        above = {"xycoords": ("data", "axes fraction"), "annotation_clip": False}
-        axes.annotate("base ", (0, 1.02), ha="right", color="0.35", size=8, **above)
-        axes.annotate(" run", (0, 1.02), ha="left", color="0.35", size=8, **above)
-    axes.set_ylim(0, drawn.top * 1.05)
-    ticks = round_ticks(0, drawn.top, 5)
+    axes: Any, curves: list[Curve], styles: list[LineStyle], axis_range: AxisRange
+) -> list[LegendEntry]:
+    """Draws curves, their marks and the end of their bases."""
+    kinds = list(dict.fromkeys(_mark_kind(label) for curve in curves for label in curve.marks))
+    kinds.sort(key=lambda kind: "warm" not in kind)  # the end of a rise gets the upward triangle
+    markers = {kind: _MARKERS[i % len(_MARKERS)] for i, kind in enumerate(kinds)}
+    for curve, style in zip(curves, styles, strict=True):
+        axes.plot([p.tokens for p in curve.points], [p.lr for p in curve.points], **style)
+        for label, mark in curve.marks.items():
+            # Marks have the color of their curve, so that those of several recipes stay distinct.
+            look = {"color": style["color"], "ms": 6, "mec": "white", "mew": 0.8}
+            axes.plot(mark.tokens, mark.lr, markers[_mark_kind(label)], **look)
+    _draw_bases(axes, curves, styles)
+    axes.set_ylim(0, axis_range.max_lr * 1.05)
+    ticks = round_ticks(0, axis_range.max_lr, 5)
     axes.set_yticks(ticks, [format_rate(tick) for tick in ticks])
     axes.set_ylabel("learning rate")
-    return [(one.name, look) for one, look in zip(curves, looks, strict=True)] + [
-        (label, {"marker": sign, "color": "0.35", "ls": "", "ms": 6})
-        for label, sign in signs.items()
+    names = [(curve.name, style) for curve, style in zip(curves, styles, strict=True)]
+    return names + [
+        (kind, {"marker": marker, "color": "0.35", "ls": "", "ms": 6})
+        for kind, marker in markers.items()
     ]
 
 
-def _kind(label: str) -> str:
-    """Returns what marks that are counted have in common: `end of warm-up` of each cycle."""
+def _draw_bases(axes: Any, curves: list[Curve], styles: list[LineStyle]) -> None:
+    """Draws the end of each base's curve, and a line where the runs start."""
+    bases, shared = base_curves(curves)
+    for index, points in bases.items():
+        color = "0.35" if shared else styles[index]["color"]
+        axes.plot([p.tokens for p in points], [p.lr for p in points], color=color, lw=1.2)
+    if bases:
+        axes.axvline(0, color="0.6", lw=0.8)
+        # Above the axes, where no curve is.
+        position = {"xycoords": ("data", "axes fraction"), "annotation_clip": False}
+        axes.annotate("base ", (0, 1.02), ha="right", color="0.35", size=8, **position)
+        axes.annotate(" run", (0, 1.02), ha="left", color="0.35", size=8, **position)
+
+
+def _mark_kind(label: str) -> str:
+    """Returns the label of a mark without its number: `end of warm-up` for that of each cycle."""
     return re.sub(r",?( cycle)? \d+$", "", re.sub(r" \d+,", "", label.rpartition(": ")[2]))
 
 
-def _draw_shares(axes: Any, curves: list[Curve], looks: list[dict[str, Any]]) -> _Explained:
-    corpora = list(dict.fromkeys(name for one in curves for name in one.shares))
-    dashes = {name: _DASHES[i % len(_DASHES)] for i, name in enumerate(corpora)}
-    for one, look in zip(curves, looks, strict=True):
-        end = one.points[-1].tokens
-        for name, pieces in one.shares.items():
-            seen = [(tokens, share) for tokens, share in pieces if tokens < end]
-            places, shares = zip(*seen, (end, seen[-1][1]), strict=True)
-            axes.step(places, shares, where="post", color=look["color"], ls=dashes[name], lw=1.2)
+def _draw_shares(axes: Any, curves: list[Curve], styles: list[LineStyle]) -> list[LegendEntry]:
+    """Draws the shares of the corpora, as far as the rates are drawn."""
+    corpora = list(dict.fromkeys(name for curve in curves for name in curve.corpus_shares))
+    dashes = {name: DASHES[i % len(DASHES)] for i, name in enumerate(corpora)}
+    for curve, style in zip(curves, styles, strict=True):
+        end = curve.points[-1].tokens
+        for name, pieces in curve.corpus_shares.items():
+            drawn = [(tokens, share) for tokens, share in pieces if tokens < end]
+            tokens, shares = zip(*drawn, (end, drawn[-1][1]), strict=True)
+            axes.step(tokens, shares, where="post", color=style["color"], ls=dashes[name], lw=1.2)
     axes.set_ylim(0, 1)
     axes.set_ylabel("share of batch")
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")

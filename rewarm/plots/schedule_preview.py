@@ -1,4 +1,4 @@
-"""A recipe's learning rate as data: every step by the function that trains, places in it, sums."""
+"""The learning rate of a recipe as data: points of the curve, rates at positions, sums."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from rewarm.checkpoints.find_checkpoint import find_local_model, locate_base
 from rewarm.checkpoints.training_state import read_training_state
 from rewarm.errors import RecipeError
 from rewarm.quantities import format_count, parse_count, parse_share
-from rewarm.recipe import recipe
-from rewarm.recipe.recipe import BaseRateLookup, Recipe
+from rewarm.recipe.recipe import BaseRateLookup, Recipe, load_recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
 
-MOST_POINTS = 10_000  # more is thinned; a picture is some thousand pixels wide
-MOST_STEPS = 2_000_000  # are summed one by one, in seconds; no run of a model is longer
-_TAIL = 0.25  # of the length drawn: as much of its base's curve is drawn to the left
+MAX_POINTS = 10_000  # longer curves are thinned: a figure is a few thousand pixels wide
+MAX_SUMMED_STEPS = 2_000_000  # summed one by one, in seconds; longer than usual runs
+_BASE_LENGTH = 0.25  # how much of the base's own curve is drawn, as a share of the length drawn
 
 
 class CurvePoint(NamedTuple):
-    """The rate of one step. Steps of the base are counted down from 0 at its end."""
+    """The rate at one step. Steps of the base count up to 0, its last one."""
 
     step: int
     tokens: int
@@ -35,11 +34,11 @@ class CurvePoint(NamedTuple):
 
 
 class RateAtPosition(NamedTuple):
-    """The rate at a place that somebody asked for."""
+    """The rate at a position that the user asked for."""
 
     recipe: str
     at: str
-    """The place as it was written."""
+    """The position as the user wrote it."""
     step: int
     tokens: int
     progress: float
@@ -47,7 +46,7 @@ class RateAtPosition(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """The rate at which a run ends, and how much of it, up to the end, is taken with this rate."""
+    """The rate at which a run ends, and for how long the run stays at it, up to the end."""
 
     lr: float
     steps: int
@@ -57,220 +56,230 @@ class Floor(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What a whole run adds up to."""
+    """Sums over a whole run."""
 
     area: float
     """The sum of the rates of all steps."""
     floor: Floor
     exact: bool
-    """False above MOST_STEPS: then it is estimated from as many steps, evenly spaced."""
+    """False above MAX_SUMMED_STEPS: then estimated from that many steps, evenly spaced."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A recipe's learning rate, step by step."""
+    """The learning rate of a recipe, step by step."""
 
     name: str
-    run: Recipe
+    recipe: Recipe
     points: list[CurvePoint]
     marks: dict[str, CurvePoint]
-    """Named places in the order of their steps: end of warm-up, floor."""
-    tail: list[CurvePoint]
-    """The last rates of the base, where it is a rewarm checkpoint; tokens count up to 0."""
-    shares: dict[str, list[tuple[int, float]]]
-    """Where weights change on the way: each corpus's share of a batch, from so many tokens on."""
+    """Named points in the order of their steps: end of warm-up, floor."""
+    base_points: list[CurvePoint]
+    """The last rates of the base, if it is a rewarm checkpoint; tokens count up to 0."""
+    corpus_shares: dict[str, list[tuple[int, float]]]
+    """If weights change during the run: (first tokens, share of a batch) of each corpus."""
 
     @cached_property
     def totals(self) -> Totals:
-        """Returns what all steps add up to, those that are not among the points too."""
-        steps, tokens_per_step = self.run.steps, self.run.batch.tokens
-        rates = _rates(self.run, _thinned(1, steps, MOST_STEPS))
-        # A plateau that a formula draws, a·(1 − x) + a·x, is level but for rounding.
+        """Returns the sums over all steps, including those that are not among the points."""
+        steps, tokens_per_step = self.recipe.steps, self.recipe.batch.tokens
+        rates = _rates(self.recipe, _thinned_steps(1, steps, MAX_SUMMED_STEPS))
+        # A plateau computed by a formula such as a·(1 − x) + a·x is level up to rounding.
         level = takewhile(lambda lr: math.isclose(lr, rates[-1], rel_tol=1e-12), reversed(rates))
         share = sum(1 for _ in level) / len(rates)
-        there = round(share * steps)
+        floor_steps = round(share * steps)
         return Totals(
             area=math.fsum(rates) * (steps / len(rates)),
-            floor=Floor(rates[-1], there, there * tokens_per_step, share),
+            floor=Floor(rates[-1], floor_steps, floor_steps * tokens_per_step, share),
             exact=len(rates) == steps,
         )
 
 
-def compute_curve(name: str, run: Recipe, most: int = MOST_POINTS, zoom: str = ":") -> Curve:
-    """Returns a recipe's curve: every step, thinned to about `most` where there are more.
+def compute_curve(
+    name: str, recipe: Recipe, max_points: int = MAX_POINTS, zoom: str = ":"
+) -> Curve:
+    """Returns the curve of a recipe: every step, thinned to about `max_points` if there are more.
 
     Args:
-        name: what the curve is called.
-        run: the recipe.
-        most: about so many points.
-        zoom: the part of the run to keep, as for `stretch`.
+        name: the label of the curve.
+        recipe: the recipe.
+        max_points: the number of points, not counting marks.
+        zoom: the part of the run to keep, as for `parse_step_range`.
 
     Raises:
         ValueError: `zoom` is not a part of this run.
-        ScheduleError: the schedule gives no rate somewhere.
+        ScheduleError: the schedule gives an invalid rate at some step.
     """
-    first, last = parse_step_range(zoom, run)
-    places = {
-        label: min(run.steps, max(1, round(place * run.steps)))
-        for label, place in schedules.marks(run.schedule).items()
-        if 0 < place < 1
+    first, last = parse_step_range(zoom, recipe)
+    mark_steps = {
+        label: min(recipe.steps, max(1, round(progress * recipe.steps)))
+        for label, progress in schedules.marks(recipe.schedule).items()
+        if 0 < progress < 1
     }
-    kept = {label: step for label, step in places.items() if first <= step <= last}
-    steps = sorted({*_thinned(first, last, most), *kept.values()})
-    points = {point.step: point for point in _points(run, steps)}
+    visible_marks = {label: step for label, step in mark_steps.items() if first <= step <= last}
+    steps = sorted({*_thinned_steps(first, last, max_points), *visible_marks.values()})
+    points = {point.step: point for point in _points(recipe, steps)}
     return Curve(
         name,
-        run,
+        recipe,
         list(points.values()),
-        {label: points[step] for label, step in sorted(kept.items(), key=lambda one: one[1])},
-        _tail(run, last, most) if first == 1 else [],
-        _shares(run),
+        {label: points[step] for label, step in sorted(visible_marks.items(), key=lambda x: x[1])},
+        _base_points(recipe, last, max_points) if first == 1 else [],
+        _corpus_shares(recipe),
     )
 
 
-def _rates(run: Recipe, steps: list[int]) -> list[float]:
-    """Returns `run.lr(step)` of each step; of all of a long run in a tenth of a second.
+def _rates(recipe: Recipe, steps: list[int]) -> list[float]:
+    """Returns `recipe.lr(step)` of each step; of all steps of a long run in a tenth of a second.
 
     Raises:
-        ScheduleError: as `run.lr`.
+        ScheduleError: as `recipe.lr`.
     """
-    schedule, whole = run.schedule, run.steps
+    schedule, total = recipe.schedule, recipe.steps
     try:
-        rates = [schedule(step / whole) for step in steps]
-        # That they are rates is asked once for all; `run.lr` would ask at each.
+        rates = [schedule(step / total) for step in steps]
+        # One check of all rates instead of one at each step, as `recipe.lr` does.
         if {*map(type, rates)} == {float} and min(rates) >= 0 and math.isfinite(math.fsum(rates)):
             return rates
-    except Exception:  # a stranger's curve may raise anything
+    except Exception:  # a plug-in may raise anything
         pass
-    return [run.lr(step) for step in steps]  # says which one is not, and why
+    return [recipe.lr(step) for step in steps]  # raises an error that names the step
 
 
-def _points(run: Recipe, steps: list[int], end: int = 0) -> list[CurvePoint]:
-    """Returns the points of some steps, which are counted from `end`."""
+def _points(recipe: Recipe, steps: list[int], last: int = 0) -> list[CurvePoint]:
+    """Returns the points at some steps; their steps and tokens are counted from step `last`."""
     return [
-        CurvePoint(step - end, (step - end) * run.batch.tokens, run.progress(step), lr)
-        for step, lr in zip(steps, _rates(run, steps), strict=True)
+        CurvePoint(step - last, (step - last) * recipe.batch.tokens, recipe.progress(step), lr)
+        for step, lr in zip(steps, _rates(recipe, steps), strict=True)
     ]
 
 
-def _thinned(first: int, last: int, most: int) -> list[int]:
-    """Returns all steps from first to last, or `most` of them, evenly spaced, both ends kept."""
+def _thinned_steps(first: int, last: int, max_count: int) -> list[int]:
+    """Returns all steps from first to last, or `max_count` evenly spaced ones, with both ends."""
     count = last - first + 1
-    if count <= most:
+    if count <= max_count:
         return list(range(first, last + 1))
-    return [first + i * (count - 1) // (most - 1) for i in range(most)]
+    return [first + i * (count - 1) // (max_count - 1) for i in range(max_count)]
 
 
-def _shares(run: Recipe) -> dict[str, list[tuple[int, float]]]:
-    """Returns each corpus's share of a batch from so many tokens on, if it ever changes."""
-    firsts = sorted({first for pieces in run.weights.values() for first, _ in pieces})
-    shares: dict[str, list[tuple[int, float]]] = {name: [] for name in run.weights}
-    for first in firsts:
-        now = {
-            name: [weight for start, weight in pieces if start <= first][-1]
-            for name, pieces in run.weights.items()
+def _corpus_shares(recipe: Recipe) -> dict[str, list[tuple[int, float]]]:
+    """Returns (first tokens, share of a batch) of each corpus; nothing if weights never change."""
+    weights = recipe.corpus_weights
+    changes = sorted({first for pieces in weights.values() for first, _ in pieces})
+    if len(changes) == 1:
+        return {}
+    shares: dict[str, list[tuple[int, float]]] = {name: [] for name in weights}
+    for block in changes:
+        current = {
+            name: [weight for first, weight in pieces if first <= block][-1]
+            for name, pieces in weights.items()
         }
-        for name, weight in now.items():
-            shares[name].append((first * run.data.context, weight / sum(now.values())))
-    return shares if len(firsts) > 1 else {}
+        for name, weight in current.items():
+            shares[name].append((block * recipe.data.context, weight / sum(current.values())))
+    return shares
 
 
-def _tail(run: Recipe, steps: int, most: int) -> list[CurvePoint]:
+def _base_points(recipe: Recipe, steps: int, max_points: int) -> list[CurvePoint]:
     """Returns the end of the base's own curve, if it is a rewarm checkpoint."""
-    if run.model.base is None or run.model.fresh or not find_local_model(run.model.base):
+    model = recipe.model
+    if model.base is None or model.fresh or not find_local_model(model.base):
         return []
-    base = locate_base(run.model.base, weights=False)
+    base = locate_base(model.base, weights=False)
     if base.kind != "rewarm checkpoint":
         return []
-    reached = read_training_state(base.directory).step
+    last = read_training_state(base.directory).step
     try:
-        parent = recipe.load_recipe(base.directory / "recipe.yaml")
-    except RecipeError:  # made with a plug-in that is not here: the run itself can still be drawn
+        base_recipe = load_recipe(base.directory / "recipe.yaml")
+    except RecipeError:  # its plug-in is not installed here: draw this run without its base
         return []
-    length = max(2, round(_TAIL * steps * run.batch.tokens / parent.batch.tokens))
-    return _points(parent, _thinned(max(1, reached - length + 1), reached, most), end=reached)
+    tokens = _BASE_LENGTH * steps * recipe.batch.tokens
+    length = max(2, round(tokens / base_recipe.batch.tokens))
+    first = max(1, last - length + 1)
+    return _points(base_recipe, _thinned_steps(first, last, max_points), last)
 
 
-def _nearest(written: str, run: Recipe) -> int:
-    """Returns the step nearest to a place; the beginning, and nothing else, is 0."""
-    said = written.strip()
-    amount, _, unit = said.rpartition(" ")
+def _nearest_step(position: str, recipe: Recipe) -> int:
+    """Returns the step nearest to a position; 0 for the start of the run, and only for it."""
+    position = position.strip()
+    amount, _, unit = position.rpartition(" ")
     try:
         if unit in ("step", "steps"):
-            place = Fraction(parse_count(amount))
-        elif re.fullmatch(r"[0-9_]+", said):
-            place = Fraction(parse_count(said))
-        elif unit in ("token", "tokens") or re.fullmatch(r"[0-9].*[kKmMbBtT]", said):
-            tokens = parse_count(amount if unit.startswith("token") else said)
-            place = Fraction(tokens, run.batch.tokens)
-            if tokens <= run.tokens:  # a budget may end in a part of a batch, which is left out
-                place = min(place, Fraction(run.steps))
+            exact = Fraction(parse_count(amount))
+        elif re.fullmatch(r"[0-9_]+", position):
+            exact = Fraction(parse_count(position))
+        elif unit in ("token", "tokens") or re.fullmatch(r"[0-9].*[kKmMbBtT]", position):
+            tokens = parse_count(amount if unit.startswith("token") else position)
+            exact = Fraction(tokens, recipe.batch.tokens)
+            if (
+                tokens <= recipe.tokens
+            ):  # the last part of a budget, short of a batch, is not trained
+                exact = min(exact, Fraction(recipe.steps))
         else:
-            place = Fraction(parse_share(said)) * run.steps
+            exact = Fraction(parse_share(position)) * recipe.steps
     except ValueError:
         raise ValueError(
-            f"{said!r} should be a step (656), a share of the run (1% or 0.01) or tokens (240B)"
+            f"{position!r} should be a step (656), a share of the run (1% or 0.01) or tokens (240B)"
         ) from None
-    if place > run.steps:
+    if exact > recipe.steps:
         raise ValueError(
-            f"{said} is behind the end of the run ({run.steps:,} steps, {format_count(run.tokens)} "
-            "tokens); 100% is the last step"
+            f"{position} is past the end of the run ({recipe.steps:,} steps, "
+            f"{format_count(recipe.tokens)} tokens); 100% is the last step"
         )
-    return max(math.floor(place + Fraction(1, 2)), place > 0)
+    return max(math.floor(exact + Fraction(1, 2)), exact > 0)
 
 
-def parse_step(written: str, run: Recipe) -> int:
-    """Returns the step nearest to a place: `656`, `1%`, `0.01`, `240B`, `3 steps`, `240B tokens`.
+def parse_step(position: str, recipe: Recipe) -> int:
+    """Returns the step nearest to a position: `656`, `1%`, `0.01`, `240B`, `3 steps`, `2B tokens`.
 
     Raises:
         ValueError: it is none of these, or is not in the run.
     """
-    step = _nearest(written, run)
+    step = _nearest_step(position, recipe)
     if step == 0:
-        raise ValueError(f"{written.strip()} is before the first step, which is 1")
+        raise ValueError(f"{position.strip()} is before the first step, which is 1")
     return step
 
 
-def parse_step_range(written: str, run: Recipe) -> tuple[int, int]:
+def parse_step_range(zoom: str, recipe: Recipe) -> tuple[int, int]:
     """Returns the first and last step of a part of a run: `0:2%`, `:2%`, `98%:`, `1B:1.5B`.
 
     Raises:
-        ValueError: it is not written so, or no such part is in the run.
+        ValueError: it is not written like this, or is not in the run.
     """
-    start, colon, end = written.partition(":")
+    start, colon, end = zoom.partition(":")
     if not colon:
-        raise ValueError(f"{written!r} should be FROM:TO, such as 0:2%, :2%, 98%:, 1:500 or 1B:2B")
-    first = max(1, _nearest(start, run)) if start.strip() else 1
-    last = _nearest(end, run) if end.strip() else run.steps
+        raise ValueError(f"{zoom!r} should be FROM:TO, such as 0:2%, :2%, 98%:, 1:500 or 1B:2B")
+    first = max(1, _nearest_step(start, recipe)) if start.strip() else 1
+    last = _nearest_step(end, recipe) if end.strip() else recipe.steps
     if last < first:
-        raise ValueError(f"step {last:,}, its end, is before step {first:,}, its beginning")
+        raise ValueError(f"its last step, {last:,}, is before its first step, {first:,}")
     return first, last
 
 
-def rates_at_positions(runs: Mapping[str, Recipe], places: str) -> list[RateAtPosition]:
-    """Returns the rates of each recipe at some places, written with commas between them.
+def rates_at_positions(recipes: Mapping[str, Recipe], positions: str) -> list[RateAtPosition]:
+    """Returns the rates of each recipe at comma-separated positions.
 
     Raises:
-        ValueError: one is not a place in one of the recipes.
+        ValueError: a position is not in one of the recipes.
     """
-    found = []
-    for name, run in runs.items():
-        for written in places.split(","):
+    rates = []
+    for name, recipe in recipes.items():
+        for position in positions.split(","):
             try:
-                step = parse_step(written, run)
+                step = parse_step(position, recipe)
             except ValueError as error:
-                raise ValueError(f"{name}: {error}" if len(runs) > 1 else str(error)) from None
-            [point] = _points(run, [step])
-            found.append(RateAtPosition(name, written.strip(), *point))
-    return found
+                raise ValueError(f"{name}: {error}" if len(recipes) > 1 else str(error)) from None
+            [point] = _points(recipe, [step])
+            rates.append(RateAtPosition(name, position.strip(), *point))
+    return rates
 
 
-_BARE = """\
+_MINIMAL_RECIPE = """\
 run: none
 model: {base: the base}
 data: {context: 1, train: {all: {shards: none}}}
 batch: {tokens: 2_097_152, microbatch: 1}
-"""  # as much of a recipe as a curve needs; the batch is Pythia's
+"""  # all that a curve needs of a recipe; the batch is Pythia's
 
 
 def recipe_for_schedule(
@@ -280,24 +289,25 @@ def recipe_for_schedule(
     *,
     base_lr: BaseRateLookup | None = None,
 ) -> Recipe:
-    """Returns a recipe that holds little more than a schedule and a length.
+    """Returns a recipe with little more than a schedule and a number of tokens.
 
     Args:
-        schedule: a schedule's name, or its settings in YAML: `{name: wsd, decay: 10%}`.
-        tokens: the length; it may stand among the overrides instead.
-        overrides: settings to change, as for `recipe.load`.
-        base_lr: as for `recipe.load`.
+        schedule: the name of a schedule, or its settings in YAML: `{name: wsd, decay: 10%}`.
+        tokens: the token budget; may be among the overrides instead.
+        overrides: settings to change, as for `load_recipe`.
+        base_lr: as for `load_recipe`.
 
     Raises:
-        RecipeError: a setting is wrong, or missing.
+        RecipeError: a setting is wrong or missing.
     """
-    document, said = YamlDocument(_BARE, "--schedule"), f"--schedule {schedule}"
+    option = f"--schedule {schedule}"
+    document = YamlDocument(_MINIMAL_RECIPE, "--schedule")
     key = "schedule" if schedule.lstrip().startswith("{") else "schedule.name"
-    document.set(f"{key}={schedule}", said)
+    document.apply_override(f"{key}={schedule}", option)
     if tokens is not None:
-        document.set(f"tokens={tokens}", f"--tokens {tokens}")
+        document.apply_override(f"tokens={tokens}", f"--tokens {tokens}")
     for override in overrides:
-        document.set(override)
+        document.apply_override(override)
     if "tokens" not in document.data:
-        raise RecipeError([f"{said}: a length is needed with it, such as --tokens 10B"])
-    return recipe.validate_recipe(document, base_lr=base_lr)
+        raise RecipeError([f"{option}: needs a token budget, such as --tokens 10B"])
+    return validate_recipe(document, base_lr=base_lr)

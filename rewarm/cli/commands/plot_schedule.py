@@ -1,4 +1,4 @@
-"""`rewarm plot-schedule`: the learning rate before anything is trained, drawn or in numbers."""
+"""`rewarm plot-schedule`: the learning rate of recipes, as a plot or as numbers."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from rewarm.cli.options import Set, load_recipe
 from rewarm.cli.terminal_tables import print_table
 
 if TYPE_CHECKING:
+    from rewarm.plots.schedule_preview import Curve, RateAtPosition
     from rewarm.recipe.recipe import Recipe
+
+_WHOLE_RUN = ":"
+_TERMINAL_POINTS = 1000
 
 
 def plot_schedule(
-    files: Annotated[
-        list[Path] | None, typer.Argument(metavar="RECIPE", help="Recipes to overlay.")
+    recipe_files: Annotated[
+        list[Path] | None, typer.Argument(metavar="RECIPE", help="Recipes to draw in one plot.")
     ] = None,
     schedule: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME",
-            help="A schedule without a recipe, with its settings by --set, or as "
+            help="Draw a schedule without a recipe: a name, with its settings by --set, or "
             "'{name: wsd, decay: 10%}'; may be repeated.",
         ),
     ] = None,
@@ -34,8 +38,8 @@ def plot_schedule(
         str | None,
         typer.Option(
             metavar="COUNT",
-            help="How long --schedule runs: 10B; in batches of 2,097,152 unless "
-            "--set batch.tokens says otherwise.",
+            help="The token budget for --schedule: 10B. Batches have 2,097,152 tokens unless "
+            "--set batch.tokens changes it.",
         ),
     ] = None,
     overrides: Set = None,
@@ -44,124 +48,152 @@ def plot_schedule(
         typer.Option(
             metavar="FROM:TO",
             show_default=False,
-            help="Draw only this part of each run, every step of it: 0:2%, :500, 98%:, 1B:2B.",
+            help="Draw only this part of each run, at every step: 0:2%, :500, 98%:, 1B:2B.",
         ),
-    ] = ":",
+    ] = _WHOLE_RUN,
     at: Annotated[
         str | None,
         typer.Option(
-            metavar="PLACE,...",
-            help="Print the exact rates at the steps nearest to these places instead: "
-            "1,656,1%,240B (step, step, share, tokens).",
+            metavar="POSITION,...",
+            help="Print the exact rates at the steps nearest to these positions instead: "
+            "1,656,1%,240B (step, step, share of the run, tokens).",
         ),
     ] = None,
-    form: Annotated[
+    file_format: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="FORM", help="Print --at as table (if not said), csv or json."
+            "--format", metavar="FORMAT", help="Print --at as table (the default), csv or json."
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the curves to a .png, .svg, .csv or .json instead of the terminal.",
+            help="Write the curves to a .png, .svg, .csv or .json file instead of the terminal.",
         ),
     ] = None,
 ) -> None:
-    """Draw the learning rate of recipes, by the function that trains."""
-    from rewarm.plots.schedule_figure import save_schedules
-    from rewarm.plots.schedule_preview import (
-        MOST_POINTS,
-        MOST_STEPS,
-        compute_curve,
-        parse_step_range,
-    )
-    from rewarm.plots.terminal_plot import draw_schedules
-
-    if at is not None and (out is not None or zoom != ":"):
-        raise typer.BadParameter("--at prints values at places; it goes without --out and --zoom")
-    if form is not None and at is None:
-        raise typer.BadParameter(
-            "--format goes with --at; write curves with --out FILE.csv or .json"
-        )
-    if form not in (None, "table", "csv", "json"):
-        raise typer.BadParameter(f"--format {form}: should be table, csv or json")
-    runs = _to_draw(files or [], schedule or [], tokens, overrides or [])
+    """Draw the learning rate of recipes, computed by the function that training uses."""
+    _check_options(zoom, at, file_format, out)
+    recipes = _load_recipes(recipe_files or [], schedule or [], tokens, overrides or [])
     if at is not None:
-        _print_values(runs, at, form or "table")
+        _print_rates(recipes, at, file_format or "table")
         return
-    most = 1000
-    if out:
-        every = zoom != ":" and out.suffix in (".csv", ".json")
-        most = MOST_STEPS if every else MOST_POINTS
-    for name, run in runs.items():
-        try:
-            parse_step_range(zoom, run)
-        except ValueError as error:
-            where = f"{name}: " if len(runs) > 1 else ""
-            raise typer.BadParameter(f"--zoom {zoom}: {where}{error}") from None
-    curves = [compute_curve(name, run, most, zoom) for name, run in runs.items()]
-    if out:
-        save_schedules(curves, out)
-        print(f"{out}: {len(curves)} {'curve' if len(curves) == 1 else 'curves'}")
+    curves = _compute_curves(recipes, zoom, out)
+    if out is not None:
+        _save_curves(curves, out)
     else:
-        console = Console()
-        color = console.color_system is not None and not console.no_color
-        print(draw_schedules(curves, color=color))
+        _draw_in_terminal(curves)
 
 
-def _to_draw(
+def _check_options(zoom: str, at: str | None, file_format: str | None, out: Path | None) -> None:
+    if at is not None and (out is not None or zoom != _WHOLE_RUN):
+        raise typer.BadParameter("--at prints rates; it cannot be used with --out or --zoom")
+    if file_format is not None and at is None:
+        raise typer.BadParameter(
+            "--format needs --at; write curves with --out FILE.csv or --out FILE.json"
+        )
+    if file_format not in (None, "table", "csv", "json"):
+        raise typer.BadParameter(f"--format {file_format}: should be table, csv or json")
+
+
+def _load_recipes(
     files: list[Path], schedules: list[str], tokens: str | None, overrides: list[str]
 ) -> dict[str, Recipe]:
-    """Returns the recipes by names that tell them apart."""
+    """Returns the recipes by unique names: the stems of the files, or their paths."""
     from rewarm.checkpoints.lineage import last_lr_of_base
     from rewarm.plots.schedule_preview import recipe_for_schedule
 
     if not (files or schedules):
-        raise typer.BadParameter("name a RECIPE to draw, or --schedule NAME --tokens COUNT")
+        raise typer.BadParameter("give a RECIPE to draw, or --schedule NAME --tokens COUNT")
     if tokens is not None and not schedules:
-        raise typer.BadParameter("--tokens goes with --schedule; for a recipe, --set tokens=COUNT")
+        raise typer.BadParameter("--tokens needs --schedule; for a recipe, use --set tokens=COUNT")
     stems = [path.stem for path in files]
     names = stems if len({*stems, *schedules}) == len(stems + schedules) else map(str, files)
-    runs: dict[str, Recipe] = {}
-    drawn = [(name, load_recipe(path, overrides)) for name, path in zip(names, files, strict=True)]
-    drawn += [
-        (one, recipe_for_schedule(one, tokens, overrides, base_lr=last_lr_of_base))
-        for one in schedules
+    named = [(name, load_recipe(path, overrides)) for name, path in zip(names, files, strict=True)]
+    named += [
+        (text, recipe_for_schedule(text, tokens, overrides, base_lr=last_lr_of_base))
+        for text in schedules
     ]
-    for name, run in drawn:
-        again = sum(name == other for other, _ in drawn[: len(runs)])
-        runs[f"{name} ({again + 1})" if again else name] = run
-    return runs
+    recipes: dict[str, Recipe] = {}
+    for i, (name, recipe) in enumerate(named):
+        earlier = sum(name == other for other, _ in named[:i])
+        recipes[f"{name} ({earlier + 1})" if earlier else name] = recipe
+    return recipes
 
 
-def _print_values(runs: dict[str, Recipe], at: str, form: str) -> None:
-    from rewarm.plots.axes import format_rate
-    from rewarm.plots.schedule_figure import write_csv
+def _compute_curves(recipes: dict[str, Recipe], zoom: str, out: Path | None) -> list[Curve]:
     from rewarm.plots.schedule_preview import (
-        RateAtPosition,
-        rates_at_positions,
+        MAX_POINTS,
+        MAX_SUMMED_STEPS,
+        compute_curve,
+        parse_step_range,
     )
 
+    for name, recipe in recipes.items():
+        try:
+            parse_step_range(zoom, recipe)
+        except ValueError as error:
+            which = f"{name}: " if len(recipes) > 1 else ""
+            raise typer.BadParameter(f"--zoom {zoom}: {which}{error}") from None
+    if out is None:
+        max_points = _TERMINAL_POINTS
+    elif zoom != _WHOLE_RUN and out.suffix in (".csv", ".json"):
+        max_points = MAX_SUMMED_STEPS
+    else:
+        max_points = MAX_POINTS
+    return [compute_curve(name, recipe, max_points, zoom) for name, recipe in recipes.items()]
+
+
+def _save_curves(curves: list[Curve], out: Path) -> None:
+    from rewarm.plots.schedule_figure import save_schedules
+    from rewarm.tables import plural
+
+    save_schedules(curves, out)
+    print(f"{out}: {plural(len(curves), 'curve')}")
+
+
+def _draw_in_terminal(curves: list[Curve]) -> None:
+    from rewarm.plots.terminal_plot import draw_schedules
+
+    console = Console()
+    color = console.color_system is not None and not console.no_color
+    print(draw_schedules(curves, color=color))
+
+
+def _print_rates(recipes: dict[str, Recipe], positions: str, file_format: str) -> None:
+    """Prints the rates at positions as a table, as CSV or as JSON."""
+    from rewarm.plots.schedule_figure import write_csv
+    from rewarm.plots.schedule_preview import RateAtPosition, rates_at_positions
+
     try:
-        values = rates_at_positions(runs, at)
+        rates = rates_at_positions(recipes, positions)
     except ValueError as error:
-        raise typer.BadParameter(f"--at {at}: {error}") from None
-    if form == "csv":
-        write_csv(RateAtPosition._fields, values, sys.stdout)
-        return
-    if form == "json":
-        print(json.dumps([one._asdict() for one in values], indent=1))
-        return
+        raise typer.BadParameter(f"--at {positions}: {error}") from None
+    if file_format == "csv":
+        write_csv(RateAtPosition._fields, rates, sys.stdout)
+    elif file_format == "json":
+        print(json.dumps([rate._asdict() for rate in rates], indent=1))
+    else:
+        print_table(_rates_table(rates))
+
+
+def _rates_table(rates: list[RateAtPosition]) -> Table:
+    from rewarm.plots.axes import format_rate
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("recipe", overflow="fold")
     for column in ("at", "step", "tokens", "progress", "rate"):
         table.add_column(column, justify="right", no_wrap=True)
-    above = None
-    for one in values:
-        name = "" if one.recipe == above else one.recipe
-        progress, rate = f"{one.progress:.4%}", format_rate(one.lr, 7)
-        table.add_row(name, one.at, f"{one.step:,}", f"{one.tokens:,}", progress, rate)
-        above = one.recipe
-    print_table(table)
+    previous = None
+    for rate in rates:
+        table.add_row(
+            "" if rate.recipe == previous else rate.recipe,
+            rate.at,
+            f"{rate.step:,}",
+            f"{rate.tokens:,}",
+            f"{rate.progress:.4%}",
+            format_rate(rate.lr, 7),
+        )
+        previous = rate.recipe
+    return table

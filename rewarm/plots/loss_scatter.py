@@ -1,0 +1,166 @@
+"""Losses on two validation sets against each other, as SVG: final losses and trajectories."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from io import StringIO
+from typing import Any, NamedTuple
+
+from rewarm.errors import printable
+from rewarm.plots.figure_style import (
+    COLORS,
+    LineStyle,
+    add_legend,
+    line_style,
+    save_figure,
+    style_axes,
+)
+from rewarm.study.intervals import Estimate
+
+_WIDTH, _HEIGHT = 5.0, 3.6  # inches
+_FONT_SIZE = 9
+_MARKER_SIZE = 7
+
+
+class ArmLosses(NamedTuple):
+    """The losses of an arm on two validation sets, x and y."""
+
+    name: str
+    color_index: int
+    """Its position among all arms of the report, which gives its color."""
+    final: tuple[Estimate, Estimate]
+    trajectory: list[tuple[float, float]]
+    """Losses of its first seed, from the first evaluation to the last."""
+
+
+class _Label(NamedTuple):
+    """An arm's name, the point that it belongs to, and how the legend shows the arm instead."""
+
+    name: str
+    point: tuple[float, float]
+    style: LineStyle
+
+
+def final_losses_svg(
+    arms: list[ArmLosses], pareto_front: list[str], x_label: str, y_label: str
+) -> str:
+    """Returns the final losses with their standard errors, and the Pareto front, as SVG.
+
+    Args:
+        arms: the arms to draw.
+        pareto_front: the names of the arms on the front, by ascending loss on x.
+        x_label: the name of the x axis.
+        y_label: the name of the y axis.
+    """
+
+    def draw(axes: Any) -> list[_Label]:
+        means = {arm.name: (arm.final[0].mean, arm.final[1].mean) for arm in arms}
+        front = [means[name] for name in pareto_front]
+        if len(front) > 1:
+            axes.plot(*zip(*front, strict=True), color="0.45", lw=1, ls=":", drawstyle="steps-post")
+        labels = []
+        for arm in arms:
+            color = COLORS[arm.color_index % len(COLORS)]
+            fill = color if arm.name in pareto_front else "white"
+            style = {"color": color, "marker": "o", "ms": _MARKER_SIZE, "mfc": fill, "mew": 1.5}
+            x, y = arm.final
+            axes.errorbar(x.mean, y.mean, xerr=x.error, yerr=y.error, elinewidth=1, **style)
+            labels.append(_Label(arm.name, means[arm.name], style | {"ls": ""}))
+        return labels
+
+    return _scatter_svg(draw, x_label, y_label)
+
+
+def loss_trajectories_svg(arms: list[ArmLosses], x_label: str, y_label: str) -> str:
+    """Returns the losses of each arm's first seed as a line that ends in a dot, as SVG."""
+
+    def draw(axes: Any) -> list[_Label]:
+        labels = []
+        for arm in arms:
+            if arm.trajectory:
+                style = line_style(arm.color_index)
+                axes.plot(*zip(*arm.trajectory, strict=True), **style)
+                axes.plot(*arm.trajectory[-1], "o", color=style["color"], ms=_MARKER_SIZE - 1)
+                labels.append(_Label(arm.name, arm.trajectory[-1], style))
+        return labels
+
+    return _scatter_svg(draw, x_label, y_label)
+
+
+def _scatter_svg(draw: Callable[[Any], list[_Label]], x_label: str, y_label: str) -> str:
+    """Returns the SVG of what `draw` adds to the axes, with the labels that it returns."""
+    svg = StringIO()
+    # The text is kept as text: a browser has glyphs for names that matplotlib's font has not.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
+        save_figure(
+            lambda: _scatter_figure(draw, x_label, y_label), svg, svg=True, text_as_paths=False
+        )
+    return svg.getvalue()
+
+
+def _scatter_figure(draw: Callable[[Any], list[_Label]], x_label: str, y_label: str) -> Any:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    labels = draw(axes)
+    style_axes(axes)
+    axes.margins(0.08)
+    axes.ticklabel_format(useOffset=False)
+    axes.tick_params(labelsize=_FONT_SIZE)
+    axes.set_xlabel(" " + printable(x_label), fontsize=_FONT_SIZE)
+    axes.set_ylabel(" " + printable(y_label), fontsize=_FONT_SIZE)
+    if not _add_labels_beside_points(figure, axes, labels):
+        legend_lines = add_legend(figure, [(label.name, label.style) for label in labels])
+        figure.set_size_inches(_WIDTH, _HEIGHT + 0.18 * legend_lines)
+    return figure
+
+
+def _add_labels_beside_points(figure: Any, axes: Any, labels: list[_Label]) -> bool:
+    """Writes names beside their points, each at the first free position; False if one has none."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()  # lays out the axes, which gives the points their positions
+    frame = axes.get_window_extent()
+    pad = figure.dpi * _MARKER_SIZE / 72 / 2
+    occupied = [
+        Bbox.from_extents(x - pad, y - pad, x + pad, y + pad)
+        for line in axes.lines
+        for x, y in axes.transData.transform(line.get_xydata())
+    ]
+    annotations = []
+    for label in labels:
+        for offset, horizontal, vertical in _LABEL_POSITIONS:
+            annotation = axes.annotate(
+                printable(label.name),
+                label.point,
+                xytext=offset,
+                textcoords="offset points",
+                ha=horizontal,
+                va=vertical,
+                fontsize=_FONT_SIZE,
+            )
+            box = annotation.get_window_extent()
+            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0
+            if inside and box.y1 <= frame.y1 and not box.count_overlaps(occupied):
+                occupied.append(box)
+                annotations.append(annotation)
+                break
+            annotation.remove()
+        else:
+            for annotation in annotations:
+                annotation.remove()
+            return False
+    return True
+
+
+_LABEL_POSITIONS = [
+    *(((7, 0), "left", "center"), ((-7, 0), "right", "center")),
+    *(((0, 6), "center", "bottom"), ((0, -6), "center", "top")),
+    *(((5, 4), "left", "bottom"), ((5, -4), "left", "top")),
+    *(((-5, 4), "right", "bottom"), ((-5, -4), "right", "top")),
+    *(((0, 18), "center", "bottom"), ((0, -18), "center", "top")),
+]
+"""Offsets in points and alignments of a label relative to its point, in order of preference."""
