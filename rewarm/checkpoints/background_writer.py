@@ -1,4 +1,7 @@
-"""Saving while training goes on: a step waits for a copy to host memory, a thread does the rest."""
+"""Saves checkpoints while training continues.
+
+A step waits only for the copy of the tensors to host memory; a thread writes them to disk.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from rewarm.model.neox import NeoX
 
 
 class SaveResult(NamedTuple):
-    """How a save went."""
+    """The outcome of one save."""
 
     step: int
     seconds: float
@@ -27,85 +30,93 @@ class SaveResult(NamedTuple):
     """Seconds that training stood still."""
     error: CheckpointError | None
     removed: list[str]
-    """Older checkpoints that were not to be kept."""
+    """Names of older checkpoints that were deleted (`keep`)."""
 
 
 class BackgroundWriter:
-    """Writes the checkpoints of a run, one after the other, each in a thread of its own."""
+    """Writes the checkpoints of a run, one at a time, each in a thread of its own."""
 
     def __init__(
         self,
-        path_of: Callable[[int], Path],
+        checkpoint_path: Callable[[int], Path],
         model: NeoX,
         optimizer: torch.optim.Optimizer,
         recipe: str,
         tokenizer: TokenizerSource,
         prune: Callable[[], list[str]],
     ) -> None:
-        """Writes the checkpoint of a step to `path_of(step)`, and calls `prune` after each."""
-        self._path_of = path_of
+        """Stores what to save.
+
+        Args:
+            checkpoint_path: returns the folder of the checkpoint of a step.
+            model: its weights are saved.
+            optimizer: its state is saved.
+            recipe: YAML, copied into every checkpoint.
+            tokenizer: its files are copied into every checkpoint.
+            prune: deletes older checkpoints and returns their names; called after each save.
+        """
+        self._checkpoint_path = checkpoint_path
         self._model = model
         self._optimizer = optimizer
         self._recipe = recipe
         self._tokenizer = tokenizer
         self._prune = prune
-        self._tensors = TensorSnapshot()
-        self._writing: Future[SaveResult] | None = None
-        self._longest = 0.0
+        self._snapshot = TensorSnapshot()
+        self._pending: Future[SaveResult] | None = None
+        self._slowest_seconds = 0.0
 
     @property
-    def to_end(self) -> float:
-        """Seconds that one more save takes, and the one under way, by the slowest that has ended.
+    def seconds_to_finish(self) -> float:
+        """Seconds to allow for the pending save and one more, from the slowest save so far.
 
-        A run with a time limit leaves itself as many.
+        A run with a time limit stops this long before it.
         """
-        return 1.5 * self._longest * (2 if self._writing else 1)
+        return 1.5 * self._slowest_seconds * (2 if self._pending else 1)
 
-    def begin(self, progress: TrainingState) -> SaveResult | None:
-        """Copies everything and begins to write it; returns how the save before went, if any.
+    def start_save(self, state: TrainingState) -> SaveResult | None:
+        """Copies the tensors and starts to write them; returns the previous save's result, if any.
 
-        Waits for the one before: there is memory for one copy.
+        Waits for the previous save first: there is memory for one copy only.
         """
         started = time.perf_counter()
-        before = self.end()
-        self._tensors.take(self._model, self._optimizer)
+        previous = self.wait_for_save()
+        self._snapshot.copy_from(self._model, self._optimizer)
         stall = time.perf_counter() - started
-        writing = self._writing = Future[SaveResult]()
-        # Not an executor's thread: who wants to wait for it says so, and Python never does.
-        Thread(target=self._write, args=(writing, progress, stall), daemon=True).start()
-        return before
+        pending = self._pending = Future[SaveResult]()
+        # A daemon thread, not an executor's, which Python would wait for at exit.
+        Thread(target=self._write, args=(pending, state, stall), daemon=True).start()
+        return previous
 
-    def ready(self) -> SaveResult | None:
-        """Returns how the last save went, once; None while it goes on or when there was none."""
-        return self.end() if self._writing and self._writing.done() else None
+    def poll_save(self) -> SaveResult | None:
+        """Returns the result of a save that has finished, once; else None. Does not wait."""
+        return self.wait_for_save() if self._pending and self._pending.done() else None
 
-    def end(self) -> SaveResult | None:
-        """Waits for the save that is under way, if any, and returns how it went."""
-        if self._writing is None:
+    def wait_for_save(self) -> SaveResult | None:
+        """Waits for the pending save and returns its result; None if there is none."""
+        if self._pending is None:
             return None
-        saved = self._writing.result()
-        self._writing = None
-        self._longest = max(self._longest, saved.seconds)
-        return saved
+        result = self._pending.result()
+        self._pending = None
+        self._slowest_seconds = max(self._slowest_seconds, result.seconds)
+        return result
 
-    def _write(self, writing: Future[SaveResult], progress: TrainingState, stall: float) -> None:
+    def _write(self, pending: Future[SaveResult], state: TrainingState, stall: float) -> None:
         started = time.perf_counter() - stall
         error, removed = None, []
         try:
             write_checkpoint(
-                self._path_of(progress.step),
+                self._checkpoint_path(state.step),
                 self._model.architecture,
-                self._tensors,
-                progress,
+                self._snapshot,
+                state,
                 self._recipe,
                 self._tokenizer,
             )
             removed = self._prune()
         except CheckpointError as caught:
             error = caught
-        except BaseException as caught:  # what nobody expected comes out where it is waited for
-            writing.set_exception(caught)
+        except BaseException as caught:  # raised again by whoever waits for this save
+            pending.set_exception(caught)
             return
-        writing.set_result(
-            SaveResult(progress.step, time.perf_counter() - started, stall, error, removed)
-        )
+        seconds = time.perf_counter() - started
+        pending.set_result(SaveResult(state.step, seconds, stall, error, removed))

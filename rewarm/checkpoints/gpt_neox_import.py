@@ -1,4 +1,4 @@
-"""Checkpoints as the GPT-NeoX library writes them, read without running anything in them.
+"""Reads checkpoints of the GPT-NeoX library without running any code in them.
 
 ```
 run/  latest                                     the name of the newest folder, such as
@@ -6,10 +6,10 @@ run/  latest                                     the name of the newest folder, 
         layer_00-model_00-model_states.pt        word embeddings
         layer_02-..., layer_03-..., ...          transformer layers (01 is a function, not stored)
         layer_{L+3}-..., layer_{L+4}-...         final norm; output embeddings, unless tied
-        configs/*.yml                            what the run was started with   -> Architecture
-        mp_rank_*, zero_*, bf16_zero_*           pickled arguments and moments: never opened
+        configs/*.yml                            the run's configuration -> Architecture
+        mp_rank_*, zero_*, bf16_zero_*           pickled arguments, optimizer state: never opened
 ```
-The architecture comes from configs/, and the number of embedding rows, which GPT-NeoX takes from a
+The architecture is read from configs/; the number of embedding rows, which GPT-NeoX takes from a
 tokenizer elsewhere, from the shape of the embeddings. `load_weights.py` reads the tensors.
 """
 
@@ -30,50 +30,50 @@ from rewarm.model.architecture import Activation, Architecture
 from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.safe_loading import check_files_inside
 
-KIND = "GPT-NeoX checkpoint"
+GPT_NEOX_KIND = "GPT-NeoX checkpoint"
 
-_FILE = "layer_{:02d}-model_00-model_states.pt"
-_LAYER_FILE = re.compile(r"layer_(\d{2,})-model_(\d{2,})-model_states\.pt")
+_LAYER_FILE_NAME = "layer_{:02d}-model_00-model_states.pt"
+_LAYER_FILE_PATTERN = re.compile(r"layer_(\d{2,})-model_(\d{2,})-model_states\.pt")
 _FOLDER_NAME = re.compile(r"\w[\w.-]*")
 _CONVERTER = "tools/ckpts/convert_neox_to_hf.py of the GPT-NeoX repository"
-_CONVERT = f"convert it with {_CONVERTER}, and name the folder that this writes"
-_WHOLE_NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1")
+_CONVERT = f"convert it with {_CONVERTER}, and name the folder that it writes"
+_PICKLED_INTEGERS = ("BININT", "BININT1", "BININT2", "LONG1")
 _MAX_BYTES = 1_000_000
 _MAX_SHOWN = 8
 
-# Far above any model, and far below what arithmetic or memory would choke on.
-Size = Annotated[int, Field(gt=0, lt=10**9)]
+# Far above any model, and small enough that products of sizes stay harmless.
+_Size = Annotated[int, Field(gt=0, lt=10**9)]
 
-# What newer versions of the library call the MLP's two products.
-_MLP_NAMES = {"mlp.linear1.": "mlp.dense_h_to_4h.", "mlp.linear2.": "mlp.dense_4h_to_h."}
+# Names of the MLP's two linear layers in newer versions of the library.
+_NEW_MLP_NAMES = {"mlp.linear1.": "mlp.dense_h_to_4h.", "mlp.linear2.": "mlp.dense_4h_to_h."}
 
 
 class LayerFile(NamedTuple):
-    """One file of tensors, and what their names begin with, in it and in Hugging Face's format."""
+    """One file of tensors, and the prefixes of their names in it and in Hugging Face's format."""
 
     path: Path
-    prefix: str
-    ours: str
+    gpt_neox_prefix: str
+    hugging_face_prefix: str
 
-    def rename(self, name: str) -> str:
-        """Returns a tensor's name in Hugging Face's format."""
-        name = name.removeprefix(self.prefix)
-        for theirs, ours in _MLP_NAMES.items():
-            name = name.replace(theirs, ours)
-        return self.ours + name
+    def hugging_face_name(self, name: str) -> str:
+        """Returns the name of one of its tensors in Hugging Face's format."""
+        name = name.removeprefix(self.gpt_neox_prefix)
+        for new, old in _NEW_MLP_NAMES.items():
+            name = name.replace(new, old)
+        return self.hugging_face_prefix + name
 
 
 class GptNeoxConfig(BaseModel):
-    """What decides the model in GPT-NeoX's configuration, with the library's own defaults.
+    """The settings of GPT-NeoX that determine the model, with the library's own defaults.
 
-    A `Literal` is what rewarm builds where the library has more; null there means "not given".
+    A `Literal` lists the choices that rewarm can build, where the library has more.
     """
 
     num_layers: int = Field(gt=0, lt=10_000)
-    hidden_size: Size
-    num_attention_heads: Size
-    positions: Size = Field(validation_alias=AliasChoices("max_position_embeddings", "seq_length"))
-    padded_vocab_size: Size | None = None
+    hidden_size: _Size
+    num_attention_heads: _Size
+    positions: _Size = Field(validation_alias=AliasChoices("max_position_embeddings", "seq_length"))
+    padded_vocab_size: _Size | None = None
     model_parallel_size: Literal[1] = 1
     pos_emb: Literal["rotary"]
     rotary_pct: float = 1.0
@@ -82,9 +82,9 @@ class GptNeoxConfig(BaseModel):
     layernorm_epsilon: float = 1e-5
     activation: Literal["gelu", "relu", "silu", "swish"] = "gelu"
     bias_gelu_fusion: bool = False
-    intermediate_size: Size | None = None
+    intermediate_size: _Size | None = None
     expansion_factor: float | None = Field(None, gt=0, lt=1000)
-    mlp_multiple_of: Size = 1
+    mlp_multiple_of: _Size = 1
     gpt_j_residual: bool = False
     gpt_j_tied: Literal[False] = False
     no_weight_tying: bool = False
@@ -103,7 +103,7 @@ class GptNeoxConfig(BaseModel):
 
     @field_validator("num_kv_heads")
     @classmethod
-    def _as_many_as_queries(cls, heads: int | None, info: ValidationInfo) -> int | None:
+    def _no_grouped_queries(cls, heads: int | None, info: ValidationInfo) -> int | None:
         if heads not in (None, queries := info.data.get("num_attention_heads")):
             raise ValueError(f"should be num_attention_heads, {queries} (no grouped queries)")
         return heads
@@ -113,29 +113,31 @@ class GptNeoxConfig(BaseModel):
         """The activation by Hugging Face's name."""
         match self.activation:
             case "gelu":
-                # The fused kernel is the approximation by tanh. The library's converter drops
-                # that; the weights were trained with it, as GPT-NeoX-20B's published config says.
+                # The fused kernel is the tanh approximation. The library's converter ignores that,
+                # but the weights were trained with it, as in GPT-NeoX-20B's published config.
                 return "gelu_fast" if self.bias_gelu_fusion else "gelu"
             case "silu" | "swish":
                 return "silu"
         return self.activation
 
     @property
-    def inner(self) -> int:
-        """Width inside the MLP, rounded up as the library does."""
+    def mlp_width(self) -> int:
+        """Width of the MLP's hidden layer, rounded up as the library does."""
         factor = self.expansion_factor or 4
         width, step = self.intermediate_size or int(factor * self.hidden_size), self.mlp_multiple_of
         return -(-width // (2 * step)) * 2 * step
 
 
 def find_gpt_neox_checkpoint(path: Path) -> Path | None:
-    """Returns the checkpoint that a folder is, or that its `latest` file names; None for others.
+    """Returns the folder itself if it is such a checkpoint, or the one that its `latest` names.
+
+    Any other folder gives None.
 
     Raises:
         CheckpointError: `latest` names no folder beside it.
     """
     if (path / "config.json").exists():
-        return None  # a Hugging Face model, beside which its trainer may leave such files too
+        return None  # a Hugging Face model; DeepSpeed may leave such files beside it
     latest = path / "latest"
     if not latest.is_file():
         return path if any(path.glob("*_states.pt")) else None
@@ -146,27 +148,27 @@ def find_gpt_neox_checkpoint(path: Path) -> Path | None:
         raise CheckpointError(f"{latest}: cannot be read: {error.strerror}") from None
     if not _FOLDER_NAME.fullmatch(name):
         raise CheckpointError(
-            f"{latest}: says {name!r:.60}; wanted the plain name of a folder beside it, such as "
-            "global_step143000; name that folder itself as the base"
+            f"{latest}: contains {name!r:.60}; expected the plain name of a folder beside it, such "
+            "as global_step143000; name that folder itself as the base"
         )
     if not (path / name).is_dir():
         raise CheckpointError(
-            f"{latest}: names {name}, and there is no such folder beside it; name one that is "
-            "there as the base"
+            f"{latest}: names {name}, and there is no such folder beside it; name one that "
+            "exists as the base"
         )
     return path / name
 
 
 def read_gpt_neox_architecture(directory: Path) -> Architecture:
-    """Returns the architecture of a checkpoint, having seen that all its layer files are there.
+    """Returns the architecture of a checkpoint, after checking that it has all its layer files.
 
     Raises:
-        CheckpointError: it is incomplete or split among GPUs, or of a model rewarm cannot build.
+        CheckpointError: it is incomplete, split among GPUs, or of a model that rewarm cannot build.
     """
     for folder in (directory, directory / "configs"):
         if folder.is_dir():
             check_files_inside(folder)
-    _refuse_other_formats(directory)
+    _check_one_file_per_layer(directory)
     config = _read_config(directory)
     gpt_neox_layer_files(directory, config.num_layers, tied=not config.no_weight_tying)
     vocabulary = config.padded_vocab_size or _embedding_rows(directory)
@@ -175,7 +177,7 @@ def read_gpt_neox_architecture(directory: Path) -> Architecture:
             layers=config.num_layers,
             hidden=config.hidden_size,
             heads=config.num_attention_heads,
-            ffn=config.inner,
+            ffn=config.mlp_width,
             vocabulary=vocabulary,
             positions=config.positions,
             rotary=config.rotary_pct,
@@ -194,117 +196,127 @@ def gpt_neox_layer_files(directory: Path, layers: int, *, tied: bool) -> list[La
     """Returns the files that hold a checkpoint's tensors.
 
     Raises:
-        CheckpointError: one is missing, or one is there that such a model has not.
+        CheckpointError: one is missing, or there is one that such a model does not have.
     """
     prefixes = {0: ("word_embeddings.", "gpt_neox.embed_in.")}
     prefixes |= {2 + layer: ("", f"gpt_neox.layers.{layer}.") for layer in range(layers)}
     prefixes[layers + 3] = ("norm.", "gpt_neox.final_layer_norm.")
     if not tied:
         prefixes[layers + 4] = ("final_linear.", "embed_out.")
-    files = [LayerFile(directory / _FILE.format(index), *both) for index, both in prefixes.items()]
-    wanted = {file.path.name for file in files}
-    found = {path.name for path in directory.glob("layer_*") if _LAYER_FILE.fullmatch(path.name)}
-    wrong = [f"{name} is missing" for name in sorted(wanted - found)]
-    wrong += [f"{name} is one too many" for name in sorted(found - wanted)]
-    if wrong:
-        more = f" and {len(wrong) - _MAX_SHOWN} more" if len(wrong) > _MAX_SHOWN else ""
+    files = [
+        LayerFile(directory / _LAYER_FILE_NAME.format(index), *names)
+        for index, names in prefixes.items()
+    ]
+    expected = {file.path.name for file in files}
+    present = {
+        path.name for path in directory.glob("layer_*") if _LAYER_FILE_PATTERN.fullmatch(path.name)
+    }
+    problems = [f"{name} is missing" for name in sorted(expected - present)]
+    problems += [f"{name} is unexpected" for name in sorted(present - expected)]
+    if problems:
+        more = f" and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
         raise CheckpointError(
-            f"{directory}: {', '.join(wrong[:_MAX_SHOWN])}{more}; wanted the {len(wanted)} files "
-            f"of {layers} layers with {'tied' if tied else 'untied'} embeddings, as configs/ says; "
-            "copy it again, whole"
+            f"{directory}: {', '.join(problems[:_MAX_SHOWN])}{more}; expected the {len(expected)} "
+            f"files of {layers} layers with {'tied' if tied else 'untied'} embeddings, as configs/ "
+            "says; copy the complete folder again"
         )
     return files
 
 
-def _refuse_other_formats(directory: Path) -> None:
-    """Makes sure that tensors lie in layer files, one for each layer."""
-    found = [_LAYER_FILE.fullmatch(path.name) for path in directory.glob("layer_*")]
-    parts = {int(match[2]) for match in found if match}
+def _check_one_file_per_layer(directory: Path) -> None:
+    matches = [_LAYER_FILE_PATTERN.fullmatch(path.name) for path in directory.glob("layer_*")]
+    parts = {int(match[2]) for match in matches if match}
     if not parts:
         raise CheckpointError(
-            f"{directory}: no layer_00-model_00-model_states.pt and the like; weights in mp_rank_* "
-            "or zero_* files are pickled together with objects, and rewarm never opens those; "
-            f"{_CONVERT}"
+            f"{directory}: no layer files such as layer_00-model_00-model_states.pt; weights in "
+            "mp_rank_* or zero_* files are pickled together with objects, and rewarm never opens "
+            f"those; {_CONVERT}"
         )
     if parts != {0}:
         raise CheckpointError(
             f"{directory}: split among model-parallel GPUs (files of model_{max(parts):02d}); "
-            f"wanted one file for each layer; {_CONVERT}"
+            f"expected one file for each layer; {_CONVERT}"
         )
 
 
 def _read_config(directory: Path) -> GptNeoxConfig:
-    """Returns the union of a checkpoint's YAML files, in which - and _ are the same."""
+    """Returns the settings of all of a checkpoint's YAML files together."""
     paths = sorted(p for p in (directory / "configs").glob("*") if p.suffix in {".yml", ".json"})
     if not paths:
         raise CheckpointError(
-            f"{directory}: no configs/*.yml, which say what model this is; copy there the files "
-            f"that GPT-NeoX was started with, or {_CONVERT}"
+            f"{directory}: no configs/*.yml, which describe the model; copy the files there that "
+            f"GPT-NeoX was started with, or {_CONVERT}"
         )
-    given: dict[str, object] = {}
-    places: dict[str, str] = {}
+    settings: dict[str, object] = {}
+    locations: dict[str, str] = {}
     for path in paths:
-        try:
-            if path.stat().st_size > _MAX_BYTES:
-                raise CheckpointError(f"{path}: larger than {_MAX_BYTES:,} bytes; is it a config?")
-            document = YamlDocument.load(path)
-        except (OSError, RecipeError) as error:
-            raise CheckpointError(str(error)) from None
+        document = _load_config_file(path)
         for key, value in document.data.items():
-            name, place = key.replace("-", "_"), document.where((key,))
-            if name in given and given[name] != value:
+            name = key.replace("-", "_")  # GPT-NeoX accepts both
+            location = document.source_location((key,))
+            if name in settings and settings[name] != value:
                 raise CheckpointError(
-                    f"{place}: {key} is {value!r:.60}, and {given[name]!r:.60} at {places[name]}; "
-                    "keep one"
+                    f"{location}: {key} is {value!r:.60}, and {settings[name]!r:.60} at "
+                    f"{locations[name]}; keep one"
                 )
-            given[name], places[name] = value, place
+            settings[name], locations[name] = value, location
     try:
         return GptNeoxConfig.model_validate(
-            # The library's default, which rewarm does not build: so it is not the one above.
-            {"pos_emb": "learned"} | {k: v for k, v in given.items() if v is not None}
+            # The library's default. rewarm cannot build it, so GptNeoxConfig has no default here.
+            {"pos_emb": "learned"} | {k: v for k, v in settings.items() if v is not None}
         )
     except ValidationError as error:
-        raise CheckpointError(_not_buildable(directory / "configs", error, places)) from None
+        raise CheckpointError(_not_buildable(directory / "configs", error, locations)) from None
+
+
+def _load_config_file(path: Path) -> YamlDocument:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise CheckpointError(f"{path}: larger than {_MAX_BYTES:,} bytes; is it a config?")
+        return YamlDocument.load(path)
+    except (OSError, RecipeError) as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _not_buildable(
-    source: Path, error: ValidationError, places: dict[str, str] | None = None
+    source: Path, error: ValidationError, locations: dict[str, str] | None = None
 ) -> str:
-    """Returns what in a configuration is not what rewarm builds, a setting a line."""
-    # A union complains once for each of its kinds; the last one is about the innermost value.
-    by_setting = {str(one["loc"][0]) if one["loc"] else "": one for one in error.errors()}
+    """Returns the error message for settings that rewarm cannot build, one setting a line."""
+    # A union reports one error for each of its types; the last is about the innermost value.
+    problems = {str(part["loc"][0]) if part["loc"] else "": part for part in error.errors()}
     lines = []
-    for name, one in by_setting.items():
-        place = f" ({places[name]})" if places and name in places else ""
-        got = "" if one["type"] == "missing" or not name else f", got {one['input']!r:.60}"
-        lines.append(f"\n  {name + ': ' if name else ''}{one['msg']}{got}{place}")
+    for name, problem in problems.items():
+        location = f" ({locations[name]})" if locations and name in locations else ""
+        has_value = problem["type"] != "missing" and name
+        value = f", got {problem['input']!r:.60}" if has_value else ""
+        lines.append(f"\n  {name + ': ' if name else ''}{problem['msg']}{value}{location}")
     return (
-        f"{source}: not a model that rewarm can build:{''.join(lines)}\nwanted GPT-NeoX as Hugging "
-        f"Face defines it, in one part; {_CONVERTER} joins parts, and brings some other models to "
-        "other trainers"
+        f"{source}: not a model that rewarm can build:{''.join(lines)}\nexpected GPT-NeoX as "
+        f"Hugging Face defines it, not split among GPUs; {_CONVERTER} joins the parts of a split "
+        "model, and converts some other models for other trainers"
     )
 
 
 def _embedding_rows(directory: Path) -> int:
-    """Returns the rows of the word embeddings, by the shape that their file gives.
+    """Returns the rows of the word embeddings, from the shape that is stored in their file.
 
-    The pickle inside is taken apart into its instructions, and none of them is carried out.
+    The pickle in it is only parsed into its opcodes; none of them is executed.
     """
-    path = directory / _FILE.format(0)
+    path = directory / _LAYER_FILE_NAME.format(0)
     try:
         with zipfile.ZipFile(path) as archive:
-            (member,) = (one for one in archive.infolist() if one.filename.endswith("/data.pkl"))
+            (member,) = (m for m in archive.infolist() if m.filename.endswith("/data.pkl"))
             if member.file_size > _MAX_BYTES:
                 raise ValueError(f"a pickle of {member.file_size:,} bytes")
-            steps = pickletools.genops(archive.read(member))
-        next(step for step in steps if step[1] == "word_embeddings.weight")
-        next(step for step in steps if step[0].name == "BINPERSID")  # names the tensor's bytes
-        numbers = (arg for op, arg, _ in steps if op.name in _WHOLE_NUMBERS)
-        _offset, rows, _columns = islice(numbers, 3)
+            opcodes = pickletools.genops(archive.read(member))
+        next(op for op in opcodes if op[1] == "word_embeddings.weight")
+        next(op for op in opcodes if op[0].name == "BINPERSID")  # refers to the tensor's storage
+        integers = (arg for op, arg, _ in opcodes if op.name in _PICKLED_INTEGERS)
+        _offset, rows, _columns = islice(integers, 3)
         return cast(int, rows)
-    except Exception as error:  # zipfile and pickletools raise what they like on a stranger's file
+    except Exception as error:  # zipfile and pickletools can raise anything on an untrusted file
         reason = f": {error}" if str(error) else ""
         raise CheckpointError(
-            f"{path}: not a torch file that holds word_embeddings.weight{reason}; nothing in it "
+            f"{path}: not a torch file that contains word_embeddings.weight{reason}; nothing in it "
             "was run; copy it again"
         ) from None

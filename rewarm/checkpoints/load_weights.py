@@ -1,4 +1,4 @@
-"""Fills a model from files that others wrote: safetensors, torch.save, the GPT-NeoX library."""
+"""Loads weights that others wrote into a model: safetensors, torch.save, the GPT-NeoX library."""
 
 from __future__ import annotations
 
@@ -16,122 +16,130 @@ from rewarm.errors import CheckpointError
 from rewarm.model.architecture import Architecture
 from rewarm.model.neox import NeoX
 
-# Buffers that older transformers versions saved; all of them follow from the configuration.
-_DERIVED = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+_EMBEDDING, _OUTPUT_LAYER = "gpt_neox.embed_in.weight", "embed_out.weight"
+# Buffers that older versions of transformers saved; the configuration determines all of them.
+_DERIVED_SUFFIXES = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
+# What weights are published in; smaller formats need scales that rewarm would not apply.
+_WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+_MAX_SHOWN = 8
 
 
-class MatchedTensors(NamedTuple):
-    """What became of the tensors in a model directory."""
+class TensorCounts(NamedTuple):
+    """How many tensors a model directory holds."""
 
-    tensors: int
-    """Those that are the model's."""
-    ignored: int
-    """Those that follow from the configuration, which older versions saved as well."""
+    loaded: int
+    """Weights of the model."""
+    derived: int
+    """Buffers that the configuration determines, which older versions of transformers saved."""
 
 
-def load_model(architecture: Architecture, directory: Path) -> tuple[NeoX, MatchedTensors]:
-    """Returns the model of a directory of Hugging Face's or GPT-NeoX's format, in fp32.
+def load_model(architecture: Architecture, directory: Path) -> tuple[NeoX, TensorCounts]:
+    """Returns the model in a directory of Hugging Face's or GPT-NeoX's format, in fp32.
 
     Raises:
-        CheckpointError: as in `load_weights`; or the files are too small for such a model, so that
-            memory is not set aside for what a configuration merely claims.
+        CheckpointError: as in `load_weights`; or the files are too small for this architecture,
+            which is checked before memory is allocated for it.
     """
     find_weight_files(directory, architecture)
     model = NeoX(architecture)
     return model, load_weights(model, directory)
 
 
-def load_weights(model: NeoX, directory: Path) -> MatchedTensors:
-    """Fills the model, converted to fp32, from a directory of Hugging Face's or GPT-NeoX's format.
+def load_weights(model: NeoX, directory: Path) -> TensorCounts:
+    """Loads the weights in a directory of Hugging Face's or GPT-NeoX's format, converted to fp32.
 
     Raises:
-        CheckpointError: weights are missing, damaged, left over, of another shape, or not numbers.
+        CheckpointError: weights are missing, damaged, unknown to the model, of another shape, or
+            not finite floating-point numbers.
     """
-    read = _read_tensors(directory, model.architecture)
-    found = {name: tensor for name, tensor in read.items() if not name.endswith(_DERIVED)}
-    matched = MatchedTensors(len(found), len(read) - len(found))
-    head, embedding = "embed_out.weight", "gpt_neox.embed_in.weight"
-    if model.architecture.tied and embedding in found:
-        found.setdefault(head, found[embedding])
-    if different := _differences(found, dict(model.state_dict())):
-        raise CheckpointError(
-            f"{directory}: the weights are not those of its configuration{different}"
-        )
-    if model.architecture.tied and not torch.equal(found[head], found[embedding]):
-        raise CheckpointError(
-            f"{directory}: the weights are not those of its configuration: {head} is not "
-            f"{embedding}, and the configuration says that they are one; take both from the same "
-            "model"
-        )
-    model.load_state_dict({name: tensor.float() for name, tensor in found.items()})
-    broken = [name for name, tensor in model.state_dict().items() if not is_finite(tensor)]
-    if broken:
-        more = f" and {len(broken) - 8} more" if len(broken) > 8 else ""
-        raise CheckpointError(
-            f"{directory}: weights that are not finite numbers: {', '.join(sorted(broken)[:8])}"
-            f"{more}; fetch the model again, or use another checkpoint"
-        )
-    return matched
+    stored = _read_tensors(directory, model.architecture)
+    weights = {name: t for name, t in stored.items() if not name.endswith(_DERIVED_SUFFIXES)}
+    counts = TensorCounts(loaded=len(weights), derived=len(stored) - len(weights))
+    if model.architecture.tied and _EMBEDDING in weights:
+        weights.setdefault(_OUTPUT_LAYER, weights[_EMBEDDING])
+    _check_tensors_match(weights, model, directory)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    _check_weights_finite(model, directory)
+    return counts
 
 
-def is_finite(tensor: Tensor) -> bool:
+def _check_tensors_match(weights: dict[str, Tensor], model: NeoX, directory: Path) -> None:
+    """Checks names, shapes and types of the weights, and that tied embeddings are equal."""
+    if table := _table_of_differences(weights, dict(model.state_dict())):
+        raise CheckpointError(f"{directory}: the weights are not those of its configuration{table}")
+    if model.architecture.tied and not torch.equal(weights[_OUTPUT_LAYER], weights[_EMBEDDING]):
+        raise CheckpointError(
+            f"{directory}: the weights are not those of its configuration: {_OUTPUT_LAYER} differs "
+            f"from {_EMBEDDING}, and the configuration says that they are tied; use weights and "
+            "configuration of the same model"
+        )
+
+
+def _check_weights_finite(model: NeoX, directory: Path) -> None:
+    names = sorted(n for n, tensor in model.state_dict().items() if not all_finite(tensor))
+    if names:
+        more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+        raise CheckpointError(
+            f"{directory}: weights that are not finite numbers: {', '.join(names[:_MAX_SHOWN])}"
+            f"{more}; download the model again, or use another checkpoint"
+        )
+
+
+def all_finite(tensor: Tensor) -> bool:
     """Returns whether a tensor is free of NaN and infinity."""
     return bool(torch.isfinite(tensor).all())
 
 
-# What weights are published in; anything smaller needs scales that rewarm would not apply.
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-def _differences(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
-    """Returns a table of the tensors that are not the model's; nothing where all are."""
-    there, here = _shapes(found), _shapes(wanted)
-    different = [name for name in sorted(there | here) if there.get(name) != here.get(name)]
-    if not different:
+def _table_of_differences(stored: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
+    """Returns a table of the tensors that differ in name, shape or type; "" if none do."""
+    in_file, in_model = _describe_shapes(stored), _describe_shapes(expected)
+    names = [n for n in sorted(in_file | in_model) if in_file.get(n) != in_model.get(n)]
+    if not names:
         return ""
-    table = [
-        ("tensor", "in the file", "in the model"),
-        *((name, there.get(name, "missing"), here.get(name, "—")) for name in different[:8]),
-    ]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in table]
-    if len(different) > 8:
-        lines.append(f"... and {len(different) - 8} more")
-    name = "gpt_neox.embed_in.weight"
-    if name in different and name in found and found[name].ndim:
-        rows, vocabulary = len(found[name]), len(wanted[name])
-        if rows != vocabulary:
-            lines.append(f"the file's vocabulary has {rows:,} rows, the model's {vocabulary:,}")
+    rows = [("tensor", "in the file", "in the model")]
+    rows += [(n, in_file.get(n, "missing"), in_model.get(n, "—")) for n in names[:_MAX_SHOWN]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    if len(names) > _MAX_SHOWN:
+        lines.append(f"... and {len(names) - _MAX_SHOWN} more")
+    if _EMBEDDING in names and _EMBEDDING in stored and stored[_EMBEDDING].ndim:
+        file_rows, model_rows = len(stored[_EMBEDDING]), len(expected[_EMBEDDING])
+        if file_rows != model_rows:
+            lines.append(
+                f"the file's vocabulary has {file_rows:,} rows, the model's {model_rows:,}"
+            )
     lines.append("take weights and configuration from the same model")
     return ":\n  " + "\n  ".join(lines)
 
 
-def _shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Returns what to say of tensors: their shapes, and what makes some no plain numbers."""
-    said = {}
+def _describe_shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Returns each tensor's shape; and its type, layout and device where they are not usual."""
+    shapes = {}
     for name, tensor in tensors.items():
-        said[name] = " × ".join(map(str, tensor.shape)) or "one number"
-        if tensor.dtype not in _FLOATS or tensor.layout != torch.strided or tensor.is_meta:
+        shapes[name] = " × ".join(map(str, tensor.shape)) or "one number"
+        if tensor.dtype not in _WEIGHT_DTYPES or tensor.layout != torch.strided or tensor.is_meta:
             kind = f"{tensor.dtype}, {tensor.layout}, {tensor.device}".replace("torch.", "")
-            said[name] += f" ({kind})"
-    return said
+            shapes[name] += f" ({kind})"
+    return shapes
 
 
 def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tensor]:
+    """Returns the tensors of a model directory by their names in Hugging Face's format."""
     if find_gpt_neox_checkpoint(directory):
         return {
-            file.rename(name): tensor
+            file.hugging_face_name(name): tensor
             for file in gpt_neox_layer_files(directory, architecture.layers, tied=architecture.tied)
             for name, tensor in _read_file(file.path).items()
         }
     tensors: dict[str, Tensor] = {}
     for path in find_weight_files(directory, architecture):
-        held = _read_file(path)
-        if again := tensors.keys() & held.keys():
+        in_file = _read_file(path)
+        if duplicates := tensors.keys() & in_file.keys():
             raise CheckpointError(
-                f"{path}: holds {min(again)}, as another file does; fetch the model again"
+                f"{path}: contains {min(duplicates)}, as another file does; download the model "
+                "again"
             )
-        tensors |= held
+        tensors |= in_file
     return tensors
 
 
@@ -142,28 +150,30 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        return _unpickled(path)
+        return _load_pickled_tensors(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}; fetch the model again") from None
-    except Exception as error:  # torch.load raises what it likes on a stranger's file
-        # Its own message advises to try again without the safety.
-        called = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it would call {called[1]}" if called else str(error).split("\n")[0]
         raise CheckpointError(
-            f"{path}: not plain tensors: {reason}; nothing in it was run; fetch the model again, "
-            "if possible as safetensors"
+            f"{path}: cannot be read: {error}; download the model again"
+        ) from None
+    except Exception as error:  # torch.load can raise anything on an untrusted file
+        # The message of torch.load advises to try again with weights_only=False.
+        call = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it would call {call[1]}" if call else str(error).split("\n")[0]
+        raise CheckpointError(
+            f"{path}: not plain tensors: {reason}; nothing in it was run; download the model "
+            "again, if possible as safetensors"
         ) from None
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors that torch.save wrote, made by its unpickler that calls nothing else."""
-    with zipfile.ZipFile(path) as held:
-        # torch.save compresses nothing. A compressed pickle could be of any size, and compressed
-        # numbers would be mapped as if they were not.
-        if any(one.compress_type or one.file_size > one.compress_size for one in held.infolist()):
+def _load_pickled_tensors(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors in a file of torch.save, read by the unpickler that runs no code."""
+    with zipfile.ZipFile(path) as archive:
+        # torch.save never compresses. A compressed pickle could expand to any size, and compressed
+        # tensor data would be memory-mapped as if it were not.
+        if any(m.compress_type or m.file_size > m.compress_size for m in archive.infolist()):
             raise ValueError("compressed")
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     tensors = {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
     if not all(isinstance(name, str) for name in tensors):
-        raise ValueError("their names are not text")
+        raise ValueError("the names of its tensors are not text")
     return tensors

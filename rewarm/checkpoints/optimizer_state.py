@@ -1,4 +1,13 @@
-"""Adam's state as tensors of a checkpoint, and back."""
+"""optimizer.safetensors: AdamW's state, and the amax history behind the scales of fp8.
+
+| tensor | shape | content |
+|---|---|---|
+| `exp_avg/NAME`, `exp_avg_sq/NAME` | as parameter NAME | the Adam moments, fp32 |
+| `updates` | (1,) | optimizer updates so far |
+| `fp8/amaxes` | as `model.fp8_scaling.amax_history` | only with `precision: fp8` |
+
+The learning rate is not part of it, so loading a checkpoint cannot change the rate.
+"""
 
 from __future__ import annotations
 
@@ -9,87 +18,92 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from rewarm.checkpoints.load_weights import is_finite
+from rewarm.checkpoints.load_weights import all_finite
 from rewarm.checkpoints.manifest import OPTIMIZER_FILE
 from rewarm.errors import CheckpointError
 from rewarm.model.neox import NeoX
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
-
-
-def optimizer_tensors(model: NeoX, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns Adam's state by parameter name: `exp_avg/...`, `exp_avg_sq/...` and `updates`."""
-    state: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters():
-        of = optimizer.state[parameter]
-        for moment in _MOMENTS:
-            state[f"{moment}/{name}"] = of[moment]
-        state["updates"] = of["step"].detach().cpu().reshape(1)
-    return state
-
-
-def load_optimizer_tensors(
-    model: NeoX, optimizer: torch.optim.Optimizer, state: dict[str, Tensor], source: str
-) -> None:
-    """Puts Adam's state back; the rate is no part of it, so none can come back with it.
-
-    Raises:
-        CheckpointError: the state is of another model, or not what Adam leaves behind.
-    """
-    wanted = {f"{m}/{name}": p.shape for name, p in model.named_parameters() for m in _MOMENTS}
-    wanted["updates"] = torch.Size([1])
-    for name in sorted(wanted.keys() | state.keys()):
-        complaint = _complaint(name, state.get(name), wanted.get(name))
-        if complaint:
-            raise CheckpointError(
-                f"{source}: {name}: {complaint}; use another checkpoint, or start from this one's "
-                "weights alone (set optimizer.carry: false)"
-            )
-    for name, parameter in model.named_parameters():
-        step = state["updates"].reshape(()).clone()
-        optimizer.state[parameter] = {
-            "step": step.to(parameter.device if parameter.is_cuda else "cpu"),
-            **{m: state[f"{m}/{name}"].to(parameter.device).clone() for m in _MOMENTS},
-        }
-
-
-def _complaint(name: str, found: Tensor | None, wanted: torch.Size | None) -> str | None:
-    """Returns what is wrong with one tensor of Adam's state, if anything."""
-    if found is None or wanted is None:
-        return "missing" if found is None else "not part of this model's state"
-    if found.dtype != torch.float32 or found.shape != wanted:
-        return f"{found.dtype} {tuple(found.shape)}, and wanted is fp32 {tuple(wanted)}"
-    if not is_finite(found):
-        return "not finite"
-    if name.startswith("exp_avg_sq/") and found.min() < 0:
-        return "a mean of squares below 0"
-    if name == "updates" and (found.item() < 0 or found.item() % 1):
-        return f"{found.item()} is no count"
-    return None
-
-
+_ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+_UPDATES = "updates"
 _AMAXES = "fp8/amaxes"
+_ADVICE = (
+    "use another checkpoint, or start from this one's weights alone (set optimizer.carry: false)"
+)
+
+
+def optimizer_state_tensors(model: NeoX, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Returns the optimizer state as the tensors of a checkpoint; they share its memory."""
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        state = optimizer.state[parameter]
+        for moment in _ADAM_MOMENTS:
+            tensors[f"{moment}/{name}"] = state[moment]
+        tensors[_UPDATES] = state["step"].detach().cpu().reshape(1)
+    if model.fp8_scaling:
+        tensors[_AMAXES] = model.fp8_scaling.amax_history
+    return tensors
 
 
 def load_optimizer_state(directory: Path, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
-    """Puts a checkpoint's Adam moments into the optimiser, and the scales of fp8 into the model.
+    """Loads a checkpoint's optimizer state, and for a model in fp8 its amax history.
 
     Raises:
-        CheckpointError: they cannot be read, or are of another model.
+        CheckpointError: it cannot be read, is of another model, or is not what AdamW writes.
     """
     path = directory / OPTIMIZER_FILE
-    instead = (
-        "use another checkpoint, or start from this one's weights alone (set optimizer.carry: "
-        "false)"
-    )
     try:
-        state = load_file(path)
+        tensors = load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}; {instead}") from None
-    amaxes = state.pop(_AMAXES, None)
-    load_optimizer_tensors(model, optimizer, state, str(path))
-    if model.scaling and amaxes is not None:  # those of a run in bf16 are found as a new run's
+        raise CheckpointError(f"{path}: cannot be read: {error}; {_ADVICE}") from None
+    amaxes = tensors.pop(_AMAXES, None)
+    _check_adam_tensors(tensors, model, path)
+    _load_adam_tensors(tensors, model, optimizer)
+    if model.fp8_scaling and amaxes is not None:  # a checkpoint in bf16 has none: measured anew
         try:
-            model.scaling.load(amaxes)
+            model.fp8_scaling.load_history(amaxes)
         except ValueError as error:
-            raise CheckpointError(f"{path}: {_AMAXES}: {error}; {instead}") from None
+            raise CheckpointError(f"{path}: {_AMAXES}: {error}; {_ADVICE}") from None
+
+
+def _check_adam_tensors(tensors: dict[str, Tensor], model: NeoX, path: Path) -> None:
+    expected = {
+        f"{moment}/{name}": parameter.shape
+        for name, parameter in model.named_parameters()
+        for moment in _ADAM_MOMENTS
+    }
+    expected[_UPDATES] = torch.Size([1])
+    for name in sorted(expected.keys() | tensors.keys()):
+        problem = _tensor_problem(name, tensors.get(name), expected.get(name))
+        if problem:
+            raise CheckpointError(f"{path}: {name}: {problem}; {_ADVICE}")
+
+
+def _tensor_problem(
+    name: str, tensor: Tensor | None, expected_shape: torch.Size | None
+) -> str | None:
+    """Returns what is wrong with one tensor of the optimizer state; None if nothing is."""
+    if tensor is None:
+        return "missing"
+    if expected_shape is None:
+        return "not part of this model's state"
+    if tensor.dtype != torch.float32 or tensor.shape != expected_shape:
+        return f"{tensor.dtype} {tuple(tensor.shape)}; expected fp32 {tuple(expected_shape)}"
+    if not all_finite(tensor):
+        return "not finite"
+    if name.startswith("exp_avg_sq/") and tensor.min() < 0:
+        return "a mean of squares below 0"
+    if name == _UPDATES and (tensor.item() < 0 or tensor.item() % 1):
+        return f"{tensor.item()} is not a count"
+    return None
+
+
+def _load_adam_tensors(
+    tensors: dict[str, Tensor], model: NeoX, optimizer: torch.optim.Optimizer
+) -> None:
+    for name, parameter in model.named_parameters():
+        updates = tensors[_UPDATES].reshape(()).clone()
+        optimizer.state[parameter] = {
+            # A fused AdamW on a GPU keeps its step count there.
+            "step": updates.to(parameter.device if parameter.is_cuda else "cpu"),
+            **{m: tensors[f"{m}/{name}"].to(parameter.device).clone() for m in _ADAM_MOMENTS},
+        }

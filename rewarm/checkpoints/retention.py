@@ -29,8 +29,8 @@ def kept_steps(keep: KeepSettings, steps: list[int], branch_step: int | None) ->
 
 def most_checkpoints_at_once(recipe: Recipe) -> int:
     """Returns how many checkpoints a run has on disk at most, while it writes its last one."""
-    branch_step = recipe.before_decay if recipe.branches else None
-    return len(kept_steps(recipe.keep, recipe.saves[:-1], branch_step)) + 1
+    branch_step = recipe.step_before_decay if recipe.has_plateau_before_decay else None
+    return len(kept_steps(recipe.keep, recipe.save_steps[:-1], branch_step)) + 1
 
 
 def prune_checkpoints(

@@ -1,16 +1,21 @@
-"""Finds the files that hold a model's weights, without reading the weights."""
+"""The files that hold a model's weights: which they are, and their digest."""
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from rewarm.checkpoints.find_checkpoint import PICKLED, SAFETENSORS
 from rewarm.checkpoints.gpt_neox_import import find_gpt_neox_checkpoint, gpt_neox_layer_files
 from rewarm.errors import CheckpointError
 from rewarm.model.architecture import Architecture
 from rewarm.safe_loading import is_plain_file_name, read_json_as
+
+SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
+"""Hugging Face's names of the weights in one file, and of the index of several."""
+PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""The same for files written by torch.save."""
 
 
 def find_weight_files(directory: Path, architecture: Architecture) -> list[Path]:
@@ -34,14 +39,14 @@ def _weight_files(directory: Path, architecture: Architecture) -> list[Path]:
     if find_gpt_neox_checkpoint(directory):
         layers = gpt_neox_layer_files(directory, architecture.layers, tied=architecture.tied)
         return [file.path for file in layers]
-    for whole, index in (SAFETENSORS, PICKLED):
-        if (directory / whole).is_file():
-            return [directory / whole]
+    for single, index in (SAFETENSORS_FILES, PICKLE_FILES):
+        if (directory / single).is_file():
+            return [directory / single]
         if (directory / index).is_file():
-            return _files_in_index(directory / index, Path(whole).suffix)
+            return _files_in_index(directory / index, Path(single).suffix)
     raise CheckpointError(
-        f"{directory}: no weights; expected one of {', '.join(SAFETENSORS + PICKLED)}; download "
-        "the model again"
+        f"{directory}: no weights; expected one of {', '.join(SAFETENSORS_FILES + PICKLE_FILES)}; "
+        "download the model again"
     )
 
 
@@ -63,3 +68,25 @@ def _files_in_index(index: Path, suffix: str) -> list[Path]:
             f"{index}: cannot be read: {error}; download the model again"
         ) from None
     return [index.parent / name for name in names]
+
+
+def weights_digest(directory: Path) -> str:
+    """Returns the sha256 of a model's weights: for a single file the one that `sha256sum` prints.
+
+    For several files it is the sha256 of the list of their digests and names.
+    """
+    single_files = [directory / names[0] for names in (SAFETENSORS_FILES, PICKLE_FILES)]
+    files = [path for path in single_files if path.is_file()][:1] or sorted(
+        path
+        for pattern in ("*.safetensors", "*.bin", "layer_*.pt")
+        for path in directory.glob(pattern)
+        if path.is_file()
+    )
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(files) == 1:
+        return digests[0]
+    lines = (f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()

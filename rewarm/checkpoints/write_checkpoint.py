@@ -1,20 +1,18 @@
-"""One checkpoint directory: a Hugging Face model, plus what is needed to go on exactly.
+"""Writes a checkpoint: a Hugging Face model directory, plus what resuming the run exactly needs.
 
 ```
 step-00001000/  config.json  generation_config.json  model.safetensors  tokenizer files   the model
                 model.safetensors.index.json                      which files hold its weights
-                optimizer.safetensors  progress.json  recipe.yaml                         to go on
-                  (Adam's moments, and the magnitudes behind the scales of fp8)
-                MANIFEST.json                                     bytes and sha256 of every file
+                optimizer.safetensors  progress.json  recipe.yaml                         to resume
+                MANIFEST.json                                     size and sha256 of every file
 ```
-Written beside as step-00001000.partial, flushed to the disk, and renamed when whole. Safetensors
-and JSON only: nothing in it can run.
+It is written as step-00001000.partial, flushed to disk, and renamed when complete. It contains
+safetensors, JSON and YAML only: no file in it can run code.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,12 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rewarm.checkpoints.manifest import MANIFEST, OPTIMIZER_FILE, build_manifest
-from rewarm.checkpoints.optimizer_state import (
-    _AMAXES,
-    optimizer_tensors,
-)
+from rewarm.checkpoints.optimizer_state import optimizer_state_tensors
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError
+from rewarm.files import sync_to_disk
 from rewarm.model.architecture import Architecture
 from rewarm.model.neox import NeoX
 from rewarm.quantities import format_bytes
@@ -45,7 +41,7 @@ _TOKENIZER_FILES = (
 
 
 class TokenizerSource(NamedTuple):
-    """Where a checkpoint's tokenizer files come from."""
+    """Where a checkpoint's tokenizer files are copied from."""
 
     directory: Path
     eos: int
@@ -53,99 +49,108 @@ class TokenizerSource(NamedTuple):
 
 
 class TensorSnapshot:
-    """A copy of weights and moments in host memory, which a thread can write while steps go on.
+    """A copy of the weights and the optimizer state in host memory.
 
-    The memory is kept for the next copy; beside a GPU it is pinned, so that copies run at the
-    bus's full speed.
+    A thread can write it while training continues. The memory is reused for the next copy; for
+    tensors on a GPU it is pinned, so that copies run at the full speed of the bus.
     """
 
     def __init__(self) -> None:
         self.weights: dict[str, Tensor] = {}
-        self.moments: dict[str, Tensor] = {}
+        self.optimizer_state: dict[str, Tensor] = {}
 
-    def take(self, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
-        """Copies the tensors of this moment; waits for the device."""
+    def copy_from(self, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
+        """Copies the current tensors; waits for the device."""
         weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         if model.architecture.tied:
             del weights["embed_out.weight"]
-        state = optimizer_tensors(model, optimizer)
-        if model.scaling:
-            state[_AMAXES] = model.scaling.amaxes
-        for there, now in ((self.weights, weights), (self.moments, state)):
-            for name, tensor in now.items():
-                if name not in there:
-                    there[name] = torch.empty(
-                        tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda
-                    )
-                there[name].copy_(tensor, non_blocking=True)
+        _copy_to_host(weights, self.weights)
+        _copy_to_host(optimizer_state_tensors(model, optimizer), self.optimizer_state)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
     @property
-    def bytes(self) -> int:
-        """What they take up, in memory and on the disk."""
-        return sum(t.nbytes for t in (*self.weights.values(), *self.moments.values()))
+    def nbytes(self) -> int:
+        """Bytes that the tensors take, in memory and on disk."""
+        return sum(t.nbytes for t in (*self.weights.values(), *self.optimizer_state.values()))
+
+
+def _copy_to_host(tensors: dict[str, Tensor], copies: dict[str, Tensor]) -> None:
+    """Copies tensors into `copies`, which is allocated at the first call."""
+    for name, tensor in tensors.items():
+        if name not in copies:
+            copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        copies[name].copy_(tensor, non_blocking=True)
 
 
 def write_checkpoint(
     directory: Path,
     architecture: Architecture,
-    tensors: TensorSnapshot,
-    progress: TrainingState,
+    snapshot: TensorSnapshot,
+    state: TrainingState,
     recipe: str,
     tokenizer: TokenizerSource,
 ) -> None:
-    """Writes a whole checkpoint, or nothing.
+    """Writes a complete checkpoint, or nothing.
 
     Raises:
-        CheckpointError: there is no room for it, or the folder cannot be written.
+        CheckpointError: the disk is too full, or the folder cannot be written.
     """
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        free = shutil.disk_usage(partial).free
-        if free < tensors.bytes:
-            raise OSError(
-                f"it takes {format_bytes(tensors.bytes)}, and {format_bytes(free)} are free on "
-                "this disk"
-            )
-        config = architecture.to_hugging_face()
-        ids = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos}
-        _write_json(partial / "config.json", config | ids)
-        # generate() pads with end-of-text anyway; older transformers warn if they are not told to.
-        _write_json(partial / "generation_config.json", ids | {"pad_token_id": tokenizer.eos})
-        _write_tokenizer(partial, tokenizer, architecture.positions)
-        save_file(tensors.weights, partial / "model.safetensors", metadata={"format": "pt"})
-        # Without it, vLLM takes every *.safetensors here for weights, the moments too.
-        _write_json(partial / "model.safetensors.index.json", _index(tensors.weights))
-        save_file(tensors.moments, partial / OPTIMIZER_FILE)
+        _check_free_space(partial, snapshot.nbytes)
+        _write_model(partial, architecture, snapshot.weights, tokenizer)
+        save_file(snapshot.optimizer_state, partial / OPTIMIZER_FILE)
         (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
-        _write_json(partial / "progress.json", progress.model_dump())
+        _write_json(partial / "progress.json", state.model_dump())
         _write_json(partial / MANIFEST, build_manifest(partial))
         for path in [*partial.iterdir(), partial]:
-            _flush(path)
+            sync_to_disk(path)
         partial.rename(directory)
-        _flush(directory.parent)
+        sync_to_disk(directory.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
-            f"{directory}: cannot be written: {error}; earlier checkpoints are untouched; make "
-            "room, or see that the folder may be written to"
+            f"{directory}: cannot be written: {error}; earlier checkpoints are untouched; free "
+            "disk space, or check the permissions of the folder"
         ) from None
+
+
+def _check_free_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"it needs {format_bytes(needed)}, and this disk has {format_bytes(free)} free"
+        )
+
+
+def _write_model(
+    folder: Path, architecture: Architecture, weights: dict[str, Tensor], tokenizer: TokenizerSource
+) -> None:
+    """Writes the files of a Hugging Face model."""
+    ids = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos}
+    _write_json(folder / "config.json", architecture.to_hugging_face() | ids)
+    # generate() pads with end-of-text anyway; older versions of transformers warn if it is not set.
+    _write_json(folder / "generation_config.json", ids | {"pad_token_id": tokenizer.eos})
+    _write_tokenizer(folder, tokenizer, architecture.positions)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    # Without an index, vLLM loads every *.safetensors here as weights, the optimizer state too.
+    _write_json(folder / "model.safetensors.index.json", _weight_index(weights))
 
 
 def _write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(partial: Path, source: TokenizerSource, positions: int) -> None:
+def _write_tokenizer(folder: Path, source: TokenizerSource, positions: int) -> None:
     for name in _TOKENIZER_FILES:
         if (source.directory / name).is_file():
-            shutil.copyfile(source.directory / name, partial / name)
-    if not (partial / "tokenizer_config.json").exists():
+            shutil.copyfile(source.directory / name, folder / name)
+    if not (folder / "tokenizer_config.json").exists():
         _write_json(
-            partial / "tokenizer_config.json",
+            folder / "tokenizer_config.json",
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "bos_token": source.eos_token,
@@ -157,17 +162,8 @@ def _write_tokenizer(partial: Path, source: TokenizerSource, positions: int) -> 
         )
 
 
-def _index(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+def _weight_index(weights: dict[str, Tensor]) -> dict[str, Any]:
     return {
-        "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
-        "weight_map": dict.fromkeys(tensors, "model.safetensors"),
+        "metadata": {"total_size": sum(tensor.nbytes for tensor in weights.values())},
+        "weight_map": dict.fromkeys(weights, "model.safetensors"),
     }
-
-
-def _flush(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
