@@ -1,6 +1,7 @@
 """Small real corpora, and recipes for models that train in a second."""
 
 import json
+import os
 import sys
 import tomllib
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from repository import ROOT
+from shared_folder import shared_folder
 from text_corpora import WORDS, write_texts
 
 from rewarm.checkpoints.training_state import TrainingState
@@ -15,7 +17,10 @@ from rewarm.data.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.model.architecture import PRESETS
 
-# A busy machine is no failure, and a run of the tests is like the one before.
+# Models are tiny: a second thread would only wait for the first, here and in started processes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A slow machine must not fail a test, and each run has to draw the same examples.
 settings.register_profile("calm", deadline=None, derandomize=True, database=None)
 settings.load_profile("calm")
 
@@ -31,32 +36,36 @@ def _forgetful_compiler():
 @pytest.fixture(scope="session")
 def tokenizer_json(tmp_path_factory) -> Path:
     """A byte-level BPE of 512 entries, trained on all three kinds of text."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    encoder = Tokenizer(models.BPE())
-    encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    encoder.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=512,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    encoder.train_from_iterator(list(WORDS.values()) * 50, trainer)
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    encoder.save(str(path))
-    return path
+    def train_tokenizer(folder: Path) -> None:
+        from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+        encoder = Tokenizer(models.BPE())
+        encoder.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        encoder.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=512,
+            special_tokens=["<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        encoder.train_from_iterator(list(WORDS.values()) * 50, trainer)
+        encoder.save(str(folder / "tokenizer.json"))
+
+    return shared_folder(tmp_path_factory, "tokenizer", train_tokenizer) / "tokenizer.json"
 
 
 @pytest.fixture(scope="session")
 def corpora(tmp_path_factory, tokenizer_json) -> Path:
     """A folder with upstream, downstream and third, each train (several tars) and val."""
-    root = tmp_path_factory.mktemp("corpora")
-    said = load_tokenizer(str(tokenizer_json))
-    for name in WORDS:
-        text = write_texts(root / f"{name}.jsonl", name, documents=200)
-        write_shards([text], root / name, said, shard_tokens=3000, validation=0.1)
-    return root
+
+    def write_corpora(folder: Path) -> None:
+        tokenizer = load_tokenizer(str(tokenizer_json))
+        for name in WORDS:
+            text = write_texts(folder / f"{name}.jsonl", name, documents=200)
+            write_shards([text], folder / name, tokenizer, shard_tokens=3000, validation=0.1)
+
+    return shared_folder(tmp_path_factory, "corpora", write_corpora)
 
 
 @pytest.fixture
