@@ -1,7 +1,7 @@
-"""Reads what strangers wrote: files that are files, of a sensible size; JSON that says one thing.
+"""Reads untrusted files: regular files of a limited size, and JSON without ambiguities.
 
-Errors here are `OSError` and `ValueError`, with the reason alone: the caller knows which file it
-wanted and what to advise.
+Errors here are `OSError` and `ValueError` with the reason alone: the caller adds the name of the
+file and what to try.
 """
 
 from __future__ import annotations
@@ -18,141 +18,149 @@ from pydantic import BaseModel, ValidationError
 
 from rewarm.errors import CheckpointError
 
-Document = TypeVar("Document", bound=BaseModel)
+AnyModel = TypeVar("AnyModel", bound=BaseModel)
 
 _MAX_BYTES = 16_000_000
 _MAX_DEPTH = 32
+_MAX_DIGITS = 40
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 # The kinds of files that are read from a model folder, or copied from it into checkpoints.
-_READ = {".json", ".safetensors", ".bin", ".txt", ".yaml", ".yml", ".pt"}
+_CHECKED_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".yaml", ".yml", ".pt"}
 
 
-def read_bytes(path: Path, most: int = _MAX_BYTES) -> bytes:
-    """Returns what a file holds.
+def read_limited(path: Path, max_bytes: int = _MAX_BYTES) -> bytes:
+    """Returns the content of a file.
 
     Raises:
-        OSError: it is not there, or cannot be read.
-        ValueError: it is not a file (a pipe would wait for ever), or larger than `most` bytes.
+        OSError: it does not exist, or cannot be read.
+        ValueError: it is not a regular file (reading a pipe could block forever), or is larger than
+            `max_bytes`.
     """
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
     with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"larger than {most:,} bytes")
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise ValueError(f"larger than {max_bytes:,} bytes")
     return data
 
 
-def read_json(path: Path, most: int = _MAX_BYTES) -> Any:
+def read_json(path: Path, max_bytes: int = _MAX_BYTES) -> Any:
     """Returns the data in a JSON file.
 
     Raises:
-        OSError: it is not there, or cannot be read.
-        ValueError: it is not a file, too large, or not JSON as `parse_json` wants it.
+        OSError: it does not exist, or cannot be read.
+        ValueError: it is not a regular file, too large, or not JSON that `parse_json` accepts.
     """
-    return parse_json(read_bytes(path, most))
+    return parse_json(read_limited(path, max_bytes))
 
 
-def read_json_as(kind: type[Document], path: Path) -> Document:
-    """Returns a JSON file as what it should be.
+def read_json_as(kind: type[AnyModel], path: Path) -> AnyModel:
+    """Returns a JSON file as an instance of a pydantic model.
 
     Raises:
-        OSError: it is not there, or cannot be read.
-        ValueError: as from `read_json`, or it is something else; the first problem is named.
+        OSError: it does not exist, or cannot be read.
+        ValueError: as from `read_json`, or the data does not fit the model; the first problem is
+            named.
     """
     try:
         return kind.model_validate(read_json(path))
     except ValidationError as error:
-        raise ValueError(first_problem(error)) from None
+        raise ValueError(first_validation_error(error)) from None
 
 
-def first_problem(error: ValidationError) -> str:
-    """Returns `place.in.the.data: what is wrong there`."""
+def first_validation_error(error: ValidationError) -> str:
+    """Returns the first problem as `path.in.the.data: what is wrong there`."""
     first = error.errors()[0]
-    at = ".".join(map(str, first["loc"]))
-    return f"{at}: {first['msg']}" if at else first["msg"]
+    location = ".".join(map(str, first["loc"]))
+    return f"{location}: {first['msg']}" if location else first["msg"]
 
 
 def parse_json(data: bytes) -> Any:
-    """Returns the data in JSON of which every reader sees the same.
+    """Returns the data in JSON that every parser reads in the same way.
 
     Raises:
-        ValueError: it is not JSON in UTF-8, is nested deeply, or holds a key twice in one object or
-            a number that is endless or not finite.
+        ValueError: it is not JSON in UTF-8, is nested too deeply, or contains a key twice in one
+            object, a number of too many digits or one that is not finite.
     """
     try:
         parsed = json.loads(
             data.decode(),
-            object_pairs_hook=_each_key_once,
-            parse_int=_whole,
-            parse_float=_finite,
-            parse_constant=_finite,
+            object_pairs_hook=_refuse_duplicate_keys,
+            parse_int=_parse_integer,
+            parse_float=_parse_finite,
+            parse_constant=_parse_finite,
         )
     except RecursionError:
         raise ValueError(f"nested deeper than {_MAX_DEPTH} levels") from None
-    level = [parsed]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            part
-            for one in level
-            if isinstance(one, dict | list)
-            for part in (one.values() if isinstance(one, dict) else one)
-        ]
-    if level:
-        raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
+    _check_depth(parsed)
     return parsed
 
 
+def _check_depth(data: Any) -> None:
+    level = [data]
+    for _ in range(_MAX_DEPTH):
+        level = [
+            child
+            for node in level
+            if isinstance(node, dict | list)
+            for child in (node.values() if isinstance(node, dict) else node)
+        ]
+    if level:
+        raise ValueError(f"nested deeper than {_MAX_DEPTH} levels")
+
+
+def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    parsed = dict(pairs)
+    if len(parsed) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"{key!r} is a duplicate key in one object")
+    return parsed
+
+
+def _parse_integer(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _parse_finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text} is not a finite number")
+    return number
+
+
 def is_plain_file_name(name: str) -> bool:
-    """Returns whether a name is that of a file in the same folder, and no path to elsewhere."""
+    """Returns whether a name is that of a file in the same folder, and not a path to elsewhere."""
     return bool(_PLAIN_NAME.fullmatch(name))
 
 
 def check_files_inside(folder: Path) -> None:
-    """Makes sure that the files of a folder lie in it: no links out of it, pipes or devices.
+    """Checks that the files of a folder are regular files inside it, not links out of it or pipes.
 
-    A link could have rewarm read what it was never given, and copy it into a checkpoint that is
-    published. The hub's cache keeps snapshots of links to blobs, beside them or one level up.
+    A link out of a model folder could make rewarm read a private file, and copy it into a
+    checkpoint that is published. The hub's cache is allowed: its snapshots are links to blobs, in
+    the model's own folder or one level above.
 
     Raises:
-        CheckpointError: one of them does not.
-        OSError: it is no folder, or cannot be read.
+        CheckpointError: one of them is not.
+        OSError: it is not a folder, or cannot be read.
     """
-    home = folder.resolve()
-    own = [home]
-    for above in home.parents:
-        if above.name == "snapshots":
-            own += [above.parent / "blobs", above.parent.parent / "blobs"]
+    folder_path = folder.resolve()
+    allowed = [folder_path]
+    for parent in folder_path.parents:
+        if parent.name == "snapshots":
+            allowed += [parent.parent / "blobs", parent.parent.parent / "blobs"]
     for path in sorted(folder.iterdir()):
-        if path.suffix not in _READ or path.is_dir():
+        if path.suffix not in _CHECKED_SUFFIXES or path.is_dir():
             continue
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: not a file, or a link to nothing; put the file itself in its place"
+                f"{path}: not a file, or a broken link; replace it with the file itself"
             )
-        real = Path(os.path.realpath(path))
-        if not any(real.is_relative_to(one) for one in own):
+        target = Path(os.path.realpath(path))
+        if not any(target.is_relative_to(root) for root in allowed):
             raise CheckpointError(
-                f"{path}: a link out of its folder, to {real}; put the file itself in its place"
+                f"{path}: a link out of its folder, to {target}; replace it with the file itself"
             )
-
-
-def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"{key!r} is there twice in one object")
-    return found
-
-
-def _whole(written: str) -> int:
-    if len(written) > 40:
-        raise ValueError(f"a number of {len(written):,} digits")
-    return int(written)
-
-
-def _finite(written: str) -> float:
-    number = float(written)
-    if not math.isfinite(number):
-        raise ValueError(f"{written} is not a finite number")
-    return number

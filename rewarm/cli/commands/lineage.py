@@ -23,17 +23,18 @@ def lineage(
 
     from rewarm.checkpoints.lineage import LineageNode, lineage_chains, lineage_forest
 
-    found = lineage_chains(path)
+    chains = lineage_chains(path)
     if as_json:
-        print(json.dumps([[one.model_dump() for one in chain] for chain in found], indent=1))
+        print(json.dumps([[model.model_dump() for model in chain] for chain in chains], indent=1))
         return
 
-    def drawn(node: LineageNode) -> Tree:
-        tree = Tree(node.model.in_words())
-        tree.children += map(drawn, node.children)
+    def tree_of(node: LineageNode) -> Tree:
+        tree = Tree(node.model.one_line())
+        tree.children += map(tree_of, node.children)
         return tree
 
     console = Console(highlight=False, emoji=False, markup=False)
+    # Lines are not wrapped in a file, and not below 120 columns in a terminal.
     console.width = max(console.width, 120) if console.is_terminal else 1000
-    for root in lineage_forest(found):
-        console.print(drawn(root))
+    for root in lineage_forest(chains):
+        console.print(tree_of(root))
