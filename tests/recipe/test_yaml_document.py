@@ -1,9 +1,11 @@
+"""YAML to plain data: types, source locations, what is refused, overrides."""
+
 import math
 
 import pytest
 
 from rewarm.errors import RecipeError
-from rewarm.recipe.yaml_document import YamlDocument, write_yaml
+from rewarm.recipe.yaml_document import YamlDocument, flatten_settings, write_yaml
 
 TEXT = """\
 # A comment.
@@ -25,7 +27,7 @@ def problem(text: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("location", "place"),
+    ("key_path", "position"),
     [
         ((), "2:1"),
         (("run",), "2:1"),
@@ -34,12 +36,12 @@ def problem(text: str) -> str:
         (("data", "train", "b", "shards"), "5:33"),
         (("betas", 0), "7:5"),
         (("betas", 1), "8:5"),
-        (("data", "lanes"), "3:1"),  # what is not there is placed at what it belongs in
+        (("data", "lanes"), "3:1"),  # missing: the section that would contain it
         (("nowhere", "at", "all"), "2:1"),
     ],
 )
-def test_every_part_has_a_place(location, place):
-    assert YamlDocument(TEXT, "r.yaml").where(location) == f"r.yaml:{place}"
+def test_every_part_has_a_source_location(key_path, position):
+    assert YamlDocument(TEXT, "r.yaml").source_location(key_path) == f"r.yaml:{position}"
 
 
 @pytest.mark.parametrize(
@@ -59,7 +61,7 @@ def test_every_part_has_a_place(location, place):
         ("null", None),
         ("~", None),
         ("", None),
-        # Text, where YAML 1.1 sees a truth, a date, an octal or a sexagesimal number.
+        # Text, which YAML 1.1 reads as a boolean, a date, an octal or a sexagesimal number.
         ("no", "no"),
         ("on", "on"),
         ("1:30", "1:30"),
@@ -67,7 +69,7 @@ def test_every_part_has_a_place(location, place):
         ("0x1f", "0x1f"),
         ("2024-01-31", "2024-01-31"),
         ("2024-13-45", "2024-13-45"),
-        # Text that only starts like something else.
+        # Text that starts like something else.
         ("0.5%", "0.5%"),
         ("1.5B", "1.5B"),
         ("1.5B tokens", "1.5B tokens"),
@@ -77,22 +79,22 @@ def test_every_part_has_a_place(location, place):
         ("trueblue", "trueblue"),
     ],
 )
-def test_numbers_and_words(written, value):
-    found = YamlDocument(f"a: {written}", "r.yaml").data["a"]
-    assert found == value
-    assert type(found) is type(value)
+def test_plain_values(written, value):
+    read = YamlDocument(f"a: {written}", "r.yaml").data["a"]
+    assert read == value
+    assert type(read) is type(value)
 
 
-def test_not_a_number_is_a_number():
+def test_nan_is_a_float():
     assert math.isnan(YamlDocument("a: .nan", "r.yaml").data["a"])
 
 
-def test_an_empty_document_has_no_settings():
+def test_empty_document_has_no_settings():
     assert YamlDocument("# nothing yet\n", "r.yaml").data == {}
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: 1\nb: 2\na: 3\n", "r.yaml:3:1: a is written twice; keep one"),
         ("s:\n  a: 1\n  a: 2\n", "r.yaml:3:3: s: a is written twice; keep one"),
@@ -116,8 +118,8 @@ def test_an_empty_document_has_no_settings():
         ("a: b: c\n", "r.yaml:1:5: not valid YAML: mapping values are not allowed here"),
     ],
 )
-def test_what_a_recipe_may_not_hold(text, said):
-    assert problem(text).startswith(said)
+def test_refused_documents(text, message):
+    assert problem(text).startswith(message)
 
 
 def test_depth_is_limited():
@@ -131,7 +133,7 @@ def test_size_is_limited():
     assert "longer than 1,000,000 characters" in problem("#" * 1_000_001)
 
 
-def test_a_bomb_of_aliases_is_refused():
+def test_exponential_aliases_are_refused():
     lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)]
     assert problem("\n".join(lines)).startswith("r.yaml:2:10: aliases")
 
@@ -139,59 +141,74 @@ def test_a_bomb_of_aliases_is_refused():
 def test_files_that_cannot_be_read(tmp_path):
     (tmp_path / "latin.yaml").write_bytes(b"run: caf\xe9\n")
     (tmp_path / "closed" / "r.yaml").mkdir(parents=True)
-    for name, said in (
+    for name, message in (
         ("none.yaml", "no such file; a recipe is a YAML file"),
         ("closed", "is a folder; a recipe is a YAML file"),
         ("latin.yaml", "not UTF-8 text: invalid continuation byte"),
         ("latin.yaml/r.yaml", "cannot be read: Not a directory"),
     ):
-        with pytest.raises(RecipeError, match=f"{name}: {said}"):
+        with pytest.raises(RecipeError, match=f"{name}: {message}"):
             YamlDocument.load(tmp_path / name)
 
 
-def test_set_replaces_and_is_named_in_errors():
+def test_override_replaces_a_section_and_is_its_source_location():
     document = YamlDocument(TEXT, "r.yaml")
-    document.set("data.train={c: {shards: three}}")
+    document.apply_override("data.train={c: {shards: three}}")
     assert document.data["data"]["train"] == {"c": {"shards": "three"}}
-    assert document.where(("data", "train", "c", "shards")).startswith("--set data.train=")
-    assert document.where(("data", "context")) == "r.yaml:4:3"
+    assert document.source_location(("data", "train", "c", "shards")).startswith(
+        "--set data.train="
+    )
+    assert document.source_location(("data", "context")) == "r.yaml:4:3"
 
 
-def test_set_reads_values_as_the_file_does():
+def test_override_parses_values_as_in_a_file():
     document = YamlDocument(TEXT, "r.yaml")
     for written, value in (("3e-4", 3e-4), ("no", "no"), ("", None), ("[1, b]", [1, "b"])):
-        document.set(f"run={written}")
+        document.apply_override(f"run={written}")
         assert document.data["run"] == value
 
 
-def test_set_creates_the_sections_on_the_way():
+def test_override_creates_missing_sections():
     document = YamlDocument("", "r.yaml")
-    document.set("a.b.c=1")
-    document.set("a.b.d=x=y")
+    document.apply_override("a.b.c=1")
+    document.apply_override("a.b.d=x=y")
     assert document.data == {"a": {"b": {"c": 1, "d": "x=y"}}}
-    assert document.where(("a", "b")) == "--set a.b.c=1"
+    assert document.source_location(("a", "b")) == "--set a.b.c=1"
 
 
 @pytest.mark.parametrize(
-    ("assignment", "said"),
+    ("assignment", "message"),
     [
         ("run", "should be written --set section.setting=value"),
         ("=5", "should be written --set section.setting=value"),
         ("data..x=5", "should be written --set section.setting=value"),
-        ("run.x=5", "run has no settings"),
-        ("data.context.x.y=5", "data.context has no settings"),
+        ("run.x=5", "run is a value and has no settings"),
+        ("data.context.x.y=5", "data.context is a value and has no settings"),
         ("run=[a", "not valid YAML: while parsing a flow sequence"),
         ("run=a\nseed: 2", "not valid YAML"),
         ("run=*x", "aliases"),
     ],
 )
-def test_set_refuses(assignment, said):
+def test_refused_overrides(assignment, message):
     with pytest.raises(RecipeError) as raised:
-        YamlDocument(TEXT, "r.yaml").set(assignment)
+        YamlDocument(TEXT, "r.yaml").apply_override(assignment)
     assert str(raised.value).startswith(f"--set {assignment}")
-    assert said in str(raised.value)
+    assert message in str(raised.value)
+
+
+def test_set_value_shows_the_given_source_in_errors():
+    document = YamlDocument(TEXT, "r.yaml")
+    document.set_value(("data", "context"), 16, "study.yaml:3:1")
+    assert document.data["data"]["context"] == 16
+    assert document.source_location(("data", "context")) == "study.yaml:3:1"
+    assert document.source_location(("data", "train")) == "r.yaml:5:3"
 
 
 @pytest.mark.parametrize("text", ["1e5", "no", "0.5%", "1:30", "2024-01-01", "017", "é: #x", "~"])
-def test_text_is_written_so_that_it_reads_back_as_text(text):
+def test_text_is_quoted_so_that_it_is_read_back_as_text(text):
     assert YamlDocument(write_yaml({"run": text}), "r.yaml").data == {"run": text}
+
+
+def test_flatten_settings():
+    nested = {"a": 1, "b": {"c": [2, {"d": 3}], "e": {"f": None}}, "g": {}}
+    assert flatten_settings(nested) == {"a": 1, "b.c": [2, {"d": 3}], "b.e.f": None}

@@ -1,0 +1,172 @@
+"""The settings of each section: their bounds, their defaults, and what a section refuses."""
+
+import math
+
+import pytest
+
+from recipes import recipe_of, recipe_problems
+from rewarm.model.architecture import PRESETS
+from rewarm.recipe.recipe import Recipe, recipe_schema
+
+
+def test_every_default_is_written_out(thousand_steps):
+    settings = recipe_of(thousand_steps).to_dict()
+    assert settings["seed"] == 17
+    assert settings["data"]["lanes"] == 16
+    assert settings["data"]["validation"] == {}
+    assert settings["model"] == {
+        "base": None,
+        "revision": None,
+        "preset": "pythia-14m",
+        "architecture": None,
+        "base_lr": None,
+        "fresh": False,
+    }
+    assert settings["optimizer"] == {
+        "betas": [0.9, 0.95],
+        "eps": 1e-8,
+        "weight_decay": 0.1,
+        "clip": 1.0,
+        "carry": False,
+    }
+    assert settings["schedule"] == {
+        "name": "rewarm",
+        "peak_lr": 3e-4,
+        "min_lr": 3e-5,
+        "preheat": 0,
+        "decay": "cosine",
+        "start_lr": 0.0,
+        "warmup": "100 steps",
+    }
+    assert settings["every"] == {"log": 10, "evaluate": 500, "save": 1000}
+    assert (settings["precision"], settings["compile"]) == ("bf16", True)
+
+
+def test_every_setting_has_help():
+    definitions = recipe_schema()["$defs"]
+    sections = {
+        name: definition
+        for name, definition in definitions.items()
+        if name.endswith("Settings") or name in ("TrainSet", "ValidationSet", "WeightFrom")
+    }
+    assert len(sections) == 11
+    for name, section in sections.items():
+        assert section["description"], name
+        for setting, schema in section["properties"].items():
+            assert schema["description"], f"{name}.{setting}"
+    # A section's help is that of its class.
+    assert {name for name, field in Recipe.model_fields.items() if not field.description} == {
+        "model",
+        "batch",
+        "data",
+        "schedule",
+        "optimizer",
+        "loss_scale",
+        "every",
+        "keep",
+        "guard",
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        # model
+        (
+            "model.preset=pythia-41m",
+            "model.preset: no preset named 'pythia-41m'; did you mean 'pythia-410m'? (presets: ",
+        ),
+        (
+            "model={preset: pythia-14m, base: x}",
+            "model: should have exactly one of base, preset, architecture; got base and preset",
+        ),
+        ("model={}", "model: should have exactly one of base, preset, architecture; got none of"),
+        (
+            "model.revision=main",
+            "model: revision, fresh and base_lr need a base; set base, or remove them",
+        ),
+        (
+            "model.fresh=true",
+            "model: revision, fresh and base_lr need a base; set base, or remove them",
+        ),
+        (
+            "model={architecture: {layers: 1, hidden: 10, heads: 3}}",
+            "model.architecture: hidden 10 should divide evenly among 3 heads",
+        ),
+        # data
+        (
+            "data.train.downstream.shards=pipe:cat x",
+            "data.train.downstream.shards: should be a folder or a URL with http://, https://, "
+            "s3://, gs://, hf://; pipe: is not supported, and commands are never run (got 'pipe:",
+        ),
+        (
+            "data.train.downstream.shards='!cat x'",
+            "data.train.downstream.shards: should be a folder or one plain URL (got '!cat x')",
+        ),
+        (
+            "data.train.downstream.shards='https://a/x::s3://b'",
+            "data.train.downstream.shards: should be a folder or one plain URL (got 'https:",
+        ),
+        (
+            "data.train.downstream.weight=0",
+            "data.train.downstream.weight: should be above 0; to give a corpus no weight, remove",
+        ),
+        (
+            "data.train.downstream.weight=[{from: 10%, weight: 1}]",
+            "data.train.downstream.weight: should start with `from: 0`, and each `from` should be",
+        ),
+        (
+            "data.train.downstream.weight=[{from: 0, weight: 1}, {from: 0, weight: 2}]",
+            "data.train.downstream.weight: should start with `from: 0`, and each `from` should be",
+        ),
+        ("data.train.downstream.weight=[]", "data.train.downstream.weight: should start with `fro"),
+        # loss scale
+        (
+            "loss_scale.initial=1000",
+            "loss_scale.initial: should be a power of 2, so that scaling is exact (got 1000)",
+        ),
+        (
+            "loss_scale={initial: 2, minimum: 4}",
+            "loss_scale: initial should be at least the minimum of 4, got 2",
+        ),
+    ],
+)
+def test_refused(thousand_steps, override, message):
+    (problem,) = recipe_problems(thousand_steps, override)
+    assert f": {message}" in problem
+
+
+def test_architecture_is_stated_unless_the_model_has_a_base(thousand_steps):
+    def stated_architecture(*overrides):
+        return recipe_of(thousand_steps, *overrides).model.stated_architecture
+
+    assert stated_architecture() is PRESETS["pythia-14m"]
+    assert (
+        stated_architecture("model={architecture: {layers: 1, hidden: 64, heads: 2}}").layers == 1
+    )
+    assert stated_architecture("model={base: a/b}", "data.context=10k") is None
+    fresh = recipe_of(thousand_steps, "model={base: a/b, revision: main, fresh: true}")
+    assert fresh.model.fresh
+
+
+def test_weight_is_written_back_as_it_was_given(thousand_steps):
+    def written(weight):
+        recipe = recipe_of(thousand_steps, f"data.train.downstream.weight={weight}")
+        return recipe.to_dict()["data"]["train"]["downstream"]["weight"]
+
+    assert math.isclose(written("95%"), 0.95)
+    assert written("[{from: 0, weight: 1}, {from: 50 steps, weight: 25%}]") == [
+        {"from": 0, "weight": 1.0},
+        {"from": "50 steps", "weight": 0.25},
+    ]
+
+
+def test_microbatch_cannot_be_null(thousand_steps):
+    problems = recipe_problems(thousand_steps, "batch.microbatch=null")
+    assert any("batch.microbatch: should be a number of sequences, or auto" in p for p in problems)
+
+
+def test_automatic_microbatch_is_none_until_resolved(thousand_steps):
+    recipe = recipe_of(thousand_steps, "batch.microbatch=auto")
+    assert recipe.batch.microbatch is None
+    assert recipe.to_dict()["batch"]["microbatch"] == "auto"

@@ -1,0 +1,296 @@
+"""How problems of a document are reported: at their source locations, all of them at once."""
+
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from recipes import FULL_RECIPE, recipe_of, recipe_problems
+from rewarm.errors import RecipeError
+from rewarm.recipe.recipe import load_recipe
+
+
+def test_reports_all_problems_in_source_order():
+    text = """\
+run: x
+tokens: -5
+modle: {preset: pythia-14m}
+data:
+  context: 1000
+  train: {new: {shards: data/new, wieght: 2}}
+batch: {tokens: 1.5, microbatch: 10}
+schedule:
+  name: rewarm
+  peek_lr: 3e-4
+  min_lr: 3e-5
+  warmup: 1.5
+every: {lgo: 5}
+"""
+    assert recipe_problems(text, "seed=x") == [
+        "--set seed=x: seed: should be a valid integer (got 'x')",
+        "r.yaml:1:1: model: required, but missing",
+        "r.yaml:2:1: tokens: should be greater than 0 (got -5)",
+        "r.yaml:3:1: modle: no such setting; did you mean 'model'?",
+        "r.yaml:6:35: data.train.new.wieght: no such setting; did you mean 'weight'?",
+        "r.yaml:7:9: batch.tokens: should be a count, such as 2_097_152, 20M, 10B or 1e9 (got 1.5)",
+        "r.yaml:8:1: schedule.peak_lr: required, but missing",
+        "r.yaml:10:3: schedule.peek_lr: no such setting; did you mean 'peak_lr'?",
+        "r.yaml:12:3: schedule.warmup: should be less than 1 (got 1.5)",
+        "r.yaml:13:9: every.lgo: no such setting; did you mean 'log'?",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "optimizer.lr=3e-4",
+            "optimizer.lr: no such setting (settings here: betas, eps, weight_decay, clip, carry)",
+        ),
+        (
+            "data.train={a b: {shards: x}}",
+            "data.train.a b: a name should consist of letters, digits, '.', '_' and '-', and start",
+        ),
+        ("optimizer=[1]", "optimizer: should be settings (`key: value` lines), got [1]"),
+        ("schedule.name={x}", "schedule.name: should be text"),
+        ("schedule={}", "schedule.name: required, but missing"),
+        ("schedule=rewarm", "schedule: should be settings, such as {name: rewarm"),
+        ("schedule.warmup=1001 steps", "schedule.warmup: should be less than 1 (got '1001 steps')"),
+    ],
+)
+def test_message(thousand_steps, override, message):
+    (problem,) = recipe_problems(thousand_steps, override)
+    assert f": {message}" in problem
+
+
+def test_long_values_are_shortened(thousand_steps):
+    (problem,) = recipe_problems(thousand_steps, f"seed={'x' * 1000}")
+    assert problem.endswith(f"(got '{'x' * 56}...)")
+
+
+def test_problems_of_several_settings_are_located_at_one_of_them_or_their_section():
+    for override, start in (
+        (
+            "batch.tokens=98_304",
+            "--set batch.tokens=98_304: batch.tokens: should be a whole number",
+        ),
+        ("batch.microbatch=11", "r.yaml:34:3: batch.tokens: should be a whole number"),
+        ("model.architecture.positions=512", "r.yaml:21:3: data.context: should be at most the"),
+        ("schedule.min_lr=4e-4", "r.yaml:36:1: schedule: min_lr 0.0004 should not be above"),
+        ("model.architecture.heads=3", "r.yaml:6:3: model.architecture: hidden 128 should divide"),
+    ):
+        assert recipe_problems(FULL_RECIPE, override)[0].startswith(start)
+
+
+def test_misspelt_setting_in_a_list_gets_a_suggestion(thousand_steps):
+    weights = "data.train.downstream.weight=[{from: 0%, weight: 1}, {form: 50%, weight: 2}]"
+    problems = recipe_problems(thousand_steps, weights)
+    assert [problem.rpartition(": data.")[2] for problem in problems] == [
+        "train.downstream.weight.1.form: no such setting; did you mean 'from'?",
+        "train.downstream.weight.1.from: required, but missing",
+    ]
+
+
+# 200 mutations of a recipe with every setting; each is to be reported at its line.
+
+NUMBER = ["ten", "[1]", "{a: 1}", "true", "''"]
+COUNT = [*NUMBER, "-5", "0", "1.5", "1.5B.", "10 B B", "1e30", "null"]
+SIZE = [*NUMBER, "0", "-5", "1.5", "1e3", "null", "10k"]
+RATE = [*NUMBER, "-1e-5", ".nan", ".inf", "1%", "null"]
+BOOLEAN = ["maybe", "2", "[true]", "null", "{}"]
+TEXT = ["''", "5", "[a]", "{a: b}", "true"]
+SECTION = ["5", "text", "[1]", "true"]
+WRONG = {
+    "run": TEXT,
+    "seed": [*NUMBER, "-1", "1.5", "9223372036854775808", "007"],
+    "tokens": [*COUNT, "99_999"],
+    "model": SECTION,
+    "model.architecture": SECTION,
+    "model.architecture.layers": SIZE,
+    "model.architecture.hidden": SIZE,
+    "model.architecture.heads": SIZE,
+    "model.architecture.vocabulary": SIZE,
+    "model.architecture.rotary": [*NUMBER, "0", "1.5", "-.inf", "25%"],
+    "model.architecture.activation": ["tanh", "5", "null"],
+    "model.architecture.tied": BOOLEAN,
+    "model.architecture.layer_norm_eps": [*NUMBER, "0", "-1e-5"],
+    "data": SECTION,
+    "data.context": [*COUNT, "4096", "2_000_000"],
+    "data.lanes": SIZE,
+    "data.train": [*SECTION, "{}", "null", "{bad name: {shards: x}}"],
+    "data.train.new": SECTION,
+    "data.train.new.shards": TEXT,
+    "data.train.new.weight": [
+        *NUMBER,
+        "0",
+        "-1",
+        ".inf",
+        ".nan",
+        "0%",
+        "5 percent",
+        "1" + "0" * 400,
+    ],
+    "data.validation.new.tokens": [wrong for wrong in COUNT if wrong != "null"],
+    "batch": SECTION,
+    "batch.tokens": [*COUNT, "100_001", "1B"],
+    "batch.microbatch": [*SIZE, "11"],
+    "schedule": SECTION,
+    "schedule.name": ["rewram", "5", "[rewarm]", "null"],
+    "schedule.start_lr": RATE,
+    "schedule.peak_lr": RATE,
+    "schedule.min_lr": RATE,
+    "schedule.warmup": [
+        *NUMBER,
+        "1.5",
+        "-1%",
+        ".nan",
+        "100%",
+        "1000 steps",
+        "5 apples",
+        "100M tokens",
+    ],
+    "schedule.decay": ["exponential", "5", "null"],
+    "optimizer": SECTION,
+    "optimizer.betas": ["0.9", "[0.9]", "[0.9, 1.0]", "[0.9, x]", "[0.9, 0.95, 0.99]", "null"],
+    "optimizer.eps": [*RATE, "0"],
+    "optimizer.clip": [wrong for wrong in RATE if wrong != "null"] + ["0"],
+    "optimizer.carry": [*BOOLEAN, "true"],
+    "precision": ["fp4", "32", "null"],
+    "compile": BOOLEAN,
+    "every": SECTION,
+    "every.log": [wrong for wrong in COUNT if wrong != "1e30"],
+    "every.save": [wrong for wrong in COUNT if wrong not in ("null", "1e30")],
+}
+# These conflict with another setting, at whose line they are reported.
+REPORTED_AT = {("batch.tokens", "1B"): "tokens", ("batch.microbatch", "11"): "batch.tokens"}
+REQUIRED = [
+    "run",
+    "tokens",
+    "model",
+    "model.architecture",
+    "model.architecture.layers",
+    "model.architecture.hidden",
+    "model.architecture.heads",
+    "data",
+    "data.train",
+    "data.train.new.shards",
+    "data.validation.new.shards",
+    "batch",
+    "batch.tokens",
+    "batch.microbatch",
+    "schedule",
+    "schedule.name",
+    "schedule.peak_lr",
+    "schedule.min_lr",
+]
+
+
+class Mutation(NamedTuple):
+    name: str
+    line: int
+    """The line at which the problem should be reported."""
+    text: str
+
+
+def outline(text: str) -> dict[str, int]:
+    """The line of every setting, by indentation alone: independent of the parser under test."""
+    path: list[str] = []
+    line_numbers = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.startswith("#"):
+            path[(len(line) - len(line.lstrip())) // 2 :] = [line.split(":")[0].strip()]
+            line_numbers[".".join(path)] = number
+    return line_numbers
+
+
+LINES, LINE_OF = FULL_RECIPE.splitlines(), outline(FULL_RECIPE)
+
+
+def full_with(number: int, *new: str, until: int | None = None) -> str:
+    """FULL_RECIPE with `new` instead of a line, or of the lines from it up to `until`."""
+    return "\n".join([*LINES[: number - 1], *new, *LINES[(until or number + 1) - 1 :]]) + "\n"
+
+
+def wrong_settings() -> Iterator[Mutation]:
+    for path, number in LINE_OF.items():
+        line = LINES[number - 1]
+        parent, _, key = path.rpartition(".")
+        section = LINE_OF[parent] if parent else 2
+        after = [n for p, n in LINE_OF.items() if n > number and not p.startswith(f"{path}.")]
+        until = after[0] if after else len(LINES) + 1
+        if key not in ("new", "old"):  # corpora may have any name
+            # Without a name, the settings of the schedule are not known.
+            at = section if path == "schedule.name" else number
+            for misspelt in (key[1:] + key[0], key + "s", key[:-1] + "_"):
+                yield Mutation(misspelt, at, full_with(number, line.replace(key, misspelt, 1)))
+        if path in REQUIRED:
+            yield Mutation(f"no {path}", section, full_with(number, until=until))
+        for wrong in WRONG.get(path, []):
+            at = LINE_OF[REPORTED_AT.get((path, wrong), path)]
+            new = f"{line.partition(':')[0]}: {wrong}"
+            yield Mutation(f"{path}={wrong:.20}", at, full_with(number, new, until=until))
+
+
+OPENED = ("[", "{", "]", "'", '"', "*", "@", "!!str ")
+
+
+def broken_yaml() -> Iterator[Mutation]:
+    for path, number in LINE_OF.items():
+        line = LINES[number - 1]
+        key, _, value = line.partition(": ")
+        broken = []
+        if value.startswith(("[", "{")):
+            broken.append(line[:-1])
+        elif value:
+            broken += [f"{key}: {opened}{value}" for opened in OPENED]
+        if line.startswith(" "):
+            broken += ["\t" + line.lstrip(), line.replace(line.lstrip(), "\t" + line.lstrip())]
+        if number - 1 not in (1, LINE_OF.get(path.rpartition(".")[0])):
+            # Not the first setting: its indentation determines that of its section.
+            broken += [" " + line, line.replace(":", "", 1)]
+            broken += [line[1:]] if line.startswith(" ") else []
+        for new in broken:
+            yield Mutation(f"{number}:{new}", number, full_with(number, new))
+        if value:
+            yield Mutation(f"{number}: twice {path}", number + 1, full_with(number, line, line))
+
+
+DRAW = random.Random(2308_04014)
+MUTATIONS = [
+    mutation
+    for mutations in (wrong_settings, broken_yaml)
+    for mutation in DRAW.sample(list(mutations()), 100)
+]
+
+
+def test_unmutated_recipe_is_valid():
+    assert recipe_of(FULL_RECIPE).steps == 1000
+    assert LINE_OF.keys() >= {*WRONG, *REQUIRED}
+    assert len({mutation.text for mutation in MUTATIONS} - {FULL_RECIPE}) == 200
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_mutation_is_reported_at_its_line(mutation, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(mutation.text, encoding="utf-8")
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    assert any(p.startswith(f"{path}:{mutation.line}:") for p in raised.value.problems), str(
+        raised.value
+    )
+
+
+@pytest.mark.parametrize("mutation", DRAW.sample(MUTATIONS, 12), ids=lambda mutation: mutation.name)
+def test_check_command_reports_mutation_at_its_line(mutation, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(mutation.text, encoding="utf-8")
+    command = Path(sys.executable).with_name("rewarm")
+    process = subprocess.run([command, "check", path], capture_output=True, text=True, check=False)
+    assert process.returncode == 2
+    assert f"{path}:{mutation.line}:" in process.stderr
+    assert "Traceback" not in process.stdout + process.stderr
+    assert not process.stdout
