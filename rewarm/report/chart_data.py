@@ -1,7 +1,7 @@
-"""The curves of a report as data for its script: JSON in few characters, and nothing but text.
+"""The curves of a report as JSON for its script: compact, and safe inside a page.
 
-Numbers are rounded, stored as differences, and a column that runs share, such as their tokens, is
-there once.
+Numbers are rounded and stored as differences. A column that several runs share, such as their
+tokens, is stored once.
 """
 
 from __future__ import annotations
@@ -10,82 +10,91 @@ import json
 import math
 from typing import Any
 
-from rewarm.report.collect_runs import CollectedRuns, MetricsLine, RunRecord
+from rewarm.report.collect_runs import CollectedRuns, JsonLine, RunRecord
 
-_LOSS = 1e-4  # nats: more digits of a loss than a curve shows
+_LOSS_RESOLUTION = 1e-4  # nats; finer than a curve can show
 
 
-def chart_data_json(found: CollectedRuns) -> str:
-    """Returns the curves' data as JSON that no name in it can break out of."""
+def chart_data_json(collected: CollectedRuns) -> str:
+    """Returns the curves' data as JSON, escaped so that no name in it can end its element."""
     columns = PackedColumns()
     arms = [
-        {"name": arm, "runs": [_run(one, found.sets, columns) for one in found.of(arm)]}
-        for arm in found.arms
+        {
+            "name": arm,
+            "runs": [
+                _run_data(record, collected.validation_sets, columns)
+                for record in collected.records_of(arm)
+            ],
+        }
+        for arm in collected.arms
     ]
-    said = f'{{"columns":{columns},"arms":{json.dumps(arms, separators=(",", ":"))}}}'
-    for sign in "<>&\u2028\u2029":
-        said = said.replace(sign, f"\\u{ord(sign):04x}")
-    return said
+    text = f'{{"columns":{columns},"arms":{json.dumps(arms, separators=(",", ":"))}}}'
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
 
 
 class PackedColumns:
-    """Numbers in few characters: the differences of rounded values; the same column is kept once.
+    """Columns of numbers as differences of rounded values; equal columns are stored once.
 
-    As [factor, divisor, differences]: a value is the sum up to it, times factor, over divisor.
+    Each is [factor, divisor, differences]: value i is the sum of the first i differences, times
+    factor, over divisor. A difference of null stands for a missing value.
     """
 
     def __init__(self) -> None:
-        self._places: dict[str, int] = {}
+        self._indices: dict[str, int] = {}
 
     def add(self, values: list[float | None], factor: int, divisor: int) -> int:
-        """Keeps a column and returns its place."""
-        before, differences = 0, []
+        """Stores a column and returns its index."""
+        previous, differences = 0, []
         for value in values:
             if value is None:
                 differences.append("null")
             else:
                 rounded = round(value * divisor / factor)
-                differences.append(str(rounded - before))
-                before = rounded
-        written = f"[{factor},{divisor},[{','.join(differences)}]]"
-        return self._places.setdefault(written, len(self._places))
+                differences.append(str(rounded - previous))
+                previous = rounded
+        column = f"[{factor},{divisor},[{','.join(differences)}]]"
+        return self._indices.setdefault(column, len(self._indices))
 
-    def counts(self, values: list[int]) -> int:
-        """Keeps whole numbers."""
+    def add_counts(self, values: list[int]) -> int:
+        """Stores whole numbers, exactly."""
         return self.add([*values], math.gcd(*values) or 1, 1)
 
-    def losses(self, values: list[float | None]) -> int:
-        """Keeps losses in nats."""
-        return self.add(values, 1, round(1 / _LOSS))
+    def add_losses(self, values: list[float | None]) -> int:
+        """Stores losses in nats, to 1e-4."""
+        return self.add(values, 1, round(1 / _LOSS_RESOLUTION))
 
-    def rates(self, values: list[float | None]) -> int:
-        """Keeps rates, to a ten thousandth of the highest."""
-        top = max((one for one in values if one), default=1.0)
-        return self.add(values, 1, 10 ** max(0, 4 - math.floor(math.log10(top))))
+    def add_rates(self, values: list[float | None]) -> int:
+        """Stores learning rates, to a ten thousandth of the highest."""
+        highest = max((value for value in values if value), default=1.0)
+        return self.add(values, 1, 10 ** max(0, 4 - math.floor(math.log10(highest))))
 
     def __str__(self) -> str:
-        return f"[{','.join(self._places)}]"
+        return f"[{','.join(self._indices)}]"
 
 
-def _run(one: RunRecord, sets: list[str], columns: PackedColumns) -> dict[str, Any]:
-    trained, measured = one.of("train"), one.of("evaluate")
+def _run_data(
+    record: RunRecord, validation_sets: list[str], columns: PackedColumns
+) -> dict[str, Any]:
+    train_lines, evaluations = record.lines_of("train"), record.lines_of("evaluate")
     losses = {
-        index: columns.losses([line.get(f"{on}/loss") for line in measured])
-        for index, on in enumerate(sets)
-        if any(f"{on}/loss" in line for line in measured)
+        index: columns.add_losses([line.get(f"{name}/loss") for line in evaluations])
+        for index, name in enumerate(validation_sets)
+        if any(f"{name}/loss" in line for line in evaluations)
     }
     return {
-        "evaluate": _places(measured, columns) | {"sets": losses},
-        "train": _places(trained, columns)
+        "evaluate": _x_columns(evaluations, columns) | {"sets": losses},
+        "train": _x_columns(train_lines, columns)
         | {
-            "loss": columns.losses([line.get("loss") for line in trained]),
-            "lr": columns.rates([line.get("lr") for line in trained]),
+            "loss": columns.add_losses([line.get("loss") for line in train_lines]),
+            "lr": columns.add_rates([line.get("lr") for line in train_lines]),
         },
     }
 
 
-def _places(lines: list[MetricsLine], columns: PackedColumns) -> dict[str, int]:
+def _x_columns(lines: list[JsonLine], columns: PackedColumns) -> dict[str, int]:
     return {
-        "step": columns.counts([line["step"] for line in lines]),
-        "tokens": columns.counts([line["tokens"] for line in lines]),
+        "step": columns.add_counts([line["step"] for line in lines]),
+        "tokens": columns.add_counts([line["tokens"] for line in lines]),
     }

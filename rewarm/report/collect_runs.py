@@ -1,8 +1,8 @@
-"""What lies in run directories, gathered for a report; of runs that still go on, what is there.
+"""Collects what run directories hold, for a report; runs may still be training.
 
 ```
- RUN, STUDY's folder, STUDY.yaml ──> run directories by arm ── metrics.jsonl ──> Record
-                                  └─ results.json: reference, control, claims      └──> Results
+ RUN, STUDY's folder, STUDY.yaml ──> run directories by arm ── metrics.jsonl ──> RunRecord
+                                  └─ results.json: reference, control, claims      └──> StudyResults
 ```
 """
 
@@ -13,20 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel
-
-from rewarm.checkpoints import lineage
+from rewarm.checkpoints.lineage import lineage_chains
 from rewarm.checkpoints.training_state import Ancestor
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError
-from rewarm.recipe import recipe
+from rewarm.recipe.recipe import load_recipe
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.safe_loading import parse_json, read_json_as
 from rewarm.study.outcomes import RunOutcome, StudyResults, outcome_from_metrics
+from rewarm.study.results_json import JudgedClaim, StudySummary
 from rewarm.study.study_file import Study, is_study
 
-MetricsLine = dict[str, Any]
+JsonLine = dict[str, Any]
+"""A line of metrics.jsonl or events.jsonl."""
 
 
 class RunRecord(NamedTuple):
@@ -35,20 +35,20 @@ class RunRecord(NamedTuple):
     arm: str
     seed: int
     directory: Path
-    lines: list[MetricsLine]
+    lines: list[JsonLine]
     """Of metrics.jsonl."""
-    recipe: str
-    """recipe.yaml as it stands there; empty without one."""
+    recipe_text: str
+    """The text of recipe.yaml; empty without one."""
     settings: dict[str, Any]
-    """The same as {"a.b": value}."""
+    """The settings of recipe.yaml as {"a.b": value}."""
     steps: int | None
-    """Those of the whole run; None where no recipe says."""
-    events: list[MetricsLine]
+    """Those of the whole run; None without a valid recipe."""
+    events: list[JsonLine]
     lineage: list[Ancestor]
     """The models up to the last checkpoint, the oldest first; empty without a checkpoint."""
 
-    def of(self, kind: str) -> list[MetricsLine]:
-        """Returns the lines of a kind: train, evaluate."""
+    def lines_of(self, kind: str) -> list[JsonLine]:
+        """Returns the metrics lines of a kind: train, evaluate."""
         return [line for line in self.lines if line["kind"] == kind]
 
     @property
@@ -58,38 +58,12 @@ class RunRecord(NamedTuple):
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are."""
+        """Whether all steps are done."""
         return self.steps is not None and self.step >= self.steps
 
 
-class MeanWithInterval(BaseModel):
-    """A mean over seeds, as results.json has it."""
-
-    mean: float
-    interval: tuple[float, float] | None = None
-
-
-class JudgedClaim(BaseModel):
-    """A claim of a study, and what came of it."""
-
-    claim: str
-    verdict: str
-    effect: MeanWithInterval | None = None
-    why: str = ""
-
-
-class StudySummary(BaseModel):
-    """What of a study cannot be known from its runs; as results.json has it."""
-
-    arms: dict[str, Any]
-    """Here for their order."""
-    reference: str | None = None
-    control: str | None = None
-    claims: dict[str, JudgedClaim] = {}
-
-
 class CollectedRuns(NamedTuple):
-    """All that a report is made of."""
+    """Everything that a report shows."""
 
     title: str
     records: list[RunRecord]
@@ -99,21 +73,21 @@ class CollectedRuns(NamedTuple):
     control: str | None
     claims: dict[str, JudgedClaim]
     results: StudyResults
-    """Of each arm, what came of those of its runs that are as far as the furthest."""
+    """Of each arm, the outcomes of those runs that are as far as its furthest."""
 
     @property
     def arms(self) -> list[str]:
         """The arms in their order."""
-        return list(dict.fromkeys(one.arm for one in self.records))
+        return list(dict.fromkeys(record.arm for record in self.records))
 
     @property
-    def sets(self) -> list[str]:
-        """The validation sets."""
-        return list(dict.fromkeys(on for ran in self.results.ran.values() for on in ran.sets))
+    def validation_sets(self) -> list[str]:
+        """The names of the validation sets."""
+        return self.results.validation_sets
 
-    def of(self, arm: str) -> list[RunRecord]:
+    def records_of(self, arm: str) -> list[RunRecord]:
         """Returns an arm's runs."""
-        return [one for one in self.records if one.arm == arm]
+        return [record for record in self.records if record.arm == arm]
 
 
 def collect_runs(paths: list[Path]) -> CollectedRuns:
@@ -121,125 +95,146 @@ def collect_runs(paths: list[Path]) -> CollectedRuns:
 
     Raises:
         RecipeError: a file is not a study, or a run's recipe is damaged.
-        CheckpointError: a path is none of these; nothing was measured yet; or something is damaged.
+        CheckpointError: a path is none of these; nothing was measured yet; or a file is damaged.
     """
     records: list[RunRecord] = []
-    arms: dict[Path, str] = {}
-    said: list[StudySummary] = []
+    arm_names: dict[Path, str] = {}
+    summaries: list[StudySummary] = []
     for path in paths:
-        folder = _folder(path)
-        if told := _said(path, folder):
-            said.append(told)
-        there = {one.directory.resolve() for one in records}
-        for home, run in _runs(folder, list(told.arms) if told else []):
+        folder = _study_folder(path)
+        summary = _read_summary(path, folder)
+        if summary:
+            summaries.append(summary)
+        known = {record.directory.resolve() for record in records}
+        for home, run in _find_runs(folder, list(summary.arms) if summary else []):
             name = home.resolve().name
-            arm = arms.setdefault(home.resolve(), str(home) if name in arms.values() else name)
-            if run.resolve() not in there:
-                records.append(_record(arm, run))
-    begun = [one for one in records if one.of("train") or one.of("evaluate")]
-    if not begun:
+            # A second folder of the same name is told apart by its whole path.
+            unique_name = str(home) if name in arm_names.values() else name
+            arm = arm_names.setdefault(home.resolve(), unique_name)
+            if run.resolve() not in known:
+                records.append(_read_record(arm, run))
+    title = ", ".join(_study_folder(path).resolve().name for path in paths)
+    measured = [run for run in records if run.lines_of("train") or run.lines_of("evaluate")]
+    if not measured:
         raise CheckpointError(
             f"{', '.join(map(str, paths))}: nothing was measured there yet; wait for the first "
             "line of metrics, of kind train or evaluate"
         )
-    names = [one.arm for one in begun]
-    references = [one.reference for one in said if one.reference in names]
+    return _with_summaries(title, measured, summaries)
+
+
+def _with_summaries(
+    title: str, records: list[RunRecord], summaries: list[StudySummary]
+) -> CollectedRuns:
+    """Returns the runs, with reference, control and claims of their studies."""
+    arms = [record.arm for record in records]
+    references = (summary.reference for summary in summaries)
+    controls = (summary.control for summary in summaries)
     return CollectedRuns(
-        ", ".join(_folder(path).resolve().name for path in paths),
-        begun,
-        references[0] if references and references[0] else names[0],
-        next((one.control for one in said if one.control in names), None),
-        {words: claim for one in said for words, claim in one.claims.items()},
-        StudyResults(_furthest(begun)),
+        title,
+        records,
+        next((arm for arm in references if arm in arms), None) or arms[0],
+        next((arm for arm in controls if arm in arms), None),
+        {name: claim for summary in summaries for name, claim in summary.claims.items()},
+        StudyResults(_furthest_outcomes(records)),
     )
 
 
-def _furthest(records: list[RunRecord]) -> dict[tuple[str, int], RunOutcome]:
-    """Returns what came of runs, without those that other runs of their arm are ahead of.
+def _furthest_outcomes(records: list[RunRecord]) -> dict[tuple[str, int], RunOutcome]:
+    """Returns the outcomes of runs, without those that other runs of their arm are ahead of.
 
-    A mean over losses at different places of a run would be of nothing.
+    The mean of losses at different steps would not be the loss of any step.
     """
-    ran = {
-        (one.arm, one.seed): came for one in records if (came := outcome_from_metrics(one.lines))
+    outcomes = {
+        (record.arm, record.seed): outcome
+        for record in records
+        if (outcome := outcome_from_metrics(record.lines))
     }
-    far = {arm: max(x.last for (name, _), x in ran.items() if name == arm) for arm, _ in ran}
-    return {key: came for key, came in ran.items() if came.last == far[key[0]]}
+    furthest: dict[str, int] = {}
+    for (arm, _), outcome in outcomes.items():
+        furthest[arm] = max(furthest.get(arm, 0), outcome.last_evaluated_step)
+    return {
+        (arm, seed): outcome
+        for (arm, seed), outcome in outcomes.items()
+        if outcome.last_evaluated_step == furthest[arm]
+    }
 
 
-def _folder(path: Path) -> Path:
-    """Returns the folder to look in: a study's, or the path itself."""
+def _study_folder(path: Path) -> Path:
+    """Returns the folder to look in: that of a study file, or the path itself."""
     if path.is_file():
         if not is_study(path):
             raise RecipeError([f"{path}: not a study (no `arms`); name the run's directory"])
         return Path(str(YamlDocument.load(path).data.get("study")))
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}: no such folder; wanted a run, a folder of runs, a study's folder, or a study"
+            f"{path}: no such folder; expected a run, a folder of runs, a study's folder, or a "
+            "study"
         )
     return path
 
 
-def _runs(folder: Path, order: list[str]) -> Iterator[tuple[Path, Path]]:
-    """Gives the folder that names the arm, and the run directory, for each run.
+def _find_runs(folder: Path, arm_order: list[str]) -> Iterator[tuple[Path, Path]]:
+    """Yields for each run the folder that names its arm, and the run directory.
 
     A run is its own arm; in a study's folder the arm is the folder of its seeds.
     """
     if (folder / "metrics.jsonl").is_file():
-        whole = folder.resolve()
-        yield whole.parent if whole.name.isdecimal() else folder, folder
+        absolute = folder.resolve()
+        yield absolute.parent if absolute.name.isdecimal() else folder, folder
         return
-    found = [path.parent for path in folder.glob("*/metrics.jsonl")]
-    found += [path.parent for path in folder.glob("*/*/metrics.jsonl") if path.parts[-3] != "bases"]
-    if not found:
+    runs = [path.parent for path in folder.glob("*/metrics.jsonl")]
+    runs += [path.parent for path in folder.glob("*/*/metrics.jsonl") if path.parts[-3] != "bases"]
+    if not runs:
         raise CheckpointError(
             f"{folder}: no run there (no metrics.jsonl in it, nor one or two folders down)"
         )
-    homes = {run: run if run.parent == folder else run.parent for run in found}
-    places = {arm: place for place, arm in enumerate(order)}
+    homes = {run: run if run.parent == folder else run.parent for run in runs}
+    ranks = {arm: rank for rank, arm in enumerate(arm_order)}
 
-    def place(run: Path) -> tuple[Any, ...]:
+    def sort_key(run: Path) -> tuple[Any, ...]:
         name = homes[run].name
         seed = int(run.name) if run.name.isdecimal() else 0
-        return places.get(name, len(places)), name, seed, run.name
+        return ranks.get(name, len(ranks)), name, seed, run.name
 
-    for run in sorted(found, key=place):
+    for run in sorted(runs, key=sort_key):
         yield homes[run], run
 
 
-def _record(arm: str, directory: Path) -> RunRecord:
+def _read_record(arm: str, directory: Path) -> RunRecord:
     path = directory / "recipe.yaml"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    made = None
-    with contextlib.suppress(RecipeError, ScheduleError):  # its plug-in may not be here
-        made = recipe.load_recipe(path)
+    recipe = None
+    with contextlib.suppress(RecipeError, ScheduleError):  # such as: its plug-in is not installed
+        recipe = load_recipe(path)
     settings = flatten_settings(YamlDocument(text, str(path)).data) if text else {}
     seed = settings.get("seed")
-    chain: list[Ancestor] = []
-    with contextlib.suppress(CheckpointError):  # metrics are enough
-        [chain] = lineage.lineage_chains(directory)
+    lineage: list[Ancestor] = []
+    with contextlib.suppress(CheckpointError):  # a report needs the metrics only
+        [lineage] = lineage_chains(directory)
     return RunRecord(
         arm,
         seed if isinstance(seed, int) else 0,
         directory,
-        _metrics(directory / "metrics.jsonl"),
+        _read_checked_metrics(directory / "metrics.jsonl"),
         text,
         settings,
-        made.steps if made else None,
-        list(_events(directory / "events.jsonl")),
-        chain,
+        recipe.steps if recipe else None,
+        list(_read_events(directory / "events.jsonl")),
+        lineage,
     )
 
 
-def _metrics(path: Path) -> list[MetricsLine]:
-    """Returns the lines of metrics, the numbers in them checked to be such."""
+def _read_checked_metrics(path: Path) -> list[JsonLine]:
+    """Returns the lines of metrics, after checking that what should be a number is one."""
     lines = read_metrics(path)
     for line in lines:
-        wanted = {"tokens": int} if line["kind"] in ("train", "evaluate") else {}
-        for key, value in (wanted | line).items():
-            if key.rpartition("/")[2] not in _NUMBERS:
+        required = {"tokens": int} if line["kind"] in ("train", "evaluate") else {}
+        for key, value in (required | line).items():
+            if key.rpartition("/")[2] not in _NUMERIC_KEYS:
                 continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number and not (value is None and key != "tokens"):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number and not (value is None and key != "tokens"):
                 raise CheckpointError(
                     f"{path}: damaged: {key} at step {line['step']} should be a number, got "
                     f"{line.get(key)!r:.60}"
@@ -247,21 +242,21 @@ def _metrics(path: Path) -> list[MetricsLine]:
     return lines
 
 
-_NUMBERS = {"tokens", "loss", "lr", "tokens_per_second", "mfu", "skipped"}
+_NUMERIC_KEYS = {"tokens", "loss", "lr", "tokens_per_second", "mfu", "skipped"}
 
 
-def _events(path: Path) -> Iterator[MetricsLine]:
-    """Gives the lines of events.jsonl that can be read: a diary, which a full disk may have cut."""
+def _read_events(path: Path) -> Iterator[JsonLine]:
+    """Yields the readable lines of events.jsonl, an event log that a full disk may truncate."""
     if path.is_file():
         for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError):
-                parsed = parse_json(line)
-                if isinstance(parsed, dict) and isinstance(parsed.get("kind"), str):
-                    yield parsed
+                event = parse_json(line)
+                if isinstance(event, dict) and isinstance(event.get("kind"), str):
+                    yield event
 
 
-def _said(path: Path, folder: Path) -> StudySummary | None:
-    """Returns what a study says of itself, in its results or, before there are any, in its file."""
+def _read_summary(path: Path, folder: Path) -> StudySummary | None:
+    """Returns a study's results.json or, before there is one, what its file has."""
     results = folder / "results.json"
     try:
         if results.is_file():
@@ -272,12 +267,11 @@ def _said(path: Path, folder: Path) -> StudySummary | None:
         ) from None
     if not path.is_file():
         return None
-    asked = validate_document(YamlDocument.load(path), Study, {})
-    later = "judged when `rewarm compare` ends"
+    study = validate_document(YamlDocument.load(path), Study, {})
     claims = {
-        words: JudgedClaim(claim=text, verdict="open", why=later)
-        for words, text in asked.claims.items()
+        name: JudgedClaim(claim=text, verdict="open", why="judged when `rewarm compare` ends")
+        for name, text in study.claims.items()
     }
     return StudySummary(
-        arms=asked.arms, reference=asked.reference, control=asked.control, claims=claims
+        arms=study.arms, reference=study.reference, control=study.control, claims=claims
     )

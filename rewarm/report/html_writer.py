@@ -1,4 +1,4 @@
-"""Writes HTML in which nothing but tags is ever markup: text that is not `Markup` is escaped."""
+"""Writes HTML in which only tags are markup: any text that is not `Markup` is escaped."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from rewarm.errors import visible
 
 
 class Markup(str):
-    """HTML, which stands in HTML as it is."""
+    """HTML that is inserted without escaping."""
 
     __slots__ = ()
 
 
-_VOID = {"meta", "br", "line", "path", "circle", "rect"}
+_VOID_ELEMENTS = {"meta", "br", "line", "path", "circle", "rect"}
 
 
-def tag(name: str, /, *inside: str, **attributes: str | float | bool | None) -> Markup:
+def tag(name: str, /, *children: str, **attributes: str | float | bool | None) -> Markup:
     """Returns an element.
 
     Args:
         name: its tag.
-        inside: what stands in it; what is not `Markup` is escaped.
-        attributes: `class_` is class, `aria_label` aria-label; True is a bare one, False and None
-            are left out.
+        children: its content; what is not `Markup` is escaped.
+        attributes: `class_` is class, `aria_label` aria-label; True gives an attribute without
+            value, False and None leave it out.
     """
-    said = "".join(
-        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{_text(value)}"')
+    written = "".join(
+        f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{_escape(value)}"')
         for key, value in attributes.items()
         if value is not None and value is not False
     )
-    if name in _VOID and not inside:
-        return Markup(f"<{name}{said}{'/' if name != 'meta' else ''}>")
-    return Markup(f"<{name}{said}>{join(*inside)}</{name}>")
+    if name in _VOID_ELEMENTS and not children:
+        return Markup(f"<{name}{written}{'/' if name != 'meta' else ''}>")
+    return Markup(f"<{name}{written}>{join(*children)}</{name}>")
 
 
 def join(*parts: str) -> Markup:
     """Returns the parts one after the other; what is not `Markup` is escaped."""
-    return Markup("".join(one if isinstance(one, Markup) else _text(one) for one in parts))
+    return Markup("".join(part if isinstance(part, Markup) else _escape(part) for part in parts))
 
 
-def _text(value: object) -> str:
+def _escape(value: object) -> str:
     return "\n".join(escape(visible(line)) for line in str(value).split("\n"))

@@ -1,4 +1,4 @@
-"""A report as Markdown, for a text, and as CSV, for whoever draws their own pictures."""
+"""A report as Markdown, to paste into a text, and as CSV, for other plotting tools."""
 
 from __future__ import annotations
 
@@ -8,57 +8,85 @@ from collections.abc import Iterable
 
 from rewarm.errors import printable
 from rewarm.report.collect_runs import CollectedRuns
-from rewarm.report.report_tables import all_tables, applied_rates_sentence, summary_sentences
+from rewarm.report.loss_tables import (
+    final_losses_table,
+    fitted_lines_table,
+    overtaking_table,
+    validation_set_table,
+)
+from rewarm.report.run_tables import (
+    environment_table,
+    events_table,
+    runs_table,
+    same_batches_table,
+    settings_table,
+)
+from rewarm.report.summary import applied_rates_sentence, summary_sentences
+from rewarm.study.comparison_rows import claims_table
 from rewarm.tables import Table
 
 
-def as_markdown(found: CollectedRuns) -> str:
-    """Returns summary and tables."""
-    said = [
-        f"# {_shown(found.title)}",
+def as_markdown(collected: CollectedRuns) -> str:
+    """Returns summary and tables as Markdown."""
+    lines = [
+        f"# {_escape(collected.title)}",
         "",
-        *(f"- {_shown(one)}" for one in summary_sentences(found)),
+        *(f"- {_escape(sentence)}" for sentence in summary_sentences(collected)),
     ]
-    for table in all_tables(found):
-        said += ["", f"## {_shown(table.title)}", "", _shown(table.about), "", *_rows(table)]
-    if told := applied_rates_sentence(found):
-        said += ["", _shown(told)]
-    return "\n".join(said) + "\n"
+    for table in _tables(collected):
+        lines += ["", f"## {_escape(table.title)}", "", _escape(table.about), ""]
+        lines += _table_lines(table)
+    if sentence := applied_rates_sentence(collected):
+        lines += ["", _escape(sentence)]
+    return "\n".join(lines) + "\n"
 
 
-def as_csv(found: CollectedRuns) -> str:
-    """Returns every number that was measured, one in a row."""
+def as_csv(collected: CollectedRuns) -> str:
+    """Returns every measured number as CSV, one in a row."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["arm", "seed", "run", "kind", "step", "tokens", "name", "value"])
-    for one in found.records:
-        for line in one.lines:
-            where = [one.arm, one.seed, one.directory, line["kind"], line["step"]]
+    for record in collected.records:
+        for line in record.lines:
+            key = [record.arm, record.seed, record.directory, line["kind"], line["step"]]
             for name, value in line.items():
                 if name not in ("kind", "step", "tokens") and value is not None:
-                    writer.writerow([*where, line.get("tokens"), name, value])
+                    writer.writerow([*key, line.get("tokens"), name, value])
     return file.getvalue()
 
 
-def _rows(table: Table) -> list[str]:
-    right = [
-        all(cell.value is not None or not cell.text for cell in column)
-        for column in zip(*table.rows, strict=True)
+def _tables(collected: CollectedRuns) -> list[Table]:
+    """Returns all tables that have rows, those of the summary first."""
+    tables = [
+        final_losses_table(collected),
+        claims_table(collected.claims),
+        *(validation_set_table(collected, name) for name in collected.validation_sets),
+        overtaking_table(collected),
+        fitted_lines_table(collected),
+        settings_table(collected),
+        runs_table(collected),
+        same_batches_table(collected),
+        events_table(collected),
+        environment_table(collected),
     ]
+    return [table for table in tables if table.rows]
+
+
+def _table_lines(table: Table) -> list[str]:
     return [
         _row(table.columns),
-        f"| {' | '.join('--:' if one else '---' for one in right)} |",
+        f"| {' | '.join('--:' if numeric else '---' for numeric in table.numeric_columns)} |",
         *(_row(cell.text for cell in row) for row in table.rows),
     ]
 
 
 def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(map(_shown, cells))} |"
+    return f"| {' | '.join(map(_escape, cells))} |"
 
 
-def _shown(text: str) -> str:
-    """Returns text as Markdown that shows it as it is, on one line."""
-    plain = printable(text.replace("\n", " ")).replace("&", "&amp;")
-    for sign in "\\`*_[]|<>#":
-        plain = plain.replace(sign, f"\\{sign}")
-    return plain
+def _escape(text: str) -> str:
+    """Returns Markdown that shows a text literally, on one line."""
+    escaped = printable(text.replace("\n", " ")).replace("&", "&amp;")
+    for character in "\\`*_[]|<>#":
+        escaped = escaped.replace(character, f"\\{character}")
+    return escaped

@@ -1,4 +1,4 @@
-"""What a study expects, as inequalities between measured figures, and whether the runs bear it out.
+"""Claims of a study: inequalities between measured figures, and whether the runs confirm them.
 
 ```
 claim  = sum ("<" | ">") sum  |  overtakes(ARM, ARM, SET) ("after" | "before") PERCENT
@@ -7,46 +7,46 @@ product= value (("*" | "/") value)*
 value  = NUMBER | PERCENT | "abs(" sum ")" | "(" sum ")" | FIGURE(SET, ARM)
 ```
 
-Figures are in nats: `start` and `final` loss; `forgetting`, the rise from one to the other, and
-`adaptation`, the fall; `bump`, the highest rise on the way; `area`, the mean loss over the run's
+Figures are in nats: `start` and `final` loss; `forgetting`, the rise from start to end, and
+`adaptation`, the fall; `bump`, the rise to the highest loss; `area`, the mean loss over the run's
 tokens. `overtakes(A, B, SET)` is the share of the run from which A's loss stays below B's.
 """
 
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 from rewarm.errors import did_you_mean
 from rewarm.study.intervals import Estimate, estimate_mean
-
-FIGURES = ("start", "final", "forgetting", "adaptation", "bump", "area")
+from rewarm.study.loss_history import FIGURES
 
 
 class FigureRequest(NamedTuple):
     """A figure that a claim asks for."""
 
     figure: str
-    on: str
-    """The validation set."""
+    validation_set: str
     arms: tuple[str, ...]
-    """One, or for `overtakes` two."""
+    """One arm, or two for `overtakes`."""
 
 
 FigureLookup = Callable[[FigureRequest, int], float | None]
-"""Says a figure for a seed; None where it is not known, or, of `overtakes`, where it never is."""
+"""Returns a figure for a seed; None where it was not measured, or `overtakes` never happens."""
 
-Value = Callable[[FigureLookup, int], float | None]
+Expression = Callable[[FigureLookup, int], float | None]
+"""Returns the value of a part of a claim for a seed; None where a figure in it is None."""
 
 
 class Verdict(NamedTuple):
-    """What the runs say of a claim."""
+    """What the runs show about a claim."""
 
     verdict: Literal["held", "not held", "undecided"]
     effect: Estimate | None
-    """By how much the left side is above the right one, seed by seed on the same batches."""
+    """How far the left side is above the right side, paired by seed."""
     why: str
 
 
@@ -54,43 +54,48 @@ class Claim(NamedTuple):
     """A parsed claim."""
 
     text: str
-    difference: Value
-    """Left side less right side."""
-    above: bool
-    """Whether it should be above 0, and not below."""
-    asked: frozenset[FigureRequest]
+    difference: Expression
+    """Left side minus right side."""
+    expects_positive: bool
+    """Whether the difference should be above 0, and not below."""
+    figures: frozenset[FigureRequest]
 
-    def judge(self, known: FigureLookup, seeds: Iterable[int]) -> Verdict:
-        """Returns whether it holds over the seeds, with effect and interval."""
-        tried = list(seeds)
-        differences = [self.difference(known, seed) for seed in tried]
-        there = [one for one in differences if one is not None]
-        effect = estimate_mean(there)
+    def judge(self, lookup: FigureLookup, seeds: Iterable[int]) -> Verdict:
+        """Returns whether the claim holds over the seeds, with effect and interval."""
+        all_seeds = list(seeds)
+        values = [self.difference(lookup, seed) for seed in all_seeds]
+        differences = [value for value in values if value is not None]
+        effect = estimate_mean(differences)
         if effect is None:
-            return Verdict(*self._never(known, tried))
-        if len(there) < len(tried):
-            missing = len(tried) - len(there)
-            return Verdict("undecided", effect, f"{missing} of {len(tried)} seeds have no value")
+            return self._verdict_without_values(lookup, all_seeds)
+        if len(differences) < len(all_seeds):
+            missing = len(all_seeds) - len(differences)
+            return Verdict(
+                "undecided", effect, f"{missing} of {len(all_seeds)} seeds have no value"
+            )
         if effect.interval is None:
             return Verdict("undecided", effect, "one seed has no interval")
         low, high = effect.interval
         if low <= 0 <= high:
             return Verdict("undecided", effect, "the 95 % interval has 0 in it")
-        return Verdict("held" if (low > 0) is self.above else "not held", effect, "")
+        is_positive = low > 0
+        return Verdict("held" if is_positive is self.expects_positive else "not held", effect, "")
 
-    def _never(
-        self, known: FigureLookup, seeds: list[int]
-    ) -> tuple[Literal["not held", "undecided"], None, str]:
-        """Returns the verdict where the difference is known for no seed."""
-        crossings = [one for one in self.asked if one.figure == "overtakes"]
-        measured = [
-            all(known(FigureRequest("final", one.on, (arm,)), seed) is not None for arm in one.arms)
-            for one in crossings
+    def _verdict_without_values(self, lookup: FigureLookup, seeds: list[int]) -> Verdict:
+        """Returns the verdict where no seed has a value.
+
+        Where every run was measured, that means that no arm ever overtakes another.
+        """
+        is_measured = [
+            lookup(FigureRequest("final", request.validation_set, (arm,)), seed) is not None
+            for request in self.figures
+            if request.figure == "overtakes"
+            for arm in request.arms
             for seed in seeds
         ]
-        if measured and all(measured):
-            return "not held", None, "it is never overtaken"
-        return "undecided", None, "not measured"
+        if is_measured and all(is_measured):
+            return Verdict("not held", None, "it never overtakes")
+        return Verdict("undecided", None, "not measured")
 
 
 _TOKEN = re.compile(
@@ -99,149 +104,159 @@ _TOKEN = re.compile(
 )
 
 
-def parse_claim(text: str, *, arms: list[str], sets: list[str]) -> Claim:
-    """Returns a claim.
+def parse_claim(text: str, *, arms: list[str], validation_sets: list[str]) -> Claim:
+    """Returns the claim in a text.
 
     Args:
-        text: as it is written.
-        arms: those of the study.
-        sets: the names of its validation sets.
+        text: as the study file has it.
+        arms: the study's arms.
+        validation_sets: the names of its validation sets.
 
     Raises:
-        ValueError: it is not written as above, or names what there is not.
+        ValueError: the text is not of the form above, or names an unknown arm, figure or set.
     """
-    return _Parser(text, arms, sets).claim()
+    return _Parser(text, arms, validation_sets).parse()
 
 
 class _Parser:
-    def __init__(self, text: str, arms: list[str], sets: list[str]) -> None:
-        self._text, self._arms, self._sets = text, arms, sets
-        self._asked: set[FigureRequest] = set()
-        self._tokens: list[re.Match[str]] = []
-        place = 0
-        while place < len(text.rstrip()):
-            match = _TOKEN.match(text, place)
-            if match is None:
-                raise self._wrong(f"cannot read {text[place:].strip()[:30]!r}")
-            self._tokens.append(match)
-            place = match.end()
+    """A recursive-descent parser of the grammar above: one method for each rule."""
+
+    def __init__(self, text: str, arms: list[str], validation_sets: list[str]) -> None:
+        self._text, self._arms, self._validation_sets = text, arms, validation_sets
+        self._figures: set[FigureRequest] = set()
+        self._tokens = self._tokenize(text)
         self._next = 0
 
-    def claim(self) -> Claim:
+    def _tokenize(self, text: str) -> list[re.Match[str]]:
+        tokens = []
+        position = 0
+        while position < len(text.rstrip()):
+            match = _TOKEN.match(text, position)
+            if match is None:
+                raise self._error(f"cannot read {text[position:].strip()[:30]!r}")
+            tokens.append(match)
+            position = match.end()
+        return tokens
+
+    def parse(self) -> Claim:
         left = self._sum()
-        sign = self._sign("<", ">", "after", "before")
+        sign = self._accept("<", ">", "after", "before")
         if sign is None:
-            raise self._wrong("should compare two sides with < or >")
+            raise self._error("should compare two sides with < or >")
         right = self._sum()
         if self._next < len(self._tokens):
-            raise self._wrong(
-                f"cannot read {self._tokens[self._next][0].strip()!r} where it stands"
-            )
-        crossing = any(one.figure == "overtakes" for one in self._asked)
-        if sign in ("after", "before") and not crossing:
-            raise self._wrong(f"{sign} goes with overtakes(ARM, ARM, SET)")
-        return Claim(
-            self._text,
-            lambda known, seed: _both(left(known, seed), right(known, seed), lambda a, b: a - b),
-            sign in (">", "after"),
-            frozenset(self._asked),
-        )
+            raise self._error(f"unexpected {self._tokens[self._next][0].strip()!r}")
+        has_overtakes = any(request.figure == "overtakes" for request in self._figures)
+        if sign in ("after", "before") and not has_overtakes:
+            raise self._error(f"{sign} needs overtakes(ARM, ARM, SET)")
+        difference = _combine(left, right, "-")
+        return Claim(self._text, difference, sign in (">", "after"), frozenset(self._figures))
 
-    def _sum(self) -> Value:
+    def _sum(self) -> Expression:
         value = self._product()
-        while sign := self._sign("+", "-"):
-            value = _joined(value, self._product(), sign)
+        while sign := self._accept("+", "-"):
+            value = _combine(value, self._product(), sign)
         return value
 
-    def _product(self) -> Value:
+    def _product(self) -> Expression:
         value = self._value()
-        while sign := self._sign("*", "/"):
-            value = _joined(value, self._value(), sign)
+        while sign := self._accept("*", "/"):
+            value = _combine(value, self._value(), sign)
         return value
 
-    def _value(self) -> Value:
-        if self._sign("-"):
-            return _joined(lambda *_: 0.0, self._value(), "-")
-        if self._sign("("):
+    def _value(self) -> Expression:
+        if self._accept("-"):
+            return _combine(_constant(0.0), self._value(), "-")
+        if self._accept("("):
             return self._closed(self._sum())
-        if self._sign("abs("):
-            inner = self._closed(self._sum())
-
-            def absolute(known: FigureLookup, seed: int) -> float | None:
-                value = inner(known, seed)
-                return None if value is None else abs(value)
-
-            return absolute
+        if self._accept("abs("):
+            return _absolute(self._closed(self._sum()))
         token = self._tokens[self._next] if self._next < len(self._tokens) else None
         if token is None or not (token["call"] or token["number"]):
-            raise self._wrong("should have a figure or a number on each side")
+            raise self._error("should have a figure or a number on each side")
         self._next += 1
         if token["number"]:
             try:
-                number = float(token["number"]) / (100 if token["percent"] else 1)
+                return _constant(float(token["number"]) / (100 if token["percent"] else 1))
             except ValueError:
-                raise self._wrong(f"{token['number']} is not a number") from None
-            return lambda *_: number
-        asked = self._figure(token["call"], [one.strip() for one in token["args"].split(",")])
-        self._asked.add(asked)
-        return lambda known, seed: known(asked, seed)
+                raise self._error(f"{token['number']} is not a number") from None
+        arguments = [argument.strip() for argument in token["args"].split(",")]
+        request = self._figure(token["call"], arguments)
+        self._figures.add(request)
+        return lambda lookup, seed: lookup(request, seed)
 
-    def _figure(self, name: str, given: list[str]) -> FigureRequest:
+    def _figure(self, name: str, arguments: list[str]) -> FigureRequest:
         if name == "overtakes":
-            *arms, on = given
-            wanted = "overtakes(ARM, ARM, SET)"
+            *arms, validation_set = arguments
+            form = "overtakes(ARM, ARM, SET)"
         elif name in FIGURES:
-            on, *arms = given
-            wanted = f"{name}(SET, ARM)"
+            validation_set, *arms = arguments
+            form = f"{name}(SET, ARM)"
         else:
-            near = did_you_mean(name, [*FIGURES, "overtakes"])
-            raise self._wrong(
-                f"no figure named {name!r}{near} (figures: {', '.join(FIGURES)}, overtakes)"
+            hint = did_you_mean(name, [*FIGURES, "overtakes"])
+            raise self._error(
+                f"no figure named {name!r}{hint} (figures: {', '.join(FIGURES)}, overtakes)"
             )
-        if len(given) != wanted.count(",") + 1:
-            raise self._wrong(f"{name} should be written {wanted}")
+        if len(arguments) != form.count(",") + 1:
+            raise self._error(f"{name} should be written {form}")
         for arm in arms:
             if arm not in self._arms:
-                near = did_you_mean(arm, self._arms)
-                raise self._wrong(f"no arm named {arm!r}{near} (arms: {', '.join(self._arms)})")
-        if on not in self._sets:
-            near = did_you_mean(on, self._sets)
-            raise self._wrong(
-                f"no validation set named {on!r}{near} (sets: {', '.join(self._sets) or 'none'})"
-            )
-        return FigureRequest(name, on, tuple(arms))
+                hint = did_you_mean(arm, self._arms)
+                raise self._error(f"no arm named {arm!r}{hint} (arms: {', '.join(self._arms)})")
+        if validation_set not in self._validation_sets:
+            hint = did_you_mean(validation_set, self._validation_sets)
+            known = ", ".join(self._validation_sets) or "none"
+            raise self._error(f"no validation set named {validation_set!r}{hint} (sets: {known})")
+        return FigureRequest(name, validation_set, tuple(arms))
 
-    def _closed(self, inner: Value) -> Value:
-        if not self._sign(")"):
-            raise self._wrong("a bracket is not closed")
+    def _closed(self, inner: Expression) -> Expression:
+        if not self._accept(")"):
+            raise self._error("a parenthesis is not closed")
         return inner
 
-    def _sign(self, *wanted: str) -> str | None:
+    def _accept(self, *signs: str) -> str | None:
+        """Consumes and returns the next token if it is one of these signs."""
         if self._next < len(self._tokens):
             sign = re.sub(r"\s", "", self._tokens[self._next]["sign"] or "")
-            if sign in wanted:
+            if sign in signs:
                 self._next += 1
                 return sign
         return None
 
-    def _wrong(self, how: str) -> ValueError:
+    def _error(self, problem: str) -> ValueError:
         return ValueError(
-            f"{how}; a claim is written such as `final(upstream, a) < final(upstream, b)` or "
+            f"{problem}; a claim is written such as `final(upstream, a) < final(upstream, b)` or "
             "`overtakes(a, b, downstream) after 30%`"
         )
 
 
-def _both(
-    one: float | None, other: float | None, joined: Callable[[float, float], float]
-) -> float | None:
-    return None if one is None or other is None else joined(one, other)
+def _divide(a: float, b: float) -> float:
+    return a / b if b else math.inf
 
 
-def _joined(left: Value, right: Value, sign: str) -> Value:
-    how: dict[str, Callable[[float, float], float]] = {
-        "+": lambda a, b: a + b,
-        "-": lambda a, b: a - b,
-        "*": lambda a, b: a * b,
-        "/": lambda a, b: a / b if b else math.inf,
-    }
-    return lambda known, seed: _both(left(known, seed), right(known, seed), how[sign])
+_OPERATORS: dict[str, Callable[[float, float], float]] = {
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": _divide,
+}
+
+
+def _combine(left: Expression, right: Expression, sign: str) -> Expression:
+    def value(lookup: FigureLookup, seed: int) -> float | None:
+        a, b = left(lookup, seed), right(lookup, seed)
+        return None if a is None or b is None else _OPERATORS[sign](a, b)
+
+    return value
+
+
+def _constant(number: float) -> Expression:
+    return lambda _lookup, _seed: number
+
+
+def _absolute(inner: Expression) -> Expression:
+    def value(lookup: FigureLookup, seed: int) -> float | None:
+        number = inner(lookup, seed)
+        return None if number is None else abs(number)
+
+    return value

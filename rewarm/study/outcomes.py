@@ -1,9 +1,8 @@
-"""What came of a run, of an arm over its seeds, and of two arms beside each other, from metrics."""
+"""The losses of runs, read from their metrics, and compared by arm over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -11,94 +10,37 @@ from typing import Any, NamedTuple
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.study.claims import FigureRequest
 from rewarm.study.intervals import Estimate, estimate_mean
+from rewarm.study.loss_history import (
+    FIGURES,
+    LossHistory,
+    LossPoint,
+    final_loss,
+    overtaking_share,
+    overtaking_tokens,
+)
 
-
-class LossPoint(NamedTuple):
-    """A validation loss on the way."""
-
-    step: int
-    tokens: int
-    loss: float
-    """In nats."""
-
-
-class Outcome(NamedTuple):
-    """What came of one run on one validation set."""
-
-    losses: list[LossPoint]
-    """In the order of their steps; the first before step 1."""
-
-    @property
-    def start(self) -> float:
-        """The loss before the first step."""
-        return self.losses[0].loss
-
-    @property
-    def final(self) -> float:
-        """The last loss."""
-        return self.losses[-1].loss
-
-    @property
-    def forgetting(self) -> float:
-        """How much the loss rose from the start to the end."""
-        return self.final - self.start
-
-    @property
-    def adaptation(self) -> float:
-        """How much the loss fell from the start to the end."""
-        return self.start - self.final
-
-    @property
-    def top(self) -> LossPoint:
-        """Where the loss was highest."""
-        return max(self.losses, key=lambda one: one.loss)
-
-    @property
-    def bump(self) -> float:
-        """How far the loss rose above its start, at most."""
-        return self.top.loss - self.start
-
-    @property
-    def recovered(self) -> int | None:
-        """Tokens from which the loss is back where it started; None where it does not come back.
-
-        0 where it never rose.
-        """
-        if self.bump <= 0:
-            return 0
-        back = (one for one in self.losses if one.step > self.top.step and one.loss <= self.start)
-        return next((one.tokens for one in back), None)
-
-    @property
-    def area(self) -> float:
-        """The mean loss over the run's tokens, by trapezoids between measurements."""
-        whole = self.losses[-1].tokens - self.losses[0].tokens
-        if not whole:
-            return self.final
-        return (
-            sum((b.tokens - a.tokens) * (a.loss + b.loss) / 2 for a, b in pairwise(self.losses))
-            / whole
-        )
+UPSTREAM = "upstream"
+"""The validation set of what the base was trained on: forgetting is measured on it."""
 
 
 class RunOutcome(NamedTuple):
-    """What is known of a run."""
+    """What a run has measured so far."""
 
-    sets: dict[str, Outcome]
-    stream: str | None
-    """Chained digest of every token that it was trained on so far."""
-    steps: int
-    """Those that are done."""
+    losses: dict[str, LossHistory]
+    """By validation set. Never empty."""
+    stream_digest: str | None
+    """Chained digest of every token that the run was trained on so far."""
+    steps_done: int
     seconds_per_token: float | None
 
     @property
-    def last(self) -> int:
-        """The step of the last measurement."""
-        return max(one.losses[-1].step for one in self.sets.values())
+    def last_evaluated_step(self) -> int:
+        """The step of the last evaluation."""
+        return max(history.points[-1].step for history in self.losses.values())
 
 
 def read_outcome(directory: Path) -> RunOutcome | None:
-    """Returns what came of a run so far, or None where nothing was measured yet.
+    """Returns what a run has measured so far, or None where nothing was measured yet.
 
     Raises:
         CheckpointError: its metrics are damaged.
@@ -108,148 +50,128 @@ def read_outcome(directory: Path) -> RunOutcome | None:
 
 
 def outcome_from_metrics(lines: list[dict[str, Any]]) -> RunOutcome | None:
-    """Returns what came of a run by its lines of metrics, or None where nothing was measured."""
-    measured = [line for line in lines if line["kind"] == "evaluate"]
-    trained = [line for line in lines if line["kind"] == "train"]
-    sets: dict[str, Outcome] = {}
-    for key in dict.fromkeys(key for line in measured for key in line if key.endswith("/loss")):
-        losses = [
+    """Returns what the lines of a metrics.jsonl hold, or None where nothing was measured."""
+    evaluations = [line for line in lines if line["kind"] == "evaluate"]
+    train_lines = [line for line in lines if line["kind"] == "train"]
+    losses: dict[str, LossHistory] = {}
+    for key in dict.fromkeys(key for line in evaluations for key in line if key.endswith("/loss")):
+        points = [
             LossPoint(line["step"], line["tokens"], line[key])
-            for line in measured
+            for line in evaluations
             if line.get(key) is not None
         ]
-        if losses:
-            sets[key.removesuffix("/loss")] = Outcome(losses)
-    if not sets:
+        if points:
+            losses[key.removesuffix("/loss")] = LossHistory(points)
+    if not losses:
         return None
-    speeds = [line["tokens_per_second"] for line in trained if line.get("tokens_per_second")]
+    speeds = [line["tokens_per_second"] for line in train_lines if line.get("tokens_per_second")]
     return RunOutcome(
-        sets,
-        trained[-1].get("stream") if trained else None,
-        trained[-1]["step"] if trained else 0,
+        losses,
+        train_lines[-1].get("stream") if train_lines else None,
+        train_lines[-1]["step"] if train_lines else 0,
         1 / fmean(speeds) if speeds else None,
     )
 
 
-def crossing(one: Outcome, other: Outcome) -> float | None:
-    """Returns the tokens from which one loss stays below the other; None if it does not.
-
-    0 where it always was. Between two measurements it is where straight lines cross.
-    """
-    others = {loss.step: loss.loss for loss in other.losses}
-    gaps = [(a.tokens, a.loss - others[a.step]) for a in one.losses if a.step in others]
-    if not gaps or gaps[-1][1] >= 0:
-        return None
-    for (before, above), (after, below) in reversed(list(pairwise(gaps))):
-        if above >= 0:
-            return before + (after - before) * above / (above - below)
-    return 0.0
-
-
-def overtakes(one: Outcome, other: Outcome) -> float | None:
-    """Returns the share of the run from which one loss stays below the other, or None."""
-    tokens = crossing(one, other)
-    return tokens / min(one.losses[-1].tokens, other.losses[-1].tokens) if tokens else tokens
-
-
-class FittedLine(NamedTuple):
-    """The straight line through the losses on two sets, by least squares."""
-
-    slope: float
-    intercept: float
-    r2: float
-
-
-def fit_line(x: Outcome, y: Outcome) -> FittedLine | None:
-    """Returns y's losses as a line over x's at the same steps; None of fewer than three, or flat.
-
-    arXiv:2308.04014 finds perplexity on the new data against that on the old to be one.
-    """
-    there = {loss.step: loss.loss for loss in x.losses}
-    pairs = [(there[loss.step], loss.loss) for loss in y.losses if loss.step in there]
-    if len(pairs) < 3:
-        return None
-    mean_x, mean_y = fmean(a for a, _ in pairs), fmean(b for _, b in pairs)
-    xx = sum((a - mean_x) ** 2 for a, _ in pairs)
-    xy = sum((a - mean_x) * (b - mean_y) for a, b in pairs)
-    yy = sum((b - mean_y) ** 2 for _, b in pairs)
-    if not xx or not yy:
-        return None
-    slope = xy / xx
-    return FittedLine(slope, mean_y - slope * mean_x, xy * xy / (xx * yy))
-
-
 class StudyResults:
-    """What came of all runs of a study: figures by arm and seed."""
+    """The outcomes of a study's runs, by arm and seed, and figures over them."""
 
-    def __init__(self, ran: dict[tuple[str, int], RunOutcome]) -> None:
-        """Takes what came of each run that has measurements, by arm and seed."""
-        self.ran = ran
+    def __init__(self, outcomes: dict[tuple[str, int], RunOutcome]) -> None:
+        """Takes the outcome of each run that has measurements, by arm and seed."""
+        self.outcomes = outcomes
+
+    @property
+    def validation_sets(self) -> list[str]:
+        """The names of the validation sets, in the order of their measurement."""
+        return list(dict.fromkeys(name for run in self.outcomes.values() for name in run.losses))
 
     def seeds(self, arm: str) -> list[int]:
-        """Returns the seeds of which there is something, in order."""
-        return sorted(seed for name, seed in self.ran if name == arm)
+        """Returns the seeds for which an arm has an outcome, in order."""
+        return sorted(seed for name, seed in self.outcomes if name == arm)
 
-    def outcome(self, arm: str, seed: int, on: str) -> Outcome | None:
-        """Returns what came of a run on a validation set."""
-        ran = self.ran.get((arm, seed))
-        return ran.sets.get(on) if ran else None
+    def history(self, arm: str, seed: int, validation_set: str) -> LossHistory | None:
+        """Returns the losses of a run on a validation set."""
+        outcome = self.outcomes.get((arm, seed))
+        return outcome.losses.get(validation_set) if outcome else None
 
-    def known(self, asked: FigureRequest, seed: int) -> float | None:
-        """Returns a figure that a claim asks for, or None where it is not known."""
-        outcomes = [self.outcome(arm, seed, asked.on) for arm in asked.arms]
-        first, *rest = outcomes
-        if first is None or None in rest:
+    def histories(self, arm: str, validation_set: str) -> list[LossHistory]:
+        """Returns the losses of all runs of an arm that were measured on a validation set."""
+        histories = (self.history(arm, seed, validation_set) for seed in self.seeds(arm))
+        return [history for history in histories if history is not None]
+
+    def claimed_figure(self, request: FigureRequest, seed: int) -> float | None:
+        """Returns a figure that a claim asks for, or None where it was not measured."""
+        first, *others = (self.history(arm, seed, request.validation_set) for arm in request.arms)
+        if first is None or None in others:
             return None
-        if asked.figure == "overtakes":
-            [other] = rest
+        if request.figure == "overtakes":
+            [other] = others
             assert other is not None
-            return overtakes(first, other)
-        value: float = getattr(first, asked.figure)
-        return value
+            return overtaking_share(first, other)
+        return FIGURES[request.figure](first)
 
-    def over_seeds(
-        self, arm: str, on: str, figure: Callable[[Outcome], float | None]
+    def mean_over_seeds(
+        self, arm: str, validation_set: str, figure: Callable[[LossHistory], float | None]
     ) -> Estimate | None:
         """Returns mean and standard error of a figure over an arm's seeds."""
-        there = (self.outcome(arm, seed, on) for seed in self.seeds(arm))
-        values = (figure(one) for one in there if one is not None)
+        values = map(figure, self.histories(arm, validation_set))
         return estimate_mean(value for value in values if value is not None)
 
-    def crossing(self, arm: str, other: str, on: str) -> Estimate | None:
+    def overtaking_tokens(self, arm: str, other: str, validation_set: str) -> Estimate | None:
         """Returns the tokens from which an arm's loss stays below another's, over the seeds.
 
         None where it does not come from above to below with every seed.
         """
-        pairs = [
-            (self.outcome(arm, seed, on), self.outcome(other, seed, on)) for seed in self.seeds(arm)
-        ]
-        tokens = [crossing(one, two) if one and two else None for one, two in pairs]
-        return (
-            estimate_mean(there)
-            if len(there := [one for one in tokens if one]) == len(pairs)
-            else None
-        )
+        crossings = []
+        for seed in self.seeds(arm):
+            history = self.history(arm, seed, validation_set)
+            other_history = self.history(other, seed, validation_set)
+            if history is None or other_history is None:
+                return None
+            tokens = overtaking_tokens(history, other_history)
+            if not tokens:
+                return None
+            crossings.append(tokens)
+        return estimate_mean(crossings)
 
-    def paired(
-        self, arm: str, reference: str, on: str, figure: Callable[[Outcome], float | None]
+    def paired_difference(
+        self,
+        arm: str,
+        reference: str,
+        validation_set: str,
+        figure: Callable[[LossHistory], float | None],
     ) -> Estimate | None:
-        """Returns by how much an arm is above another, seed by seed on the same batches."""
+        """Returns how far an arm's figure is above another arm's, paired by seed."""
         differences = []
         for seed in self.seeds(arm):
-            one, other = self.outcome(arm, seed, on), self.outcome(reference, seed, on)
-            if one is None or other is None:
+            history = self.history(arm, seed, validation_set)
+            other = self.history(reference, seed, validation_set)
+            if history is None or other is None:
                 continue
-            a, b = figure(one), figure(other)
+            a, b = figure(history), figure(other)
             if a is not None and b is not None:
                 differences.append(a - b)
         return estimate_mean(differences)
 
+    def final_difference(self, arm: str, reference: str, validation_set: str) -> Estimate | None:
+        """Returns the paired difference of final losses; None unless both saw as many tokens."""
+        tokens_seen = {
+            history.points[-1].tokens
+            for name in (arm, reference)
+            for history in self.histories(name, validation_set)
+        }
+        if len(tokens_seen) != 1:
+            return None
+        return self.paired_difference(arm, reference, validation_set, final_loss)
+
 
 def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
-    """Returns the names that no other beats: none has less of the first and of the second."""
+    """Returns the names of the points that no other dominates, sorted by their points.
 
-    def beaten(name: str) -> bool:
+    A point dominates another that it is nowhere above, unless they are equal.
+    """
+
+    def is_dominated(name: str) -> bool:
         x, y = points[name]
         return any(
             a <= x and b <= y and (a, b) != (x, y)
@@ -257,29 +179,18 @@ def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
             if other != name
         )
 
-    return sorted((name for name in points if not beaten(name)), key=lambda name: points[name])
+    return sorted(
+        (name for name in points if not is_dominated(name)), key=lambda name: points[name]
+    )
 
 
 def same_batches(results: StudyResults, arms: Iterable[str]) -> dict[int, list[list[str]]]:
-    """Returns by seed the groups of arms that were trained on the very same tokens so far."""
+    """Returns by seed the groups of arms that were trained on the same tokens so far."""
     groups: dict[int, dict[tuple[str, int], list[str]]] = {}
     for arm in arms:
         for seed in results.seeds(arm):
-            ran = results.ran[arm, seed]
-            if ran.stream:
-                groups.setdefault(seed, {}).setdefault((ran.stream, ran.steps), []).append(arm)
-    return {seed: list(by.values()) for seed, by in groups.items()}
-
-
-def outcome_figures(outcome: Outcome) -> dict[str, Any]:
-    """Returns all figures of a run on a set, for tables and files."""
-    return {
-        "start": outcome.start,
-        "bump": outcome.bump,
-        "bump at tokens": outcome.top.tokens,
-        "recovered at tokens": outcome.recovered,
-        "final": outcome.final,
-        "forgetting": outcome.forgetting,
-        "adaptation": outcome.adaptation,
-        "area": outcome.area,
-    }
+            outcome = results.outcomes[arm, seed]
+            if outcome.stream_digest:
+                key = (outcome.stream_digest, outcome.steps_done)
+                groups.setdefault(seed, {}).setdefault(key, []).append(arm)
+    return {seed: list(by_stream.values()) for seed, by_stream in groups.items()}

@@ -1,14 +1,16 @@
-"""What came of a study as plain data: `results.json`, which `rewarm report` is made from.
+"""`results.json`: the results of a study as plain data, from which `rewarm report` is made.
 
 ```
-arms       ARM: changes, trains on, seeds (figures, stream, run), over seeds, against the reference
-                and against the control: SET: FIGURE: {mean, error, seeds, interval}
+arms       ARM: changes, trains on, seeds (figures, stream, run), over seeds, and against the
+                reference and the control: SET: FIGURE: {mean, error, seeds, interval}
+batches    SEED: the groups of arms that were trained on the same tokens
 overtakes  SET: ARM: OTHER: tokens from which ARM's loss stays below OTHER's
-pareto     SET: the arms trained on it that no other beats on it and upstream at once
-lines      SET: ARM: SEED: its losses as a straight line over the upstream ones
-claims     WORDS: claim, verdict, effect, why
+pareto     SET: the arms trained on it that no other dominates on it and upstream
+lines      SET: ARM: SEED: its losses as a straight line over the upstream losses
+claims     NAME: claim, verdict, effect, why
 ```
-Losses are in nats. Errors are standard errors over the seeds, intervals hold the mean at 95 %.
+Losses are in nats per token. Errors are standard errors over the seeds; intervals are the 95 %
+confidence intervals of the mean.
 """
 
 from __future__ import annotations
@@ -17,134 +19,160 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from pydantic import BaseModel
+
 from rewarm.study.claims import Verdict
 from rewarm.study.intervals import Estimate
-from rewarm.study.outcomes import (
-    Outcome,
-    StudyResults,
+from rewarm.study.loss_history import (
+    FIGURES,
+    LossHistory,
+    figures_as_json,
+    final_loss,
     fit_line,
-    outcome_figures,
-    pareto_front,
-    same_batches,
 )
+from rewarm.study.outcomes import UPSTREAM, StudyResults, pareto_front, same_batches
 from rewarm.study.study_file import StudyPlan
 
-UPSTREAM = "upstream"
-"""The set of what the base was trained on: forgetting is told on it."""
 
-FIGURES: dict[str, Callable[[Outcome], float]] = {
-    "start": lambda one: one.start,
-    "final": lambda one: one.final,
-    "forgetting": lambda one: one.forgetting,
-    "adaptation": lambda one: one.adaptation,
-    "bump": lambda one: one.bump,
-    "area": lambda one: one.area,
-}
+class MeanWithInterval(BaseModel):
+    """A mean over seeds, as read from results.json."""
+
+    mean: float
+    interval: tuple[float, float] | None = None
+
+
+class JudgedClaim(BaseModel):
+    """A claim of a study with its verdict, as read from results.json."""
+
+    claim: str
+    verdict: str
+    effect: MeanWithInterval | None = None
+    why: str = ""
+
+
+class StudySummary(BaseModel):
+    """What a report reads from results.json: all that cannot be known from the runs."""
+
+    arms: dict[str, Any]
+    """For their order."""
+    reference: str | None = None
+    control: str | None = None
+    claims: dict[str, JudgedClaim] = {}
 
 
 def results_as_json(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
-    """Returns everything that came of a study so far."""
-    new = [on for on in validation_sets(results) if on != UPSTREAM]
+    """Returns the content of results.json for the runs that are complete."""
+    new_sets = [name for name in results.validation_sets if name != UPSTREAM]
+    seeds = plan.study.seeds
     return {
         "study": plan.study.study,
         "reference": plan.reference,
         "control": plan.study.control,
-        "seeds": list(plan.study.seeds),
-        "arms": {arm: _arm(plan, results, arm) for arm in plan.study.arms},
+        "seeds": list(seeds),
+        "arms": {arm: _arm_as_json(plan, results, arm) for arm in plan.study.arms},
         "batches": {
             str(seed): groups for seed, groups in same_batches(results, plan.study.arms).items()
         },
-        "overtakes": {on: _overtakes(plan, results, on) for on in validation_sets(results)},
-        "pareto": {on: study_pareto_front(plan, results, on) for on in new},
-        "lines": {on: _lines(plan, results, on) for on in new},
+        "overtakes": {name: _overtakes(plan, results, name) for name in results.validation_sets},
+        "pareto": {name: study_pareto_front(plan, results, name) for name in new_sets},
+        "lines": {name: _fitted_lines(plan, results, name) for name in new_sets},
         "claims": {
-            said: {"claim": claim.text, **_verdict(claim.judge(results.known, plan.study.seeds))}
-            for said, claim in plan.claims.items()
+            name: {
+                "claim": claim.text,
+                **_verdict_as_json(claim.judge(results.claimed_figure, seeds)),
+            }
+            for name, claim in plan.claims.items()
         },
     }
 
 
-def validation_sets(results: StudyResults) -> list[str]:
-    """Returns the names of the validation sets, in the order of their measurement."""
-    return list(dict.fromkeys(on for ran in results.ran.values() for on in ran.sets))
-
-
-def study_pareto_front(plan: StudyPlan, results: StudyResults, on: str) -> list[str]:
-    """Returns the arms trained on a corpus that no other beats on its set and upstream at once."""
+def study_pareto_front(plan: StudyPlan, results: StudyResults, corpus: str) -> list[str]:
+    """Returns the arms trained on a corpus that no other dominates on its set and upstream."""
     points = {}
     for arm in plan.study.arms:
-        x, y = (results.over_seeds(arm, one, FIGURES["final"]) for one in (UPSTREAM, on))
-        if x and y and on in _corpora(plan, arm):
+        x, y = (results.mean_over_seeds(arm, name, final_loss) for name in (UPSTREAM, corpus))
+        if x and y and corpus in _training_corpora(plan, arm):
             points[arm] = (x.mean, y.mean)
     return pareto_front(points)
 
 
-def _corpora(plan: StudyPlan, arm: str) -> list[str]:
-    return list(plan.of(arm)[0].recipe.data.train)
+def _training_corpora(plan: StudyPlan, arm: str) -> list[str]:
+    return list(plan.runs_of(arm)[0].recipe.data.train)
 
 
-def _arm(plan: StudyPlan, results: StudyResults, arm: str) -> dict[str, Any]:
-    runs = {job.seed: job for job in plan.of(arm)}
-    others = dict.fromkeys(one for one in (plan.reference, plan.study.control) if one)
+def _arm_as_json(plan: StudyPlan, results: StudyResults, arm: str) -> dict[str, Any]:
+    runs = {run.seed: run for run in plan.runs_of(arm)}
+    baselines = dict.fromkeys(name for name in (plan.reference, plan.study.control) if name)
     return {
         "changes": plan.study.arms[arm],
-        "trains on": _corpora(plan, arm),
+        "trains on": _training_corpora(plan, arm),
         "seeds": {
             str(seed): {
                 "sets": {
-                    on: outcome_figures(one) for on, one in results.ran[arm, seed].sets.items()
+                    name: figures_as_json(history)
+                    for name, history in results.outcomes[arm, seed].losses.items()
                 },
-                "stream": results.ran[arm, seed].stream,
+                "stream": results.outcomes[arm, seed].stream_digest,
                 "run": str(runs[seed].directory),
             }
             for seed in results.seeds(arm)
         },
-        "over seeds": _each(results, partial(results.over_seeds, arm)),
+        "over seeds": _every_figure(results, partial(results.mean_over_seeds, arm)),
         "against": {
-            other: _each(results, partial(results.paired, arm, other))
-            for other in others
-            if other != arm and same_length(plan, arm, other)
+            baseline: _every_figure(results, partial(results.paired_difference, arm, baseline))
+            for baseline in baselines
+            if baseline != arm and _same_length(plan, arm, baseline)
         },
     }
 
 
-def same_length(plan: StudyPlan, arm: str, other: str) -> bool:
-    """Returns whether two arms are as long, so that their ends may be set against each other."""
-    one, two = (plan.of(name)[0].recipe for name in (arm, other))
-    return one.steps * one.batch.tokens == two.steps * two.batch.tokens
+def _same_length(plan: StudyPlan, arm: str, other: str) -> bool:
+    """Returns whether two arms train on as many tokens, so that their ends can be compared."""
+    recipe, other_recipe = (plan.runs_of(name)[0].recipe for name in (arm, other))
+    return recipe.steps * recipe.batch.tokens == other_recipe.steps * other_recipe.batch.tokens
 
 
-def _each(
-    results: StudyResults, figure: Callable[[str, Callable[[Outcome], float]], Estimate | None]
+def _every_figure(
+    results: StudyResults,
+    estimate: Callable[[str, Callable[[LossHistory], float]], Estimate | None],
 ) -> dict[str, Any]:
     return {
-        on: {name: _estimate(figure(on, of)) for name, of in FIGURES.items()}
-        for on in validation_sets(results)
+        validation_set: {
+            name: _estimate_as_json(estimate(validation_set, figure))
+            for name, figure in FIGURES.items()
+        }
+        for validation_set in results.validation_sets
     }
 
 
-def _overtakes(plan: StudyPlan, results: StudyResults, on: str) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
+def _overtakes(
+    plan: StudyPlan, results: StudyResults, validation_set: str
+) -> dict[str, dict[str, Any]]:
+    overtakes: dict[str, dict[str, Any]] = {}
     for arm in plan.study.arms:
         for other in plan.study.arms:
-            if other != arm and (tokens := results.crossing(arm, other, on)):
-                found.setdefault(arm, {})[other] = _estimate(tokens)
-    return found
+            if other == arm:
+                continue
+            if tokens := results.overtaking_tokens(arm, other, validation_set):
+                overtakes.setdefault(arm, {})[other] = _estimate_as_json(tokens)
+    return overtakes
 
 
-def _lines(plan: StudyPlan, results: StudyResults, on: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _fitted_lines(plan: StudyPlan, results: StudyResults, validation_set: str) -> dict[str, Any]:
+    lines: dict[str, Any] = {}
     for arm in plan.study.arms:
         for seed in results.seeds(arm):
-            x, y = (results.outcome(arm, seed, one) for one in (UPSTREAM, on))
+            x = results.history(arm, seed, UPSTREAM)
+            y = results.history(arm, seed, validation_set)
             if x and y and (line := fit_line(x, y)):
-                found.setdefault(arm, {})[str(seed)] = line._asdict()
-    return found
+                lines.setdefault(arm, {})[str(seed)] = line._asdict()
+    return lines
 
 
-def _estimate(found: Estimate | None) -> dict[str, Any] | None:
-    return found._asdict() | {"interval": found.interval} if found else None
+def _estimate_as_json(estimate: Estimate | None) -> dict[str, Any] | None:
+    return estimate._asdict() | {"interval": estimate.interval} if estimate else None
 
 
-def _verdict(found: Verdict) -> dict[str, Any]:
-    return {"verdict": found.verdict, "effect": _estimate(found.effect), "why": found.why}
+def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
+    effect = _estimate_as_json(verdict.effect)
+    return {"verdict": verdict.verdict, "effect": effect, "why": verdict.why}

@@ -1,17 +1,16 @@
-"""Runs a study: every arm with every seed, one process each, by as many workers as there are.
+"""Runs a study: every arm with every seed, one process for each run, several at once.
 
 ```
- Plan ── jobs ──> worker: take the next that is free ── lock ──> rewarm train ARM/SEED.yaml --resume
-                     skip what is done, or somebody else's             └── its own run directory
+ StudyPlan ── runs ──> worker: claim the next free run ── lock ──> rewarm train RUN.yaml --resume
+                       (skip what is done or locked elsewhere)        └── its own run directory
 ```
 
-What is done, is at work or is left is read from the folder alone, so a study that was killed goes
-on where it was, and several machines that share the folder share the work.
+The state of every run is read from the study's folder alone. So a study that was killed continues
+where it was, and several machines that share the folder share the work.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import subprocess
@@ -20,262 +19,271 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, RLock, Thread
-from typing import IO, NamedTuple
+from typing import IO, Literal, NamedTuple
 
+from rewarm import exit_codes
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.errors import CheckpointError, Preempted, RewarmError
+from rewarm.files import locked
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.runs.resume_changes import recipe_changes
 from rewarm.study.outcomes import StudyResults, read_outcome
 from rewarm.study.study_file import StudyPlan, StudyRun
 
-_PAUSE = 0.5  # seconds between two looks at the folder
+_POLL_SECONDS = 0.5  # between two looks at the folder
+
+RunState = Literal["waiting", "running", "elsewhere", "done", "failed"]
+"""`elsewhere`: another process has the run."""
 
 
 class RunStatus(NamedTuple):
     """How far a run is."""
 
     name: str
-    what: str
-    """`waiting`, `running`, `elsewhere` (another process has it), `done` or `failed`."""
+    state: RunState
     step: int
     steps: int
-    why: str = ""
-    """Of a failed one, the last line that it said."""
+    failure: str = ""
+    """Of a failed run, the last line of its log."""
 
 
 def is_complete(recipe: Recipe) -> bool:
-    """Returns whether a run is complete, as this recipe would have it.
+    """Returns whether a run is complete and was made by this recipe.
 
     Raises:
         CheckpointError: it is complete, but was made by another recipe; or it is damaged.
     """
     directory = Path(recipe.run)
-    last = list_checkpoints(directory).get(recipe.steps)
-    if last is None:
+    checkpoint = list_checkpoints(directory).get(recipe.steps)
+    if checkpoint is None:
         return False
-    if different := recipe_changes(last, recipe):
+    if changes := recipe_changes(checkpoint, recipe):
         raise CheckpointError(
-            f"{directory}: is complete, by another recipe: {'; '.join(different[:3])}; move it "
-            "away, or take the changes back"
+            f"{directory}: already complete, but by another recipe: {'; '.join(changes[:3])}; "
+            "move the run away, or undo the changes"
         )
     return True
 
 
 class StudyRunner:
-    """The work on a study."""
+    """Runs what is left of a study."""
 
     def __init__(self, plan: StudyPlan) -> None:
-        """Takes the study; nothing is begun."""
+        """Takes the study; starts nothing."""
         self.plan = plan
-        trained = [StudyRun("", 0, recipe, None) for recipe in plan.bases.values()]
-        self._jobs = {job.directory: job for job in [*trained, *plan.jobs]}
+        bases = [StudyRun("", 0, recipe, None) for recipe in plan.bases.values()]
+        self._runs = {run.directory: run for run in [*bases, *plan.runs]}
         self._done: set[Path] = set()
-        self._failed: dict[Path, RewarmError | str] = {}
-        self._mine: dict[Path, subprocess.Popen[bytes] | None] = {}
-        self._taking = RLock()
+        self._failures: dict[Path, RewarmError | str] = {}
+        self._processes: dict[Path, subprocess.Popen[bytes] | None] = {}
+        """The runs of this object's workers; None until the process has started."""
+        self._claiming = RLock()
         self._stop = Event()
-        self._root = Path(plan.study.study)
+        self._locks = Path(plan.study.study) / "locks"
 
-    def work(self, workers: int, show: Callable[[list[RunStatus]], None]) -> None:
-        """Does all that is left to do.
+    def run_all(self, workers: int, show: Callable[[list[RunStatus]], None]) -> None:
+        """Runs all that is left of the study.
 
         Args:
             workers: how many runs at once.
-            show: is given the states now and then, and at the end.
+            show: called with the status of every run, regularly and at the end.
 
         Raises:
-            Preempted: a signal asked to stop; the runs at work are saved.
+            Preempted: a signal asked to stop; the running runs are saved.
             RewarmError: runs failed; all others are done.
         """
-        asked: list[int] = []
+        signals: list[int] = []
 
         def stop(number: int, _frame: object) -> None:
-            asked.append(number)
+            signals.append(number)
             self._stop.set()
-            for process in list(self._mine.values()):
+            for process in list(self._processes.values()):
                 if process is not None:
                     process.send_signal(signal.SIGTERM)
 
-        (self._root / "locks").mkdir(parents=True, exist_ok=True)
-        before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+        self._locks.mkdir(parents=True, exist_ok=True)
+        handlers = {
+            number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         threads = [Thread(target=self._worker, args=(index, workers)) for index in range(workers)]
         try:
             for thread in threads:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
-                show(self.states())
-                time.sleep(_PAUSE)
+                show(self.statuses())
+                time.sleep(_POLL_SECONDS)
         finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
-        show(self.states())
-        if asked:
-            error = Preempted(
-                f"{signal.Signals(asked[0]).name}: stopped, everything saved; go on "
-                "with the same command"
-            )
-            error.exit_code = 130 if asked[0] == signal.SIGINT else 75
-            raise error
-        if self._failed:
-            raise self._failures()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        show(self.statuses())
+        if signals:
+            raise _preempted(signals[0])
+        if self._failures:
+            raise self._failures_error()
 
-    def states(self) -> list[RunStatus]:
+    def statuses(self) -> list[RunStatus]:
         """Returns how far each run is."""
-        return [self._state(job) for job in self._jobs.values()]
+        return [self._status(run) for run in self._runs.values()]
 
     def results(self) -> StudyResults:
-        """Returns what came of the runs that are complete."""
-        ran = {
-            (job.arm, job.seed): found
-            for job in self.plan.jobs
-            if self._is_done(job) and (found := read_outcome(job.directory))
+        """Returns the outcomes of the runs that are complete."""
+        outcomes = {
+            (run.arm, run.seed): outcome
+            for run in self.plan.runs
+            if self._is_done(run) and (outcome := read_outcome(run.directory))
         }
-        return StudyResults(ran)
+        return StudyResults(outcomes)
 
-    def _state(self, job: StudyRun) -> RunStatus:
-        steps = job.recipe.steps
-        if self._is_done(job):
-            return RunStatus(job.name, "done", steps, steps)
-        if job.directory in self._failed:
-            why = str(self._failed[job.directory])
-            return RunStatus(job.name, "failed", _step(job.directory), steps, why)
-        with self._taking:
-            if job.directory in self._mine:
-                return RunStatus(job.name, "running", _step(job.directory), steps)
-            free = self._lock(job)
-            if free is not None:
-                free.close()
-        what = "waiting" if free else "elsewhere"
-        return RunStatus(job.name, what, _step(job.directory), steps)
+    def _status(self, run: StudyRun) -> RunStatus:
+        steps = run.recipe.steps
+        if self._is_done(run):
+            return RunStatus(run.name, "done", steps, steps)
+        step = _last_step(run.directory)
+        if run.directory in self._failures:
+            failure = str(self._failures[run.directory])
+            return RunStatus(run.name, "failed", step, steps, failure)
+        with self._claiming:
+            if run.directory in self._processes:
+                return RunStatus(run.name, "running", step, steps)
+            lock = self._lock(run)
+            if lock is None:
+                return RunStatus(run.name, "elsewhere", step, steps)
+            lock.close()
+        return RunStatus(run.name, "waiting", step, steps)
 
-    def _is_done(self, job: StudyRun) -> bool:
-        if job.directory in self._done:
+    def _is_done(self, run: StudyRun) -> bool:
+        if run.directory in self._done:
             return True
         try:
-            if is_complete(job.recipe):
-                self._done.add(job.directory)
-            return job.directory in self._done
+            if is_complete(run.recipe):
+                self._done.add(run.directory)
+            return run.directory in self._done
         except RewarmError as error:
-            self._failed[job.directory] = error
+            self._failures[run.directory] = error
             return False
 
     def _worker(self, index: int, workers: int) -> None:
-        """Takes one run after the other, until none is left that could be begun."""
+        """Runs one run after the other, until none is left that could start."""
         while not self._stop.is_set():
-            taken = self._take()
-            if taken is not None:
-                self._run(*taken, index, workers)
-            elif self._left():
-                self._stop.wait(_PAUSE)  # for a base, or for what another process has
+            claimed = self._claim_next()
+            if claimed is not None:
+                self._train(*claimed, index, workers)
+            elif self._unfinished():
+                self._stop.wait(_POLL_SECONDS)  # for a base, or for a run of another process
             else:
                 return
 
-    def _left(self) -> list[StudyRun]:
-        """Returns the runs that are neither done, nor failed, nor waiting for one that failed."""
+    def _unfinished(self) -> list[StudyRun]:
+        """Returns the runs that are neither done nor failed."""
         return [
-            job
-            for job in self._jobs.values()
-            if not self._is_done(job) and job.directory not in self._failed
+            run
+            for run in self._runs.values()
+            if not self._is_done(run) and run.directory not in self._failures
         ]
 
-    def _take(self) -> tuple[StudyRun, IO[str]] | None:
-        """Returns the next run that can be begun, and the lock that keeps others from it."""
-        with self._taking:
-            for job in self._left():
-                if job.directory in self._mine:
+    def _claim_next(self) -> tuple[StudyRun, IO[str]] | None:
+        """Returns the next run that can start, and the lock that keeps others from it."""
+        with self._claiming:
+            for run in self._unfinished():
+                if run.directory in self._processes or not self._base_is_done(run):
                     continue
-                if job.needs is not None:
-                    base = self._jobs[Path(self.plan.bases[job.needs].run)]
-                    if base.directory in self._failed:
-                        self._failed[job.directory] = f"its base {job.needs} failed"
-                    if not self._is_done(base):
-                        continue
-                lock = self._lock(job)
+                lock = self._lock(run)
                 if lock is None:
                     continue
-                if self._is_done(job):  # by somebody, since the look at it above
+                if self._is_done(run):  # by another process, after it was listed above
                     lock.close()
                     continue
-                self._mine[job.directory] = None
-                return job, lock
+                self._processes[run.directory] = None
+                return run, lock
         return None
 
-    def _lock(self, job: StudyRun) -> IO[str] | None:
-        """Returns a run's lock, or None while another has it."""
-        path = self._root / "locks" / f"{job.name.replace('/', '.')}.lock"
-        lock = path.open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            return None
-        return lock
+    def _base_is_done(self, run: StudyRun) -> bool:
+        """Returns whether a run's base is there; the run has failed where its base has."""
+        if run.needs_base is None:
+            return True
+        base = self._runs[Path(self.plan.bases[run.needs_base].run)]
+        if base.directory in self._failures:
+            self._failures[run.directory] = f"its base {run.needs_base} failed"
+        return self._is_done(base)
 
-    def _run(self, job: StudyRun, lock: IO[str], index: int, workers: int) -> None:
-        recipe, log = _beside(job.directory, ".yaml"), _beside(job.directory, ".log")
-        job.directory.parent.mkdir(parents=True, exist_ok=True)
-        recipe.write_text(job.recipe.to_yaml(), encoding="utf-8")
-        with lock, log.open("ab") as said:
-            # The lock goes on into the process: it stays taken if this one is killed alone.
+    def _lock(self, run: StudyRun) -> IO[str] | None:
+        """Returns a run's lock, or None while another process has it."""
+        return locked(self._locks / f"{run.name.replace('/', '.')}.lock")
+
+    def _train(self, run: StudyRun, lock: IO[str], index: int, workers: int) -> None:
+        """Runs `rewarm train` in a process, and waits until it ends."""
+        recipe, log = _sibling(run.directory, ".yaml"), _sibling(run.directory, ".log")
+        run.directory.parent.mkdir(parents=True, exist_ok=True)
+        recipe.write_text(run.recipe.to_yaml(), encoding="utf-8")
+        with lock, log.open("ab") as output:
+            # The process inherits the lock, which stays held if only this process is killed.
             process = subprocess.Popen(
                 [sys.executable, "-m", "rewarm", "train", str(recipe), "--resume"],
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[lock.fileno()],
-                env=_environment(index, self._at_once(job, workers)),
-                start_new_session=True,  # Ctrl-C reaches it through `stop` alone, once
+                env=_environment(index, self._concurrent_runs(run, workers)),
+                start_new_session=True,  # Ctrl-C reaches it once, through `stop`
             )
-            self._mine[job.directory] = process
+            self._processes[run.directory] = process
             if self._stop.is_set():
                 process.send_signal(signal.SIGTERM)
-            code = process.wait()
-            del self._mine[job.directory]
-        if code and not self._stop.is_set():
-            self._failed[job.directory] = _last_line(log) or f"ended with exit code {code}"
+            exit_code = process.wait()
+            del self._processes[run.directory]
+        if exit_code and not self._stop.is_set():
+            self._failures[run.directory] = _last_line(log) or f"ended with exit code {exit_code}"
 
-    def _at_once(self, job: StudyRun, workers: int) -> int:
-        """Returns how many runs are at work beside each other: while arms wait, bases alone."""
-        waits = not job.arm and all(one.needs for one in self.plan.jobs)
-        return min(workers, len(self.plan.bases)) if waits else workers
+    def _concurrent_runs(self, run: StudyRun, workers: int) -> int:
+        """Returns how many runs share the machine: only the bases while all arms wait for them."""
+        all_arms_wait = not run.arm and all(other.needs_base for other in self.plan.runs)
+        return min(workers, len(self.plan.bases)) if all_arms_wait else workers
 
-    def _failures(self) -> RewarmError:
+    def _failures_error(self) -> RewarmError:
         lines = [
-            f"{self._jobs[directory].name}: {why}; {_beside(directory, '.log')}"
-            for directory, why in self._failed.items()
+            f"{self._runs[directory].name}: {failure}; {_sibling(directory, '.log')}"
+            for directory, failure in self._failures.items()
         ]
-        count = f"{len(lines)} of {len(self._jobs)} runs failed, the others are done"
-        return CheckpointError("\n  ".join([f"{count}:", *lines]))
+        summary = f"{len(lines)} of {len(self._runs)} runs failed, the others are done"
+        return CheckpointError("\n  ".join([f"{summary}:", *lines]))
 
 
-def _beside(directory: Path, ending: str) -> Path:
-    return directory.with_name(directory.name + ending)
+def _preempted(number: int) -> Preempted:
+    error = Preempted(
+        f"{signal.Signals(number).name}: stopped, everything saved; continue with the same command"
+    )
+    if number == signal.SIGINT:
+        error.exit_code = exit_codes.INTERRUPTED
+    return error
 
 
-def _environment(index: int, at_once: int) -> dict[str, str]:
-    """Returns the environment of a run: a GPU of its own, or its share of the cores."""
+def _sibling(directory: Path, suffix: str) -> Path:
+    return directory.with_name(directory.name + suffix)
+
+
+def _environment(index: int, concurrent_runs: int) -> dict[str, str]:
+    """Returns the environment of a run: with a GPU of its own, or its share of the cores."""
     environment = dict(os.environ)
-    gpus = _gpus()
+    gpus = _visible_gpus()
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
-    elif at_once > 1:
-        # More threads than cores wait for each other, many times as long as they compute. The last
-        # bits of a run on a CPU depend on its threads: set OMP_NUM_THREADS to fix them.
-        share = max(1, (os.cpu_count() or 1) // at_once)
+    elif concurrent_runs > 1:
+        # More threads than cores slow each other down many times over. The last bits of a run on a
+        # CPU depend on its number of threads: set OMP_NUM_THREADS to fix it.
+        share = max(1, (os.cpu_count() or 1) // concurrent_runs)
         environment.setdefault("OMP_NUM_THREADS", str(share))
     return environment
 
 
-def _gpus() -> list[str]:
-    said = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is not None:
-        return [one for one in said.split(",") if one.strip()]
+def _visible_gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu.strip()]
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
 
 
-def _step(directory: Path) -> int:
+def _last_step(directory: Path) -> int:
     try:
         lines = read_metrics(directory / "metrics.jsonl")
     except RewarmError:

@@ -1,11 +1,11 @@
-"""A study: one recipe, arms that each change something in it, and seeds; one run for each pair.
+"""A study file: one recipe, arms that each change something in it, and seeds; a run for each pair.
 
 ```yaml
-study: runs/mini                       # every run goes below it: runs/mini/ARM/SEED
-recipe: rewarm.yaml                    # beside this file
+study: runs/mini                       # the folder of all runs: runs/mini/ARM/SEED
+recipe: rewarm.yaml                    # relative to this file
 bases: {upstream: upstream.yaml}       # trained first: runs/mini/bases/upstream
 arms:
-  rewarm:                              # the recipe as it is
+  rewarm:                              # the recipe unchanged
   constant: {schedule: {name: constant, lr: base}}
   high: {schedule.peak_lr: 4e-3, schedule.min_lr: 4e-4}
 seeds: [17, 18, 19]
@@ -25,61 +25,61 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from rewarm.checkpoints.lineage import last_lr_of_base
 from rewarm.errors import RecipeError, did_you_mean
 from rewarm.quantities import parse_count
-from rewarm.recipe import recipe
 from rewarm.recipe.fields import ModelSettings, Name, Section, Text
-from rewarm.recipe.recipe import Recipe
+from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument
-from rewarm.study import claims
+from rewarm.study.claims import Claim, parse_claim
 
 Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 
-def _distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
+def _check_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(seeds)) < len(seeds):
-        raise ValueError("each seed should stand there once")
+        raise ValueError("each seed should be listed once")
     return seeds
 
 
 Arm = Annotated[
     dict[str, Any],
     BeforeValidator(
-        lambda said: {} if said is None else said, json_schema_input_type=dict[str, Any] | None
+        lambda changes: {} if changes is None else changes,
+        json_schema_input_type=dict[str, Any] | None,
     ),
 ]
-"""What an arm changes in the recipe: values by their places, `schedule.peak_lr: 4e-3`."""
+"""What an arm changes in the recipe: values by dotted setting, `schedule.peak_lr: 4e-3`."""
 
 
 class Study(Section):
-    """The document."""
+    """The content of a study file."""
 
     study: Text
-    """The folder that all runs go to."""
+    """The folder of all runs."""
     recipe: Text
-    """The recipe that the arms change, a file; relative to the study's."""
+    """The file of the recipe that the arms change, relative to the study file."""
     bases: dict[Name, Text] = Field(default_factory=dict)
     """Recipes of models to train first, by name; arms start from `STUDY/bases/NAME`."""
     arms: Annotated[dict[Name, Arm], Field(min_length=1)]
-    """What each arm changes in the recipe: settings by their places, `schedule.peak_lr: 4e-3`."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_distinct)] = (17,)
-    """Every arm is run with each: other new weights and another order of the data."""
+    """What each arm changes in the recipe: values by dotted setting, `schedule.peak_lr: 4e-3`."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_check_distinct)] = (17,)
+    """Each arm runs once with each seed, which sets new weights and the order of the data."""
     order: Literal["by-seed", "by-arm"] = "by-seed"
     """`by-seed`: all arms with the first seed, then with the second. `by-arm`: all seeds of the
     first arm, then of the second."""
     reference: str | None = None
-    """The arm that others are compared with on the same batches; without it the first."""
+    """The arm that others are compared with on the same batches; by default the first."""
     control: str | None = None
-    """An arm that trains on the old data for as many tokens: forgetting is told beside it."""
+    """An arm that trains on the old data for as many tokens; forgetting is compared with it."""
     claims: dict[Text, Text] = Field(default_factory=dict)
-    """What is expected, in words: `final(downstream, high) < final(downstream, rewarm)`."""
+    """What is expected, by name: `final(downstream, high) < final(downstream, rewarm)`."""
 
     @model_validator(mode="after")
-    def _names_arms(self) -> Study:
-        for what in ("reference", "control"):
-            named = getattr(self, what)
-            if named is not None and named not in self.arms:
-                near = did_you_mean(named, list(self.arms)) or f" (arms: {', '.join(self.arms)})"
-                raise ValueError(f"{what}: no arm named {named!r}{near}")
+    def _check_named_arms(self) -> Study:
+        for setting in ("reference", "control"):
+            arm = getattr(self, setting)
+            if arm is not None and arm not in self.arms:
+                hint = did_you_mean(arm, list(self.arms)) or f" (arms: {', '.join(self.arms)})"
+                raise ValueError(f"{setting}: no arm named {arm!r}{hint}")
         return self
 
 
@@ -87,14 +87,15 @@ class StudyRun(NamedTuple):
     """One run of a study."""
 
     arm: str
+    """Empty for a base."""
     seed: int
     recipe: Recipe
-    needs: str | None
-    """The base of the study that it starts from, if any."""
+    needs_base: str | None
+    """The name of the study's base that it starts from, if any."""
 
     @property
     def name(self) -> str:
-        """`ARM/SEED`, or `bases/NAME`."""
+        """`ARM/SEED`, or `NAME` for a base."""
         return f"{self.arm}/{self.seed}" if self.arm else Path(self.recipe.run).name
 
     @property
@@ -104,21 +105,22 @@ class StudyRun(NamedTuple):
 
 
 class StudyPlan(NamedTuple):
-    """A study, and its runs in the order in which they are to be done."""
+    """A study, and its runs in the order in which they start."""
 
     study: Study
     bases: dict[str, Recipe]
-    jobs: list[StudyRun]
-    claims: dict[str, claims.Claim]
+    runs: list[StudyRun]
+    """Those of the arms, without the bases."""
+    claims: dict[str, Claim]
 
     @property
     def reference(self) -> str:
         """The arm that others are compared with."""
         return self.study.reference or next(iter(self.study.arms))
 
-    def of(self, arm: str) -> list[StudyRun]:
+    def runs_of(self, arm: str) -> list[StudyRun]:
         """Returns an arm's runs, by seed."""
-        return sorted((job for job in self.jobs if job.arm == arm), key=lambda job: job.seed)
+        return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
 
 
 def is_study(path: Path) -> bool:
@@ -131,79 +133,113 @@ def is_study(path: Path) -> bool:
 
 
 def load_study(path: Path, overrides: list[str] | None = None) -> StudyPlan:
-    """Returns the study in a YAML file, every arm of it checked.
+    """Returns the study in a YAML file, with the recipe of every run validated.
 
     Raises:
-        RecipeError: everything that is wrong with it or with one of its arms, each line located.
+        RecipeError: every problem of the study and of its arms, each line located.
     """
     document = YamlDocument.load(path)
     for override in overrides or []:
-        document.set(override)
+        document.apply_override(override)
     study = validate_document(document, Study, {})
-    problems: dict[str, None] = {}
-    root = Path(study.study)
-    trained: dict[str, Recipe] = {}
+    problems: dict[str, None] = {}  # an ordered set: arms share the problems of their recipe
+    bases = _load_bases(path, document, study, problems)
+    runs = _load_runs(path, document, study, bases, problems)
+    claims = _parse_claims(document, study, runs, problems)
+    if problems:
+        raise RecipeError(list(problems))
+    return StudyPlan(study, bases, runs, claims)
+
+
+def _load_bases(
+    path: Path, document: YamlDocument, study: Study, problems: dict[str, None]
+) -> dict[str, Recipe]:
+    """Returns the recipes of the valid bases; adds what is wrong with others to `problems`."""
+    source = document.source_location(("study",))
+    bases: dict[str, Recipe] = {}
     for name, file in study.bases.items():
         base = YamlDocument.load(path.parent / file)
-        base.put(("run",), str(root / "bases" / name), document.where(("study",)))
+        base.set_value(("run",), str(_base_directory(study, name)), source)
         try:
-            trained[name] = recipe.validate_recipe(base, base_lr=last_lr_of_base)
+            bases[name] = validate_recipe(base, base_lr=last_lr_of_base)
         except RecipeError as error:
             problems |= dict.fromkeys(error.problems)
-    jobs = []
-    for arm, seed in _in_order(study):
+    return bases
+
+
+def _load_runs(
+    path: Path,
+    document: YamlDocument,
+    study: Study,
+    bases: dict[str, Recipe],
+    problems: dict[str, None],
+) -> list[StudyRun]:
+    """Returns the valid runs of the arms; adds what is wrong with others to `problems`."""
+    runs = []
+    for arm, seed in _arms_and_seeds(study):
         changed = YamlDocument.load(path.parent / study.recipe)
-        changed.put(("seed",), seed, document.where(("seeds",)))
+        changed.set_value(("seed",), seed, document.source_location(("seeds",)))
         for setting, value in study.arms[arm].items():
-            place = document.where(("arms", arm, setting))
-            changed.put(tuple(setting.split(".")), value, f"{place}: arms.{arm}")
-        changed.put(("run",), str(root / arm / str(seed)), document.where(("study",)))
+            source = f"{document.source_location(('arms', arm, setting))}: arms.{arm}"
+            changed.set_value(tuple(setting.split(".")), value, source)
+        directory = Path(study.study) / arm / str(seed)
+        changed.set_value(("run",), str(directory), document.source_location(("study",)))
         try:
-            made = recipe.validate_recipe(
-                changed, base_lr=lambda model: _base_lr(model, root, trained)
-            )
+            recipe = validate_recipe(changed, base_lr=lambda model: _base_lr(model, study, bases))
         except RecipeError as error:
             problems |= dict.fromkeys(error.problems)
             continue
-        needs = _needed(made.model, root, trained)
-        jobs.append(StudyRun(arm, seed, made, needs[0] if needs else None))
-    asked: dict[str, claims.Claim] = {}
-    sets = sorted({name for job in jobs for name in job.recipe.data.validation})
-    for said, text in study.claims.items():
+        needed = _study_base(recipe.model, study, bases)
+        runs.append(StudyRun(arm, seed, recipe, needed[0] if needed else None))
+    return runs
+
+
+def _parse_claims(
+    document: YamlDocument, study: Study, runs: list[StudyRun], problems: dict[str, None]
+) -> dict[str, Claim]:
+    """Returns the valid claims; adds what is wrong with others to `problems`."""
+    arms = list(study.arms)
+    validation_sets = sorted({name for run in runs for name in run.recipe.data.validation})
+    claims: dict[str, Claim] = {}
+    for name, text in study.claims.items():
         try:
-            asked[said] = claims.parse_claim(text, arms=list(study.arms), sets=sets)
+            claims[name] = parse_claim(text, arms=arms, validation_sets=validation_sets)
         except ValueError as error:
-            where = document.where(("claims", said))
-            problems[f"{where}: claims.{said}: {error}"] = None
-    if problems:
-        raise RecipeError(list(problems))
-    return StudyPlan(study, trained, jobs, asked)
+            source = document.source_location(("claims", name))
+            problems[f"{source}: claims.{name}: {error}"] = None
+    return claims
 
 
-def _in_order(study: Study) -> list[tuple[str, int]]:
+def _arms_and_seeds(study: Study) -> list[tuple[str, int]]:
     if study.order == "by-arm":
         return [(arm, seed) for arm in study.arms for seed in study.seeds]
     return [(arm, seed) for seed in study.seeds for arm in study.arms]
 
 
-def _needed(model: ModelSettings, root: Path, trained: dict[str, Recipe]) -> tuple[str, str] | None:
-    """Returns which base of the study a model starts from, and the place in its run."""
+def _base_directory(study: Study, name: str) -> Path:
+    return Path(study.study) / "bases" / name
+
+
+def _study_base(
+    model: ModelSettings, study: Study, bases: dict[str, Recipe]
+) -> tuple[str, str] | None:
+    """Returns which base of the study a model starts from, and which checkpoint of its run."""
     if model.base is None:
         return None
-    directory, _, place = model.base.partition("@")
-    for name in trained:
-        if os.path.normpath(directory) == os.path.normpath(root / "bases" / name):
-            return name, place or "last"
+    directory, _, checkpoint = model.base.partition("@")
+    for name in bases:
+        if os.path.normpath(directory) == os.path.normpath(_base_directory(study, name)):
+            return name, checkpoint or "last"
     return None
 
 
-def _base_lr(model: ModelSettings, root: Path, trained: dict[str, Recipe]) -> float:
-    """Returns the last rate of a model's base, which may be still to be trained."""
-    needed = _needed(model, root, trained)
+def _base_lr(model: ModelSettings, study: Study, bases: dict[str, Recipe]) -> float:
+    """Returns the last learning rate of a model's base, which may not be trained yet."""
+    needed = _study_base(model, study, bases)
     if needed is None:
         return last_lr_of_base(model)
-    base, place = trained[needed[0]], needed[1]
-    if place == "last":
+    base, checkpoint = bases[needed[0]], needed[1]
+    if checkpoint == "last":
         return base.lr(base.steps)
-    step = base.before_decay if place == "before-decay" else parse_count(place)
+    step = base.step_before_decay if checkpoint == "before-decay" else parse_count(checkpoint)
     return base.lr(min(step, base.steps))

@@ -18,7 +18,7 @@ def compare(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Run every arm of a study with every seed, and say what came of it."""
+    """Run every arm of a study with every seed, and print the results."""
     from rewarm.cli.study_output import run_and_print_study
     from rewarm.study.study_file import load_study
 

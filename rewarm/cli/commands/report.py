@@ -1,4 +1,4 @@
-"""`rewarm report`: runs and studies on one page, or as Markdown, CSV or a picture for a paper."""
+"""`rewarm report`: runs and studies as one page, as Markdown, as CSV or as a figure."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ def report(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Where to write; its ending says the format: .html, .md, .csv, .png, .svg.",
+            help="The file to write; its ending sets the format: .html, .md, .csv, .png, .svg.",
             show_default="report.html",
         ),
     ] = None,
-    form: Annotated[
+    report_format: Annotated[
         str | None,
-        typer.Option("--format", metavar="FORM", help="The format, if --out does not say it."),
+        typer.Option("--format", metavar="FORM", help="The format, if not that of --out's ending."),
     ] = None,
 ) -> None:
-    """Show what came of runs and studies, on one page that needs nothing but itself."""
-    said = form or (out.suffix.removeprefix(".") if out else "html")
-    if said not in FORMATS:
-        what = f"--format {form}" if form else f"--out {out}"
-        raise typer.BadParameter(f"{what}: should be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-    print(write(paths, out or Path(f"report.{said}"), said))
+    """Write the results of runs and studies to a self-contained page, or to another format."""
+    chosen = report_format or (out.suffix.removeprefix(".") if out else "html")
+    if chosen not in FORMATS:
+        option = f"--format {report_format}" if report_format else f"--out {out}"
+        raise typer.BadParameter(f"{option}: should be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    print(write_report(paths, out or Path(f"report.{chosen}"), chosen))
 
 
-def write(paths: list[Path], out: Path, form: str) -> str:
-    """Writes a report, and returns a line about it.
+def write_report(paths: list[Path], out: Path, report_format: str) -> str:
+    """Writes a report, and returns a line that sums it up.
 
     Raises:
-        RewarmError: what `gather` raises, or the file cannot be written.
+        RewarmError: see `collect_runs`; or the file cannot be written.
     """
     from rewarm.plots.loss_figure import save_losses
     from rewarm.report.collect_runs import collect_runs
@@ -52,14 +52,18 @@ def write(paths: list[Path], out: Path, form: str) -> str:
     from rewarm.report.text_exports import as_csv, as_markdown
     from rewarm.tables import plural
 
-    found = collect_runs(paths)
-    if form in ("png", "svg"):
-        save_losses({arm: [one.directory for one in found.of(arm)] for arm in found.arms}, out)
+    collected = collect_runs(paths)
+    if report_format in ("png", "svg"):
+        directories = {
+            arm: [record.directory for record in collected.records_of(arm)]
+            for arm in collected.arms
+        }
+        save_losses(directories, out)
     else:
-        text = {"html": html_page, "md": as_markdown, "csv": as_csv}[form](found)
+        render = {"html": html_page, "md": as_markdown, "csv": as_csv}[report_format]
         try:
-            out.write_text(text, encoding="utf-8")
+            out.write_text(render(collected), encoding="utf-8")
         except OSError as error:
             raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
-    arms, runs = plural(len(found.arms), "arm"), plural(len(found.records), "run")
+    arms, runs = plural(len(collected.arms), "arm"), plural(len(collected.records), "run")
     return f"{out}: {arms}, {runs}"

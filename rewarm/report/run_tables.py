@@ -1,0 +1,139 @@
+"""The tables of a report that show runs: progress, settings, batches, events, environment."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from statistics import fmean
+from typing import Any
+
+from rewarm.report.collect_runs import CollectedRuns, RunRecord
+from rewarm.study.outcomes import same_batches
+from rewarm.tables import Cell, Table, count_cell, number_cell, tokens_cell
+
+
+def runs_table(collected: CollectedRuns) -> Table:
+    """Returns how far each run is, how fast it was, and the digest of its data."""
+    about = (
+        "Speed and MFU are means over the logged steps; starts: how often a process started or "
+        "resumed the run; skipped: steps that were not applied; data: the digest of every token "
+        "trained on."
+    )
+    columns = ["arm", "seed", "state", "tokens", "tokens/s", "MFU", "starts", "skipped", "data"]
+    rows = [_run_row(record) for record in collected.records]
+    return Table("Runs", about, [*columns, "directory"], rows)
+
+
+def _run_row(record: RunRecord) -> list[Cell]:
+    lines = record.lines_of("train")
+    speeds = [line["tokens_per_second"] for line in lines if line.get("tokens_per_second")]
+    utilizations = [line["mfu"] for line in lines if line.get("mfu")]
+    last = lines[-1] if lines else {}
+    return [
+        Cell(record.arm),
+        count_cell(record.seed),
+        Cell(_state(record)),
+        tokens_cell(last.get("tokens", 0)),
+        number_cell(fmean(speeds) if speeds else None, ",.0f"),
+        number_cell(fmean(utilizations) if utilizations else None, ".1%"),
+        count_cell(sum(event["kind"] == "start" for event in record.events)),
+        count_cell(int(last.get("skipped") or 0)),
+        Cell(str(last.get("stream") or "")[:12]),
+        Cell(str(record.directory)),
+    ]
+
+
+def _state(record: RunRecord) -> str:
+    if record.is_done:
+        return "complete"
+    return f"step {record.step:,}" + (f" of {record.steps:,}" if record.steps else "")
+
+
+def settings_table(collected: CollectedRuns) -> Table:
+    """Returns the settings in which the arms differ."""
+    settings = {arm: collected.records_of(arm)[0].settings for arm in collected.arms}
+    names = dict.fromkeys(name for values in settings.values() for name in values)
+    rows = []
+    for name in names:
+        values = [_setting(arm_settings, name) for arm_settings in settings.values()]
+        if len(set(values)) > 1 and name not in ("run", "seed"):
+            usual = _setting(settings[collected.reference], name)
+            rows.append([Cell(name), *(Cell(value, quiet=value == usual) for value in values)])
+    about = (
+        f"Every setting in which arms differ; all others are those of {collected.reference}, below."
+    )
+    return Table("Differences between the arms", about, ["setting", *settings], rows)
+
+
+def _setting(settings: dict[str, Any], name: str) -> str:
+    """Returns a setting as a recipe would have it."""
+    if name not in settings:
+        return "—"
+    value = settings[name]
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def same_batches_table(collected: CollectedRuns) -> Table:
+    """Returns which arms were trained on the same tokens in the same order."""
+    seeds_by_group: dict[str, list[str]] = {}
+    for seed, groups in same_batches(collected.results, collected.arms).items():
+        for group in groups:
+            if len(group) > 1:
+                seeds_by_group.setdefault(", ".join(group), []).append(str(seed))
+    rows = [[Cell(group), Cell(", ".join(seeds))] for group, seeds in seeds_by_group.items()]
+    about = (
+        "Arms in one row were trained on the same tokens in the same order: the chained digests of "
+        "all their batches are equal."
+    )
+    return Table("Same batches", about, ["arms", "seeds"], rows)
+
+
+def environment_table(collected: CollectedRuns) -> Table:
+    """Returns the versions and devices that the runs recorded."""
+    arms_by_item: dict[tuple[str, str], Counter[str]] = {}
+    for record in collected.records:
+        for item in dict.fromkeys(_environment(record)):
+            arms_by_item.setdefault(item, Counter())[record.arm] += 1
+    rows = []
+    for (name, version), arms in arms_by_item.items():
+        in_all_runs = sum(arms.values()) == len(collected.records)
+        rows.append([Cell(name), Cell(version), Cell("all" if in_all_runs else ", ".join(arms))])
+    about = "As the runs recorded it when they started."
+    return Table("Environment", about, ["what", "version", "runs"], rows)
+
+
+def _environment(record: RunRecord) -> Iterator[tuple[str, str]]:
+    for event in record.events:
+        environment = event.get("environment")
+        if event["kind"] == "start" and isinstance(environment, dict):
+            yield from ((str(name), str(version)) for name, version in environment.items())
+    for model in record.lineage[-1:]:
+        if model.schedule:
+            keys = ("name", "distribution", "version")
+            yield "schedule", " ".join(model.schedule.get(key, "?") for key in keys)
+
+
+def events_table(collected: CollectedRuns) -> Table:
+    """Returns what the divergence guard logged: steps not applied, spikes, stability gaps."""
+    rows = [
+        [
+            Cell(record.arm),
+            count_cell(record.seed),
+            count_cell(line["step"]),
+            Cell(str(line["kind"])),
+            Cell(", ".join(f"{key} {_short(line[key])}" for key in line if key not in _OWN_COLUMN)),
+        ]
+        for record in collected.records
+        for line in record.lines
+        if line["kind"] not in ("train", "evaluate")
+    ]
+    about = "Steps that were not applied, spikes of the loss, and stability gaps after re-warming."
+    return Table("Events", about, ["arm", "seed", "step", "event", "details"], rows)
+
+
+_OWN_COLUMN = ("kind", "step")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

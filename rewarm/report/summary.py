@@ -1,0 +1,91 @@
+"""The sentences of a report: what its tables show, in brief."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from rewarm.quantities import format_count
+from rewarm.report.collect_runs import CollectedRuns
+from rewarm.report.loss_tables import final_losses, pareto_arms, set_pairs
+from rewarm.report.run_tables import same_batches_table
+from rewarm.study.comparison_rows import mean_cell
+from rewarm.study.loss_history import final_loss
+from rewarm.tables import plural
+
+
+def summary_sentences(collected: CollectedRuns) -> list[str]:
+    """Returns the results in sentences."""
+    return [
+        _runs_sentence(collected),
+        *_claims_sentences(collected),
+        *_lowest_loss_sentences(collected),
+        *_pareto_sentences(collected),
+        *(
+            f"Trained on the same batches: {row[0].text}."
+            for row in same_batches_table(collected).rows
+        ),
+    ]
+
+
+def _runs_sentence(collected: CollectedRuns) -> str:
+    done = sum(record.is_done for record in collected.records)
+    runs = len(collected.records)
+    state = f"{done} complete" if done < runs else "all complete" if runs > 1 else "complete"
+    sentence = f"{plural(len(collected.arms), 'arm')}, {plural(runs, 'run')}; {state}"
+    tokens = [line["tokens"] for run in collected.records for line in run.lines_of("train")[-1:]]
+    if tokens:
+        least, most = format_count(min(tokens)), format_count(max(tokens))
+        sentence += f"; {least if least == most else f'{least} to {most}'} tokens each."
+    return sentence
+
+
+def _claims_sentences(collected: CollectedRuns) -> list[str]:
+    verdicts = Counter(claim.verdict for claim in collected.claims.values())
+    if not verdicts:
+        return []
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+    return [f"{plural(len(collected.claims), 'claim')}: {counts}."]
+
+
+def _lowest_loss_sentences(collected: CollectedRuns) -> list[str]:
+    if len(collected.arms) < 2:
+        return []
+    sentences = []
+    for name in collected.validation_sets:
+        estimates = {
+            arm: estimate
+            for arm in collected.arms
+            if (estimate := collected.results.mean_over_seeds(arm, name, final_loss))
+        }
+        best = min(estimates, key=lambda arm: estimates[arm].mean)
+        sentences.append(f"Lowest {name} loss: {best}, {mean_cell(estimates[best]).text} nats.")
+    return sentences
+
+
+def _pareto_sentences(collected: CollectedRuns) -> list[str]:
+    return [
+        f"Pareto front of {pair[0]} and {pair[1]} loss: {', '.join(pareto_arms(collected, pair))}."
+        for pair in set_pairs(collected)
+        if len(final_losses(collected, pair)) > 1
+    ]
+
+
+def applied_rates_sentence(collected: CollectedRuns) -> str:
+    """Returns a sentence on the learning rates measured on the weights; empty without any."""
+    rates = [
+        (event["scheduled"], event["measured"])
+        for record in collected.records
+        for event in record.events
+        if event["kind"] == "rate"
+        and all(isinstance(event.get(key), int | float) for key in ("scheduled", "measured"))
+    ]
+    if not rates:
+        return ""
+    worst = max(
+        (abs(scheduled - measured) / scheduled if scheduled else abs(measured))
+        for scheduled, measured in rates
+    )
+    return (
+        f"The learning rate was measured on the weights at {len(rates):,} steps: each time it was "
+        f"the scheduled rate, within {worst:.1g} of its value."
+    )

@@ -1,0 +1,160 @@
+"""The losses of one run on one validation set, and the figures computed from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from statistics import fmean
+from typing import NamedTuple
+
+
+class LossPoint(NamedTuple):
+    """A validation loss measured during a run."""
+
+    step: int
+    tokens: int
+    loss: float
+    """In nats per token."""
+
+
+class LossHistory(NamedTuple):
+    """All losses of one run on one validation set."""
+
+    points: list[LossPoint]
+    """In the order of their steps; the first is measured before step 1. Never empty."""
+
+    @property
+    def start(self) -> float:
+        """The loss before the first step."""
+        return self.points[0].loss
+
+    @property
+    def final(self) -> float:
+        """The last loss."""
+        return self.points[-1].loss
+
+    @property
+    def forgetting(self) -> float:
+        """How much the loss rose from start to end."""
+        return self.final - self.start
+
+    @property
+    def adaptation(self) -> float:
+        """How much the loss fell from start to end."""
+        return self.start - self.final
+
+    @property
+    def peak(self) -> LossPoint:
+        """The point with the highest loss."""
+        return max(self.points, key=lambda point: point.loss)
+
+    @property
+    def peak_rise(self) -> float:
+        """How far the highest loss is above the start."""
+        return self.peak.loss - self.start
+
+    @property
+    def recovered_at(self) -> int | None:
+        """Tokens at the first point after the peak whose loss is at most the start; None if none.
+
+        0 where the loss never rose.
+        """
+        if self.peak_rise <= 0:
+            return 0
+        peak = self.peak
+        recovered = (p for p in self.points if p.step > peak.step and p.loss <= self.start)
+        return next((point.tokens for point in recovered), None)
+
+    @property
+    def mean_loss(self) -> float:
+        """The mean loss over the run's tokens, by the trapezoidal rule between measurements."""
+        tokens = self.points[-1].tokens - self.points[0].tokens
+        if not tokens:
+            return self.final
+        areas = ((b.tokens - a.tokens) * (a.loss + b.loss) / 2 for a, b in pairwise(self.points))
+        return sum(areas) / tokens
+
+
+FIGURES: dict[str, Callable[[LossHistory], float]] = {
+    "start": lambda history: history.start,
+    "final": lambda history: history.final,
+    "forgetting": lambda history: history.forgetting,
+    "adaptation": lambda history: history.adaptation,
+    "bump": lambda history: history.peak_rise,
+    "area": lambda history: history.mean_loss,
+}
+"""The figures of a history by their names in claims and in results.json."""
+
+
+def final_loss(history: LossHistory) -> float:
+    """Returns the last loss, as a function to pass on."""
+    return history.final
+
+
+def overtaking_tokens(history: LossHistory, other: LossHistory) -> float | None:
+    """Returns the tokens from which one loss stays below another; None if it does not end below.
+
+    0 where it was always below. Between two measurements both losses are taken as straight lines.
+    """
+    other_losses = {point.step: point.loss for point in other.points}
+    gaps = [
+        (point.tokens, point.loss - other_losses[point.step])
+        for point in history.points
+        if point.step in other_losses
+    ]
+    if not gaps or gaps[-1][1] >= 0:
+        return None
+    for (before, above), (after, below) in reversed(list(pairwise(gaps))):
+        if above >= 0:
+            return before + (after - before) * above / (above - below)
+    return 0.0
+
+
+def overtaking_share(history: LossHistory, other: LossHistory) -> float | None:
+    """Returns the share of the run from which one loss stays below another, or None."""
+    tokens = overtaking_tokens(history, other)
+    if not tokens:
+        return tokens
+    return tokens / min(history.points[-1].tokens, other.points[-1].tokens)
+
+
+class FittedLine(NamedTuple):
+    """A straight line through the losses on two validation sets, by least squares."""
+
+    slope: float
+    intercept: float
+    r2: float
+
+
+def fit_line(x: LossHistory, y: LossHistory) -> FittedLine | None:
+    """Returns y's losses as a line over x's losses at the same steps.
+
+    None with fewer than three common steps, or where either loss is constant. arXiv:2308.04014
+    finds the perplexity on new data to be linear in the perplexity on old data.
+    """
+    x_losses = {point.step: point.loss for point in x.points}
+    pairs = [(x_losses[point.step], point.loss) for point in y.points if point.step in x_losses]
+    if len(pairs) < 3:
+        return None
+    mean_x, mean_y = fmean(a for a, _ in pairs), fmean(b for _, b in pairs)
+    xx = sum((a - mean_x) ** 2 for a, _ in pairs)
+    xy = sum((a - mean_x) * (b - mean_y) for a, b in pairs)
+    yy = sum((b - mean_y) ** 2 for _, b in pairs)
+    if not xx or not yy:
+        return None
+    slope = xy / xx
+    return FittedLine(slope, mean_y - slope * mean_x, xy * xy / (xx * yy))
+
+
+def figures_as_json(history: LossHistory) -> dict[str, float | int | None]:
+    """Returns all figures of a history, as results.json has them."""
+    return {
+        "start": history.start,
+        "bump": history.peak_rise,
+        "bump at tokens": history.peak.tokens,
+        "recovered at tokens": history.recovered_at,
+        "final": history.final,
+        "forgetting": history.forgetting,
+        "adaptation": history.adaptation,
+        "area": history.mean_loss,
+    }
