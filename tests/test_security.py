@@ -1,4 +1,4 @@
-"""What SECURITY.md promises, read from the source itself; `test_hostile` tries it from outside."""
+"""What SECURITY.md promises, checked in the source code; `test_untrusted_files.py` tries it out."""
 
 import ast
 from collections.abc import Iterator
@@ -9,39 +9,53 @@ import pytest
 import rewarm
 
 ROOT = Path(rewarm.__file__).parents[1]
-SOURCES = sorted([*ROOT.glob("rewarm/**/*.py"), *ROOT.glob("plugins/*/*.py")])
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): path
+    for path in sorted([*ROOT.glob("rewarm/**/*.py"), *ROOT.glob("plugins/*/*.py")])
+}
 
 # Modules that run what they read, or start other programs.
-RUNNING = {"pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "runpy", "subprocess", "pty"}
-# Calls that do; `load` of yaml and torch is looked at more closely.
-CALLS = {
+MODULES_THAT_RUN_CODE = {
+    *("pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "runpy", "subprocess", "pty"),
+}
+# These start rewarm itself in a process of its own.
+MAY_START_PROCESSES = {
+    "rewarm/estimates/measure_step_time.py",
+    "rewarm/study/runner.py",
+    "rewarm/training/verify_resume.py",
+}
+# This imports modules of rewarm itself, when one of their names is first used.
+MAY_IMPORT_BY_NAME = "rewarm/__init__.py"
+# Calls that run what they read; `torch.load` and `json.load` have tests of their own below.
+CALLS_THAT_RUN_CODE = {
     *("eval", "exec", "compile", "__import__", "os.system", "os.popen", "os.execv", "os.execvp"),
     *("os.spawnv", "os.posix_spawn", "importlib.import_module", "yaml.load", "yaml.load_all"),
     *("yaml.unsafe_load", "yaml.full_load", "yaml.safe_load", "numpy.load", "np.load"),
     *("pandas.read_pickle", "torch.hub.load", "torch.jit.load", "torch.package.PackageImporter"),
 }
-# Who may read JSON without the limits of rewarm.untrusted, and what it is that they read.
-JSON = {
-    "untrusted": "the limits themselves",
-    "quickstart": "texts that come with rewarm",
-    "recipe": "what pydantic has just written",
-    "testing": "what pydantic has just written",
-    "run": "the metrics of the person's own run",
-    "sharding": "notes of an interrupted `rewarm shard`",
-    "texts": "the person's texts, a line at a time",
-    "tokenizer": "what tokenizers has just written",
+# Files that may read JSON without the limits of rewarm.safe_loading, and what they read.
+MAY_READ_JSON = {
+    "rewarm/safe_loading.py": "it implements the limits",
+    "rewarm/cli/quickstart_steps.py": "texts that are part of rewarm",
+    "rewarm/recipe/recipe.py": "what pydantic has just written",
+    "rewarm/testing.py": "what pydantic has just written",
+    "rewarm/runs/metrics_file.py": "the metrics of the user's own run",
+    "rewarm/data/shard_writer.py": "the record of an interrupted `rewarm shard`",
+    "rewarm/data/document_readers.py": "the user's texts, a line at a time",
+    "rewarm/data/tokenizer.py": "what tokenizers has just written",
 }
+MAY_READ_YAML = "rewarm/recipe/yaml_document.py"
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
-    """Every call in a file by its dotted name."""
+    """Every call in a file, with its dotted name."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
 
 
-def imported(path: Path) -> Iterator[str]:
-    """The top-level packages, and the names taken out of them, that a file imports."""
+def imported_names(path: Path) -> Iterator[str]:
+    """The top-level packages that a file imports, and the dotted names imported from packages."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (name.name.partition(".")[0] for name in node.names)
@@ -50,26 +64,48 @@ def imported(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{name.name}" for name in node.names)
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
-def test_nothing_runs_what_it_reads(path):
-    names = set(imported(path))
-    if path.stem in ("verify_resume", "compare", "measure"):
-        names.remove("subprocess")  # starts rewarm itself, in processes of their own
-    assert not names & (RUNNING | CALLS | {"torch.load", "torch.serialization.load"})
-    assert "yaml" not in names or path.stem == "document"
+def files_that_call(prefix: str) -> set[str]:
+    return {
+        file for file, path in SOURCES.items() for name, _ in calls(path) if name.startswith(prefix)
+    }
+
+
+@pytest.mark.parametrize("file", SOURCES)
+def test_no_source_file_runs_what_it_reads(file):
+    path = SOURCES[file]
+    names = set(imported_names(path))
+    if file in MAY_START_PROCESSES:
+        names.remove("subprocess")
+    if file == MAY_IMPORT_BY_NAME:
+        names.remove("importlib.import_module")
+    assert not names & (MODULES_THAT_RUN_CODE | CALLS_THAT_RUN_CODE)
+    assert not names & {"torch.load", "torch.serialization.load"}
+    assert "yaml" not in names or file == MAY_READ_YAML
     assert "json" not in names or not {"json.load", "json.loads"} & names
     for name, call in calls(path):
-        keywords = {one.arg: ast.unparse(one.value) for one in call.keywords}
-        assert name not in CALLS, f"line {call.lineno}"
+        keywords = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+        assert name not in CALLS_THAT_RUN_CODE, f"line {call.lineno}"
         assert name != "torch.load" or keywords.get("weights_only") == "True", call.lineno
-        assert name not in ("json.load", "json.loads") or path.stem in JSON, call.lineno
+        assert name not in ("json.load", "json.loads") or file in MAY_READ_JSON, call.lineno
         assert not keywords.keys() & {"trust_remote_code", "allow_pickle", "shell"}, call.lineno
         assert not name.endswith((".extractall", ".extract")), call.lineno
 
 
-def test_only_plugins_are_loaded_by_name():
-    loading = {path.stem for path in SOURCES for name, _ in calls(path) if "entry.load" in name}
-    assert loading == {"schedules"}
+def test_only_schedule_plugins_are_loaded_by_name():
+    loading = {
+        file for file, path in SOURCES.items() for name, _ in calls(path) if "entry.load" in name
+    }
+    assert loading == {"rewarm/schedules/registry.py"}
+
+
+def test_lazy_imports_are_of_rewarm_itself():
+    imported = {
+        ast.unparse(call.args[0])
+        for name, call in calls(SOURCES[MAY_IMPORT_BY_NAME])
+        if name == "import_module"
+    }
+    assert imported == {"_EXPORTS[name]"}
+    assert all(module.startswith("rewarm.") for module in rewarm._EXPORTS.values())
 
 
 def test_the_yaml_reader_knows_safe_nodes_only():
@@ -83,8 +119,5 @@ def test_the_yaml_reader_knows_safe_nodes_only():
     assert not _Loader.yaml_multi_constructors
 
 
-def test_everyone_who_may_read_plain_json_still_does():
-    reading = {
-        path.stem for path in SOURCES for name, _ in calls(path) if name.startswith("json.load")
-    }
-    assert reading == JSON.keys()
+def test_the_list_of_files_that_read_plain_json_is_current():
+    assert files_that_call("json.load") == MAY_READ_JSON.keys()
