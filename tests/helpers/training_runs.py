@@ -14,7 +14,7 @@ TIMES = ("tokens_per_second", "mfu", "data_wait", "save_stall")
 def run(text, directory, *, resume=False, accept_changes=False, **settings):
     document = YamlDocument(text, "recipe.yaml")
     for name, value in {"run": str(directory), **settings}.items():
-        document.set(f"{name.replace('__', '.')}={value}")
+        document.apply_override(f"{name.replace('__', '.')}={value}")
     return loop.train(validate_recipe(document), resume=resume, accept_changes=accept_changes)
 
 
