@@ -1,4 +1,4 @@
-"""Reads documents out of text files, tables, tars of text and Megatron's token files."""
+"""Reads documents from text files, tables, tars of text, and Megatron's token files."""
 
 from __future__ import annotations
 
@@ -27,76 +27,79 @@ READABLE_SUFFIXES = (
 
 
 class TextDocument(NamedTuple):
-    """One document, and how many bytes of all the input files lie before its end."""
+    """One document, and how much of the input was read up to its end."""
 
     content: str | Tokens
-    """Its text; or its token ids, where the file (Megatron's .bin and .idx) holds those."""
-    read: int
+    """Its text; or its token ids, where the file holds ids (Megatron's .bin and .idx)."""
+    bytes_read: int
+    """Bytes of all the input files up to its end."""
 
 
 def find_input_files(inputs: list[Path]) -> list[Path]:
-    """Returns the files to read: the inputs themselves, and what folders hold, sorted by path.
+    """Returns the files to read: the inputs themselves, and those in folders, sorted by path.
 
     Raises:
-        DataError: an input does not exist, is of no known kind, or a folder holds none.
+        DataError: an input does not exist, its format is unknown, or a folder has no such file.
     """
-    found: list[Path] = []
-    for given in inputs:
-        if given.is_dir():
+    suffixes = ", ".join(READABLE_SUFFIXES)
+    files: list[Path] = []
+    for path in inputs:
+        if path.is_dir():
             inside = sorted(
-                path for path in given.rglob("*") if path.name.endswith(READABLE_SUFFIXES)
+                file for file in path.rglob("*") if file.name.endswith(READABLE_SUFFIXES)
             )
             if not inside:
-                raise DataError(f"{given}: no text in this folder (looked for {_kinds()})")
-            found += inside
-        elif not given.exists():
-            raise DataError(f"{given}: no such file")
-        elif not given.name.endswith(READABLE_SUFFIXES):
-            raise DataError(f"{given}: not a kind of file that can be read (there are: {_kinds()})")
+                raise DataError(f"{path}: no text in this folder (looked for {suffixes})")
+            files += inside
+        elif not path.exists():
+            raise DataError(f"{path}: no such file")
+        elif not path.name.endswith(READABLE_SUFFIXES):
+            raise DataError(f"{path}: this file format cannot be read (supported: {suffixes})")
         else:
-            found.append(given)
-    return found
+            files.append(path)
+    return files
 
 
 def read_documents(paths: list[Path], field: str) -> Iterator[TextDocument]:
     """Yields every document of the files, in order.
 
     Args:
-        paths: from `files`.
+        paths: from `find_input_files`.
         field: the JSON field or table column that holds the text; .txt files are one document.
 
     Raises:
-        DataError: a file is damaged, or a line has no such text; named by file and line.
+        DataError: a file is damaged, or a line has no such text; names file and line.
     """
     before = 0
     for path in paths:
         try:
-            for content, read in _in_file(path, field):
-                yield TextDocument(content, before + read)
+            for content, end in _read_file(path, field):
+                yield TextDocument(content, before + end)
         except (OSError, EOFError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
         before += path.stat().st_size
 
 
-def _in_file(path: Path, field: str) -> Iterator[tuple[str | Tokens, int]]:
+def _read_file(path: Path, field: str) -> Iterator[tuple[str | Tokens, int]]:
+    """Yields each document of a file, and the byte at which it ends."""
     size = path.stat().st_size
     if path.name.endswith((".parquet", ".arrow")):
-        yield from _rows(path, field)
+        yield from _read_table(path, field)
     elif path.name.endswith(".tar"):
-        yield from _in_tar(path, field)
+        yield from _read_tar(path, field)
     elif path.name.endswith(".bin"):
         yield from read_megatron_documents(path)
     elif path.name.endswith(".txt"):
-        yield _utf8(path.read_bytes(), str(path)), size
+        yield _decode(path.read_bytes(), str(path)), size
     else:
         with path.open("rb") as raw:
-            for number, line in enumerate(_unpacked(raw, path), start=1):
+            for number, line in enumerate(_decompressed_lines(raw, path), start=1):
                 if line.strip():
-                    yield _field(line, field, f"{path}:{number}"), raw.tell()
+                    yield _text_of_line(line, field, f"{path}:{number}"), raw.tell()
 
 
-def _in_tar(path: Path, field: str) -> Iterator[tuple[str, int]]:
-    """Yields the .txt and .json members of a WebDataset tar; anything beside them is metadata."""
+def _read_tar(path: Path, field: str) -> Iterator[tuple[str, int]]:
+    """Yields the .txt and .json members of a WebDataset tar; the others are metadata."""
     try:
         with tarfile.open(path) as tar:
             for member in tar:
@@ -107,22 +110,24 @@ def _in_tar(path: Path, field: str) -> Iterator[tuple[str, int]]:
                 if file is None:
                     raise DataError(f"{where}: not a plain file; links are not followed")
                 data = file.read()
-                text = _utf8(data, where) if member.name.endswith(".txt") else None
-                yield text if text is not None else _field(data, field, where), member.offset
+                if member.name.endswith(".txt"):
+                    yield _decode(data, where), member.offset
+                else:
+                    yield _text_of_line(data, field, where), member.offset
     except tarfile.TarError as error:
         raise DataError(f"{path}: not a tar that can be read: {error}") from None
 
 
-def _utf8(data: bytes, where: str) -> str:
+def _decode(data: bytes, where: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(f"{where}: not UTF-8 text: {error.reason} at {error.start}") from None
 
 
-def _unpacked(raw: IO[bytes], path: Path) -> Iterator[bytes]:
+def _decompressed_lines(raw: IO[bytes], path: Path) -> Iterator[bytes]:
     if path.name.endswith(".zst"):
-        yield from _lines(_unzstd(raw, path))
+        yield from _split_lines(_decompress_zstd(raw, path))
     elif path.name.endswith(".gz"):
         try:
             yield from gzip.GzipFile(fileobj=raw)
@@ -132,8 +137,8 @@ def _unpacked(raw: IO[bytes], path: Path) -> Iterator[bytes]:
         yield from raw
 
 
-def _unzstd(raw: IO[bytes], path: Path) -> Iterator[bytes]:
-    """Yields what zstd frames hold; zstandard's own reader takes a cut-off file for a whole one."""
+def _decompress_zstd(raw: IO[bytes], path: Path) -> Iterator[bytes]:
+    """Yields the content of zstd frames; zstandard's own reader accepts a truncated file."""
     import zstandard
 
     frame = None
@@ -146,10 +151,10 @@ def _unzstd(raw: IO[bytes], path: Path) -> Iterator[bytes]:
     except zstandard.ZstdError as error:
         raise DataError(f"{path}: damaged zstd: {error}") from None
     if frame:
-        raise DataError(f"{path}: damaged zstd: cut off")
+        raise DataError(f"{path}: damaged zstd: truncated")
 
 
-def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     left = b""
     for chunk in chunks:
         *whole, left = (left + chunk).split(b"\n")
@@ -157,21 +162,21 @@ def _lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield left
 
 
-def _field(line: bytes, field: str, where: str) -> str:
+def _text_of_line(line: bytes, field: str, where: str) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not a line of JSON: {error}") from None
     text = row.get(field) if isinstance(row, dict) else None
-    if isinstance(text, str) and not _encodes(text):
+    if isinstance(text, str) and not _is_valid_unicode(text):
         raise DataError(f"{where}: field {field!r} holds half a surrogate pair, which is not text")
     if not isinstance(text, str):
-        there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(f"{where}: no text in field {field!r} (there are: {there}); see --field")
+        fields = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise DataError(f"{where}: no text in field {field!r} (found: {fields}); see --field")
     return text
 
 
-def _rows(path: Path, field: str) -> Iterator[tuple[str, int]]:
+def _read_table(path: Path, field: str) -> Iterator[tuple[str, int]]:
     """Yields a column of a parquet file, or of an Arrow file of a `datasets` folder."""
     try:
         import pyarrow
@@ -192,7 +197,7 @@ def _rows(path: Path, field: str) -> Iterator[tuple[str, int]]:
                 names = batches.schema.names
             if field not in names:
                 raise DataError(
-                    f"{path}: no column {field!r} (there are: {', '.join(names)}); see --field"
+                    f"{path}: no column {field!r} (found: {', '.join(names)}); see --field"
                 )
             row = 0
             for batch in batches:
@@ -205,11 +210,7 @@ def _rows(path: Path, field: str) -> Iterator[tuple[str, int]]:
         raise DataError(f"{path}: cannot be read: {error}") from None
 
 
-def _kinds() -> str:
-    return ", ".join(READABLE_SUFFIXES)
-
-
-def _encodes(text: str) -> bool:
+def _is_valid_unicode(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:

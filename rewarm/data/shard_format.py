@@ -23,7 +23,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from rewarm.errors import DataError
-from rewarm.safe_loading import first_validation_error, read_bytes
+from rewarm.safe_loading import first_validation_error, read_limited
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
 _Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
@@ -108,7 +108,7 @@ def read_shard_index(folder: Path) -> ShardIndex:
     """
     path = folder / "index.json"
     try:
-        index = parse_shard_index(read_bytes(path, MAX_INDEX_BYTES), str(path))
+        index = parse_shard_index(read_limited(path, MAX_INDEX_BYTES), str(path))
         unlisted = {tar.name for tar in folder.glob("*.tar")} - {s.name for s in index.shards}
         if unlisted:
             raise DataError(

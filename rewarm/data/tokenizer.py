@@ -1,4 +1,7 @@
-"""Finds a tokenizer, and tells whether two are the same: by vocabulary and merges, not by file."""
+"""Loads tokenizers, and checks that those of shards and models are the same.
+
+Two tokenizers are the same if vocabulary and merges are, however their files are written.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,22 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rewarm.data.shard_format import ShardIndex, TokenizerInfo
 from rewarm.errors import CheckpointError, DataError
 from rewarm.model.architecture import Architecture
-from rewarm.safe_loading import parse_json, read_bytes, read_json
+from rewarm.safe_loading import parse_json, read_json, read_limited
 
 if TYPE_CHECKING:
     import tokenizers
 
 END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 _MAX_BYTES = 100_000_000
-_MOST_IDS = 2**24
+_MAX_ID = 2**24 - 1
 
 
 class Tokenizer(NamedTuple):
-    """A tokenizer and the facts that shards and checkpoints must agree on."""
+    """A tokenizer, and what identifies it in shards and checkpoints."""
 
     encoder: tokenizers.Tokenizer
     digest: str
-    """sha256 over vocabulary and merges; the same for every spelling of one tokenizer."""
+    """sha256 over vocabulary and merges, independent of how the file is written."""
     vocabulary: int
     """Highest token id + 1."""
     eos: int
@@ -37,8 +40,8 @@ def load_tokenizer(name: str, eos: str | None = None) -> Tokenizer:
     """Returns the tokenizer behind a `tokenizer.json`, a local folder, or a hub name.
 
     Args:
-        name: where it is.
-        eos: the end-of-text token; found by itself where the tokenizer says or the name is usual.
+        name: a tokenizer.json, a folder that holds one, or a hub name.
+        eos: the end-of-text token; by default the configured one or one of `END_OF_TEXT`.
 
     Raises:
         DataError: it cannot be found or read, or has no end-of-text token.
@@ -50,32 +53,36 @@ def load_tokenizer(name: str, eos: str | None = None) -> Tokenizer:
     if path.is_file():
         file = path
     else:
-        file, configured = _in_folder(name) if path.is_dir() else _on_hub(name)
+        file, configured = _find_in_folder(name) if path.is_dir() else _find_on_hub(name)
     try:
-        data = read_bytes(file, _MAX_BYTES)
-        _insist_on_ids(parse_json(data))
+        data = read_limited(file, _MAX_BYTES)
+        _check_ids(parse_json(data))
         encoder = tokenizers.Tokenizer.from_buffer(data)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # tokenizers raises bare Exception, and panics beside it
+    except BaseException as error:  # tokenizers raises bare Exception, and PanicException
         raise DataError(
             f"{file}: not a tokenizer that can be read: {error}; fetch it again"
         ) from None
     encoder.no_truncation()
     encoder.no_padding()
-    words = encoder.get_vocab(with_added_tokens=True)
-    if isinstance(configured, dict):  # older files spell the token as an object
+    vocabulary = encoder.get_vocab(with_added_tokens=True)
+    if isinstance(configured, dict):  # older files store the token as an object
         configured = configured.get("content")
-    usual = (configured, *END_OF_TEXT) if isinstance(configured, str) else END_OF_TEXT
-    choices = (eos,) if eos else usual
-    chosen = next((token for token in choices if token in words), None)
-    if chosen is None:
+    defaults = (configured, *END_OF_TEXT) if isinstance(configured, str) else END_OF_TEXT
+    candidates = (eos,) if eos else defaults
+    eos_token = next((token for token in candidates if token in vocabulary), None)
+    if eos_token is None:
         raise DataError(
-            f"{name}: no end-of-text token among its {len(words):,} entries "
-            f"(looked for {', '.join(choices)}); name it with --eos"
+            f"{name}: no end-of-text token among its {len(vocabulary):,} entries "
+            f"(looked for {', '.join(candidates)}); name it with --eos"
         )
     return Tokenizer(
-        encoder, tokenizer_digest(encoder), max(words.values()) + 1, words[chosen], chosen
+        encoder,
+        digest=tokenizer_digest(encoder),
+        vocabulary=max(vocabulary.values()) + 1,
+        eos=vocabulary[eos_token],
+        eos_token=eos_token,
     )
 
 
@@ -83,51 +90,51 @@ def tokenizer_digest(encoder: tokenizers.Tokenizer) -> str:
     """Returns the sha256 of a tokenizer's vocabulary, by id, and its merges, in order."""
     model = json.loads(encoder.to_str()).get("model", {})
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
-    words = sorted(encoder.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
-    said = json.dumps([words, merges], ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(said.encode()).hexdigest()
+    entries = sorted(encoder.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
+    text = json.dumps([entries, merges], ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _insist_on_ids(said: Any) -> None:
-    """Makes sure that ids are small: tokenizers sets memory aside for every id below the highest.
+def _check_ids(document: Any) -> None:
+    """Checks that all ids are small: tokenizers allocates memory for every id up to the highest.
 
     Raises:
-        ValueError: they are not, or it is not an object.
+        ValueError: they are not, or the document is not an object.
     """
-    if not isinstance(said, dict):
+    if not isinstance(document, dict):
         raise ValueError("should be a JSON object")
-    model, added = said.get("model"), said.get("added_tokens")
-    words = model.get("vocab") if isinstance(model, dict) else None
-    ids = list(words.values()) if isinstance(words, dict) else []
-    ids += [one.get("id") for one in added or [] if isinstance(one, dict)]
-    if any(isinstance(one, int) and one >= _MOST_IDS for one in ids):
-        raise ValueError(f"an id is not below {_MOST_IDS:,}")
+    model, added = document.get("model"), document.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    ids += [token.get("id") for token in added or [] if isinstance(token, dict)]
+    if any(isinstance(token_id, int) and token_id > _MAX_ID for token_id in ids):
+        raise ValueError(f"an id is above {_MAX_ID:,}")
 
 
-def _in_folder(name: str) -> tuple[Path, Any]:
+def _find_in_folder(name: str) -> tuple[Path, Any]:
     folder = Path(name)
     file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not file.is_file():
         raise DataError(f"{name}: no tokenizer.json in this folder")
     try:
-        said = read_json(config) if config.exists() else {}
-        return file, said.get("eos_token")
+        settings = read_json(config) if config.exists() else {}
+        return file, settings.get("eos_token")
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{config}: cannot be read: {error}; fetch it again") from None
 
 
-def _on_hub(name: str) -> tuple[Path, Any]:
+def _find_on_hub(name: str) -> tuple[Path, Any]:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or name.endswith(".json"):
-        raise DataError(f"{name}: no such file; wanted a tokenizer.json, a folder, or a hub name")
+        raise DataError(f"{name}: no such file; expected a tokenizer.json, a folder, or a hub name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return _in_folder(snapshot_download(name, allow_patterns=["tokenizer*.json"]))
+        return _find_in_folder(snapshot_download(name, allow_patterns=["tokenizer*.json"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
-            f"{name}: no such file or folder here, and the hub did not give it: {reason}"
+            f"{name}: no such file or folder, and not available on the hub: {reason}"
         ) from None
 
 
@@ -146,7 +153,7 @@ def check_same_tokenizer(indices: dict[str, ShardIndex]) -> None:
         actual = index.tokenizer
         if (actual.digest, actual.eos) != (expected.digest, expected.eos):
             raise DataError(
-                f"{folder}: written with another tokenizer than {first}: "
+                f"{folder}: written with a different tokenizer than {first}: "
                 f"{actual.vocabulary:,} entries, end-of-text {actual.eos_token!r} = {actual.eos}, "
                 f"digest {actual.digest[:12]}, against {expected.vocabulary:,}, "
                 f"{expected.eos_token!r} = {expected.eos}, {expected.digest[:12]}; write one of "

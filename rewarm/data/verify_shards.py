@@ -1,4 +1,4 @@
-"""Reads every shard of a folder whole, and finds documents that two folders share."""
+"""Verifies every shard of a folder, and finds documents that two folders share."""
 
 from __future__ import annotations
 
@@ -12,33 +12,32 @@ from rewarm.errors import DataError
 
 
 class ShardFolderReport(NamedTuple):
-    """What `verify` found in one folder."""
+    """The result of verifying one folder."""
 
     folder: Path
-    held: ShardIndex
-    """What the folder should hold."""
-    bad: list[str]
-    """A line for each shard that is not what the index says."""
+    shard_index: ShardIndex
+    damaged: list[str]
+    """An error message for each shard that differs from the index."""
 
 
 def verify_shards(folder: Path) -> list[ShardFolderReport]:
-    """Returns what is wrong with the shards of a folder, or of its train and val parts.
+    """Verifies the shards of a folder, or of its train and val parts.
 
-    Every tar is read whole: its sha256, its members, its counts, and that every token is inside the
-    tokenizer's vocabulary.
+    Every tar is read as a whole: its sha256, its members, its counts, and that every token is
+    inside the tokenizer's vocabulary.
 
     Raises:
         DataError: there is no index to verify against.
     """
     parts = [part for name in ("train", "val") if (part := folder / name).is_dir()]
-    return [_verified(part) for part in parts or [folder]]
+    return [_verify_folder(part) for part in parts or [folder]]
 
 
-def _verified(folder: Path) -> ShardFolderReport:
-    index, bad = read_shard_index(folder), []
-    for facts in index.shards:
+def _verify_folder(folder: Path) -> ShardFolderReport:
+    index, damaged = read_shard_index(folder), []
+    for shard_info in index.shards:
         try:
-            shard = Shard(folder, facts, index.dtype)
+            shard = Shard(folder, shard_info, index.dtype)
             highest = max(int(tokens.max()) for tokens in shard)
             if highest >= index.tokenizer.vocabulary:
                 raise DataError(
@@ -46,26 +45,31 @@ def _verified(folder: Path) -> ShardFolderReport:
                     f"{index.tokenizer.vocabulary:,}"
                 )
         except DataError as error:
-            bad.append(str(error))
-    return ShardFolderReport(folder, index, bad)
+            damaged.append(str(error))
+    return ShardFolderReport(folder, index, damaged)
 
 
-def find_overlap(one: Path, other: Path) -> list[tuple[str, str]]:
-    """Returns the documents that stand in both folders, as pairs of tar/number places.
+def find_overlap(first: Path, second: Path) -> list[tuple[str, str]]:
+    """Returns the documents that are in both folders, as pairs of `tar:number`.
 
-    Compares tokens, so it finds what a model would see twice, whatever the files were.
+    Compares tokens: it finds what a model would see twice, whatever the files were.
 
     Raises:
         DataError: a shard is missing or damaged.
     """
-    first = {digest: place for place, digest in _documents(one)}
-    return [(first[d], place) for place, d in _documents(other) if d in first]
+    in_first = {digest: location for location, digest in _document_digests(first)}
+    return [
+        (in_first[digest], location)
+        for location, digest in _document_digests(second)
+        if digest in in_first
+    ]
 
 
-def _documents(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _document_digests(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields `tar:number` and the digest of each document's tokens."""
     index = read_shard_index(folder)
-    for facts in index.shards:
-        shard = Shard(folder, facts, index.dtype)
+    for shard_info in index.shards:
+        shard = Shard(folder, shard_info, index.dtype)
         for number, tokens in enumerate(shard):
-            said = tokens.astype("<u4").tobytes()
-            yield f"{shard.path}:{number}", hashlib.blake2b(said, digest_size=16).digest()
+            data = tokens.astype("<u4").tobytes()
+            yield f"{shard.path}:{number}", hashlib.blake2b(data, digest_size=16).digest()

@@ -1,10 +1,10 @@
-"""`rewarm shard` and `rewarm verify`: text into shards, and what is on disk held to its index."""
+"""`rewarm shard`: writes texts as token shards."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,7 @@ from rewarm.cli.terminal_tables import print_table
 
 if TYPE_CHECKING:
     from rewarm.data.shard_format import ShardIndex
+    from rewarm.data.shard_writer import ShardingProgress
 
 
 def shard(
@@ -22,7 +23,7 @@ def shard(
         typer.Argument(
             metavar="INPUT...",
             help="jsonl (.zst, .gz), txt, parquet, tars of text, datasets saved to disk, "
-            "Megatron's .bin + .idx, and folders of them.",
+            "Megatron's .bin + .idx, and folders of these.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")],
@@ -31,14 +32,15 @@ def shard(
     ],
     field: Annotated[str, typer.Option(help="The field or column that holds the text.")] = "text",
     shard_size: Annotated[
-        str, typer.Option(metavar="TOKENS", help="Tokens in one tar, about.")
+        str, typer.Option(metavar="TOKENS", help="Approximate number of tokens in one tar.")
     ] = "16M",
     validation: Annotated[
         str,
         typer.Option(metavar="SHARE", help="Hold out this share, by content: DIR/train, DIR/val."),
     ] = "0%",
     eos: Annotated[
-        str | None, typer.Option(metavar="TOKEN", help="The end-of-text token, if not the usual.")
+        str | None,
+        typer.Option(metavar="TOKEN", help="The end-of-text token, if it is not detected."),
     ] = None,
 ) -> None:
     """Turn text into token shards."""
@@ -47,35 +49,36 @@ def shard(
     from rewarm.quantities import parse_count, parse_share
 
     try:
-        size, held_out = parse_count(shard_size), parse_share(validation)
-        if not (size > 0 and 0 <= held_out < 1):
+        shard_tokens, validation_share = parse_count(shard_size), parse_share(validation)
+        if not (shard_tokens > 0 and 0 <= validation_share < 1):
             raise ValueError("--shard-size should be above 0, and --validation from 0 to below 1")
     except ValueError as error:
         raise typer.BadParameter(
             f"--shard-size {shard_size}, --validation {validation}: {error}"
         ) from None
-    said = load_tokenizer(tokenizer, eos)
-    with _ShardBar(inputs) as bar:
+    loaded_tokenizer = load_tokenizer(tokenizer, eos)
+    with _ProgressBar(inputs) as bar:
         indices = write_shards(
             inputs,
             out,
-            said,
+            loaded_tokenizer,
             field=field,
-            shard_tokens=size,
-            validation=held_out,
-            progress=bar.show,
+            shard_tokens=shard_tokens,
+            validation=validation_share,
+            progress=bar.update,
         )
-    _print_shards(out, indices)
+    _print_folders(out, indices)
     print(bar.summary())
 
 
-def _print_shards(out: Path, indices: dict[str, ShardIndex]) -> None:
+def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
+    """Prints a table with a row for each folder written."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("folder", no_wrap=True)
     for column in ("shards", "documents", "tokens", "bytes/token"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, index in indices.items():
-        size = sum(one.bytes for one in index.shards)
+        size = sum(shard.bytes for shard in index.shards)
         table.add_row(
             str(out / name),
             str(len(index.shards)),
@@ -86,27 +89,27 @@ def _print_shards(out: Path, indices: dict[str, ShardIndex]) -> None:
     print_table(table)
 
 
-class _ShardBar:
-    """Progress of `shard`: a bar on a terminal, nothing elsewhere; the figures at the end."""
+class _ProgressBar:
+    """Shows the progress of `shard` on a terminal, and nothing elsewhere."""
 
     def __init__(self, inputs: list[Path]) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         from rewarm.data.document_readers import find_input_files
 
-        total = sum(path.stat().st_size for path in find_input_files(inputs))
+        total_bytes = sum(path.stat().st_size for path in find_input_files(inputs))
         console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("sharding"),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(compact=True),
             console=console,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total, said="")
+        self._task = self._bar.add_task("", total=total_bytes, speed="")
 
-    def __enter__(self) -> _ShardBar:
+    def __enter__(self) -> _ProgressBar:
         self._started = time.perf_counter()
         self._bar.start()
         return self
@@ -115,14 +118,21 @@ class _ShardBar:
         self._seconds = time.perf_counter() - self._started
         self._bar.stop()
 
-    def show(self, so_far: Any) -> None:
-        self._last = so_far
-        speed = so_far.tokens / max(1e-9, time.perf_counter() - self._started)
-        said = f"{so_far.documents:,} documents  {speed:,.0f} tokens/s"
-        self._bar.update(self._task, completed=so_far.read, said=said)
+    def update(self, progress: ShardingProgress) -> None:
+        self._last = progress
+        speed = progress.tokens / max(1e-9, time.perf_counter() - self._started)
+        self._bar.update(
+            self._task,
+            completed=progress.bytes_read,
+            speed=f"{progress.documents:,} documents  {speed:,.0f} tokens/s",
+        )
 
     def summary(self) -> str:
+        """Returns the speed, and how many documents were left out or already written."""
         last = self._last
-        more = f"; {last.empty:,} empty texts left out" if last.empty else ""
-        more += f"; {last.finished:,} documents were finished before" if last.finished else ""
-        return f"{last.tokens / self._seconds:,.0f} tokens/s over {self._seconds:.1f} s{more}"
+        text = f"{last.tokens / self._seconds:,.0f} tokens/s over {self._seconds:.1f} s"
+        if last.empty_documents:
+            text += f"; {last.empty_documents:,} empty documents left out"
+        if last.finished_documents:
+            text += f"; {last.finished_documents:,} documents already written before"
+        return text

@@ -1,13 +1,16 @@
-"""`rewarm verify`: reads shards or checkpoints whole, and compares them with their index."""
+"""`rewarm verify`: reads shards or checkpoints as a whole, and compares them with their index."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rewarm.errors import CheckpointError, DataError, RewarmError
+
+if TYPE_CHECKING:
+    from rewarm.data.verify_shards import ShardFolderReport
 
 
 def verify(
@@ -16,62 +19,79 @@ def verify(
     ],
     overlap: Annotated[
         Path | None,
-        typer.Option(metavar="OTHER", help="Also look for documents that stand in OTHER too."),
+        typer.Option(metavar="OTHER", help="Also look for documents that are in OTHER too."),
     ] = None,
 ) -> None:
-    """Read every shard, or every checkpoint, whole, and compare it with its index."""
+    """Read every shard, or every checkpoint, as a whole, and compare it with its index."""
     from rewarm.checkpoints.find_checkpoint import list_checkpoints
     from rewarm.checkpoints.manifest import MANIFEST
+    from rewarm.data.verify_shards import verify_shards
+
+    checkpoints = list(list_checkpoints(folder).values())
+    if checkpoints or (folder / MANIFEST).is_file():
+        _verify_checkpoints(folder, checkpoints or [folder])
+        return
+    reports = verify_shards(folder)
+    for report in reports:
+        shards = len(report.shard_index.shards)
+        intact = shards - len(report.damaged)
+        print(f"{report.folder}: {intact:,} of {shards:,} shards are intact")
+    damaged = [message for report in reports for message in report.damaged]
+    if damaged:
+        raise DataError("\n".join(damaged))
+    if overlap is not None:
+        _check_overlap(folder, overlap, reports)
+
+
+def _check_overlap(folder: Path, other: Path, reports: list[ShardFolderReport]) -> None:
+    """Prints documents that both folders hold.
+
+    Raises:
+        DataError: there are any.
+    """
     from rewarm.data.verify_shards import find_overlap, verify_shards
 
-    saved = list(list_checkpoints(folder).values())
-    if saved or (folder / MANIFEST).is_file():
-        _verify_checkpoints(folder, saved or [folder])
-        return
-    found = verify_shards(folder)
-    for one in found:
-        whole = len(one.held.shards) - len(one.bad)
-        print(f"{one.folder}: {whole:,} of {len(one.held.shards):,} shards are whole")
-    bad = [line for one in found for line in one.bad]
-    if bad:
-        raise DataError("\n".join(bad))
-    if overlap is not None:
-        pairs = [
-            pair
-            for one in found
-            for other in verify_shards(overlap)
-            for pair in find_overlap(one.folder, other.folder)
-        ]
-        for one_place, other_place in pairs[:10]:
-            print(f"{one_place} = {other_place}")
-        if pairs:
-            raise DataError(
-                f"{len(pairs):,} documents stand in both {folder} and {overlap}; take them out of "
-                "one, or what is measured has been trained on"
-            )
-        print(f"no document stands in both {folder} and {overlap}")
+    pairs = [
+        pair
+        for report in reports
+        for other_report in verify_shards(other)
+        for pair in find_overlap(report.folder, other_report.folder)
+    ]
+    for document, same_document in pairs[:10]:
+        print(f"{document} = {same_document}")
+    if pairs:
+        raise DataError(
+            f"{len(pairs):,} documents are in both {folder} and {other}; remove them from one: a "
+            "loss measured on text that was trained on says nothing"
+        )
+    print(f"no document is in both {folder} and {other}")
 
 
-def _verify_checkpoints(folder: Path, saved: list[Path]) -> None:
+def _verify_checkpoints(folder: Path, checkpoints: list[Path]) -> None:
+    """Verifies checkpoints, and the metrics of their run.
+
+    Raises:
+        CheckpointError: something is damaged.
+    """
     from rewarm.checkpoints.lineage import recipe_of_checkpoint
     from rewarm.checkpoints.manifest import verify_checkpoint
     from rewarm.checkpoints.training_state import read_training_state
     from rewarm.runs.metrics_file import read_metrics
 
-    bad = []
-    for one in saved:
+    damaged = []
+    for checkpoint in checkpoints:
         try:
-            verify_checkpoint(one)
-            recipe_of_checkpoint(one)
-            done = read_training_state(one)
-            print(f"{one}: whole: step {done.step:,}, {done.tokens:,} tokens")
+            verify_checkpoint(checkpoint)
+            recipe_of_checkpoint(checkpoint)
+            state = read_training_state(checkpoint)
+            print(f"{checkpoint}: intact: step {state.step:,}, {state.tokens:,} tokens")
         except RewarmError as error:
-            bad.append(str(error))
+            damaged.append(str(error))
     metrics = folder / "metrics.jsonl"
     if metrics.exists():
         try:
             print(f"{metrics}: {len(read_metrics(metrics)):,} lines")
         except RewarmError as error:
-            bad.append(str(error))
-    if bad:
-        raise CheckpointError("\n".join(bad))
+            damaged.append(str(error))
+    if damaged:
+        raise CheckpointError("\n".join(damaged))
