@@ -28,14 +28,19 @@ def line_style(index: int) -> LineStyle:
     return {"color": COLORS[index % len(COLORS)], "ls": DASHES[index % len(DASHES)], "lw": 1.6}
 
 
-def add_legend(figure: Any, entries: list[LegendEntry]) -> int:
-    """Adds a legend below the axes, where no curve is, and returns its number of lines."""
+def add_legend(figure: Any, entries: list[LegendEntry], line_length: int = 90) -> int:
+    """Adds a legend below the axes, where no curve is, and returns its number of lines.
+
+    Args:
+        figure: the figure.
+        entries: what the legend explains.
+        line_length: the characters that fit the width of the figure.
+    """
     from matplotlib.lines import Line2D
 
-    inches: float = figure.get_figwidth()
     # The leading space, because matplotlib leaves out labels that begin with an underscore.
-    labels = [" " + textwrap.fill(printable(label), round(13.2 * inches)) for label, _ in entries]
-    columns = max(1, round(14 * inches) // (max(map(len, labels)) + 8))
+    labels = [" " + textwrap.fill(printable(label), line_length - 6) for label, _ in entries]
+    columns = max(1, line_length // (max(map(len, labels)) + 8))
     figure.legend(
         handles=[
             Line2D([], [], label=label, **style)

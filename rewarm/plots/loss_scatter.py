@@ -19,8 +19,9 @@ from rewarm.plots.figure_style import (
 from rewarm.study.intervals import Estimate
 
 _WIDTH, _HEIGHT = 5.0, 3.6  # inches
-_FONT_SIZE = 9
-_MARKER_SIZE = 7
+_LEGEND_LINE_LENGTH = 64  # characters that fit the width
+_FONT_SIZE, _MARKER_SIZE = 9, 7  # points
+_MARKERS = "osD^v"  # change when colors repeat
 
 
 class ArmLosses(NamedTuple):
@@ -61,15 +62,26 @@ def final_losses_svg(
             axes.plot(*zip(*front, strict=True), color="0.45", lw=1, ls=":", drawstyle="steps-post")
         labels = []
         for arm in arms:
-            color = COLORS[arm.color_index % len(COLORS)]
-            fill = color if arm.name in pareto_front else "white"
-            style = {"color": color, "marker": "o", "ms": _MARKER_SIZE, "mfc": fill, "mew": 1.5}
             x, y = arm.final
+            style = _marker_style(arm, filled=arm.name in pareto_front)
             axes.errorbar(x.mean, y.mean, xerr=x.error, yerr=y.error, elinewidth=1, **style)
-            labels.append(_Label(arm.name, means[arm.name], style | {"ls": ""}))
+            labels.append(_Label(arm.name, means[arm.name], style))
         return labels
 
     return _scatter_svg(draw, x_label, y_label)
+
+
+def _marker_style(arm: ArmLosses, *, filled: bool) -> LineStyle:
+    repeat, color_index = divmod(arm.color_index, len(COLORS))
+    color = COLORS[color_index]
+    return {
+        "color": color,
+        "marker": _MARKERS[repeat % len(_MARKERS)],
+        "ls": "",
+        "ms": _MARKER_SIZE,
+        "mfc": color if filled else "white",
+        "mew": 1.5,
+    }
 
 
 def loss_trajectories_svg(arms: list[ArmLosses], x_label: str, y_label: str) -> str:
@@ -113,47 +125,61 @@ def _scatter_figure(draw: Callable[[Any], list[_Label]], x_label: str, y_label: 
     axes.set_xlabel(" " + printable(x_label), fontsize=_FONT_SIZE)
     axes.set_ylabel(" " + printable(y_label), fontsize=_FONT_SIZE)
     if not _add_labels_beside_points(figure, axes, labels):
-        legend_lines = add_legend(figure, [(label.name, label.style) for label in labels])
+        legend_lines = add_legend(
+            figure, [(label.name, label.style) for label in labels], _LEGEND_LINE_LENGTH
+        )
         figure.set_size_inches(_WIDTH, _HEIGHT + 0.18 * legend_lines)
     return figure
 
 
 def _add_labels_beside_points(figure: Any, axes: Any, labels: list[_Label]) -> bool:
-    """Writes names beside their points, each at the first free position; False if one has none."""
+    """Writes names beside their points; False, and none are written, if they do not all fit.
+
+    A name never covers a point or another name, and lines only where there is no other position.
+    """
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()  # lays out the axes, which gives the points their positions
     frame = axes.get_window_extent()
-    pad = figure.dpi * _MARKER_SIZE / 72 / 2
+    radius = figure.dpi * _MARKER_SIZE / 72 / 2
+    error_bars = [path for bars in axes.collections for path in bars.get_paths()]
+    lines = [line.get_path() for line in axes.lines] + error_bars
+    lines = [axes.transData.transform_path(path) for path in lines]
     occupied = [
-        Bbox.from_extents(x - pad, y - pad, x + pad, y + pad)
-        for line in axes.lines
-        for x, y in axes.transData.transform(line.get_xydata())
+        Bbox.from_extents(x - radius, y - radius, x + radius, y + radius)
+        for x, y in axes.transData.transform([label.point for label in labels])
     ]
     annotations = []
     for label in labels:
-        for offset, horizontal, vertical in _LABEL_POSITIONS:
-            annotation = axes.annotate(
-                printable(label.name),
-                label.point,
-                xytext=offset,
-                textcoords="offset points",
-                ha=horizontal,
-                va=vertical,
-                fontsize=_FONT_SIZE,
-            )
-            box = annotation.get_window_extent()
-            inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0
-            if inside and box.y1 <= frame.y1 and not box.count_overlaps(occupied):
-                occupied.append(box)
-                annotations.append(annotation)
-                break
-            annotation.remove()
-        else:
-            for annotation in annotations:
-                annotation.remove()
+        annotation = axes.annotate(
+            printable(label.name),
+            label.point,
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=_FONT_SIZE,
+            bbox={"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 1},
+        )
+        annotations.append(annotation)
+        covered: dict[int, int] = {}
+        for i, position in enumerate(_LABEL_POSITIONS):
+            box = _move_label(annotation, position)
+            is_inside = all(frame.contains(x, y) for x, y in box.corners())
+            if is_inside and not box.count_overlaps(occupied):
+                covered[i] = sum(line.intersects_bbox(box, filled=False) for line in lines)
+        if not covered:
+            for written in annotations:
+                written.remove()
             return False
+        best = min(covered, key=covered.__getitem__)
+        occupied.append(_move_label(annotation, _LABEL_POSITIONS[best]))
     return True
+
+
+def _move_label(annotation: Any, position: tuple[tuple[int, int], str, str]) -> Any:
+    """Moves a label relative to its point, and returns its box in pixels."""
+    annotation.xyann, horizontal, vertical = position
+    annotation.set(ha=horizontal, va=vertical)
+    return annotation.get_window_extent()
 
 
 _LABEL_POSITIONS = [
