@@ -1,10 +1,9 @@
-"""Opens the shards of a corpus and reads its blocks, in shuffled or in stored order."""
+"""Opens the shards of a corpus and reads its blocks in the order of block_order.py."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -170,38 +169,3 @@ def check_epochs(
             f"{max_epochs:g}; give it more text or less weight, or set data.max_epochs (null for "
             "no limit)"
         )
-
-
-def blocks_in_stored_order(
-    source: ShardSource, *, context: int, tokens: int | None
-) -> Iterator[Tokens]:
-    """Yields the blocks of shards in their stored order, shape (context + 1,).
-
-    Documents are joined across tars; the incomplete block at the end is dropped. At most `tokens`
-    targets are covered, or all where it is None.
-
-    Raises:
-        DataError: a shard is missing or damaged.
-    """
-    index = source.index
-    blocks_left = min(tokens or index.tokens, index.tokens - 1) // context
-    pending: list[Tokens] = []  # documents, or the end of one, that are in no block yet
-    pending_tokens = 0
-    for shard_info in index.shards:
-        if blocks_left <= 0:
-            return
-        shard = Shard(source.fetch_shard(shard_info), shard_info, index.dtype)
-        for document in shard:
-            pending.append(document)
-            pending_tokens += len(document)
-            if pending_tokens <= context:
-                continue
-            joined = np.concatenate(pending)
-            complete = min(blocks_left, (pending_tokens - 1) // context)
-            for block in range(complete):
-                yield joined[block * context : (block + 1) * context + 1]
-            blocks_left -= complete
-            pending = [joined[complete * context :]]
-            pending_tokens = len(pending[0])
-            if blocks_left <= 0:
-                return

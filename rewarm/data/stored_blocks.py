@@ -12,22 +12,22 @@ from rewarm.errors import DataError
 
 
 class StoredBlocks:
-    """A shard folder's blocks as they are stored, each of shape (context + 1,).
+    """A shard folder's blocks in their stored order, each of shape (context + 1,).
 
-    Documents are joined across tars; what is left at the end is less than a block and is dropped.
-    A tar is opened, and its sha256 checked, when its blocks are first read, and stays open.
+    Documents are joined across tars; the incomplete block at the end is dropped. A tar is opened,
+    and its sha256 checked, when its first block is read, and stays open.
     """
 
     def __init__(self, source: ShardSource, *, context: int, tokens: int | None = None) -> None:
         """Reads the index only.
 
         Args:
-            source: where the shards are.
+            source: of the shards.
             context: tokens in a sequence.
             tokens: use the first so many target tokens; None for all.
 
         Raises:
-            DataError: there is not one whole block.
+            DataError: there is less than one block.
         """
         self.source = source
         self.context = context
@@ -70,18 +70,18 @@ class StoredBlocks:
                 if available <= context:
                     continue
                 joined = np.concatenate(pending)
-                whole = min(left, (available - 1) // context)
-                for block in range(whole):
+                complete = min(left, (available - 1) // context)
+                for block in range(complete):
                     yield joined[block * context : (block + 1) * context + 1]
-                left -= whole
+                left -= complete
                 if left <= 0:
                     return
-                pending = [joined[whole * context :]]
+                pending = [joined[complete * context :]]
                 available = len(pending[0])
 
     def _shard(self, number: int) -> Shard:
         if number == len(self._opened):
-            info = self.source.index.shards[number]
-            folder = self.source.fetch_shard(info)
-            self._opened.append(Shard(folder, info, self.source.index.dtype))
+            shard_info = self.source.index.shards[number]
+            folder = self.source.fetch_shard(shard_info)
+            self._opened.append(Shard(folder, shard_info, self.source.index.dtype))
         return self._opened[number]

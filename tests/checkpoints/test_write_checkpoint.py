@@ -27,11 +27,11 @@ def test_its_loss_is_the_one_that_transformers_computes(saved, corpora):
     model = NeoX(read_architecture(saved))
     load_weights(model, saved)
     ours = measure_loss(model, ShardSource(str(folder)), context=64, microbatch=3)
-    from rewarm.data.corpus import blocks_in_stored_order
+    from rewarm.data.stored_blocks import StoredBlocks
 
     theirs = AutoModelForCausalLM.from_pretrained(saved)
     total = 0.0
-    blocks = list(blocks_in_stored_order(ShardSource(str(folder)), context=64, tokens=None))
+    blocks = list(StoredBlocks(ShardSource(str(folder)), context=64))
     for block in blocks:
         tokens = torch.tensor(block.astype("int64"))[None]
         with torch.no_grad():
