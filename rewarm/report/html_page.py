@@ -3,7 +3,7 @@
 ```
  CollectedRuns ── tables, summary ──> sentences, tables ──┐
                ── chart_data      ──> data of the curves ─┼─> page with page.css, page.js, uPlot
-               ── scatter         ──> pictures           ─┘
+               ── loss_scatter    ──> images             ─┘
 ```
 Names and settings come from untrusted files: they reach the page as escaped text and as JSON only,
 and the page's content security policy runs no script but the two whose digests it lists.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterator
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -21,15 +20,12 @@ from rewarm.checkpoints.lineage import LineageNode, lineage_forest
 from rewarm.report.chart_data import chart_data_json
 from rewarm.report.collect_runs import CollectedRuns
 from rewarm.report.html_charts import chart_section
+from rewarm.report.html_loss_scatter import loss_scatter_section
 from rewarm.report.html_tables import html_tables
 from rewarm.report.html_writer import Markup, join, tag
 from rewarm.report.loss_tables import (
-    final_losses,
     final_losses_table,
-    fitted_lines_table,
     overtaking_table,
-    pareto_arms,
-    set_pairs,
     validation_set_table,
 )
 from rewarm.report.run_tables import (
@@ -39,7 +35,6 @@ from rewarm.report.run_tables import (
     same_batches_table,
     settings_table,
 )
-from rewarm.report.scatter import Arm, Point, ends, ways
 from rewarm.report.summary import applied_rates_sentence, summary_sentences
 from rewarm.study.comparison_rows import claims_table
 from rewarm.tables import plural
@@ -124,7 +119,7 @@ def _sections(collected: CollectedRuns) -> list[PageSection]:
     return [
         PageSection("summary", "Summary", _summary(collected)),
         PageSection("curves", "Curves", chart_section(collected)),
-        PageSection("losses", "Both losses", _both_losses(collected)),
+        PageSection("losses", "Both losses", loss_scatter_section(collected)),
         PageSection("figures", "Figures", figures),
         PageSection("settings", "Settings", _settings(collected)),
         PageSection("runs", "Runs", runs),
@@ -137,62 +132,6 @@ def _summary(collected: CollectedRuns) -> Markup:
     sentences = (tag("li", sentence) for sentence in summary_sentences(collected))
     tables = html_tables(final_losses_table(collected), claims_table(collected.claims))
     return join(tag("ul", *sentences, class_="summary"), tables)
-
-
-def _both_losses(found: CollectedRuns) -> Markup:
-    pictures = [one for pair in set_pairs(found) for one in _pictures(found, pair)]
-    figures = [
-        tag(
-            "figure",
-            tag("figcaption", tag("h3", title), tag("p", about)),
-            tag("div", drawn, role="img", aria_label=f"{title}. {alternative}"),
-        )
-        for title, about, alternative, drawn in pictures
-    ]
-    if not figures:
-        return Markup()
-    return join(tag("div", *figures, class_="charts"), html_tables(fitted_lines_table(found)))
-
-
-def _pictures(
-    found: CollectedRuns, pair: tuple[str, str]
-) -> Iterator[tuple[str, str, str, Markup]]:
-    """Gives title, explanation, words for who does not see it, and picture."""
-    x_on, y_on = pair
-    losses = final_losses(found, pair)
-    arms = [
-        Arm(arm, index, losses[arm], _way(found, arm, pair))
-        for index, arm in enumerate(found.arms)
-        if arm in losses
-    ]
-    labels = f"{x_on} loss", f"{y_on} loss"
-    if len(arms) > 1:
-        front = pareto_arms(found, pair)
-        told = "; ".join(f"{arm} {x.mean:.3f} and {y.mean:.3f}" for arm, (x, y) in losses.items())
-        yield (
-            f"Where arms end on {y_on}",
-            "Lower left is better. Filled: the Pareto front. Bars: standard error over seeds.",
-            f"Final {x_on} and {y_on} loss: {told}. Pareto front: {', '.join(front)}.",
-            ends(arms, front, *labels),
-        )
-    if any(len(arm.way) > 1 for arm in arms):
-        yield (
-            f"The way there on {y_on}",
-            "The first seed of each arm, from its start to its end, the dot.",
-            f"The {y_on} loss against the {x_on} loss; straight lines through them are tabled.",
-            ways(arms, *labels),
-        )
-
-
-def _way(found: CollectedRuns, arm: str, pair: tuple[str, str]) -> list[Point]:
-    """Returns the losses on two sets of an arm's first seed, at most some hundred of them."""
-    [seed, *_] = found.results.seeds(arm)
-    x, y = (found.results.history(arm, seed, on) for on in pair)
-    if not (x and y):
-        return []
-    there = {loss.step: loss.loss for loss in x.points}
-    points = [(there[loss.step], loss.loss) for loss in y.points if loss.step in there]
-    return points[:: len(points) // 200 + 1] + points[-1:]
 
 
 def _settings(collected: CollectedRuns) -> Markup:

@@ -13,7 +13,7 @@ class Markup(str):
     __slots__ = ()
 
 
-_VOID_ELEMENTS = {"meta", "br", "line", "path", "circle", "rect"}
+_VOID_ELEMENTS = {"meta", "br", "img", "line"}
 
 
 def tag(name: str, /, *children: str, **attributes: str | float | bool | None) -> Markup:

@@ -376,7 +376,6 @@
     const shown = !state.hidden.delete(index);
     if (shown) state.hidden.add(index);
     button.setAttribute("aria-pressed", String(!shown));
-    for (const drawn of all(`.scatter [data-arm="${index}"]`)) drawn.classList.toggle("off", shown);
     draw();
   }
 
