@@ -1,4 +1,4 @@
-"""The recipes and studies that travel with rewarm, and how one gets into a folder of the user's."""
+"""The recipes and studies that are installed with rewarm; `rewarm new` copies them."""
 
 from __future__ import annotations
 
@@ -11,65 +11,72 @@ from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.study.study_file import Study, is_study
 
 SCHEMA_FILE = "rewarm.schema.json"
-"""What the first line of a shipped recipe points editors to."""
+"""The JSON Schema that the first line of a recipe template names, for editors."""
 
 STUDY_SCHEMA_FILE = "rewarm-study.schema.json"
-"""And that of a study."""
+"""The same for a study."""
 
 
 def list_templates() -> dict[str, str]:
-    """Returns the shipped recipes by name, and what each does in a line."""
+    """Returns the names of all templates, each with its one-line description."""
     return {
         path.stem: path.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
-        for path in sorted(_folder().glob("*.yaml"))
+        for path in sorted(_template_folder().glob("*.yaml"))
     }
 
 
 def write_template(name: str, folder: Path) -> list[Path]:
-    """Writes what is shipped under a name, and the schema that editors check it by, into a folder.
+    """Copies a template into a folder, with its JSON Schema, and returns the paths.
 
-    A study brings the recipes that it names along; one that is there already stays as it is.
+    The recipes that a study names are copied too, except those that already exist there.
 
     Raises:
-        RecipeError: there is no such name, its file is there already, or cannot be written.
+        RecipeError: no template has this name, or its file already exists or cannot be written.
     """
+    templates = list_templates()
+    if name not in templates:
+        suggestion = did_you_mean(name, list(templates))
+        raise RecipeError([f"no template named {name!r}{suggestion} (`rewarm new` lists them)"])
     target = folder / f"{name}.yaml"
-    if name not in list_templates():
-        near = did_you_mean(name, list(list_templates()))
-        raise RecipeError([f"no shipped recipe named {name!r}{near} (`rewarm new` lists them)"])
-    schemas, brought = {SCHEMA_FILE: schema_json()}, []
-    if is_study(_folder() / target.name):
-        said = YamlDocument.load(_folder() / target.name).data
-        brought = list(dict.fromkeys([said["recipe"], *said.get("bases", {}).values()]))
-        schemas[STUDY_SCHEMA_FILE] = schema_json(Study)
+    recipes, schemas = _recipes_and_schemas(_template_folder() / target.name)
     try:
-        _copy(target)
-        for file in brought:
+        _copy_template(target)
+        for file in recipes:
             if not (folder / file).exists():
-                _copy(folder / file)
-        for file, text in schemas.items():
-            (folder / file).write_text(text, encoding="utf-8")
+                _copy_template(folder / file)
+        for file, schema in schemas.items():
+            (folder / file).write_text(schema, encoding="utf-8")
     except FileExistsError:
-        where = f"{target}: is there already; remove it, or choose another folder with --out"
-        raise RecipeError([where]) from None
+        problem = f"{target}: already exists; remove it, or choose another folder with --out"
+        raise RecipeError([problem]) from None
     except OSError as error:
         raise RecipeError([f"{target}: cannot be written: {error.strerror}"]) from None
-    return [folder / file for file in (target.name, *brought, *schemas)]
+    return [folder / file for file in (target.name, *recipes, *schemas)]
 
 
-def _copy(target: Path) -> None:
+def _recipes_and_schemas(template: Path) -> tuple[list[str], dict[str, str]]:
+    """Returns the files that a template needs: the recipes of a study, and JSON Schemas."""
+    schemas = {SCHEMA_FILE: schema_json()}
+    if not is_study(template):
+        return [], schemas
+    study = YamlDocument.load(template).data
+    recipes = dict.fromkeys([study["recipe"], *study.get("bases", {}).values()])
+    return list(recipes), schemas | {STUDY_SCHEMA_FILE: schema_json(Study)}
+
+
+def _copy_template(target: Path) -> None:
     with target.open("x", encoding="utf-8") as file:
-        file.write((_folder() / target.name).read_text(encoding="utf-8"))
+        file.write((_template_folder() / target.name).read_text(encoding="utf-8"))
 
 
-def schema_json(of: type[Recipe] | type[Study] = Recipe) -> str:
-    """Returns the JSON Schema of a recipe, with the settings of every schedule, or of a study."""
-    whole = recipe_schema() if of is Recipe else of.model_json_schema()
-    return json.dumps(whole, indent=1) + "\n"
+def schema_json(model: type[Recipe] | type[Study] = Recipe) -> str:
+    """Returns the JSON Schema of a recipe (with the settings of every schedule) or of a study."""
+    schema = recipe_schema() if model is Recipe else model.model_json_schema()
+    return json.dumps(schema, indent=1) + "\n"
 
 
-def _folder() -> Path:
-    """Returns where the recipes are: in an installed package, or at the root of a checkout."""
+def _template_folder() -> Path:
+    """Returns the folder of the templates: in the installed package, or recipes/ of a checkout."""
     package = Path(__file__).parents[1]
-    places = (package / "recipe" / "templates", package.parent / "recipes")
-    return next(folder for folder in places if folder.is_dir())
+    folders = (package / "recipe" / "templates", package.parent / "recipes")
+    return next(folder for folder in folders if folder.is_dir())

@@ -1,4 +1,4 @@
-"""Tables in the terminal, and whole lines in a pipe."""
+"""Prints tables: fitted to a terminal, at full width in a pipe."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from rewarm.tables import Table as ResultTable
 
 
 def plain_table(*columns: str) -> Table:
-    """Returns a plain table, of which only the last column may wrap."""
-    made = Table(box=None, pad_edge=False, header_style="bold")
+    """Returns an empty table without lines; only its last column may wrap."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        made.add_column(column, no_wrap=column != columns[-1])
-    return made
+        table.add_column(column, no_wrap=column != columns[-1])
+    return table
 
 
-def print_table(made: Table) -> None:
-    """Prints a table; in a pipe as wide as it is, since whoever reads it wants whole lines."""
+def print_table(table: Table) -> None:
+    """Prints a table; in a pipe each row is one line of any length, so that scripts can read it."""
     console = Console(highlight=False, emoji=False)
     if console.is_terminal:
-        console.print(made, markup=False)
+        console.print(table, markup=False)
         return
     console.width = 1000
-    with console.capture() as written:
-        console.print(made, markup=False)
-    print("\n".join(line.rstrip() for line in written.get().splitlines()))
+    with console.capture() as captured:
+        console.print(table, markup=False)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def print_result_table(table: ResultTable, *, show_title: bool = True) -> None:

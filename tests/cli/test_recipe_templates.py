@@ -1,4 +1,4 @@
-"""The recipes that are shipped, and `rewarm new`."""
+"""The recipe and study templates: valid, runnable as their comments say, true to their papers."""
 
 import json
 import re
@@ -14,12 +14,12 @@ from rewarm.recipe.recipe import load_recipe
 from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.study.study_file import Study, is_study, load_study
 
-SHIPPED = {path.stem: path for path in (ROOT / "recipes").glob("*.yaml")}
-STUDIES = {name: path for name, path in SHIPPED.items() if is_study(path)}
-RECIPES = {name: path for name, path in SHIPPED.items() if name not in STUDIES}
+TEMPLATES = {path.stem: path for path in (ROOT / "recipes").glob("*.yaml")}
+STUDIES = {name: path for name, path in TEMPLATES.items() if is_study(path)}
+RECIPES = {name: path for name, path in TEMPLATES.items() if name not in STUDIES}
 DEFAULT = "pythia-410m-rewarm"
 
-# What each arm of arXiv:2308.04014 changes in the default one, and how many steps it warms up.
+# What each arm of arXiv:2308.04014 changes in the default recipe.
 ARMS = {
     "constant": {"schedule": {"name": "constant", "lr": 3e-5}},
     "no-warmup": {"schedule.name": "no-warmup", "schedule.start_lr": None, "schedule.warmup": None},
@@ -38,51 +38,51 @@ def load(name):
     return load_recipe(RECIPES[name], base_lr=last_lr_of_base)
 
 
-def in_studies(name):
-    """The run directories that the studies have for a recipe as it is."""
+def run_directories_in_studies(name):
+    """Yields the run directories of a recipe in the studies that train it unchanged."""
     for path in STUDIES.values():
-        said = YamlDocument.load(path).data
-        for base, file in said.get("bases", {}).items():
+        study = YamlDocument.load(path).data
+        for base, file in study.get("bases", {}).items():
             if file == f"{name}.yaml":
-                yield Path(said["study"]) / "bases" / base
-        if said["recipe"] == f"{name}.yaml":
-            yield Path(said["study"]) / next(iter(said["arms"])) / "17"
+                yield Path(study["study"]) / "bases" / base
+        if study["recipe"] == f"{name}.yaml":
+            yield Path(study["study"]) / next(iter(study["arms"])) / "17"
+
+
+def commands(text):
+    """The `rewarm` commands in a template's comments, without those that write shards."""
+    return [line for line in re.findall(r"#   rewarm (.*)", text) if "shard" not in line]
 
 
 def settings(name):
-    return load(name).document()
+    return load(name).to_dict()
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_every_recipe_is_one_and_says_how_to_run_it(plugins, name):
-    said = RECIPES[name].read_text()
-    loaded = load(name)
-    # Those of a study lie where the study would train them.
-    assert loaded.run in (f"runs/{name}", *(str(one) for one in in_studies(name)))
-    assert said.startswith(f"# yaml-language-server: $schema={SCHEMA_FILE}\n")
-    assert [line for line in re.findall(r"#   rewarm (.*)", said) if "shard" not in line][:3] == [
-        f"new {name}",
-        f"check {name}.yaml",
-        f"train {name}.yaml",
-    ]
+def test_recipe_is_valid_and_its_comments_show_how_to_run_it(plugins, name):
+    text = RECIPES[name].read_text()
+    # A recipe of a study has the run directory that the study gives it.
+    assert load(name).run in (f"runs/{name}", *map(str, run_directories_in_studies(name)))
+    assert text.startswith(f"# yaml-language-server: $schema={SCHEMA_FILE}\n")
+    assert commands(text)[:3] == [f"new {name}", f"check {name}.yaml", f"train {name}.yaml"]
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_editors_find_every_recipe_valid(plugins, name):
+def test_json_schema_accepts_every_recipe(plugins, name):
     jsonschema.validate(YamlDocument.load(RECIPES[name]).data, json.loads(schema_json()))
 
 
-def test_editors_find_what_is_wrong():
+def test_json_schema_rejects_wrong_settings():
     schema = json.loads(schema_json())
     for wrong in ("schedule.peak_lr=5y base", "schedule.warmup=soon", "seed=-1", "sede=1"):
         document = YamlDocument.load(RECIPES[DEFAULT])
-        document.set(wrong)
+        document.apply_override(wrong)
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate(document.data, schema)
 
 
 @pytest.mark.parametrize("arm", ARMS)
-def test_an_arm_differs_from_the_default_in_what_it_names(arm):
+def test_arm_differs_from_the_default_recipe_as_stated(arm):
     expected = settings(DEFAULT)
     expected["run"] = f"runs/pythia-410m-{arm}"
     for path, value in ARMS[arm].items():
@@ -102,48 +102,45 @@ def test_an_arm_differs_from_the_default_in_what_it_names(arm):
 @pytest.mark.parametrize(
     ("name", "steps"), [("warmup-0.5", 656), ("rewarm", 1313), ("warmup-2", 2626)]
 )
-def test_warm_ups_are_as_long_as_in_the_paper(name, steps):
-    loaded = load(f"pythia-410m-{name}")
-    assert loaded.steps == 131_296
-    rates = [loaded.lr(step) for step in (steps - 1, steps, steps + 1)]
+def test_warm_up_is_as_long_as_in_the_paper(name, steps):
+    recipe = load(f"pythia-410m-{name}")
+    assert recipe.steps == 131_296
+    rates = [recipe.lr(step) for step in (steps - 1, steps, steps + 1)]
     assert rates[0] < rates[1] == pytest.approx(3e-4, rel=1e-3)
     assert rates[1] >= rates[2] or rates[2] == pytest.approx(3e-4, rel=1e-6)
 
 
-# Where the follow-ups are to be at which step of 4,768, by the papers' own numbers.
+# Rates at steps of 4,768, from the numbers in the follow-up papers.
 FOLLOW_UPS = {
     "replay": {0: 3e-5, 48: 3e-4, 4768: 3e-5},
     "infinite": {48: 3e-4, 2909: 1.65e-4, 4052: 1.65e-4, 4768: 3e-5},
-    "wsd": {48: 3e-4, 3814: 3e-4, 4053: 1.65e-4, 4768: 3e-5},  # √¼ down a quarter of the way
+    "wsd": {
+        48: 3e-4,
+        3814: 3e-4,
+        4053: 1.65e-4,
+        4768: 3e-5,
+    },  # 1 - sqrt(1/4), a quarter into the decay
     "d2z": {477: 3e-4, 2622: 1.5e-4, 4768: 0.0},
     "reuse": {0: 3e-5, 3392: 6e-6, 4768: 3e-7},  # a fifth at 71.13 %
 }
 
 
 @pytest.mark.parametrize("name", FOLLOW_UPS)
-def test_the_follow_ups_are_where_their_papers_say(plugins, name):
-    loaded = load(f"pythia-410m-{name}")
-    rates = {step: loaded.lr(step or 1) for step in FOLLOW_UPS[name]}
-    # A step is 0.02 % of the run, which a warm-up of 48 steps feels most.
+def test_follow_up_has_the_rates_of_its_paper(plugins, name):
+    recipe = load(f"pythia-410m-{name}")
+    rates = {step: recipe.lr(step or 1) for step in FOLLOW_UPS[name]}
+    # Rounding to a step (0.02 % of the run) matters most in a warm-up of 48 steps.
     assert rates == pytest.approx(FOLLOW_UPS[name], rel=0.2 if name == "replay" else 7e-3)
 
 
-def test_the_blend_changes_where_reuse_says(plugins):
-    loaded = load("pythia-410m-reuse")
-    ((_, switch),) = loaded.schedule.marks().items()
-    firsts = {first for pieces in loaded.weights.values() for first, _ in pieces}
-    assert sorted(firsts) == [0, round(switch * loaded.steps) * loaded.sequences]
+def test_mixture_of_reuse_changes_at_the_mark_of_its_schedule(plugins):
+    recipe = load("pythia-410m-reuse")
+    (switch,) = recipe.schedule.marks().values()
+    starts = {start for pieces in recipe.corpus_weights.values() for start, _ in pieces}
+    assert sorted(starts) == [0, round(switch * recipe.steps) * recipe.sequences_per_step]
 
 
-def test_new_lists_them(command):
-    code, out, _ = command("new")
-    assert code == 0
-    rows = dict(line.split(maxsplit=1) for line in out.splitlines()[1:])
-    assert rows.keys() == SHIPPED.keys()
-    assert rows[DEFAULT].startswith("Continue Pythia-410M from the Pile onto SlimPajama")
-
-
-def test_the_previews_of_the_readme_run(command, tmp_path, monkeypatch):
+def test_preview_commands_in_the_readme_run(command, tmp_path, monkeypatch):
     readme = (ROOT / "README.md").read_text()
     shells = "".join(re.findall(r"```sh\n(.*?)```", readme, re.DOTALL))
     lines = re.findall(r"^rewarm ((?:new|plot-schedule) .*)$", shells, re.MULTILINE)
@@ -152,48 +149,18 @@ def test_the_previews_of_the_readme_run(command, tmp_path, monkeypatch):
     for line in lines:
         code, out, err = command(*line.split())
         assert (code, err) == (0, "")
-    # The last prints values: pythia's own end, the peak, the floor.
+    # The last one prints rates; the run ends at min_lr.
     assert [row.split(",")[-1] for row in out.splitlines()[1:]][-1] == "3e-05"
 
 
-def test_new_writes_one_with_the_schema_beside_it(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    code, out, _ = command("new", DEFAULT)
-    assert (code, out.split()) == (0, [f"{DEFAULT}.yaml", SCHEMA_FILE])
-    assert (tmp_path / f"{DEFAULT}.yaml").read_text() == RECIPES[DEFAULT].read_text()
-    _, out, _ = command("schema")
-    assert json.loads((tmp_path / SCHEMA_FILE).read_text()) == json.loads(out)
-    code, _, err = command("new", DEFAULT)
-    assert code == 2
-    assert f"{DEFAULT}.yaml: is there already; remove it, or choose another folder" in err
-    code, _, err = command("new", "pythia-410m-rewram")
-    assert code == 2
-    assert "no shipped recipe named 'pythia-410m-rewram'; did you mean" in err
-    code, _, err = command("new", DEFAULT, "--out", tmp_path / "nowhere")
-    assert code == 2
-    assert "cannot be written: No such file or directory" in err
-
-
-def test_new_brings_what_a_study_names(command, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "cpu-mini-base.yaml").write_text("mine")
-    code, out, _ = command("new", "cpu-mini")
-    names = ["cpu-mini.yaml", "cpu-mini-rewarm.yaml", "cpu-mini-base.yaml"]
-    assert (code, out.split()) == (0, [*names, SCHEMA_FILE, STUDY_SCHEMA_FILE])
-    assert (tmp_path / names[1]).read_text() == SHIPPED["cpu-mini-rewarm"].read_text()
-    assert (tmp_path / names[2]).read_text() == "mine"
-    _, out, _ = command("schema", "--study")
-    assert json.loads((tmp_path / STUDY_SCHEMA_FILE).read_text()) == json.loads(out)
-
-
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_study_is_one_and_says_how_to_run_it(plugins, name):
-    said = STUDIES[name].read_text()
+def test_study_is_valid_and_its_comments_show_how_to_run_it(plugins, name):
+    text = STUDIES[name].read_text()
     plan = load_study(STUDIES[name])
     assert plan.study.study == f"runs/{name}"
     assert plan.claims
-    assert said.startswith(f"# yaml-language-server: $schema={STUDY_SCHEMA_FILE}\n")
-    assert [line for line in re.findall(r"#   rewarm (.*)", said) if "shard" not in line] == [
+    assert text.startswith(f"# yaml-language-server: $schema={STUDY_SCHEMA_FILE}\n")
+    assert commands(text) == [
         f"new {name}",
         f"check {name}.yaml",
         f"compare {name}.yaml --workers {2 if name == 'cpu-mini' else 3 if plan.bases else 8}",
@@ -202,16 +169,16 @@ def test_every_study_is_one_and_says_how_to_run_it(plugins, name):
 
 
 @pytest.mark.parametrize("arm", ["rewarm", *sorted(ARMS.keys() - {"pile"})])
-def test_the_papers_study_has_the_arms_that_stand_alone(arm):
-    [job] = load_study(STUDIES["paper"]).of(arm)
-    assert job.recipe.document() | {"run": ""} == settings(f"pythia-410m-{arm}") | {"run": ""}
+def test_arms_of_the_papers_study_equal_their_own_recipes(arm):
+    [job] = load_study(STUDIES["paper"]).runs_of(arm)
+    assert job.recipe.to_dict() | {"run": ""} == settings(f"pythia-410m-{arm}") | {"run": ""}
 
 
 @pytest.mark.parametrize("peak", ["1.5e-4", "3e-4", "6e-4"])
-def test_the_papers_study_is_near_its_curve_without_a_shift(peak):
-    whole = load(DEFAULT)  # to 3e-4
-    [job] = load_study(STUDIES["paper"]).of(f"pile-{peak}")
+def test_pile_arms_of_the_papers_study_follow_its_schedule(peak):
+    full = load(DEFAULT)  # its peak is 3e-4
+    [job] = load_study(STUDIES["paper"]).runs_of(f"pile-{peak}")
     assert job.recipe.steps == 22_114
     for step in (1, 656, 1313, 2000, 13_130, 22_114):
-        expected = whole.lr(step) * float(peak) / 3e-4
+        expected = full.lr(step) * float(peak) / 3e-4
         assert job.recipe.lr(step) == pytest.approx(expected, rel=0.016)

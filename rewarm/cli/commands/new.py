@@ -1,4 +1,4 @@
-"""`rewarm new`: writes a shipped recipe or study into the working folder."""
+"""`rewarm new`: copies a recipe or study template into a folder."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rewarm.cli.terminal_tables import plain_table, print_table
 def new(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="What to write; without it, a list."),
+        typer.Argument(metavar="[NAME]", help="The template to copy; without it, list all."),
     ] = None,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write into.")] = Path(),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")] = Path(),
 ) -> None:
-    """Write a recipe or study to begin from, and the schema that editors check it by."""
+    """Copy a recipe or study template, with its JSON Schema for editors, or list all templates."""
     from rewarm.cli.recipe_templates import list_templates, write_template
 
     if name is not None:
         print("\n".join(str(path) for path in write_template(name, out)))
         return
-    table = plain_table("name", "what it does")
-    for shipped_name, what in list_templates().items():
-        table.add_row(shipped_name, what)
+    table = plain_table("name", "description")
+    for template, description in list_templates().items():
+        table.add_row(template, description)
     print_table(table)

@@ -1,4 +1,4 @@
-"""`rewarm schema`: the JSON Schema of recipes and studies, for editors."""
+"""`rewarm schema`: the JSON Schema of a recipe or study, for editors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import typer
 
 
 def schema(
-    of_study: Annotated[bool, typer.Option("--study", help="That of a study instead.")] = False,
+    of_study: Annotated[
+        bool, typer.Option("--study", help="Print the schema of a study instead.")
+    ] = False,
 ) -> None:
     """Print the JSON Schema of a recipe, for editors."""
     from rewarm.cli.recipe_templates import schema_json

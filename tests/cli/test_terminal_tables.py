@@ -1,0 +1,22 @@
+"""Tables printed in a pipe: whole rows, no markup."""
+
+from rewarm.cli.terminal_tables import plain_table, print_result_table, print_table
+from rewarm.tables import Cell, Table
+
+
+def test_rows_in_a_pipe_are_whole_lines(capsys):
+    table = plain_table("name", "description")
+    table.add_row("[bold]", "long " * 60)
+    print_table(table)
+    header, row = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "description"]
+    assert row == f"[bold]  {'long ' * 60}".rstrip()
+
+
+def test_numbers_of_a_result_table_are_right_aligned(capsys):
+    rows = [[Cell("a"), Cell("1.5", 1.5)], [Cell("bb"), Cell("10.25", 10.25)]]
+    table = Table("Losses", "", ["arm", "loss"], rows)
+    print_result_table(table, show_title=False)
+    assert capsys.readouterr().out.splitlines() == ["arm   loss", "a      1.5", "bb   10.25"]
+    print_result_table(table)
+    assert capsys.readouterr().out.splitlines()[0] == "Losses"
