@@ -3,11 +3,11 @@
     python benchmarks/cpu_step.py [--steps 60] [--repeats 5] [--threads N] [--out FIGURES.json]
 
 Same weights, same tokens in the same order, same AdamW, constant rate and clip, fp32; no
-validation, no saving, a log line every 20 steps, no progress bar. Every figure is from a process of
-its own; the arms are interleaved. Time runs from the end of step 10 to the end of the last step.
-The loss of what each has trained, on text that none has seen, shows that it is the same work. Where
-others use the machine, two threads wait for each other's cores, and wall time says little: CPU time
-with `--threads 1` says more.
+validation, no saving, a log line every 20 steps, no progress bar. Every figure is from a separate
+process; the arms are interleaved. Time is measured from the end of step 10 to the end of the last
+step. The loss of each trained model on held-out text shows that both did the same work. If other
+processes use the machine, two threads wait for each other's cores and wall time is unreliable: use
+CPU time with `--threads 1`.
 
 - rewarm: `rewarm train`, its own loop and reader of shards.
 - Trainer: GPTNeoXForCausalLM under transformers.Trainer, the tokens ready in memory.
@@ -30,8 +30,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from quickstart_shards import write_quickstart_shards
+from spread import spread
+
 ARMS = ("rewarm", "Trainer")
-SEQUENCES, CONTEXT, LR, WARM = 16, 128, 1e-3, 10
+SEQUENCES, CONTEXT, LR, WARMUP_STEPS = 16, 128, 1e-3, 10
 
 RECIPE = """\
 run: {work}/{run}
@@ -41,7 +44,7 @@ model: {{base: {work}/base}}
 data:
   context: 128
   train:
-    upstream: {{shards: {work}/shards/train}}
+    upstream: {{shards: {work}/shards/upstream/train}}
 batch: {{tokens: 2048, microbatch: 16}}
 schedule: {{name: constant, lr: 1e-3}}
 precision: fp32
@@ -49,37 +52,32 @@ every: {{log: 20}}
 """
 
 
-class Moment(NamedTuple):
-    """A time, on the wall and of this process on all cores, in seconds."""
+class StepEnd(NamedTuple):
+    """Wall time and CPU time of this process on all cores, in seconds."""
 
     wall: float
     cpu: float
 
     @classmethod
-    def now(cls) -> Moment:
+    def now(cls) -> StepEnd:
         return cls(time.perf_counter(), time.process_time())
 
 
 def prepare(work: Path, steps: int) -> None:
     """Writes the quickstart's shards of English, new weights, and the tokens of all steps."""
     import numpy as np
-    from rich.console import Console
     from safetensors.torch import save_file
 
-    from rewarm.cli.commands import quickstart
+    from rewarm.cli.quickstart_steps import _BASE
     from rewarm.data.batch_loader import BatchLoader
-    from rewarm.data.corpus import blocks_in_stored_order
     from rewarm.data.shard_source import ShardSource
+    from rewarm.data.stored_blocks import StoredBlocks
     from rewarm.model.neox import NeoX, initialize_weights
     from rewarm.recipe.recipe import load_recipe
     from rewarm.training.start_or_resume import open_corpora
 
-    texts = quickstart._write_texts(work / "text")
-    tokenizer = quickstart._train_tokenizer(work / "tokenizer.json", texts)
-    quickstart._shard(
-        "upstream", texts["upstream"], work / "shards", tokenizer, Console(quiet=True)
-    )
-    (work / "recipe.yaml").write_text(quickstart._BASE.format(out=work))
+    write_quickstart_shards(work, "upstream")
+    (work / "recipe.yaml").write_text(_BASE.format(out=work))
     shape = load_recipe(work / "recipe.yaml").model.stated_architecture
     assert shape is not None
     model = NeoX(shape)
@@ -87,13 +85,13 @@ def prepare(work: Path, steps: int) -> None:
     (work / "base").mkdir()
     save_file(model.state_dict(), work / "base" / "model.safetensors")
     (work / "base" / "config.json").write_text(json.dumps(shape.to_hugging_face()))
-    told = _recipe(work, "tokens", steps)
-    stream = BatchLoader(open_corpora(told, {}), told.corpus_weights, sequences=SEQUENCES)
+    recipe = _recipe(work, "tokens", steps)
+    stream = BatchLoader(open_corpora(recipe, {}), recipe.corpus_weights, sequences=SEQUENCES)
     batches = stream.batches(0)
-    held = blocks_in_stored_order(
-        ShardSource(str(work / "shards" / "val")), context=CONTEXT, tokens=64 * CONTEXT
+    held_out_blocks = StoredBlocks(
+        ShardSource(str(work / "shards" / "upstream" / "val")), context=CONTEXT, tokens=64 * CONTEXT
     )
-    np.save(work / "held-out.npy", np.stack(list(held)).astype(np.int64))
+    np.save(work / "held-out.npy", np.stack(list(held_out_blocks)).astype(np.int64))
     np.save(work / "tokens.npy", np.stack([next(batches).tokens for _ in range(steps)]))
 
 
@@ -105,24 +103,24 @@ def _recipe(work: Path, run: str, steps: int) -> Any:
     return load_recipe(path)
 
 
-def rewarm(work: Path, steps: int, run: str) -> list[Moment]:
-    """Returns when each step ended."""
+def rewarm(work: Path, steps: int, run: str) -> list[StepEnd]:
+    """Returns when each step step_ends."""
     from rewarm.training.loop import train
     from rewarm.training.progress_line import ProgressLine
 
-    ended: list[Moment] = []
+    step_ends: list[StepEnd] = []
 
     class Clock(ProgressLine):
         def step(self, step: int) -> None:
-            ended.append(Moment.now())
+            step_ends.append(StepEnd.now())
             super().step(step)
 
     train(_recipe(work, run, steps), screen=Clock)
-    return ended
+    return step_ends
 
 
-def trainer(work: Path, steps: int, run: str) -> tuple[list[Moment], Any]:
-    """Returns when each step of transformers' Trainer ended, and its model."""
+def trainer(work: Path, steps: int, run: str) -> tuple[list[StepEnd], Any]:
+    """Returns when each step of transformers' Trainer step_ends, and its model."""
     import numpy as np
     import torch
     from transformers import GPTNeoXForCausalLM, Trainer, TrainerCallback, TrainingArguments
@@ -130,31 +128,31 @@ def trainer(work: Path, steps: int, run: str) -> tuple[list[Moment], Any]:
     from rewarm.recipe.fields import OptimizerSettings
 
     blocks = torch.from_numpy(np.load(work / "tokens.npy").reshape(-1, CONTEXT + 1))
-    # Its loss would shift the labels, and train on one position fewer: they are shifted here.
+    # Its loss would shift the labels and train on one position fewer, so they are shifted here.
     rows = [{"input_ids": b[:-1], "labels": b[1:], "shift_labels": b[1:]} for b in blocks]
-    ended: list[Moment] = []
+    step_ends: list[StepEnd] = []
 
     class Clock(TrainerCallback):
         def on_step_end(self, *_a: Any, **_k: Any) -> None:
-            ended.append(Moment.now())
+            step_ends.append(StepEnd.now())
 
     class InOrder(Trainer):
         def _get_train_sampler(self, *_a: Any) -> Any:
             return torch.utils.data.SequentialSampler(rows)
 
-    ours = OptimizerSettings()
-    told = TrainingArguments(
+    settings = OptimizerSettings()
+    arguments = TrainingArguments(
         output_dir=str(work / run),
         per_device_train_batch_size=SEQUENCES,
         max_steps=steps,
         learning_rate=LR,
         lr_scheduler_type="constant",
         optim="adamw_torch_fused",
-        adam_beta1=ours.betas[0],
-        adam_beta2=ours.betas[1],
-        adam_epsilon=ours.eps,
-        weight_decay=ours.weight_decay,
-        max_grad_norm=ours.clip,
+        adam_beta1=settings.betas[0],
+        adam_beta2=settings.betas[1],
+        adam_epsilon=settings.eps,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=settings.clip,
         logging_steps=20,
         save_strategy="no",
         report_to="none",
@@ -163,12 +161,12 @@ def trainer(work: Path, steps: int, run: str) -> tuple[list[Moment], Any]:
         remove_unused_columns=False,
     )
     model = GPTNeoXForCausalLM.from_pretrained(work / "base", dtype=torch.float32)
-    InOrder(model=model, args=told, train_dataset=rows, callbacks=[Clock()]).train()
-    return ended, model
+    InOrder(model=model, args=arguments, train_dataset=rows, callbacks=[Clock()]).train()
+    return step_ends, model
 
 
 def held_out(model: Any, work: Path) -> float:
-    """Returns transformers' loss of its model on text that no arm has seen."""
+    """Returns the loss of transformers' model on held-out text."""
     import numpy as np
     import torch
 
@@ -189,14 +187,17 @@ def measure(work: Path, arm: str, run: str, steps: int, threads: int | None) -> 
     if threads:
         torch.set_num_threads(threads)
     if arm == "Trainer":
-        ended, model = trainer(work, steps, run)
+        step_ends, model = trainer(work, steps, run)
     else:
-        ended = rewarm(work, steps, run)
+        step_ends = rewarm(work, steps, run)
         model = GPTNeoXForCausalLM.from_pretrained(last_checkpoint(work / run), dtype=torch.float32)
-    ended = ended[WARM - 1 :]
-    steps_each = [(b.wall - a.wall, b.cpu - a.cpu) for a, b in pairwise(ended)]
+    step_ends = step_ends[WARMUP_STEPS - 1 :]
+    steps_each = [(b.wall - a.wall, b.cpu - a.cpu) for a, b in pairwise(step_ends)]
     return {
-        "tokens_per_s": SEQUENCES * CONTEXT * len(steps_each) / (ended[-1].wall - ended[0].wall),
+        "tokens_per_s": SEQUENCES
+        * CONTEXT
+        * len(steps_each)
+        / (step_ends[-1].wall - step_ends[0].wall),
         "step_ms": 1e3 * statistics.median(wall for wall, _ in steps_each),
         "cpu_ms": 1e3 * statistics.median(cpu for _, cpu in steps_each),
         "loss": held_out(model.eval(), work),
@@ -205,53 +206,57 @@ def measure(work: Path, arm: str, run: str, steps: int, threads: int | None) -> 
 
 
 def main() -> None:
-    """Runs the arms in turn, each in a process of its own, and prints the table."""
+    """Runs the arms in turn, each in a separate process, and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, help="torch's; its own choice where not given")
+    parser.add_argument("--threads", type=int, help="of torch; by default torch's own choice")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--run", help=argparse.SUPPRESS)
-    said = parser.parse_args()
-    if said.only:
-        print(json.dumps(measure(said.work, said.only, said.run, said.steps, said.threads)))
+    options = parser.parse_args()
+    if options.only:
+        print(
+            json.dumps(
+                measure(options.work, options.only, options.run, options.steps, options.threads)
+            )
+        )
         return
     arms = [arm for arm in ARMS if arm != "Trainer" or importlib.util.find_spec("accelerate")]
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
-    busy = []
+    results: dict[str, list[dict[str, float]]] = {arm: [] for arm in arms}
+    loads = []
     with tempfile.TemporaryDirectory() as work:
-        prepare(Path(work), said.steps)
-        for repeat in range(said.repeats):
-            # Whoever comes first does so once: a machine that others slow down slows all alike.
+        prepare(Path(work), options.steps)
+        for repeat in range(options.repeats):
+            # The first arm changes from repeat to repeat, so that other load affects all alike.
             for arm in arms[repeat % len(arms) :] + arms[: repeat % len(arms)]:
                 command = [sys.executable, __file__, *sys.argv[1:], "--only", arm, "--work", work]
                 command += ["--run", f"run-{arm[-3:]}-{repeat}"]
-                ended = subprocess.run(command, capture_output=True, text=True, check=False)
-                if ended.returncode:
-                    sys.exit(f"{arm} failed: {ended.stderr.strip()}")
-                found[arm].append(json.loads(ended.stdout.splitlines()[-1]))
-                busy.append(os.getloadavg()[0])
-    report(found, said, busy)
+                process = subprocess.run(command, capture_output=True, text=True, check=False)
+                if process.returncode:
+                    sys.exit(f"{arm} failed: {process.stderr.strip()}")
+                results[arm].append(json.loads(process.stdout.splitlines()[-1]))
+                loads.append(os.getloadavg()[0])
+    report(results, options, loads)
 
 
 def report(
-    found: dict[str, list[dict[str, float]]], said: argparse.Namespace, busy: list[float]
+    results: dict[str, list[dict[str, float]]], options: argparse.Namespace, loads: list[float]
 ) -> None:
-    """Prints the table, and writes the figures where it was asked to."""
-    threads = found["rewarm"][0]["threads"]
+    """Prints the table, and writes the figures if `--out` is given."""
+    threads = results["rewarm"][0]["threads"]
     print(
         f"{processor()}, {os.cpu_count()} cores, {threads} threads, Python "
         f"{platform.python_version()}, torch {version('torch')}, transformers "
-        f"{version('transformers')}; {said.steps} steps of {SEQUENCES} × {CONTEXT} tokens, "
-        f"{said.repeats} repeats: median (lowest to highest); load average {min(busy):.1f} to "
-        f"{max(busy):.1f}"
+        f"{version('transformers')}; {options.steps} steps of {SEQUENCES} × {CONTEXT} tokens, "
+        f"{options.repeats} repeats: median (lowest to highest); load average {min(loads):.1f} to "
+        f"{max(loads):.1f}"
     )
-    print("| | tokens/s | a step, ms | CPU ms | rewarm × by wall | × by CPU | loss after, nats |")
+    print("| | tokens/s | step, ms | CPU ms | rewarm × by wall | × by CPU | final loss, nats |")
     print("|---|---|---|---|---|---|---|")
-    for arm, runs in found.items():
-        pairs = list(zip(found["rewarm"], runs, strict=True))
+    for arm, runs in results.items():
+        pairs = list(zip(results["rewarm"], runs, strict=True))
         cells = [
             spread([run["tokens_per_s"] for run in runs], 0),
             spread([run["step_ms"] for run in runs], 1),
@@ -261,26 +266,20 @@ def report(
             spread([run["loss"] for run in runs], 5),
         ]
         print(f"| {arm} | {' | '.join(cells)} |")
-    if said.out:
-        said.out.write_text(json.dumps({"runs": found, "load": busy}, indent=1) + "\n")
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Returns `median (lowest to highest)`."""
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
+    if options.out:
+        options.out.write_text(json.dumps({"runs": results, "load": loads}, indent=1) + "\n")
 
 
 def processor() -> str:
-    """Returns what the processor calls itself."""
+    """Returns the name of the processor."""
     try:
-        facts = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return platform.machine()
-    named = [
-        line.partition(": ")[2] for line in facts.splitlines() if line.startswith("model name")
+    names = [
+        line.partition(": ")[2] for line in cpuinfo.splitlines() if line.startswith("model name")
     ]
-    return named[0] if named else platform.machine()
+    return names[0] if names else platform.machine()
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What a user sees when data is bad: each fault through the real commands, and what was lost.
+"""What a user sees when data is damaged: each fault through the real commands, and what is lost.
 
     python benchmarks/data_faults.py
 
-Builds two small corpora in a temporary folder, breaks one thing at a time, trains (or shards) as a
-user would, and prints a table: the message, the exit code, and whether the run, once the fault is
-mended, ends with exactly the weights of a run that never met it.
+Builds two small corpora in a temporary folder, breaks one thing at a time, trains (or shards) with
+the real commands, and prints a table: the message, the exit code, and whether the resumed run, with
+the fault fixed, ends with exactly the weights of a run without the fault.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def rewarm(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def build(root: Path) -> None:
-    """Writes a tokenizer of bytes, two texts, and their shards."""
+    """Writes two byte-level tokenizers, two texts, and their shards."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -65,8 +65,8 @@ def build(root: Path) -> None:
         encoder.decoder = decoders.ByteLevel()
         encoder.save(str(root / f"{name}.json"))
     for name in "ab":
-        draw = random.Random(name)
-        texts = ("".join(draw.choices("abcdefgh ", k=400)) for _ in range(250))
+        random_numbers = random.Random(name)
+        texts = ("".join(random_numbers.choices("abcdefgh ", k=400)) for _ in range(250))
         (root / f"{name}.jsonl").write_text("".join(json.dumps({"text": t}) + "\n" for t in texts))
         shard(root, name, root / name)
 
@@ -81,7 +81,7 @@ def shard(root: Path, name: str, out: Path, tokenizer: str = "tokenizer") -> Non
 
 
 def tar(folder: Path) -> Path:
-    """Returns the tar that every epoch opens last, so that steps have been taken by then."""
+    """Returns the tar that every epoch opens last, after some steps of training."""
     return folder / LATE
 
 
@@ -91,7 +91,7 @@ LATE = "00000.tar"
 def rewrite(
     folder: Path, name: str, data: bytes, kind: bytes = tarfile.REGTYPE, count: int = 1
 ) -> None:
-    """Puts other members into the tar, and its size and sha256 into the index."""
+    """Replaces the members of the tar, and updates its size and sha256 in the index."""
     with tarfile.open(tar(folder), "w", format=tarfile.USTAR_FORMAT) as out:
         for _ in range(count):
             info = tarfile.TarInfo(name)
@@ -102,12 +102,12 @@ def rewrite(
 
 
 def reindex(folder: Path) -> None:
-    """Makes the index agree with the bytes of the tar, as someone who hides a change would."""
+    """Updates the index to the bytes of the tar, so that the change is not detected by sha256."""
     index = json.loads((folder / "index.json").read_text())
     data = tar(folder).read_bytes()
-    for one in index["shards"]:
-        if one["name"] == LATE:
-            one |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for shard in index["shards"]:
+        if shard["name"] == LATE:
+            shard |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "index.json").write_text(json.dumps(index))
 
 
@@ -133,15 +133,15 @@ def edit_index(folder: Path, change: Callable[[dict], None]) -> None:
 
 
 FAULTS: dict[str, Callable[[Path], object]] = {
-    "tar cut off": lambda f: os.truncate(tar(f), 5000),
-    "tar cut off, index made to agree": lambda f: (os.truncate(tar(f), 5000), reindex(f)),
+    "truncated tar": lambda f: os.truncate(tar(f), 5000),
+    "truncated tar, index updated to it": lambda f: (os.truncate(tar(f), 5000), reindex(f)),
     "one bit flipped": flip,
     "tar deleted": lambda f: tar(f).unlink(),
     "tar empty": lambda f: os.truncate(tar(f), 0),
     "zero-length member": lambda f: rewrite(f, "x.npy", b""),
     "wrong dtype": lambda f: rewrite(f, "x.npy", npy(np.zeros(9, np.float32))),
     "token id ≥ vocabulary": lambda f: rewrite_ids(f, 299),
-    "names twice in a tar": lambda f: rewrite(f, "x.npy", npy(np.ones(9, np.uint16)), count=2),
+    "duplicate names in a tar": lambda f: rewrite(f, "x.npy", npy(np.ones(9, np.uint16)), count=2),
     "symbolic link in a tar": lambda f: rewrite(f, "x.npy", b"", tarfile.SYMTYPE),
     "foreign member": lambda f: rewrite(f, "x.jpg", b"JFIF" * 200),
     "index out of date": lambda f: edit_index(f, lambda i: i["shards"].pop()),
@@ -151,12 +151,12 @@ FAULTS: dict[str, Callable[[Path], object]] = {
 
 
 def rewrite_ids(folder: Path, token: int) -> None:
-    """Puts a token that the tokenizer does not have into a tar of the right counts."""
+    """Writes a tar with the right counts and a token that the tokenizer does not have."""
     index = json.loads((folder / "index.json").read_text())
-    facts = next(one for one in index["shards"] if one["name"] == LATE)
+    shard = next(shard for shard in index["shards"] if shard["name"] == LATE)
     with tarfile.open(tar(folder), "w", format=tarfile.USTAR_FORMAT) as out:
-        for number in range(facts["documents"]):
-            rest = facts["tokens"] - facts["documents"] + 1
+        for number in range(shard["documents"]):
+            rest = shard["tokens"] - shard["documents"] + 1
             data = npy(np.full(rest if number == 0 else 1, token, np.uint16))
             info = tarfile.TarInfo(f"{number:05d}.npy")
             info.size = len(data)
@@ -173,16 +173,16 @@ def weights(run: Path) -> str:
 def row(fault: str, ended: subprocess.CompletedProcess[str], lost: str, root: Path) -> None:
     """Prints one line of the table."""
     errors = [x for x in ended.stderr.splitlines() if "error" in x or x.startswith("--set")]
-    said = (errors or ended.stderr.splitlines() or ["-"])[-1].replace(str(root), "")
+    message = (errors or ended.stderr.splitlines() or ["-"])[-1].replace(str(root), "")
     assert "Traceback" not in ended.stderr, ended.stderr
     print(
-        f"| {fault} | {said.removeprefix('error: ')[:230]} | {ended.returncode} | {lost} |",
+        f"| {fault} | {message.removeprefix('error: ')[:230]} | {ended.returncode} | {lost} |",
         flush=True,
     )
 
 
 class Faulty(http.server.SimpleHTTPRequestHandler):
-    """A server that fails for good on one tar, as `fault` says."""
+    """A server that always fails on one tar, as `fault` says."""
 
     fault = ""
 
@@ -205,8 +205,8 @@ class Faulty(http.server.SimpleHTTPRequestHandler):
 
 
 def main() -> None:
-    """Builds, breaks and mends."""
-    global LATE  # noqa: PLW0603 - which tar comes late follows from the corpora built here
+    """Builds the corpora, and prints a row for each fault."""
+    global LATE  # noqa: PLW0603 - which tar is opened last depends on the corpora
     with tempfile.TemporaryDirectory() as work:
         root = Path(work)
         os.environ["XDG_CACHE_HOME"] = str(root / "cache")
@@ -219,22 +219,22 @@ def main() -> None:
         recipe = root / "recipe.yaml"
         recipe.write_text(RECIPE.format(run=root / "whole", a=root / "a", b=root / "b"))
         assert rewarm("train", recipe).returncode == 0
-        whole = weights(root / "whole")
+        expected = weights(root / "whole")
         print("| fault | what the user saw | exit | lost |\n|---|---|---|---|")
 
-        def tried(fault: str, shards: object, mend: Callable[[], object]) -> None:
+        def run_with(fault: str, shards: object, fix: Callable[[], object]) -> None:
             run = root / "run"
-            for left in (run, root / "cache"):
-                shutil.rmtree(left, ignore_errors=True)
+            for folder in (run, root / "cache"):
+                shutil.rmtree(folder, ignore_errors=True)
             command = ["train", recipe, "--resume", "--set", f"run={run}"]
             ended = rewarm(*command, "--set", f"data.train.a.shards={shards}")
             saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
-            mend()
-            again = rewarm(*command, "--accept-changes", "--set", f"data.train.a.shards={shards}")
-            same = again.returncode == 0 and weights(run) == whole
-            at = f"saved at {saved[-1]}; " if saved else "refused before step 1; "
-            lost = "nothing: same weights when mended" if same else again.stderr.strip()[-90:]
-            row(fault, ended, at + lost, root)
+            fix()
+            resumed = rewarm(*command, "--accept-changes", "--set", f"data.train.a.shards={shards}")
+            same = resumed.returncode == 0 and weights(run) == expected
+            saved_at = f"saved at {saved[-1]}; " if saved else "refused before step 1; "
+            lost = "nothing: same weights once fixed" if same else resumed.stderr.strip()[-90:]
+            row(fault, ended, saved_at + lost, root)
 
         def restore() -> None:
             shutil.rmtree(root / "a")
@@ -243,25 +243,25 @@ def main() -> None:
         shutil.copytree(root / "a", root / "a-good")
         for fault, damage in FAULTS.items():
             damage(root / "a")
-            tried(fault, root / "a", restore)
+            run_with(fault, root / "a", restore)
         shutil.rmtree(root / "a")
         shard(root, "a", root / "a", tokenizer="other")
-        tried("shards of another tokenizer", root / "a", restore)
+        run_with("shards of another tokenizer", root / "a", restore)
         row("`pipe:` URL", rewarm("train", recipe, "--set", "data.train.a.shards=pipe:cat x"),
             "nothing: refused", root)  # fmt: skip
 
         handler = functools.partial(Faulty, directory=str(root))
         with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
-            for Faulty.fault in ("404", "cut in mid-transfer"):
-                tried(f"HTTP: {Faulty.fault}", f"http://127.0.0.1:{server.server_port}/a",
+            for Faulty.fault in ("404", "connection closed in mid-transfer"):
+                run_with(f"HTTP: {Faulty.fault}", f"http://127.0.0.1:{server.server_port}/a",
                       lambda: setattr(Faulty, "fault", ""))  # fmt: skip
             server.shutdown()
         sharding_faults(root)
 
 
 def sharding_faults(root: Path) -> None:
-    """A kill and a full disk while sharding."""
+    """Kills sharding, and fills the disk while sharding."""
     large = root / "large.jsonl"
     large.write_text((root / "a.jsonl").read_text() * 60)
     command = ["shard", large, "--tokenizer", root / "tokenizer.json", "--shard-size", "100k"]
@@ -273,15 +273,24 @@ def sharding_faults(root: Path) -> None:
             (out / name).read_bytes() == (root / "straight" / name).read_bytes() for name in names
         )
 
-    full = [sys.executable, "-m", "rewarm", *map(str, command), "--out", str(root / "killed")]
-    process = subprocess.Popen(full, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    full_command = [
+        sys.executable,
+        "-m",
+        "rewarm",
+        *map(str, command),
+        "--out",
+        str(root / "killed"),
+    ]
+    process = subprocess.Popen(
+        full_command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     while len(list((root / "killed.partial").glob("*.tar"))) < 5:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     _, error = process.communicate()
-    killed = subprocess.CompletedProcess(full, process.returncode, "", error or "Killed")
+    killed = subprocess.CompletedProcess(full_command, process.returncode, "", error or "Killed")
     rewarm(*command, "--out", root / "killed")
-    lost = "nothing: same bytes when started again" if same(root / "killed") else "differs"
+    lost = "nothing: same bytes when repeated" if same(root / "killed") else "differs"
     row("killed while sharding", killed, lost, root)
 
     small = root / "small"
@@ -295,7 +304,7 @@ def sharding_faults(root: Path) -> None:
     ended = rewarm(*command, "--out", small / "out")
     subprocess.run(["mount", "-o", "remount,size=200m", str(small)], check=True)
     rewarm(*command, "--out", small / "out")
-    lost = "nothing: same bytes when there is room" if same(small / "out") else "differs"
+    lost = "nothing: same bytes once there is space" if same(small / "out") else "differs"
     row("disk full while sharding", ended, lost, root)
     subprocess.run(["umount", str(small)], check=True)
 

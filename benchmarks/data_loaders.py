@@ -1,19 +1,19 @@
 """Loaders side by side on the same tokens: speed, time to the first batch, resume, memory.
 
-    python benchmarks/data_loaders.py SHARDS [--context 2048] [--batch 64] [--seconds 4] [--repeats 3]
+    python benchmarks/data_loaders.py SHARDS [--context 2048] [--batch 64] [--seconds 4]
 
-SHARDS is a folder that `rewarm shard` wrote. Peers that cannot be imported are left out and named.
-Every figure is from a process of its own, the median of interleaved repeats, with the spread; what
-a peer needs beforehand (a flat file, MDS shards) is written once and not counted. All give batches
-of token ids, shape (batch, context + 1), as 64-bit integers.
+SHARDS is a folder that `rewarm shard` wrote. Peers that cannot be imported are skipped and named.
+Every figure is from a separate process, the median of interleaved repeats, with the spread; input
+that a peer needs (a flat file, MDS shards) is written once and not counted. All return batches of
+token ids, shape (batch, context + 1), as 64-bit integers.
 
-- rewarm: `Stream` over the shards, shuffled, digest of all tokens included, sha256 checked.
+- rewarm: `BatchLoader` over the shards, shuffled, sha256 checked, digest of all tokens included.
 - webdataset: `WebDataset(...).decode()`, documents joined and cut; it resumes by skipping.
-- memmap: nanoGPT's way: random offsets into one flat file of 16-bit tokens.
+- memmap: as nanoGPT: random offsets into one flat file of 16-bit tokens.
 - streaming: mosaicml-streaming's StreamingDataset over blocks stored as MDS, shuffled.
 
-With one or two workers, batches are made by that many processes (torch's DataLoader), as
-these libraries do it; rewarm makes them in threads of the training process.
+With one or two workers, batches come from that many processes (torch's DataLoader), as these
+libraries do it; rewarm uses threads of the training process.
 """
 
 from __future__ import annotations
@@ -44,20 +44,22 @@ PEERS = {
 }
 
 
-def rewarm(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
+def rewarm(folder: Path, options: argparse.Namespace) -> Iterator[Any]:
     from rewarm.data.batch_loader import BatchLoader, DataPosition
     from rewarm.data.corpus import Corpus
     from rewarm.data.shard_source import ShardSource
 
-    corpus = Corpus("a", ShardSource(str(folder)), context=said.context, seed=1, lanes=said.lanes)
-    skipped = corpus.blocks * said.resume // 100 // said.batch * said.batch
-    stream = BatchLoader(
-        [corpus], {"a": [(0, 1)]}, sequences=said.batch, position=DataPosition({"a": skipped})
+    corpus = Corpus(
+        "a", ShardSource(str(folder)), context=options.context, seed=1, lanes=options.lanes
     )
-    return (batch.tokens for batch in stream.batches(said.workers))
+    skipped = corpus.blocks * options.resume // 100 // options.batch * options.batch
+    stream = BatchLoader(
+        [corpus], {"a": [(0, 1)]}, sequences=options.batch, position=DataPosition({"a": skipped})
+    )
+    return (batch.tokens for batch in stream.batches(options.workers))
 
 
-def webdataset(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
+def webdataset(folder: Path, options: argparse.Namespace) -> Iterator[Any]:
     import torch
     import webdataset as wds
 
@@ -69,33 +71,35 @@ def webdataset(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
             rest = np.empty(0, np.int64)
             for sample in documents:
                 rest = np.concatenate([rest, sample["npy"].astype(np.int64)])
-                while len(rest) > said.context:
-                    yield rest[: said.context + 1]
-                    rest = rest[said.context :]
+                while len(rest) > options.context:
+                    yield rest[: options.context + 1]
+                    rest = rest[options.context :]
 
-    batches = iter(torch.utils.data.DataLoader(Packed(), said.batch, num_workers=said.workers))
-    blocks = json.loads((folder / "index.json").read_text())["shards"]
-    skipped = sum(one["tokens"] for one in blocks) // said.context * said.resume // 100
-    next(islice(batches, skipped // said.batch, None)) if skipped else None
+    batches = iter(
+        torch.utils.data.DataLoader(Packed(), options.batch, num_workers=options.workers)
+    )
+    shards = json.loads((folder / "index.json").read_text())["shards"]
+    skipped = sum(shard["tokens"] for shard in shards) // options.context * options.resume // 100
+    next(islice(batches, skipped // options.batch, None)) if skipped else None
     return batches
 
 
-def memmap(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
+def memmap(folder: Path, options: argparse.Namespace) -> Iterator[Any]:
     import torch
 
     class Random(torch.utils.data.IterableDataset):
         def __iter__(self) -> Iterator[np.ndarray]:
             worker = torch.utils.data.get_worker_info()
             draw = np.random.default_rng(worker.id if worker else 0)
-            data = np.memmap(Path(said.work) / "flat.bin", dtype=np.uint16, mode="r")
+            data = np.memmap(Path(options.work) / "flat.bin", dtype=np.uint16, mode="r")
             while True:
-                starts = draw.integers(0, len(data) - said.context - 1, said.batch)
-                yield np.stack([data[s : s + said.context + 1].astype(np.int64) for s in starts])
+                starts = draw.integers(0, len(data) - options.context - 1, options.batch)
+                yield np.stack([data[s : s + options.context + 1].astype(np.int64) for s in starts])
 
-    return iter(torch.utils.data.DataLoader(Random(), None, num_workers=said.workers))
+    return iter(torch.utils.data.DataLoader(Random(), None, num_workers=options.workers))
 
 
-def streaming(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
+def streaming(folder: Path, options: argparse.Namespace) -> Iterator[Any]:
     import torch
     from streaming import StreamingDataset
 
@@ -103,9 +107,9 @@ def streaming(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
         def __getitem__(self, at: int) -> np.ndarray:
             return super().__getitem__(at)["tokens"].astype(np.int64)
 
-    dataset = Blocks(local=str(Path(said.work) / "mds"), shuffle=True, batch_size=said.batch)
-    if said.resume:
-        skipped = len(dataset) * said.resume // 100
+    dataset = Blocks(local=str(Path(options.work) / "mds"), shuffle=True, batch_size=options.batch)
+    if options.resume:
+        skipped = len(dataset) * options.resume // 100
         dataset.load_state_dict(
             {"epoch": 0, "sample_in_epoch": skipped, "num_canonical_nodes": 1,
              "shuffle_seed": 9176, "initial_physical_nodes": 1}
@@ -113,19 +117,21 @@ def streaming(folder: Path, said: argparse.Namespace) -> Iterator[Any]:
 
     def forever() -> Iterator[Any]:
         while True:
-            yield from torch.utils.data.DataLoader(dataset, said.batch, num_workers=said.workers)
+            yield from torch.utils.data.DataLoader(
+                dataset, options.batch, num_workers=options.workers
+            )
 
     return forever()
 
 
 def prepare(folder: Path, work: Path, context: int) -> None:
-    """Writes what peers read instead of the shards: a flat file, and MDS shards of blocks."""
+    """Writes the peers' input: a flat file, and MDS shards of blocks."""
     from rewarm.data.shard_format import Shard, read_shard_index
 
     index = read_shard_index(folder)
     with (work / "flat.bin").open("wb") as flat:
-        for facts in index.shards:
-            for tokens in Shard(folder, facts, index.dtype):
+        for shard in index.shards:
+            for tokens in Shard(folder, shard, index.dtype):
                 flat.write(tokens.tobytes())
     if importlib.util.find_spec("streaming"):
         from streaming import MDSWriter
@@ -136,26 +142,26 @@ def prepare(folder: Path, work: Path, context: int) -> None:
                 out.write({"tokens": data[at : at + context + 1]})
 
 
-def measure(folder: Path, said: argparse.Namespace) -> dict[str, float]:
+def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     """Runs one loader in this process."""
     started = time.perf_counter()
-    batches = globals()[said.only](folder, said)
+    batches = globals()[options.only](folder, options)
     first = next(batches)
-    cold = time.perf_counter() - started
-    assert tuple(first.shape) == (said.batch, said.context + 1), first.shape
+    first_batch = time.perf_counter() - started
+    assert tuple(first.shape) == (options.batch, options.context + 1), first.shape
     count, started = 0, time.perf_counter()
-    while time.perf_counter() - started < said.seconds:
+    while time.perf_counter() - started < options.seconds:
         next(batches)
         count += 1
-    speed = count * said.batch * said.context / (time.perf_counter() - started)
-    # Not getrusage's: a process inherits that of the one which started it.
+    speed = count * options.batch * options.context / (time.perf_counter() - started)
+    # Not getrusage's maximum, which a process inherits from its parent.
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    return {"first_batch_s": cold, "tokens_per_s": speed, "peak_mb": peak}
+    return {"first_batch_s": first_batch, "tokens_per_s": speed, "peak_mb": peak}
 
 
 def main() -> None:
-    """Runs every loader in turn, each in a process of its own, and prints the table."""
+    """Runs every loader in turn, each in a separate process, and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--context", type=int, default=2048)
@@ -168,44 +174,44 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--resume", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    said = parser.parse_args()
-    if said.only:
-        print(json.dumps(measure(said.folder, said)), flush=True)
+    options = parser.parse_args()
+    if options.only:
+        print(json.dumps(measure(options.folder, options)), flush=True)
         os._exit(0)  # DataLoader workers would keep some peers alive for seconds
     peers = [name for name, module in PEERS.items() if importlib.util.find_spec(module)]
     with tempfile.TemporaryDirectory() as work:
-        prepare(said.folder, Path(work), said.context)
+        prepare(options.folder, Path(work), options.context)
         cases = [(p, w, r) for p in peers for w, r in ((0, 0), (1, 0), (2, 0), (1, 90))]
-        found: dict[tuple[str, int, int], list[dict[str, float]]] = {case: [] for case in cases}
-        for _ in range(said.repeats):
+        results: dict[tuple[str, int, int], list[dict[str, float]]] = {case: [] for case in cases}
+        for _ in range(options.repeats):
             for name, workers, resume in cases:
                 command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
                 command += ["--workers", str(workers), "--resume", str(resume), "--work", work]
-                ended = subprocess.run(command, capture_output=True, text=True, check=False)
-                if ended.returncode:
-                    print(f"{name} failed: {ended.stderr.strip().splitlines()[-1:]}")
+                process = subprocess.run(command, capture_output=True, text=True, check=False)
+                if process.returncode:
+                    print(f"{name} failed: {process.stderr.strip().splitlines()[-1:]}")
                     continue
-                found[name, workers, resume].append(json.loads(ended.stdout.splitlines()[-1]))
+                results[name, workers, resume].append(json.loads(process.stdout.splitlines()[-1]))
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, {', '.join(_versions(peers))}; context {said.context}, "
-        f"batch {said.batch}, {said.repeats} repeats: median (lowest to highest)"
+        f"{platform.python_version()}, {', '.join(_versions(peers))}; context {options.context}, "
+        f"batch {options.batch}, {options.repeats} repeats: median (lowest to highest)"
     )
     missing = [name for name in PEERS if name not in peers]
     if missing:
         print(f"not importable here: {', '.join(missing)}")
     print("| loader | workers | from | M tokens/s | first batch, s | peak memory, MB |")
     print("|---|---|---|---|---|---|")
-    for (name, workers, resume), runs in found.items():
+    for (name, workers, resume), runs in results.items():
         if runs:
             cells = [_cell(runs, "tokens_per_s", 1e6, 1), _cell(runs, "first_batch_s", 1, 2)]
             cells.append(_cell(runs, "peak_mb", 1, 0))
             print(f"| {name} | {workers} | {resume} % | {' | '.join(cells)} |")
-    if said.out:
+    if options.out:
         rows = [
-            {"loader": n, "workers": w, "resume": r, "runs": x} for (n, w, r), x in found.items()
+            {"loader": n, "workers": w, "resume": r, "runs": x} for (n, w, r), x in results.items()
         ]
-        said.out.write_text(json.dumps(rows, indent=1) + "\n")
+        options.out.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def _cell(runs: list[dict[str, float]], key: str, unit: float, digits: int) -> str:

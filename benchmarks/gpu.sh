@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
-# What has to be run and measured on a GPU, in stages of less than ten minutes each, with nothing
-# from a network. Every stage writes what it found under $OUT (build/gpu/STAGE, if that is not set).
+# Everything that needs a GPU, in stages of less than ten minutes each, without a network. Every
+# stage writes its results to $OUT (by default build/gpu/STAGE).
 #
-#   bash benchmarks/gpu.sh wheels    on a machine with a network: what the GPU's lacks, into .whl/
-#   bash benchmarks/gpu.sh tests     pytest -m gpu, and what a save costs
-#   bash benchmarks/gpu.sh 410m      the step beside its peers, by kernel family, first steps, overheads
-#   bash benchmarks/gpu.sh sizes     70m, 160m, 1b and 1.4b beside litgpt
-#   bash benchmarks/gpu.sh widths    which microbatch is each size's best
+#   bash benchmarks/gpu.sh wheels    on a machine with a network: packages that the GPU's lacks, into .whl/
+#   bash benchmarks/gpu.sh tests     pytest -m gpu, and how long a save stops training
+#   bash benchmarks/gpu.sh 410m      a step of rewarm and its peers, by kernel family, first steps, overheads
+#   bash benchmarks/gpu.sh sizes     70m, 160m, 1b and 1.4b compared with litgpt
+#   bash benchmarks/gpu.sh widths    the best microbatch of each size
 #   bash benchmarks/gpu.sh kernels   410m deterministic, with plain kernels, in every precision
-#   bash benchmarks/gpu.sh fp8       410m in fp8 beside its peers in bf16, by kernel family
-#   bash benchmarks/gpu.sh losses    1,000 steps of 70m in every precision; again to go on
-#   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini_study.sh); again to go on
+#   bash benchmarks/gpu.sh fp8       410m in fp8, peers in bf16, by kernel family
+#   bash benchmarks/gpu.sh losses    1,000 steps of 70m in every precision; repeat to resume
+#   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini_study.sh); repeat to resume
 #   bash benchmarks/gpu.sh memory    410m and 1.4b with memory: fast and lean
-#   bash benchmarks/gpu.sh all       all of these but the study, one after the other: an hour
+#   bash benchmarks/gpu.sh all       all of these except the study, in order: an hour
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -20,8 +20,8 @@ OUT=${OUT:-build/gpu/${1-}}
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 failed=0
 
-# The checkout's own rewarm; its wheel is there for what a distribution says of itself: its version
-# and the entry points of its schedules.
+# rewarm is imported from the checkout; its wheel is installed for its metadata: version and entry
+# points of the schedules.
 with_wheels() {
   site=$(mktemp -d)
   trap 'rm -rf "$site"' EXIT
@@ -32,23 +32,23 @@ with_wheels() {
   export PYTHONPATH=$PWD:$site
 }
 
-run() { # run NAME SECONDS COMMAND...: a log of its own, and the next one is tried whatever happens
-  local name=$1 seconds=$2 began=$SECONDS
+run() { # run NAME SECONDS COMMAND...: writes a log; a failure does not stop the next command
+  local name=$1 seconds=$2 started=$SECONDS
   shift 2
   echo "── $name: $*"
   timeout -s "${SIGNAL:-TERM}" "$seconds" "$@" 2>&1 | tee "$OUT/$name.txt"
   local status=${PIPESTATUS[0]}
   ((status == 0)) || failed=1
-  echo "── $name: exit code $status after $((SECONDS - began)) s"
+  echo "── $name: exit code $status after $((SECONDS - started)) s"
 }
 
-step() { # step NAME SECONDS OPTIONS...: the table and everything behind it
+step() { # step NAME SECONDS OPTIONS...: the table, and all results as JSON
   local name=$1 seconds=$2
   shift 2
   run "$name" "$seconds" python3 benchmarks/training_step.py "$@" --json "$OUT/$name.json"
 }
 
-together() { # few files are easier brought home
+merge_logs() { # a machine may return few files only
   cat "$OUT"/*.txt >"$OUT/tables" && rm "$OUT"/*.txt
 }
 
@@ -65,19 +65,20 @@ case ${1-} in
     rm -rf .whl
     python3 -m pip wheel --quiet --no-deps --wheel-dir .whl . plugins/rewarm-{infinite,wsd} || exit
     names=(pydantic pydantic_core annotated-types typing-inspection webdataset braceexpand)
-    wanted=(litgpt)
+    requirements=(litgpt)
     for name in "${names[@]}" zstandard jsonschema jsonschema-specifications referencing rpds-py; do
-      wanted+=("$(version "$name")")
+      requirements+=("$(version "$name")")
     done
     python3 -m pip download --quiet --no-deps --only-binary=:all: --dest .whl \
       --python-version "${PYTHON_THERE:-3.12}" --implementation cp --platform manylinux_2_28_x86_64 \
-      --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 "${wanted[@]}" || exit
+      --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 "${requirements[@]}" || exit
     ls -l .whl
     ;;
   tests)
-    # Interrupted, pytest still says what failed.
-    SIGNAL=INT run tests 300 python3 -m pytest -m gpu -p no:cacheprovider --ignore tests/test_memory.py
-    SIGNAL=INT run memory 170 python3 -m pytest -m gpu -p no:cacheprovider tests/test_memory.py
+    # SIGINT: an interrupted pytest still reports failures. addopts: no pytest-xdist is needed.
+    pytest=(python3 -m pytest -q -m gpu -p no:cacheprovider -o addopts=--import-mode=importlib)
+    SIGNAL=INT run tests 300 "${pytest[@]}" --ignore tests/estimates/test_memory.py
+    SIGNAL=INT run memory 170 "${pytest[@]}" tests/estimates/test_memory.py
     run saves 100 python3 benchmarks/save_stall.py
     ;;
   410m)
@@ -96,25 +97,25 @@ case ${1-} in
       step "$name-$microbatch" 82 --model "pythia-$name" --microbatch "$microbatch" \
         --peers '' --no-first-step --no-overheads --steps 10
     done
-    together
+    merge_logs
     ;;
   kernels)
     step deterministic 80 --deterministic --peers '' --no-first-step --no-overheads
     step plain 140 --kernels plain --peers '' --profile --no-first-step --no-overheads
     for precision in $(python3 -c '
 from typing import get_args
-from rewarm.recipe import Recipe
+from rewarm.recipe.recipe import Recipe
 print(*get_args(Recipe.model_fields["precision"].annotation))'); do
       step "$precision" 85 --precision "$precision" --peers '' --no-first-step --no-overheads
     done
-    together
+    merge_logs
     ;;
   fp8)
     step fp8 400 --precision fp8 --model pythia-410m --microbatch 16 --profile --peers litgpt \
       --no-first-step
     step fp8-32 100 --precision fp8 --model pythia-410m --microbatch 32 --peers '' \
       --no-first-step --no-overheads
-    together
+    merge_logs
     ;;
   losses)
     run losses 570 python3 benchmarks/loss_by_precision.py "${LOSSES:-build/losses}" --microbatch 64
@@ -130,7 +131,7 @@ print(*get_args(Recipe.model_fields["precision"].annotation))'); do
       step "$name-$microbatch-$memory" 115 --model "pythia-$name" --microbatch "$microbatch" \
         --memory "$memory" --peers '' --profile --no-first-step --no-overheads --steps 10
     done
-    together
+    merge_logs
     ;;
   all)
     for stage in tests 410m fp8 kernels losses memory sizes widths; do

@@ -1,14 +1,14 @@
-"""Loss parity: the same model, weights and tokens in each precision, against fp32.
+"""The loss of the same model, weights and tokens in each precision, compared with fp32.
 
     python benchmarks/loss_by_precision.py OUT [--steps 1000] [--model 'preset: pythia-70m'] ...
 
-Trains on the text that `rewarm quickstart` makes of Python's standard library (nothing is fetched),
+Trains on the quickstart's text, Python's standard library (nothing is downloaded),
 and writes OUT/precision.md, .json and .png. The figures are the validation loss at the end, the
 mean training loss of the last fifty steps, and their differences to the first arm's. `--arm
-lean=precision=bf16,memory=lean` adds an arm of any settings. What OUT has already is not trained
-again. On a CPU, TF32 is the same as fp32 and all kernels are plain: those arms are left out. With
-TRITON_INTERPRET=1 a CPU runs the Triton kernels too, in bf16 and fp8, so slowly that model and
-steps have to be tiny for it (`--evaluated` says on how many tokens of each set to measure).
+lean=precision=bf16,memory=lean` adds an arm with any settings. Complete runs in OUT are not trained
+again. On a CPU, TF32 is the same as fp32 and all kernels are plain, so those arms are skipped. With
+TRITON_INTERPRET=1 a CPU also runs the Triton kernels, in bf16 and fp8, so slowly that it takes a
+tiny model and few steps (`--evaluated` is the number of tokens of each set to evaluate on).
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.console import Console
+from quickstart_shards import write_quickstart_shards
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
-from rewarm.cli.commands import quickstart
 from rewarm.model.kernels.selection import triton_kernels
 from rewarm.recipe.recipe import load_recipe
 from rewarm.runs.metrics_file import read_metrics
@@ -43,11 +42,11 @@ data:
     english: {{shards: {out}/shards/upstream/train, weight: 50%}}
     code: {{shards: {out}/shards/downstream/train, weight: 50%}}
   validation:
-    english: {{shards: {out}/shards/upstream/val, tokens: {measured}}}
-    code: {{shards: {out}/shards/downstream/val, tokens: {measured}}}
+    english: {{shards: {out}/shards/upstream/val, tokens: {evaluated}}}
+    code: {{shards: {out}/shards/downstream/val, tokens: {evaluated}}}
 batch: {{tokens: {batch}, microbatch: {microbatch}}}
 schedule: {{name: rewarm, peak_lr: {lr}, min_lr: {floor}, warmup: 5%}}
-every: {{log: 1, evaluate: {often}, save: null}}
+every: {{log: 1, evaluate: {evaluate_every}, save: null}}
 """
 ARMS = {
     "fp32": "precision=fp32",
@@ -63,21 +62,13 @@ SMALL = "architecture: {layers: 4, hidden: 96, heads: 4, vocabulary: 4096, posit
 LAST = 50
 
 
-def prepare(out: Path) -> None:
-    """Writes the quickstart's text and shards."""
-    texts = quickstart._write_texts(out / "text")
-    file = quickstart._train_tokenizer(out / "tokenizer.json", texts)
-    for name, path in texts.items():
-        quickstart._shard(name, path, out / "shards" / name, file, Console())
-
-
 def arm(document: Path, settings: str) -> dict[str, object]:
-    """Returns the figures of a run, trained now unless it is there."""
-    checked = load_recipe(document, settings.split(","))
-    last = last_checkpoint(Path(checked.run))
-    if last is None or last.name != f"step-{checked.steps:08d}":
-        train(checked, resume=True)
-    lines = read_metrics(Path(checked.run) / "metrics.jsonl")
+    """Trains a run unless it is complete, and returns its figures."""
+    recipe = load_recipe(document, settings.split(","))
+    last = last_checkpoint(Path(recipe.run))
+    if last is None or last.name != f"step-{recipe.steps:08d}":
+        train(recipe, resume=True)
+    lines = read_metrics(Path(recipe.run) / "metrics.jsonl")
     trained = [line for line in lines if line["kind"] == "train"]
     end = [line for line in lines if line["kind"] == "evaluate"][-1]
     tail = [line["loss"] for line in trained[-LAST:]]
@@ -90,23 +81,24 @@ def arm(document: Path, settings: str) -> dict[str, object]:
     }
 
 
-def table(found: dict[str, dict[str, object]]) -> str:
-    """Returns the figures as Markdown; differences are to the first arm."""
-    losses = [key for key in next(iter(found.values())) if key.endswith("/loss")]
+def table(results: dict[str, dict[str, object]]) -> str:
+    """Returns the figures as Markdown, with differences from the first arm."""
+    losses = [key for key in next(iter(results.values())) if key.endswith("/loss")]
     rows = [["precision", *losses, "steps not applied", "loss scale"]]
-    first = next(iter(found.values()))
-    for name, one in found.items():
+    first = next(iter(results.values()))
+    for name, figures in results.items():
         row = [name]
         for key in losses:
-            now, then = float(str(one[key])), float(str(first[key]))
-            row.append(f"{now:.4f} ({now - then:+.4f}, {(now - then) / then:+.3%})")
-        rows.append([*row, str(one["skipped"]), f"{one['loss_scale'] or '—'}"])
+            loss, reference = float(str(figures[key])), float(str(first[key]))
+            difference = loss - reference
+            row.append(f"{loss:.4f} ({difference:+.4f}, {difference / reference:+.3%})")
+        rows.append([*row, str(figures["skipped"]), f"{figures['loss_scale'] or '—'}"])
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def picture(runs: dict[str, Path], out: Path) -> None:
-    """Draws the training losses, and how far each is from the first arm's on the same batches."""
+    """Draws the training losses and their differences from the first arm's on the same batches."""
     from matplotlib.figure import Figure
 
     losses = {
@@ -124,12 +116,12 @@ def picture(runs: dict[str, Path], out: Path) -> None:
     first, *others = losses
     window = np.ones(LAST) / LAST
     for number, (name, values) in enumerate(losses.items()):
-        look = {"color": f"C{number}", "ls": ("-", "--", ":", "-.")[number % 4]}
+        style = {"color": f"C{number}", "ls": ("-", "--", ":", "-.")[number % 4]}
         steps = np.arange(LAST, len(values) + 1)
-        left.plot(steps, np.convolve(values, window, "valid"), label=name, **look)
+        left.plot(steps, np.convolve(values, window, "valid"), label=name, **style)
         if name in others:
-            apart = 100 * (values - losses[first]) / losses[first]
-            right.plot(steps, np.convolve(apart, window, "valid"), label=name, **look)
+            percent = 100 * (values - losses[first]) / losses[first]
+            right.plot(steps, np.convolve(percent, window, "valid"), label=name, **style)
     left.set_title(f"training loss, nats (mean of {LAST} steps)", loc="left", fontsize=10)
     right.set_title(f"per cent above {first}'s, on the same batches", loc="left", fontsize=10)
     right.axhline(0, color="0.6", lw=0.8, zorder=0)
@@ -142,7 +134,7 @@ def picture(runs: dict[str, Path], out: Path) -> None:
 
 
 def interpret() -> None:
-    """Has `kernels: auto` choose Triton on a CPU."""
+    """Makes `kernels: auto` choose Triton on a CPU."""
     from interpreter_rounding import rounding
     from triton.runtime import interpreter
 
@@ -159,70 +151,70 @@ def interpret() -> None:
 
 
 def main() -> None:
-    """Trains what is asked for, and writes the figures and the picture."""
+    """Trains the arms, and writes the figures and the picture."""
     on_gpu = torch.cuda.is_available()
     interpreted = not on_gpu and os.environ.get("TRITON_INTERPRET") == "1"
     if interpreted:
         interpret()
-    words = argparse.ArgumentParser()
-    words.add_argument("out", type=Path)
-    words.add_argument("--steps", type=int, default=1000)
-    words.add_argument("--model", default="preset: pythia-70m" if on_gpu else SMALL)
-    words.add_argument("--context", type=int, default=512 if on_gpu else 128)
-    words.add_argument("--batch", type=int, default=32_768 if on_gpu else 2048)
-    words.add_argument("--microbatch", default="auto")
-    words.add_argument("--lr", type=float, default=1e-3)
-    words.add_argument("--evaluated", type=int, default=2_000_000 if on_gpu else 20_000)
-    words.add_argument("--arm", action="append", default=[])
-    said = words.parse_args()
-    left_out = () if on_gpu else ("fp32", "tf32", "fp16") if interpreted else ON_A_GPU
-    arms = {name: one for name, one in ARMS.items() if name not in left_out}
-    arms |= dict(one.split("=", 1) for one in said.arm)
-    prepare(said.out)
-    found, runs = {}, {}
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--model", default="preset: pythia-70m" if on_gpu else SMALL)
+    parser.add_argument("--context", type=int, default=512 if on_gpu else 128)
+    parser.add_argument("--batch", type=int, default=32_768 if on_gpu else 2048)
+    parser.add_argument("--microbatch", default="auto")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--evaluated", type=int, default=2_000_000 if on_gpu else 20_000)
+    parser.add_argument("--arm", action="append", default=[])
+    options = parser.parse_args()
+    skipped = () if on_gpu else ("fp32", "tf32", "fp16") if interpreted else ON_A_GPU
+    arms = {name: settings for name, settings in ARMS.items() if name not in skipped}
+    arms |= dict(addition.split("=", 1) for addition in options.arm)
+    write_quickstart_shards(options.out)
+    results, runs = {}, {}
     for name, settings in arms.items():
-        document = said.out / f"{name}.yaml"
+        document = options.out / f"{name}.yaml"
         text = RECIPE.format(
-            out=said.out,
+            out=options.out,
             name=name,
-            tokens=said.steps * said.batch,
-            model=said.model,
-            context=said.context,
-            batch=said.batch,
-            microbatch=said.microbatch,
-            lr=said.lr,
-            floor=said.lr / 10,
-            measured=said.evaluated,
-            often=max(1, said.steps // (4 if interpreted else 20)),
+            tokens=options.steps * options.batch,
+            model=options.model,
+            context=options.context,
+            batch=options.batch,
+            microbatch=options.microbatch,
+            lr=options.lr,
+            floor=options.lr / 10,
+            evaluated=options.evaluated,
+            evaluate_every=max(1, options.steps // (4 if interpreted else 20)),
         )
         document.write_text(text, encoding="utf-8")
-        found[name] = arm(document, settings)
-        runs[name] = said.out / "runs" / name
-        assert len({one["stream"] for one in found.values()}) == 1, "not the same tokens"
-        report(said, found, runs, on_gpu=on_gpu, interpreted=interpreted)
-    print((said.out / "precision.md").read_text(encoding="utf-8"))
+        results[name] = arm(document, settings)
+        runs[name] = options.out / "runs" / name
+        assert len({figures["stream"] for figures in results.values()}) == 1, "not the same tokens"
+        report(options, results, runs, on_gpu=on_gpu, interpreted=interpreted)
+    print((options.out / "precision.md").read_text(encoding="utf-8"))
 
 
 def report(
-    said: argparse.Namespace,
-    found: dict[str, dict[str, object]],
+    options: argparse.Namespace,
+    results: dict[str, dict[str, object]],
     runs: dict[str, Path],
     *,
     on_gpu: bool,
     interpreted: bool,
 ) -> None:
-    """Writes what was found so far: nothing of it is lost when time runs out."""
+    """Writes the results so far, so that none is lost if the time runs out."""
     device = torch.cuda.get_device_name() if on_gpu else platform.processor() or "cpu"
     header = (
-        f"{device}, torch {torch.__version__}, rewarm {version('rewarm')}; {said.model}; "
-        f"{said.steps:,} steps of {said.batch:,} tokens, context {said.context}; one seed"
+        f"{device}, torch {torch.__version__}, rewarm {version('rewarm')}; {options.model}; "
+        f"{options.steps:,} steps of {options.batch:,} tokens, context {options.context}; one seed"
         f"{'; kernels interpreted' if interpreted else ''}"
     )
-    text = f"{header}\n\n{table(found)}\n"
-    (said.out / "precision.md").write_text(text, encoding="utf-8")
-    about = {"about": header, "arms": found}
-    (said.out / "precision.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-    picture(runs, said.out / "precision.png")
+    text = f"{header}\n\n{table(results)}\n"
+    (options.out / "precision.md").write_text(text, encoding="utf-8")
+    about = {"about": header, "arms": results}
+    (options.out / "precision.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    picture(runs, options.out / "precision.png")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# A shipped study whole, on real text: tokenizer, shards, every arm with every seed, the report.
-# Run it again to go on where it stopped; what is done is not done again.
+# Runs a shipped study on real text: tokenizer, shards, every arm with every seed, the report.
+# Repeat the command to resume where it stopped; complete parts are not repeated.
 #
-#   bash benchmarks/mini_study.sh cpu            two cores, about half an hour a seed
+#   bash benchmarks/mini_study.sh cpu            two cores, about half an hour per seed
 #   bash benchmarks/mini_study.sh gpu            one GPU
-#   bash benchmarks/mini_study.sh gpu small      the same at a few steps an arm, in fp32, to see that it works
+#   bash benchmarks/mini_study.sh gpu small      the same with a few steps per arm, in fp32, as a test
 #
 # DATA: a folder with {english-docs,english-other,german}.jsonl.zst and, for gpu, 20B_tokenizer.json.
-# WORK: where shards and runs go (build/mini-cpu). WORKERS: runs at once. OUT: the report, results.json.
+# WORK: the folder of shards and runs (build/mini-cpu). WORKERS: runs at once. OUT: the folder of the
+# report and results.json.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 size=${1:?cpu or gpu} scale=${2-}
@@ -27,7 +28,7 @@ for schedule in infinite wsd; do
     --no-build-isolation --target plugins "$here/../plugins/rewarm-$schedule"
 done
 
-if [[ $size == cpu && ! -e tokenizer.json ]]; then # a small vocabulary, of all three texts alike
+if [[ $size == cpu && ! -e tokenizer.json ]]; then # a small vocabulary, trained equally on all three texts
   python3 - "$DATA" <<'PYTHON'
 import io, json, sys
 from pathlib import Path

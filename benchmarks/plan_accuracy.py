@@ -1,13 +1,12 @@
-"""`rewarm plan --measure` against the runs that it foretells: time, memory, disk.
+"""`rewarm plan --measure` compared with the runs that it predicts: time, memory, disk.
 
-    python benchmarks/plan_accuracy.py [--repeats 3] [--threads N] [--share 1.0] [--out FIGURES.json]
+    python benchmarks/plan_accuracy.py [--repeats 3] [--threads N] [--share 1.0] [--out FILE]
 
 Three runs of different shape and length on the text of Python's standard library. Each is planned
-and then trained, in turn, by the commands that a person would type. Time is that of the process of
-`rewarm train` from its beginning to its end, memory its peak, disk the most bytes of checkpoints
-that were seen at once, ten times a second, in any repeat. Where others use the machine, it is not
-the same one for both; the load average is shown. `--threads 1` keeps two threads from waiting for
-each other's cores.
+and then trained, in turn, by the real commands. Time is that of the whole `rewarm train` process,
+memory its peak, disk the most bytes of checkpoints in any of ten samples per second, in any repeat.
+Other load on the machine affects both differently; the load average is shown. `--threads 1` keeps
+two threads from waiting for each other's cores.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,9 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from quickstart_shards import write_quickstart_shards
+from spread import spread
 
 RECIPE = """\
 run: {work}/run
@@ -64,42 +65,30 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 
 
-def prepare(work: Path) -> None:
-    """Writes the quickstart's shards."""
-    from rich.console import Console
-
-    from rewarm.cli.commands import quickstart
-
-    texts = quickstart._write_texts(work / "text")
-    tokenizer = quickstart._train_tokenizer(work / "tokenizer.json", texts)
-    for name, path in texts.items():
-        quickstart._shard(name, path, work / "shards" / name, tokenizer, Console(quiet=True))
-
-
 def planned(recipe: Path) -> dict[str, float]:
-    """Returns what `rewarm plan --measure` foretells."""
+    """Returns what `rewarm plan --measure` predicts."""
     command = [sys.executable, "-m", "rewarm", "plan", str(recipe), "--measure", "--json"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
         sys.exit(f"rewarm plan failed: {ended.stderr.strip()}")
-    bill = json.loads(ended.stdout)
-    return {"seconds": 3600 * bill["hours"], "memory": bill["memory"], "disk": bill["disk"]}
+    plan = json.loads(ended.stdout)
+    return {"seconds": 3600 * plan["hours"], "memory": plan["memory"], "disk": plan["disk"]}
 
 
 def trained(recipe: Path, run: Path) -> dict[str, float]:
-    """Returns what `rewarm train` took."""
-    began, disk = time.perf_counter(), 0
+    """Returns the time, memory and disk that `rewarm train` used."""
+    started, disk = time.perf_counter(), 0
     command = [sys.executable, "-m", "rewarm", "train", str(recipe)]
-    with (run.parent / "said").open("w") as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said)
+    with (run.parent / "output").open("w") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
         while os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             disk = max(disk, _bytes(run / "checkpoints"))
             time.sleep(0.1)
         _, status, used = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"rewarm train failed: {(run.parent / 'said').read_text().strip()}")
+        sys.exit(f"rewarm train failed: {(run.parent / 'output').read_text().strip()}")
     return {"seconds": seconds, "memory": used.ru_maxrss * 1024, "disk": disk}
 
 
@@ -108,47 +97,49 @@ def _bytes(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except OSError:  # renamed, or gone, since it was listed
+        except OSError:  # renamed or removed since it was listed
             continue
     return total
 
 
 def main() -> None:
-    """Plans and runs them in turn, and prints the table."""
+    """Plans and trains each run in turn, and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="of each process; as many as cores if not said")
+    parser.add_argument("--threads", type=int, help="of each process; by default one per core")
     parser.add_argument("--share", type=float, default=1.0, help="of each run's tokens")
     parser.add_argument("--out", type=Path, help="write the figures as JSON")
-    said = parser.parse_args()
-    if said.threads:
-        os.environ["OMP_NUM_THREADS"] = str(said.threads)
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNS}
+    options = parser.parse_args()
+    if options.threads:
+        os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in RUNS}
     with tempfile.TemporaryDirectory() as root:
-        prepare(Path(root))
-        for repeat in range(said.repeats):
+        write_quickstart_shards(Path(root))
+        for repeat in range(options.repeats):
             for number, (name, settings) in enumerate(RUNS.items()):
                 work = Path(root) / f"{number}-{repeat}"
                 work.mkdir()
                 (work / "shards").symlink_to(Path(root) / "shards")
-                steps = round(settings["tokens"] * said.share) // settings["batch"]
-                told = settings | {"work": work, "tokens": steps * settings["batch"]}
-                (work / "recipe.yaml").write_text(RECIPE.format(**told))
+                steps = round(settings["tokens"] * options.share) // settings["batch"]
+                values = settings | {"work": work, "tokens": steps * settings["batch"]}
+                (work / "recipe.yaml").write_text(RECIPE.format(**values))
                 plan = planned(work / "recipe.yaml")
-                real = trained(work / "recipe.yaml", work / "run")
+                actual = trained(work / "recipe.yaml", work / "run")
                 load = os.getloadavg()[0]
-                found[name].append({"planned": plan, "trained": real, "load": load})
-                ratio = plan["seconds"] / real["seconds"]
-                print(f"{name}: {ratio:.2f} of its time, load {load:.1f}", file=sys.stderr)
-    report(found, said.threads or os.cpu_count() or 1)
-    if said.out:
-        said.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+                results[name].append({"planned": plan, "trained": actual, "load": load})
+                ratio = plan["seconds"] / actual["seconds"]
+                print(
+                    f"{name}: planned / trained time {ratio:.2f}, load {load:.1f}", file=sys.stderr
+                )
+    report(results, options.threads or os.cpu_count() or 1)
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
-def report(found: dict[str, list[dict[str, Any]]], threads: int) -> None:
+def report(results: dict[str, list[dict[str, Any]]], threads: int) -> None:
     """Prints the table."""
-    loads = [one["load"] for runs in found.values() for one in runs]
-    repeats = len(next(iter(found.values())))
+    loads = [run["load"] for runs in results.values() for run in runs]
+    repeats = len(next(iter(results.values())))
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads, Python "
         f"{platform.python_version()}, torch {version('torch')}; {repeats} repeats: median (lowest "
@@ -156,26 +147,20 @@ def report(found: dict[str, list[dict[str, Any]]], threads: int) -> None:
     )
     print("| run | | planned | trained | planned / trained |")
     print("|---|---|---|---|---|")
-    for name, runs in found.items():
+    for name, runs in results.items():
         for figure, unit, size in (("seconds", "s", 1), ("memory", "MB", 1e6), ("disk", "MB", 1e6)):
             plans, reals = (
-                [one[of][figure] / size for one in runs] for of in runs[0] if of != "load"
+                [run[kind][figure] / size for run in runs] for kind in ("planned", "trained")
             )
-            if figure == "disk":  # the checkpoint that is dropped is there for a moment only
+            if figure == "disk":  # a removed checkpoint exists only briefly beside the new one
                 reals = [max(reals)] * len(reals)
             ratios = [plan / real for plan, real in zip(plans, reals, strict=True)]
-            what = "time" if figure == "seconds" else figure
+            label = "time" if figure == "seconds" else figure
             first = name if figure == "seconds" else ""
             print(
-                f"| {first} | {what}, {unit} | {spread(plans, 1)} | {spread(reals, 1)} | "
+                f"| {first} | {label}, {unit} | {spread(plans, 1)} | {spread(reals, 1)} | "
                 f"{spread(ratios, 2)} |"
             )
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Returns `median (lowest to highest)`."""
-    middle, low, high = statistics.median(values), min(values), max(values)
-    return f"{middle:,.{digits}f} ({low:,.{digits}f} to {high:,.{digits}f})"
 
 
 if __name__ == "__main__":

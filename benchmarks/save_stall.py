@@ -1,10 +1,10 @@
-"""What a save costs a run: seconds that training stands still, in a thread and without one.
+"""How long a save stops training: in a background thread and in the foreground.
 
     python benchmarks/save_stall.py [--layers 6] [--hidden 512] [--repeats 5]
 
-The model and its Adam moments are written as a checkpoint (12 bytes a parameter). `thread` is the
-stall of rewarm's Saver, a copy to host memory; `waiting` is until the directory is whole. The first
-save of a run also takes the memory for the copy, and is shown by itself.
+The model and its optimizer state are written as a checkpoint (12 bytes per parameter). `thread` is
+the stall of rewarm's BackgroundWriter, a copy to host memory; `waiting` lasts until the directory
+is complete. The first save of a run also allocates the memory for the copy, and is shown apart.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import platform
 import statistics
 import tempfile
+import time
 from pathlib import Path
 
 import torch
@@ -29,15 +30,13 @@ from rewarm.training.optimizer import apply_update, build_adamw
 
 def main() -> None:
     """Prints the table."""
-    import time
-
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
-    said = parser.parse_args()
+    options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape = Architecture(layers=said.layers, hidden=said.hidden, heads=8)
+    shape = Architecture(layers=options.layers, hidden=options.hidden, heads=8)
     model = NeoX(shape)
     initialize_weights(model, 1)
     model.to(device)
@@ -45,32 +44,43 @@ def main() -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     apply_update(optimizer, 1e-4, torch.zeros((), device=device))
-    empty = {name: {} for name in ("carried", "corpora", "baseline", "losses", "guard", "schedule")}
+    empty_fields = {
+        name: {} for name in ("carried", "corpora", "baseline", "losses", "guard", "schedule")
+    }
     progress = TrainingState(
-        step=1, tokens=1, lrs=None, blocks={}, stream=EMPTY_DIGEST, lineage=[], rewarm="0", **empty
+        step=1,
+        tokens=1,
+        lrs=None,
+        blocks={},
+        stream=EMPTY_DIGEST,
+        lineage=[],
+        rewarm="0",
+        **empty_fields,
     )
-    tensors, stalls, whole = TensorSnapshot(), [], []
+    snapshot, stalls, complete = TensorSnapshot(), [], []
     with tempfile.TemporaryDirectory() as work:
-        for repeat in range(said.repeats + 1):
+        for repeat in range(options.repeats + 1):
             began = time.perf_counter()
-            tensors.copy_from(model, optimizer)
+            snapshot.copy_from(model, optimizer)
             stalls.append(time.perf_counter() - began)
             source = TokenizerSource(Path(work), 0, "<|endoftext|>")
             write_checkpoint(
-                Path(work) / f"step-{repeat:08d}", shape, tensors, progress, "", source
+                Path(work) / f"step-{repeat:08d}", shape, snapshot, progress, "", source
             )
-            whole.append(time.perf_counter() - began)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
-    print(
-        f"{name}, torch {torch.__version__}, Python {platform.python_version()}; "
-        f"{shape.parameters:,} parameters, {tensors.nbytes:,} bytes; {said.repeats} repeats"
+            complete.append(time.perf_counter() - began)
+    device_name = (
+        torch.cuda.get_device_name() if device.type == "cuda" else f"{os.cpu_count()} CPU cores"
     )
-    print("| | seconds training stands still, median (lowest to highest) | first save |")
+    print(
+        f"{device_name}, torch {torch.__version__}, Python {platform.python_version()}; "
+        f"{shape.parameters:,} parameters, {snapshot.nbytes:,} bytes; {options.repeats} repeats"
+    )
+    print("| | seconds training is stopped, median (lowest to highest) | first save |")
     print("|---|---|---|")
-    for what, found in (("thread", stalls), ("waiting", whole)):
-        first, *rest = found
+    for writer, seconds in (("thread", stalls), ("waiting", complete)):
+        first, *rest = seconds
         middle = statistics.median(rest)
-        print(f"| {what} | {middle:.3f} ({min(rest):.3f} to {max(rest):.3f}) | {first:.3f} |")
+        print(f"| {writer} | {middle:.3f} ({min(rest):.3f} to {max(rest):.3f}) | {first:.3f} |")
 
 
 if __name__ == "__main__":

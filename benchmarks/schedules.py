@@ -1,12 +1,12 @@
-"""How exact the schedules are, and what those of other libraries do: two Markdown tables.
+"""How accurate the schedules are, and what other libraries' schedulers do: two Markdown tables.
 
     python benchmarks/schedules.py
 
 Every schedule, those of plugins/ included, is compared with its reference values (the digits that
 its paper prints, or values worked out by hand) and, at every step of several runs, with a second,
-plainer implementation: tests/plain_rewarm.py and plugins/*/tests/plain_*.py hold both. Then the
-schedulers of transformers and torch are stepped beside the schedule that means the same. The
-plug-ins need not be installed.
+plainer implementation: both are in tests/helpers/plain_rewarm.py and
+plugins/*/tests/plain_*.py. Then the schedulers of transformers and torch are compared with the
+equivalent schedule here. The plug-ins need not be installed.
 """
 
 from __future__ import annotations
@@ -25,43 +25,45 @@ from rewarm.schedules import Schedule
 
 ROOT = Path(__file__).parents[1]
 PLUGINS = sorted(path.parent for path in (ROOT / "plugins").glob("*/pyproject.toml"))
-sys.path += map(str, chain([ROOT / "tests"], PLUGINS, (plugin / "tests" for plugin in PLUGINS)))
+sys.path += map(
+    str, chain([ROOT / "tests" / "helpers"], PLUGINS, (plugin / "tests" for plugin in PLUGINS))
+)
 
 PLAIN = {"plain_rewarm": "rewarm.schedules"} | {
     plugin.name.replace("rewarm-", "plain_"): plugin.name.replace("-", "_") for plugin in PLUGINS
 }
 
 
-def kinds() -> dict[str, type[Schedule]]:
+def schedule_classes() -> dict[str, type[Schedule]]:
     """Returns every schedule class of the repository by name, installed or not."""
     modules = map(import_module, PLAIN.values())
     classes = [
-        one
-        for one in chain.from_iterable(vars(module).values() for module in modules)
-        if isinstance(one, type) and issubclass(one, Schedule) and "contract" in vars(one)
+        value
+        for value in chain.from_iterable(vars(module).values() for module in modules)
+        if isinstance(value, type) and issubclass(value, Schedule) and "contract" in vars(value)
     ]
-    return {one.model_fields["name"].default: one for one in classes}
+    return {kind.model_fields["name"].default: kind for kind in classes}
 
 
-def made(settings: dict[str, Any], steps: int, tokens_per_step: int = 64) -> Schedule:
-    """Returns the schedule with these settings in a run of so many steps."""
+def build_schedule(settings: dict[str, Any], steps: int, tokens_per_step: int = 64) -> Schedule:
+    """Returns the schedule with these settings in a run of `steps` steps."""
     context = {"budget": Budget(steps, tokens_per_step)}
-    return kinds()[settings["name"]].model_validate(settings, context=context)
+    return schedule_classes()[settings["name"]].model_validate(settings, context=context)
 
 
 def label(schedule: Schedule) -> str:
-    """Returns the name of a schedule with its way down."""
-    ways = (getattr(schedule, way, None) for way in ("shape", "cooldown", "decay"))
-    return " · ".join([schedule.name, *(way for way in ways if isinstance(way, str))])
+    """Returns the name of a schedule with its kind of decay."""
+    decays = (getattr(schedule, field, None) for field in ("shape", "cooldown", "decay"))
+    return " · ".join([schedule.name, *(decay for decay in decays if isinstance(decay, str))])
 
 
-def apart(ours: float, theirs: float) -> float:
-    """Returns how far two rates are from each other, as a share of the larger."""
+def relative_difference(ours: float, theirs: float) -> float:
+    """Returns the difference of two rates relative to the larger."""
     return abs(ours - theirs) / max(abs(ours), abs(theirs)) if ours != theirs else 0.0
 
 
 class Exactness(NamedTuple):
-    """How far a schedule is, at worst, from its reference values and from the plain one."""
+    """The largest errors of a schedule against reference values and the second implementation."""
 
     values: int = 0
     of_reference: float = 0.0
@@ -70,24 +72,26 @@ class Exactness(NamedTuple):
 
 
 def exactness() -> dict[str, Exactness]:
-    """Returns one row for each schedule and way down."""
-    found: dict[str, Exactness] = {}
+    """Returns one row for each schedule and kind of decay."""
+    rows: dict[str, Exactness] = {}
     for name in PLAIN:
         plain: Any = import_module(name)
         for settings, steps, *reference in plain.REFERENCE + plain.CASES:
-            schedule = made(settings, steps, getattr(plain, "TOKENS_PER_STEP", 64))
-            row = found.get(label(schedule), Exactness())
+            schedule = build_schedule(settings, steps, getattr(plain, "TOKENS_PER_STEP", 64))
+            row = rows.get(label(schedule), Exactness())
             values = reference[0] if reference else plain.by_hand(steps, **settings)
             pairs = values.items() if reference else enumerate(values, start=1)
-            worst = max(apart(schedules.rate(schedule, k / steps), rate) for k, rate in pairs)
-            found[label(schedule)] = (
+            worst = max(
+                relative_difference(schedules.rate(schedule, k / steps), rate) for k, rate in pairs
+            )
+            rows[label(schedule)] = (
                 row._replace(
                     values=row.values + len(values), of_reference=max(row.of_reference, worst)
                 )
                 if reference
                 else row._replace(steps=row.steps + steps, of_plain=max(row.of_plain, worst))
             )
-    return found
+    return rows
 
 
 # The comparison with other libraries.
@@ -97,7 +101,7 @@ BEYOND = 1100
 
 
 class Peer(NamedTuple):
-    """A scheduler of another library, and the schedule here that means the same."""
+    """A scheduler of another library, and the equivalent schedule here."""
 
     name: str
     build: Callable[[Any], Any]
@@ -107,9 +111,9 @@ class Peer(NamedTuple):
     ahead: int = 0
     """By how many steps its n is ahead: its rate n is ours of step n + ahead."""
     but: tuple[int, ...] = ()
-    """Steps that are told apart in words, and not compared."""
-    said: str = ""
-    """What is different, in words."""
+    """Steps that `note` explains and that are not compared."""
+    note: str = ""
+    """What is different."""
 
 
 def _hf(name: str, **settings: Any) -> Callable[[Any], Any]:
@@ -143,7 +147,7 @@ def _of_ours(settings: dict[str, Any]) -> Callable[[Any], Any]:
     def build(optimizer: Any) -> Any:
         from torch.optim.lr_scheduler import LambdaLR
 
-        schedule = made(settings, STEPS)
+        schedule = build_schedule(settings, STEPS)
         return LambdaLR(optimizer, lambda n: schedule((n + 1) / STEPS) / PEAK)
 
     return build
@@ -157,24 +161,27 @@ def peers() -> list[Peer]:
     wsd = {"name": "wsd", "peak_lr": PEAK, "min_lr": LOW, "start_lr": LOW, "warmup": rise}
 
     def row(*parts: tuple[str, int, dict[str, Any]]) -> dict[str, Any]:
-        said = [{"length": long, "repeat": n, "schedule": one} for long, n, one in parts]
-        return {"name": "sequence", "parts": said}
+        settings = [
+            {"length": length, "repeat": repeat, "schedule": schedule}
+            for length, repeat, schedule in parts
+        ]
+        return {"name": "sequence", "parts": settings}
 
     return [
         Peer("linear", _hf("linear"), {"name": "d2z", "peak_lr": PEAK, "warmup": rise}),
-        Peer("cosine", _hf("cosine"), rewarm | {"min_lr": 0.0}, said="rises again past the end"),
+        Peer("cosine", _hf("cosine"), rewarm | {"min_lr": 0.0}, note="rises again past the end"),
         Peer(
             "cosine_with_min_lr",
             _hf("cosine_with_min_lr", min_lr=LOW),
             rewarm,
-            said="rises again past the end",
+            note="rises again past the end",
         ),
         Peer(
             "cosine_warmup_with_min_lr",
             _hf("cosine_warmup_with_min_lr", min_lr=LOW),
             rewarm,
             ahead=1,
-            said="update for update the same; rises again past the end",
+            note="update for update the same; rises again past the end",
         ),
         Peer(
             "cosine_with_restarts (3 cycles)",
@@ -184,13 +191,13 @@ def peers() -> list[Peer]:
                 ("600 steps", 2, bare | {"min_lr": 0.0}),
             ),
             but=(400, 700),
-            said="n = 400 and 700 are at the peak; here the end of a cycle is at its lowest rate",
+            note="n = 400 and 700 are at the peak; here the end of a cycle is at its lowest rate",
         ),
         Peer(
             "polynomial (power 1)",
             _hf("polynomial", lr_end=LOW, power=1.0),
             rewarm | {"decay": "linear"},
-            said="other powers have no counterpart",
+            note="other powers have no counterpart",
         ),
         Peer("constant", _hf("constant"), {"name": "constant", "lr": PEAK}),
         Peer(
@@ -202,7 +209,7 @@ def peers() -> list[Peer]:
             "inverse_sqrt",
             _hf("inverse_sqrt"),
             rewarm | {"min_lr": 0.0, "decay": "inverse-sqrt"},
-            said="falls on past the end",
+            note="keeps falling past the end",
         ),
         *(
             Peer(
@@ -214,7 +221,7 @@ def peers() -> list[Peer]:
                     min_lr_ratio=LOW / PEAK,
                 ),
                 wsd | {"decay": "200 steps", "shape": shape},
-                said="its warm-up starts at the minimum; so does ours with start_lr",
+                note="its warm-up starts at the minimum; so does ours with start_lr",
             )
             for shape in ("linear", "cosine", "1-sqrt")
         ),
@@ -227,7 +234,7 @@ def peers() -> list[Peer]:
             "CosineAnnealingLR",
             _torch("CosineAnnealingLR", T_max=STEPS, eta_min=LOW),
             bare,
-            said="rises again past the end",
+            note="rises again past the end",
         ),
         Peer(
             "SequentialLR of LinearLR and CosineAnnealingLR",
@@ -237,7 +244,7 @@ def peers() -> list[Peer]:
                 at=[WARMUP],
             ),
             rewarm | {"start_lr": LOW},
-            said="its LinearLR cannot start at 0; rises again past the end",
+            note="its LinearLR cannot start at 0; rises again past the end",
         ),
         Peer(
             "OneCycleLR (anneal_strategy linear)",
@@ -252,10 +259,10 @@ def peers() -> list[Peer]:
                 cycle_momentum=False,
             ),
             rewarm | {"start_lr": LOW, "decay": "linear"},
-            said="raises past the end; total_steps counts its rate 0 too",
+            note="raises past the end; total_steps counts its rate 0 too",
         ),
         Peer(
-            "OneCycleLR (as it comes: cosine)",
+            "OneCycleLR (default: cosine)",
             _torch(
                 "OneCycleLR",
                 max_lr=PEAK,
@@ -267,7 +274,7 @@ def peers() -> list[Peer]:
             ),
             rewarm | {"start_lr": LOW},
             same=False,
-            said="the way up is half a cosine, here a line; the way down is the same",
+            note="its warm-up is half a cosine, here a line; the decay is the same",
         ),
         Peer(
             "PolynomialLR (power 1)",
@@ -278,14 +285,14 @@ def peers() -> list[Peer]:
             "ExponentialLR",
             _torch("ExponentialLR", gamma=(LOW / PEAK) ** (1 / STEPS)),
             wsd | {"warmup": 0, "decay": "100%", "shape": "exponential"},
-            said="falls on past the end",
+            note="keeps falling past the end",
         ),
         Peer(
             "CosineAnnealingWarmRestarts",
             _torch("CosineAnnealingWarmRestarts", T_0=250, eta_min=LOW),
             row(("100%", 4, bare)),
             but=(250, 500, 750, 1000),
-            said="n = 250, 500, 750 and 1000 are at the peak; here they end a cycle",
+            note="n = 250, 500, 750 and 1000 are at the peak; here they end a cycle",
         ),
         Peer(
             "CyclicLR (triangular)",
@@ -300,7 +307,7 @@ def peers() -> list[Peer]:
             row(
                 ("100%", 4, rewarm | {"start_lr": LOW, "warmup": "50 steps", "decay": "linear"}),
             ),
-            said="starts another cycle past the end",
+            note="starts another cycle past the end",
         ),
         Peer(
             "MultiStepLR",
@@ -310,20 +317,20 @@ def peers() -> list[Peer]:
                 ("40%", 1, {"name": "constant", "lr": LOW}),
             ),
             but=(600,),
-            said="n = 600 has the next rate; here it is the last step of its part",
+            note="n = 600 has the next rate; here it is the last step of its part",
         ),
         Peer(
-            "LambdaLR of a schedule from here",
+            "LambdaLR of a schedule from rewarm",
             _of_ours(rewarm),
             rewarm,
             ahead=1,
-            said="`lambda n: schedule((n + 1) / steps)`, with lr 1.0: update for update the same",
+            note="`lambda n: schedule((n + 1) / steps)`, with lr 1.0: update for update the same",
         ),
     ]
 
 
 class Difference(NamedTuple):
-    """What a peer and ours do, as measured."""
+    """The measured differences between a peer and the schedule here."""
 
     largest: float
     """The largest difference of the rates 1 ... STEPS, as a share of the larger."""
@@ -334,7 +341,7 @@ class Difference(NamedTuple):
 
 
 def difference(peer: Peer) -> Difference:
-    """Returns what a peer and ours do, having stepped through both."""
+    """Steps through a peer and the schedule here and returns their differences."""
     import torch
 
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=PEAK)
@@ -347,38 +354,39 @@ def difference(peer: Peer) -> Difference:
             scheduler.step()
             theirs.append(float(scheduler.get_last_lr()[0]))
         past = theirs[BEYOND]
-    except ValueError:  # OneCycleLR, asked for more steps than it has
+    except ValueError:  # OneCycleLR raises past its last step
         pass
-    schedule = made(peer.ours, STEPS)
+    schedule = build_schedule(peer.ours, STEPS)
     ours = {step: schedules.rate(schedule, step / STEPS) for step in (*range(1, STEPS + 1), BEYOND)}
     compared = [step for step in range(1, STEPS + 1) if step not in peer.but]
-    largest = max(apart(ours[step], theirs[step - peer.ahead]) for step in compared)
+    largest = max(relative_difference(ours[step], theirs[step - peer.ahead]) for step in compared)
     return Difference(largest, (theirs[0], ours[1]), (past, ours[BEYOND]))
 
 
 def main() -> None:
     """Prints the tables."""
 
-    def few(error: float) -> str:
+    def scientific(error: float) -> str:
         return f"{error:.1e}" if error else "0"
 
     print("| schedule | reference values | worst error | steps of the second | worst error |")
     print("|---|---|---|---|---|")
     for name, row in exactness().items():
-        reference = f"{row.values} | {few(row.of_reference)}" if row.values else "none | –"
-        print(f"| {name} | {reference} | {row.steps:,} | {few(row.of_plain)} |")
+        reference = f"{row.values} | {scientific(row.of_reference)}" if row.values else "none | –"
+        print(f"| {name} | {reference} | {row.steps:,} | {scientific(row.of_plain)} |")
     libraries = " · ".join(f"{name} {version(name)}" for name in ("transformers", "torch"))
     print(f"\n{libraries} · rewarm {version('rewarm')}\n")
     print("| theirs | here | largest difference | first update | n = 1100 | what differs |")
     print("|---|---|---|---|---|---|")
     for peer in peers():
-        found = difference(peer)
+        measured = difference(peer)
         first, past = (
             " / ".join("error" if rate is None else f"{rate:.4g}" for rate in pair)
-            for pair in (found.first, found.past)
+            for pair in (measured.first, measured.past)
         )
-        ours = label(made(peer.ours, STEPS))
-        print(f"| {peer.name} | {ours} | {few(found.largest)} | {first} | {past} | {peer.said} |")
+        ours = label(build_schedule(peer.ours, STEPS))
+        largest = scientific(measured.largest)
+        print(f"| {peer.name} | {ours} | {largest} | {first} | {past} | {peer.note} |")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/sharding.py TEXTS.jsonl[.zst] --tokenizer T [--repeats 3] [--large 1G]
 
 Both read the file, tokenize every text with the same `tokenizers` and write tokens to disk, on all
-cores. `datasets` is left out, and named, where it cannot be imported. With `--large`, the texts are
-repeated to a file of that many bytes, which `rewarm shard` alone then reads: its peak memory should
+cores. `datasets` is skipped, with a note, if it cannot be imported. With `--large`, the texts are
+repeated to a file of that many bytes, which only `rewarm shard` then reads: its peak memory should
 not grow with the file. Figures are medians of interleaved repeats, with the spread.
 """
 
@@ -30,15 +30,15 @@ from datasets import load_dataset
 from tokenizers import Tokenizer
 encoder = Tokenizer.from_file(sys.argv[2])
 def encode(batch):
-    found = encoder.encode_batch_fast(batch["text"], add_special_tokens=False)
-    return {"ids": [one.ids + [0] for one in found]}
+    encodings = encoder.encode_batch_fast(batch["text"], add_special_tokens=False)
+    return {"ids": [encoding.ids + [0] for encoding in encodings]}
 texts = load_dataset("json", data_files=sys.argv[1], split="train", cache_dir=sys.argv[3])
 texts.map(encode, batched=True, remove_columns=texts.column_names, num_proc=os.cpu_count())
 """
 
 
-def peak_mb(process: subprocess.Popen[bytes], found: list[float]) -> None:
-    """Notes the greatest resident memory of a process and its children, 20 times a second."""
+def peak_mb(process: subprocess.Popen[bytes], samples: list[float]) -> None:
+    """Records the resident memory of a process and its children, 20 times a second."""
     while process.poll() is None:
         pids, total = [process.pid], 0.0
         while pids:
@@ -49,7 +49,7 @@ def peak_mb(process: subprocess.Popen[bytes], found: list[float]) -> None:
                 total += int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 / 2**20
             except (FileNotFoundError, ProcessLookupError):
                 continue
-        found.append(total)
+        samples.append(total)
         time.sleep(0.05)
 
 
@@ -73,43 +73,52 @@ def main() -> None:
     parser.add_argument("texts", type=Path)
     parser.add_argument("--tokenizer", required=True, help="a tokenizer.json")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--large", help="also measure memory on a file of so many bytes: 1G")
-    said = parser.parse_args()
-    rewarm = [sys.executable, "-m", "rewarm", "shard", "--tokenizer", said.tokenizer]
+    parser.add_argument("--large", help="also measure memory on a file of this many bytes: 1G")
+    options = parser.parse_args()
+    rewarm = [sys.executable, "-m", "rewarm", "shard", "--tokenizer", options.tokenizer]
     peers = ["rewarm", *(["datasets"] if importlib.util.find_spec("datasets") else [])]
     runs: dict[str, list[tuple[float, float]]] = {name: [] for name in peers}
     tokens = 0
     with tempfile.TemporaryDirectory() as work:
-        for repeat in range(said.repeats):
+        for repeat in range(options.repeats):
             out = Path(work) / f"out{repeat}"
-            runs["rewarm"].append(timed([*rewarm, str(said.texts), "--out", str(out)]))
+            runs["rewarm"].append(timed([*rewarm, str(options.texts), "--out", str(out)]))
             index = json.loads((out / "index.json").read_text())
             tokens = sum(shard["tokens"] for shard in index["shards"])
             if "datasets" in peers:
                 cache = str(Path(work) / f"cache{repeat}")
                 runs["datasets"].append(
-                    timed([sys.executable, "-c", _DATASETS, str(said.texts), said.tokenizer, cache])
+                    timed(
+                        [
+                            sys.executable,
+                            "-c",
+                            _DATASETS,
+                            str(options.texts),
+                            options.tokenizer,
+                            cache,
+                        ]
+                    )
                 )
         cores = os.cpu_count() or 1
         print(
             f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, "
             f"{', '.join(f'{name} {version(name)}' for name in [*peers, 'tokenizers'])}; "
-            f"{tokens:,} tokens; {said.repeats} repeats: median (lowest to highest)"
+            f"{tokens:,} tokens; {options.repeats} repeats: median (lowest to highest)"
         )
         if "datasets" not in peers:
             print("not importable here: datasets")
         print("| | seconds | tokens/s per core | peak memory, MB |\n|---|---|---|---|")
-        for name, found in runs.items():
-            seconds, memory = (sorted(column) for column in zip(*found, strict=True))
-            middle = statistics.median(seconds)
+        for name, measurements in runs.items():
+            seconds, memory = (sorted(column) for column in zip(*measurements, strict=True))
+            median = statistics.median(seconds)
             print(
-                f"| {name} | {middle:.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f}) "
-                f"| {tokens / middle / cores:,.0f} | {statistics.median(memory):,.0f} |"
+                f"| {name} | {median:.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f}) "
+                f"| {tokens / median / cores:,.0f} | {statistics.median(memory):,.0f} |"
             )
-        if said.large:
+        if options.large:
             large = Path(work) / "large.jsonl"
-            size = int(float(said.large.rstrip("G")) * 2**30)
-            lines = plain(said.texts)
+            size = int(float(options.large.rstrip("G")) * 2**30)
+            lines = unpacked_lines(options.texts)
             with large.open("wb") as file:
                 while file.tell() < size:
                     file.write(lines)
@@ -117,13 +126,13 @@ def main() -> None:
             print(f"rewarm on {size:,} bytes: {seconds:.1f} s, peak memory {memory:,.0f} MB")
 
 
-def plain(path: Path) -> bytes:
+def unpacked_lines(path: Path) -> bytes:
     """Returns at most 64 MiB of whole lines of a jsonl file, unpacked."""
     import zstandard
 
     with path.open("rb") as raw:
-        packed = path.suffix == ".zst"
-        file = zstandard.ZstdDecompressor().stream_reader(raw) if packed else raw
+        compressed = path.suffix == ".zst"
+        file = zstandard.ZstdDecompressor().stream_reader(raw) if compressed else raw
         data = file.read(2**26)
     return data[: data.rindex(b"\n") + 1]
 

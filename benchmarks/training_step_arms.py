@@ -1,4 +1,4 @@
-"""The arms of step.py: a model and its step, rewarm's own and each peer's, in a process of its own.
+"""The arms of training_step.py: rewarm's model and step, or a peer's, in a separate process.
 
 ```
  standard input ── turn 20 ──> Worker ── its steps ──> seconds, losses, peak ──> standard output
@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -30,31 +29,31 @@ LR = 1e-4
 FAMILIES = {
     "attention": r"flash|fmha|sdpa|scaled_dot_product|attention",
     "rounding to fp8": r"^_round$|rewarm::round8|amax|_clamp_",
-    "matrix products": r"gemm|nvjet|cutlass|cublas|splitk|\bmm\b|addmm|bmm|matmul|"
+    "matmuls": r"gemm|nvjet|cutlass|cublas|splitk|\bmm\b|addmm|bmm|matmul|"
     r"aten::_scaled_mm|linear|convol",
     "cross-entropy": r"softmax|nll|cross_entropy|cross-entropy",
     "GELU": r"gelu",
     "norms": r"layer_?norm|native_norm|norms_|_norms|GammaBeta",
-    "optimiser": r"adam|optimizer|multi_tensor|foreach|lpnorm|linalg_vector_norm|clip|clamp",
+    "optimizer": r"adam|optimizer|multi_tensor|foreach|lpnorm|linalg_vector_norm|clip|clamp",
     "rotary": r"rotary|rope|(?:^|_)cat(?:_|$)|CatArray|aten::(?:cat|neg)$|NegBackward|CatBackward",
 }
-"""What the names of kernels and operators are searched for, in this order."""
+"""Patterns in the names of kernels and operators, tried in this order."""
 
 
-class Said(NamedTuple):
-    """What every arm is told."""
+class StepSettings(NamedTuple):
+    """The settings of every arm."""
 
     model: str
     microbatch: int
     context: int
     precision: str
-    selection: str
+    kernels: str
     memory: str
     deterministic: bool
 
 
 def architecture(name: str) -> Any:
-    """Returns a preset's shape, or that of a model for CPUs."""
+    """Returns the architecture of a preset, or of a small model for CPUs."""
     from rewarm.model.architecture import PRESETS, Architecture
 
     small = {
@@ -64,61 +63,57 @@ def architecture(name: str) -> Any:
     return (PRESETS | small)[name]
 
 
-# What an arm is: a model, and a function that takes one step on a batch.
+# An arm: a model, and a function that takes one step on a batch.
 
 
 class Arm(NamedTuple):
-    """A model to be trained, and its step."""
+    """A training step and a note about it."""
 
     step: Callable[[Any], Any]
     """Takes tokens of shape (microbatch, context + 1), and returns the loss, on the device."""
     note: str = ""
 
 
-def rewarm(said: Said, weights: Path, device: Any) -> Arm:
+def rewarm(settings: StepSettings, weights: Path, device: Any) -> Arm:
     """Returns rewarm's arm."""
     import torch
 
     from rewarm.checkpoints.load_weights import load_model
     from rewarm.data.batch_loader import DataPosition
+    from rewarm.model.kernels.selection import choose_kernels
     from rewarm.recipe.fields import GuardSettings, LossScaleSettings, OptimizerSettings
     from rewarm.training import loop
     from rewarm.training.device_setup import autocast, set_up_device
     from rewarm.training.divergence_guard import DivergenceGuard
     from rewarm.training.optimizer import build_adamw
 
-    loop._keep_freed_memory()  # as its training does
-    set_up_device(device, tf32=False, deterministic=said.deterministic)
-    model, _ = load_model(architecture(said.model), weights)
+    loop._keep_freed_memory()  # as `rewarm train` does
+    set_up_device(device, tf32=False, deterministic=settings.deterministic)
+    model, _ = load_model(architecture(settings.model), weights)
     model.to(device)
-    note = ""
-    if importlib.util.find_spec("rewarm.model.kernels.selection"):
-        from rewarm.model.kernels import selection
-
-        chosen, note = selection.choose_kernels(said.kernels, device)
-        model.configure(chosen, memory=said.memory, precision=said.precision)
-
-    settings = OptimizerSettings()
-    optimizer = build_adamw(model, settings)
+    chosen, note = choose_kernels(settings.kernels, device)
+    model.configure(chosen, memory=settings.memory, precision=settings.precision)
+    adamw = OptimizerSettings()
+    optimizer = build_adamw(model, adamw)
     if device.type == "cuda":
         model.compile_layers()
-    cast = autocast(said.precision, device)
-    fp16 = said.precision == "fp16"
-    scaled: dict[str, Any] = {"loss_scale": LossScaleSettings()} if fp16 else {}
-    guard = DivergenceGuard(GuardSettings(), device, {}, None, **scaled)
-    taken = 0
+    cast = autocast(settings.precision, device)
+    fp16 = settings.precision == "fp16"
+    loss_scale: dict[str, Any] = {"loss_scale": LossScaleSettings()} if fp16 else {}
+    guard = DivergenceGuard(GuardSettings(), device, {}, None, **loss_scale)
+    count = 0
 
     def step(tokens: Any) -> Any:
-        nonlocal taken
-        taken += 1
-        guard.begin(taken, LR, DataPosition({}))
+        nonlocal count
+        count += 1
+        guard.begin(count, LR, DataPosition({}))
         return loop.take_step(
             model,
             optimizer,
             tokens,
-            microbatch=said.microbatch,
+            microbatch=settings.microbatch,
             lr=LR,
-            clip=settings.clip,
+            clip=adamw.clip,
             cast=cast,
             judge=guard.judge,
             **({"scale": guard.scale} if fp16 else {}),
@@ -128,15 +123,15 @@ def rewarm(said: Said, weights: Path, device: Any) -> Arm:
     return Arm(step, note.removeprefix(", "))
 
 
-def litgpt(said: Said, weights: Path, device: Any) -> Arm:
+def litgpt(settings: StepSettings, weights: Path, device: Any) -> Arm:
     """Returns litgpt's arm."""
     from litgpt.model import GPT, Config
     from litgpt.scripts.convert_hf_checkpoint import copy_weights_gpt_neox
     from safetensors.torch import load_file
 
-    shape = architecture(said.model)
+    shape = architecture(settings.model)
     config = Config(
-        name=said.model,
+        name=settings.model,
         block_size=shape.positions,
         vocab_size=shape.vocabulary,
         padded_vocab_size=shape.vocabulary,
@@ -158,10 +153,12 @@ def litgpt(said: Said, weights: Path, device: Any) -> Arm:
     copy_weights_gpt_neox(config, state, load_file(weights / "model.safetensors"))
     model.load_state_dict(state)
     model.to(device)
-    return Arm(_peer_step(model, model, said, device, compiled=device.type == "cuda"))
+    return Arm(_peer_step(model, model, settings, device, compiled=device.type == "cuda"))
 
 
-def transformers(said: Said, weights: Path, device: Any, *, compiled: bool = False) -> Arm:
+def transformers(
+    settings: StepSettings, weights: Path, device: Any, *, compiled: bool = False
+) -> Arm:
     """Returns transformers' arm."""
     import torch
     from transformers import GPTNeoXForCausalLM
@@ -172,14 +169,19 @@ def transformers(said: Said, weights: Path, device: Any, *, compiled: bool = Fal
     model.to(device).train()
     model.config.use_cache = False
     return Arm(
-        _peer_step(model, lambda tokens: model(tokens).logits, said, device, compiled=compiled)
+        _peer_step(model, lambda tokens: model(tokens).logits, settings, device, compiled=compiled)
     )
 
 
 def _peer_step(
-    model: Any, logits_of: Callable[[Any], Any], said: Said, device: Any, *, compiled: bool
+    model: Any,
+    logits_of: Callable[[Any], Any],
+    settings: StepSettings,
+    device: Any,
+    *,
+    compiled: bool,
 ) -> Callable[[Any], Any]:
-    """Returns a step that is rewarm's in every respect but the model and the guard."""
+    """Returns a step that is the same as rewarm's except for the model and the guard."""
     import torch
     from torch.nn import functional
 
@@ -187,22 +189,22 @@ def _peer_step(
     from rewarm.training.device_setup import autocast
     from rewarm.training.optimizer import build_adamw, set_lr
 
-    settings = OptimizerSettings()
-    optimizer = build_adamw(model, settings)
+    adamw = OptimizerSettings()
+    optimizer = build_adamw(model, adamw)
     set_lr(optimizer, LR)
-    scaler = torch.amp.GradScaler(device.type, enabled=said.precision == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
     if compiled:
         logits_of = torch.compile(logits_of)
 
     def step(tokens: Any) -> Any:
         block = tokens.to(device, non_blocking=True)
-        with autocast(said.precision, device):
+        with autocast(settings.precision, device):
             logits = logits_of(block[:, :-1]).float()
             targets = block[:, 1:].flatten()
             loss = functional.cross_entropy(logits.flatten(0, 1), targets)
         scaler.scale(loss).backward()
         scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), adamw.clip)
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -211,34 +213,36 @@ def _peer_step(
     return step
 
 
-BUILD: dict[str, Callable[[Said, Path, Any], Arm]] = {
+BUILD: dict[str, Callable[[StepSettings, Path, Any], Arm]] = {
     "rewarm": rewarm,
     "litgpt": litgpt,
     "transformers": transformers,
-    "transformers compiled": lambda *told: transformers(*told, compiled=told[2].type == "cuda"),
+    "transformers compiled": lambda *arguments: transformers(
+        *arguments, compiled=arguments[2].type == "cuda"
+    ),
 }
 
 
-# The process of one arm: it answers a line of standard input with a line of JSON.
+# The process of one arm: it answers each line of standard input with a line of JSON.
 
 
 class Worker:
-    """An arm that has been built, and what can be asked of it."""
+    """An arm and the measurements that it can make."""
 
-    def __init__(self, name: str, said: Said, work: Path) -> None:
+    def __init__(self, name: str, settings: StepSettings, work: Path) -> None:
         """Builds the arm and takes the first step."""
         import torch
 
-        self.said, self.work = said, work
+        self.settings, self.work = settings, work
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._batches = torch.load(work / "tokens.pt")
         if self.device.type == "cuda":
             self._batches = self._batches.pin_memory()
-        self._taken = 0
-        self._arm = BUILD[name](said, work / "weights", self.device)
-        began = time.perf_counter()
+        self._steps_taken = 0
+        self._arm = BUILD[name](settings, work / "weights", self.device)
+        started = time.perf_counter()
         self.losses = self._steps(1)
-        self.first_step = time.perf_counter() - began
+        self.first_step = time.perf_counter() - started
 
     def _wait(self) -> None:
         import torch
@@ -246,8 +250,8 @@ class Worker:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def give_back(self) -> None:
-        """Gives the GPU back what no tensor is in: the others' turns need the room."""
+    def free_cached_memory(self) -> None:
+        """Frees cached GPU memory, which the turns of the other arms need."""
         import torch
 
         if self.device.type == "cuda":
@@ -257,23 +261,23 @@ class Worker:
         """Takes steps, waits for the device once, and returns the losses."""
         losses = []
         for _ in range(count):
-            losses.append(self._arm.step(self._batches[self._taken % len(self._batches)]))
-            self._taken += 1
+            losses.append(self._arm.step(self._batches[self._steps_taken % len(self._batches)]))
+            self._steps_taken += 1
         self._wait()
         return [float(loss) for loss in losses]
 
-    def hello(self) -> dict[str, Any]:
-        """Returns how the first step went."""
+    def first_step_result(self) -> dict[str, Any]:
+        """Returns the time and loss of the first step."""
         return {"first_step_s": self.first_step, "loss": self.losses, "note": self._arm.note}
 
     def turn(self, steps: int) -> dict[str, Any]:
-        """Returns the seconds of a step, over so many, and the losses of them."""
+        """Returns the seconds per step over `steps` steps, the peak memory and the losses."""
         import torch
 
-        self._steps(2)  # a turn begins with what the others left in the caches
-        began = time.perf_counter()
+        self._steps(2)  # warms up the caches that the other arms have used
+        started = time.perf_counter()
         losses = self._steps(steps)
-        seconds = (time.perf_counter() - began) / steps
+        seconds = (time.perf_counter() - started) / steps
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated()
         else:
@@ -282,97 +286,98 @@ class Worker:
         return {"step_s": seconds, "peak_bytes": peak, "loss": losses}
 
     def profile(self, steps: int) -> dict[str, float]:
-        """Returns milliseconds of a step by kernel family; they add up to the step."""
+        """Returns milliseconds per step by kernel family; they add up to the step."""
         from torch.profiler import ProfilerActivity, profile
 
         self._steps(2)
-        kinds = [ProfilerActivity.CPU]
+        activities = [ProfilerActivity.CPU]
         if self.device.type == "cuda":
-            kinds.append(ProfilerActivity.CUDA)
-        with profile(activities=kinds) as profiler:
-            began = time.perf_counter()
+            activities.append(ProfilerActivity.CUDA)
+        with profile(activities=activities) as profiler:
+            started = time.perf_counter()
             self._steps(steps)
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - started
         spent = by_family(profiler.events(), on_gpu=self.device.type == "cuda")
         spent["idle"] = max(0.0, seconds * 1e6 - sum(spent.values()))
         return {
             family: spent.get(family, 0.0) / 1e3 / steps for family in [*FAMILIES, "other", "idle"]
         }
 
-    def synchronisations(self, steps: int) -> dict[str, Any]:
-        """Returns the complaint if a step makes the host wait for the GPU."""
+    def host_synchronizations(self, steps: int) -> dict[str, Any]:
+        """Returns PyTorch's error if a step makes the host wait for the GPU."""
         import torch
 
         if self.device.type != "cuda":
-            return {"complaint": None, "checked": False}
+            return {"error": None, "checked": False}
         self._steps(2)
         torch.cuda.set_sync_debug_mode("error")
         try:
             for batch in self._batches[:steps]:
                 self._arm.step(batch)
-            complaint = None
+            message = None
         except RuntimeError as error:
-            complaint = str(error).splitlines()[0]
+            message = str(error).splitlines()[0]
         finally:
             torch.cuda.set_sync_debug_mode("default")
         self._wait()
-        return {"complaint": complaint, "checked": True}
+        return {"error": message, "checked": True}
 
 
 def by_family(events: Iterable[Any], *, on_gpu: bool) -> dict[str, float]:
     """Returns microseconds by kernel family, from a profiler's events.
 
     A kernel belongs to the family of its own name, else of the operator that launched it, else of
-    the one around that: a fused kernel counts for the first family that its name tells of.
+    the enclosing one. A fused kernel counts for the first family that its name matches.
     """
     spent: dict[str, float] = {}
 
     def add(names: Iterable[str], microseconds: float) -> None:
-        family = next((found for name in names if (found := family_of(name))), "other")
+        family = next((match for name in names if (match := family_of(name))), "other")
         spent[family] = spent.get(family, 0.0) + microseconds
 
-    alone: dict[str, float] = {}
+    unattributed: dict[str, float] = {}
     for event in events:
         if on_gpu and getattr(event, "is_user_annotation", False):
-            continue  # a span of kernels, not one
+            continue  # a range of kernels, not a kernel
         if on_gpu and "CPU" not in str(event.device_type):
-            alone[event.name] = alone.get(event.name, 0.0) + event.time_range.elapsed_us()
+            unattributed[event.name] = (
+                unattributed.get(event.name, 0.0) + event.time_range.elapsed_us()
+            )
         elif on_gpu:
             for kernel in event.kernels:
-                add([kernel.name, *_around(event)], kernel.duration)
-                alone[kernel.name] = alone.get(kernel.name, 0.0) - kernel.duration
+                add([kernel.name, *_enclosing(event)], kernel.duration)
+                unattributed[kernel.name] = unattributed.get(kernel.name, 0.0) - kernel.duration
         else:
-            add(_around(event), event.self_cpu_time_total)
-    for name, microseconds in alone.items():  # those that no operator is known to have launched
-        if microseconds > 0 and not name.startswith("Memcpy HtoD"):  # beside the kernels
+            add(_enclosing(event), event.self_cpu_time_total)
+    for name, microseconds in unattributed.items():  # launched by no known operator
+        if microseconds > 0 and not name.startswith("Memcpy HtoD"):  # overlaps the kernels
             add([name], microseconds)
     return spent
 
 
-def _around(event: Any) -> Iterable[str]:
+def _enclosing(event: Any) -> Iterable[str]:
     while event is not None:
         yield event.name
         event = event.cpu_parent
 
 
 def family_of(name: str) -> str | None:
-    """Returns the family that a kernel's or an operator's name tells of."""
-    return next(
-        (one for one, words in FAMILIES.items() if re.search(words, name, re.IGNORECASE)), None
-    )
+    """Returns the family that the name of a kernel or an operator matches."""
+    matches = (family for family, words in FAMILIES.items() if re.search(words, name, re.I))
+    return next(matches, None)
 
 
-def serve(name: str, said: Said, work: Path) -> None:
-    """Builds an arm, and answers until standard input ends."""
+def serve(name: str, settings: StepSettings, work: Path) -> None:
+    """Builds an arm, and answers requests until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
+    os.dup2(2, 1)  # libraries' output is not an answer
 
-    def answer(what: dict[str, Any]) -> None:
-        worker.give_back()
-        print(json.dumps(what), file=answers, flush=True)
+    def answer(result: dict[str, Any]) -> None:
+        worker.free_cached_memory()
+        print(json.dumps(result), file=answers, flush=True)
 
-    worker = Worker(name, said, work)
-    answer(worker.hello())
+    worker = Worker(name, settings, work)
+    answer(worker.first_step_result())
     for line in sys.stdin:
-        ask, steps = line.split()
-        answer(getattr(worker, ask)(int(steps)))
+        request, steps = line.split()
+        answer(getattr(worker, request)(int(steps)))

@@ -1,4 +1,4 @@
-"""What a step would have a Hopper GPU do: a pass over memory that nobody meant shows here."""
+"""The kernels that a step launches on a Hopper GPU: an unintended pass over memory fails here."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ class Launch(NamedTuple):
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
-    """Returns what a layer of Pythia-410M launches, and all that was printed."""
+    """Returns what a layer of Pythia-410M launches, and all of the output."""
     cache = tmp_path_factory.mktemp("triton")
 
     def run(precision, memory):
@@ -37,28 +37,28 @@ def launched(tmp_path_factory):
             check=False,
         )
         assert ended.returncode == 0, ended.stderr[-3000:]
-        row = r"^\| (forward|backward) \| (.+?) \| (.+?) \| ([\d.]+) \| ([\d.]+) \|"
-        rows = re.findall(row, ended.stdout, re.MULTILINE)
-        return [Launch(*one[:3], float(one[3]), float(one[4])) for one in rows], ended.stdout
+        pattern = r"^\| (forward|backward) \| (.+?) \| (.+?) \| ([\d.]+) \| ([\d.]+) \|"
+        rows = re.findall(pattern, ended.stdout, re.MULTILINE)
+        return [Launch(*row[:3], float(row[3]), float(row[4])) for row in rows], ended.stdout
 
     return run
 
 
 def passes(rows):
-    """Inductor's own passes over something as large as the stream: direction and MB."""
-    own = [one for one in rows if one.family == "casts, sums, residual"]
-    return [(one.where, one.mb) for one in own if one.mb > STREAM / 2]
+    """Inductor's own passes over something as large as the residual stream: direction and MB."""
+    fused = [launch for launch in rows if launch.family == "casts, sums, residual"]
+    return [(launch.where, launch.mb) for launch in fused if launch.mb > STREAM / 2]
 
 
 def counted(rows, family):
-    """How many launches of a family there are forward, and how many back."""
-    found = [one.where for one in rows if one.family == family]
-    return found.count("forward"), found.count("backward")
+    """The numbers of launches of a family in the forward and in the backward pass."""
+    directions = [launch.where for launch in rows if launch.family == family]
+    return directions.count("forward"), directions.count("backward")
 
 
-def test_in_bf16_a_layer_makes_two_passes_of_its_own_and_no_copy(launched):
-    rows, said = launched("bf16", "fast")
-    # The two branches are added to the stream; the gradient is summed up for both biases at once.
+def test_bf16_layer_makes_one_extra_pass_per_direction_and_no_copy(launched):
+    rows, output = launched("bf16", "fast")
+    # Adds both branches to the residual stream; sums the gradient for both biases at once.
     assert passes(rows) == [
         ("forward", pytest.approx(4 * STREAM, rel=0.01)),
         ("backward", pytest.approx(STREAM, rel=0.01)),
@@ -67,23 +67,23 @@ def test_in_bf16_a_layer_makes_two_passes_of_its_own_and_no_copy(launched):
         "norms": (1, 1),
         "GELU": (1, 1),
         "rotary": (1, 1),
-        "products": (4, 8),
+        "matmuls": (4, 8),
     }.items():
         assert counted(rows, family) == times
-    # By hand: of one layer's four products, 2 FLOPs a parameter and token forward, 4 back.
-    flops = sum(one.gflop for one in rows if one.family == "products")
+    # By hand: one layer's four matmuls take 2 FLOPs per parameter and token forward, 4 backward.
+    flops = sum(launch.gflop for launch in rows if launch.family == "matmuls")
     assert flops == pytest.approx(6 * HIDDEN * (4 * HIDDEN + 2 * INNER) * TOKENS / 1e9, rel=1e-3)
-    assert "| products | 93.0 |" in said  # as was seen on an H100: see the head of the script
+    assert "| matmuls | 93.0 |" in output  # as measured on an H100: see the script's docstring
 
 
 @pytest.mark.parametrize("memory", ["fast", "lean"])
-def test_in_fp8_a_layer_compiles_and_rounds_each_number_once(launched, memory):
+def test_fp8_layer_compiles_and_rounds_each_tensor_once(launched, memory):
     rows, _ = launched("fp8", memory)
-    # Lean makes the product as wide as the MLP again.
-    assert counted(rows, "products") == (4, 9 if memory == "lean" else 8)
-    assert not [one for one in rows if "clone" in one.name and one.mb > 1]
-    assert [way for way, _ in passes(rows)] == ["forward", "backward"]
+    # memory: lean recomputes the matmul that widens to the MLP.
+    assert counted(rows, "matmuls") == (4, 9 if memory == "lean" else 8)
+    assert not [launch for launch in rows if "clone" in launch.name and launch.mb > 1]
+    assert [direction for direction, _ in passes(rows)] == ["forward", "backward"]
     if memory == "fast":
-        # Forward: four weights, what both norms gave, what attention gave; back: the gradient of
-        # the stream, for each of the two products that write to it.
+        # Forward: four weights, both norms' outputs, attention's output; backward: the gradient of
+        # the residual stream, for each of the two matmuls that write to it.
         assert counted(rows, "rounding to fp8") == (7, 2)

@@ -22,7 +22,7 @@ PEERS = {peer.name: peer for peer in benchmark.peers()}
 
 def test_every_schedule_is_exact():
     rows = benchmark.exactness()
-    assert {name.partition(" ")[0] for name in rows} == set(benchmark.kinds())
+    assert {name.partition(" ")[0] for name in rows} == set(benchmark.schedule_classes())
     assert {name: row.of_reference for name, row in rows.items() if row.of_reference > 1e-4} == {}
     assert {name: row.of_plain for name, row in rows.items() if row.of_plain > 1e-12} == {}
     assert all(row.values and row.steps for row in rows.values())
@@ -50,15 +50,15 @@ def test_the_differences_that_are_named():
     }
     assert {name for name, (theirs, _) in past.items() if theirs is None} == {
         "OneCycleLR (anneal_strategy linear)",
-        "OneCycleLR (as it comes: cosine)",
+        "OneCycleLR (default: cosine)",
     }
     for name, (theirs, ours) in past.items():
         if theirs is not None and theirs < ours * 0.99:
-            assert "falls on past the end" in PEERS[name].said
+            assert "keeps falling past the end" in PEERS[name].note
 
 
 def test_the_cosine_of_one_cycle_differs_on_its_way_up_only():
-    peer = PEERS["OneCycleLR (as it comes: cosine)"]
+    peer = PEERS["OneCycleLR (default: cosine)"]
     assert benchmark.difference(peer._replace(but=tuple(range(1, 100)))).largest < 1e-11
 
 
