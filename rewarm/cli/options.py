@@ -16,6 +16,13 @@ Set = Annotated[
     typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Continue after the run's last checkpoint, if any.")
+]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="Resume although the recipe changes the outcome."),
+]
 
 
 def load_recipe(path: Path, overrides: list[str] | None) -> Recipe:

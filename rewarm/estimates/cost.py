@@ -1,10 +1,10 @@
-"""What a run, or a study, takes: tokens, FLOPs, hours, memory, disk. Arithmetic alone; no torch.
+"""What a run, or a study, costs: tokens, FLOPs, hours, memory, disk; arithmetic without torch.
 
 ```
- hours of a run = start + steps × a step + evaluations × their tokens / speed + saves × stall
+ hours of a run = startup + steps × step + evaluations × their tokens / speed + saves × stall
 ```
 A study's runs are spread over the GPUs as `rewarm compare --workers` does it: each takes the next
-run in their order whose base is trained.
+run, in their order, whose base is trained.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from rewarm.errors import RewarmError
-from rewarm.estimates.run_plan import RunPlan, find_model, plan_run
-from rewarm.estimates.throughput import SpeedOf
-from rewarm.recipe.fields import ModelSettings
+from rewarm.estimates.run_plan import RunPlan, plan_run
+from rewarm.estimates.throughput import Speed, SpeedOf
 from rewarm.recipe.recipe import Recipe
+from rewarm.runs.resolve import resolve
 from rewarm.study.study_file import StudyPlan
 
 
@@ -32,9 +31,14 @@ class RunHours(BaseModel):
     saving: float
     starting: float
 
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.training + self.evaluating + self.saving + self.starting
+
 
 class RunCost(BaseModel):
-    """What one run takes, or each of several that differ in nothing that costs."""
+    """The cost of one run, or of each of several that differ in nothing that costs."""
 
     name: str
     runs: int
@@ -50,23 +54,25 @@ class RunCost(BaseModel):
     sequences: int
     microbatch: int | None
     time: RunHours | None
-    """None where no speed is known, as all that follows from it."""
+    """None where no speed is known, as is all that follows from it."""
     hours: float | None
     gpu_hours: float | None
     memory: int
     """Bytes at the peak: of a step on its device, or of the process that was measured."""
     memory_measured: bool
     checkpoints: int
-    """The most that are there at once."""
+    """The most that are on disk at once."""
     checkpoint_bytes: int
     disk: int
-    """Bytes of the checkpoints that are there at once."""
+    """Bytes of the checkpoints that are on disk at once."""
     source: str | None
     """Where the speed is known from."""
+    problems: int
+    """How many problems prevent the run from starting here; `rewarm check` lists them."""
 
 
 class CostEstimate(BaseModel):
-    """All of it. GPUs that are held to the end are idle while the last runs end."""
+    """The cost of all runs. GPUs that are held to the end are idle while the last runs end."""
 
     gpus: int
     runs: int
@@ -74,14 +80,14 @@ class CostEstimate(BaseModel):
     tokens: int
     flops: int
     memory: int
-    """Of the run that takes most."""
+    """Of the run that uses the most."""
     disk: int
     hours: float | None
-    """From the beginning to the end of the last run."""
+    """From the start to the end of the last run."""
     gpu_hours: float | None
-    """At work."""
+    """GPUs at work."""
     held_gpu_hours: float | None
-    """All GPUs, from the beginning to the end of the last run."""
+    """All GPUs, from the start to the end of the last run."""
     price: float | None = None
     """Of a GPU hour."""
     cost: float | None = None
@@ -89,72 +95,74 @@ class CostEstimate(BaseModel):
 
 
 class QueuedRun(NamedTuple):
-    """A run to be packed onto workers."""
+    """A run that waits for a worker."""
 
     name: str
     needs: str | None
+    """The base that has to be trained first."""
     hours: float
 
 
 def estimate_recipe_cost(
     recipe: Recipe, *, gpus: int, on_gpu: bool | None, speed_of: SpeedOf | None
 ) -> CostEstimate:
-    """Returns what a recipe takes, on so many GPUs at one GPU's speed each.
+    """Returns the cost of a recipe, on so many GPUs at one GPU's speed each.
 
     Raises:
-        RewarmError: its model is not to be found, or no speed is known.
+        RewarmError: its model cannot be found, or no speed is known.
     """
-    cost = _cost(recipe.run, recipe, 1, gpus, on_gpu, speed_of)
-    return _bill([cost], gpus, cost.hours)
+    cost = _run_cost(recipe.run, recipe, 1, gpus, on_gpu, speed_of)
+    return _total([cost], gpus, cost.hours)
 
 
 def estimate_study_cost(
     plan: StudyPlan, *, gpus: int, on_gpu: bool | None, speed_of: SpeedOf | None
 ) -> CostEstimate:
-    """Returns what a study takes, each of its runs on one of the GPUs.
+    """Returns the cost of a study, each of its runs on one of the GPUs.
 
     Raises:
-        RewarmError: a model is not to be found, or no speed is known.
+        RewarmError: a model cannot be found, or no speed is known.
     """
     seeds = len(plan.study.seeds)
-    costs = {
-        name: _cost(f"bases/{name}", recipe, 1, 1, on_gpu, speed_of)
+    bases = {
+        name: _run_cost(f"bases/{name}", recipe, 1, 1, on_gpu, speed_of)
         for name, recipe in plan.bases.items()
     }
-    bases = [QueuedRun(name, None, cost.hours or 0) for name, cost in costs.items()]
     arms = {}
     for arm in plan.study.arms:
-        job = plan.of(arm)[0]
-        shaped = job.recipe
-        if job.needs:  # a base that may be still to be trained: the shape is what its recipe says
-            shaped = _with_model(shaped, plan.bases[job.needs].model)
-        arms[arm] = _cost(arm, shaped, seeds, 1, on_gpu, speed_of)
-    jobs = [QueuedRun(job.name, job.needs, arms[job.arm].hours or 0) for job in plan.jobs]
-    known = all(cost.hours is not None for cost in (*costs.values(), *arms.values()))
-    span = makespan([*bases, *jobs], gpus) if known else None
-    return _bill([*costs.values(), *arms.values()], gpus, span)
+        run = plan.runs_of(arm)[0]
+        recipe = run.recipe
+        if run.needs_base:  # the base may not be trained yet: its architecture is in its own recipe
+            recipe = recipe.model_copy(update={"model": plan.bases[run.needs_base].model})
+        arms[arm] = _run_cost(arm, recipe, seeds, 1, on_gpu, speed_of)
+    costs = [*bases.values(), *arms.values()]
+    if any(cost.hours is None for cost in costs):
+        return _total(costs, gpus, None)
+    queue = [QueuedRun(name, None, cost.hours or 0) for name, cost in bases.items()]
+    queue += [QueuedRun(run.name, run.needs_base, arms[run.arm].hours or 0) for run in plan.runs]
+    return _total(costs, gpus, makespan(queue, gpus))
 
 
 def makespan(runs: Iterable[QueuedRun], workers: int) -> float:
     """Returns the hours until the last run ends.
 
-    A worker that is free takes the first run left whose base has ended, as `Compare` does.
+    A free worker takes the first run left whose base is trained, as `StudyRunner` does.
     """
     left, ends = list(runs), dict[str, float]()
-    free = [0.0] * workers  # when each of them is; all alike, and so a heap
+    free = [0.0] * workers  # when each worker is free; all zeros are a heap
     while left:
         now = heappop(free)
-        ready = (one for one in left if not one.needs or ends.get(one.needs, math.inf) <= now)
-        if taken := next(ready, None):
-            left.remove(taken)
-            ends[taken.name] = then = now + taken.hours
-        else:  # it waits for a base
-            then = min(end for end in ends.values() if end > now)
-        heappush(free, then)
+        ready = (run for run in left if not run.needs or ends.get(run.needs, math.inf) <= now)
+        if run := next(ready, None):
+            left.remove(run)
+            ends[run.name] = end = now + run.hours
+        else:  # the worker waits for a base
+            end = min(end for end in ends.values() if end > now)
+        heappush(free, end)
     return max(ends.values())
 
 
-def _cost(
+def _run_cost(
     name: str,
     recipe: Recipe,
     runs: int,
@@ -162,69 +170,70 @@ def _cost(
     on_gpu: bool | None,
     speed_of: SpeedOf | None,
 ) -> RunCost:
-    problems: list[RewarmError] = []
-    _, shape = find_model(recipe, problems)
-    if shape is None:
-        raise problems[0]
-    found, _ = plan_run(recipe, on_gpu=on_gpu)  # that data are not here yet is no matter
-    assert found.model
-    assert found.memory
-    assert found.checkpoint_bytes
+    resolved = resolve(recipe, resume=True, accept_changes=True)
+    if resolved.architecture is None:
+        resolved.raise_problems()
+    plan = plan_run(resolved, on_gpu=on_gpu)
+    assert resolved.architecture
+    assert plan.model
+    assert plan.memory
+    assert plan.checkpoint_bytes
     microbatch = recipe.batch.microbatch
-    evaluated = _evaluated(found, recipe.data.context, microbatch or 1)
-    speed = speed_of(recipe, shape, evaluated) if speed_of else None
-    if microbatch is None and speed and speed.microbatch:  # what `auto` came to
+    evaluated = _evaluated_tokens(plan, microbatch or 1)
+    speed = speed_of(recipe, resolved.architecture, evaluated) if speed_of else None
+    if microbatch is None and speed and speed.microbatch:  # what `auto` became
         microbatch = speed.microbatch
-        evaluated = _evaluated(found, recipe.data.context, microbatch)
-    time = speed and RunHours(
-        training=found.steps * speed.step * _share(recipe.sequences, microbatch or 1, gpus) / 3600,
-        evaluating=found.evaluations * evaluated / speed.evaluated_per_second / gpus / 3600,
-        saving=((found.checkpoints - 1) * speed.stall + speed.save) / 3600,
-        starting=speed.start / 3600,
-    )
-    hours = sum(time.model_dump().values()) if time else None
+        evaluated = _evaluated_tokens(plan, microbatch)
+    share = _share(recipe.sequences_per_step, microbatch or 1, gpus)
+    time = _hours(plan, speed, share, evaluated, gpus) if speed else None
     return RunCost(
         name=name,
         runs=runs,
         gpus=gpus,
-        tokens=found.tokens,
-        steps=found.steps,
-        flops=found.tokens * found.model.flops_per_token,
-        evaluations=found.evaluations,
+        tokens=plan.tokens,
+        steps=plan.steps,
+        flops=plan.tokens * plan.model.flops_per_token,
+        evaluations=plan.evaluations,
         evaluated=evaluated,
-        sequences=recipe.sequences,
+        sequences=recipe.sequences_per_step,
         microbatch=microbatch,
         time=time,
-        hours=hours,
-        gpu_hours=hours and gpus * hours,
-        memory=(speed and speed.memory) or found.memory.peak,
+        hours=time and time.total,
+        gpu_hours=time and gpus * time.total,
+        memory=(speed and speed.memory) or plan.memory.peak,
         memory_measured=bool(speed and speed.memory),
-        checkpoints=found.checkpoints_at_once,
-        checkpoint_bytes=found.checkpoint_bytes,
-        disk=found.checkpoints_at_once * found.checkpoint_bytes,
+        checkpoints=plan.checkpoints_at_once,
+        checkpoint_bytes=plan.checkpoint_bytes,
+        disk=plan.checkpoints_at_once * plan.checkpoint_bytes,
         source=speed and speed.source,
+        problems=len(plan.problems),
+    )
+
+
+def _hours(plan: RunPlan, speed: Speed, share: float, evaluated: int, gpus: int) -> RunHours:
+    return RunHours(
+        training=plan.steps * speed.step * share / 3600,
+        evaluating=plan.evaluations * evaluated / speed.evaluated_per_second / gpus / 3600,
+        saving=((plan.checkpoints - 1) * speed.stall + speed.save) / 3600,
+        starting=speed.start / 3600,
     )
 
 
 def _share(sequences: int, microbatch: int, gpus: int) -> float:
-    """Returns the part of a step's microbatches that the busiest of the GPUs runs."""
+    """Returns the share of a step's microbatches that the busiest of the GPUs runs."""
     microbatches = sequences // microbatch
     return math.ceil(microbatches / gpus) / microbatches
 
 
-def _evaluated(found: RunPlan, context: int, microbatch: int) -> int:
-    """Returns the tokens that one evaluation runs: each set's blocks, in whole microbatches."""
-    blocks = (one.needed // context for one in found.validation.values())
-    return sum(math.ceil(n / microbatch) * microbatch * context for n in blocks)
+def _evaluated_tokens(plan: RunPlan, microbatch: int) -> int:
+    """Returns the tokens of one evaluation: each set's blocks, in whole microbatches."""
+    blocks = (dataset.needed // plan.context for dataset in plan.validation.values())
+    return sum(math.ceil(n / microbatch) * microbatch * plan.context for n in blocks)
 
 
-def _with_model(recipe: Recipe, model: ModelSettings) -> Recipe:
-    return recipe.model_copy(update={"model": model})
-
-
-def _bill(costs: list[RunCost], gpus: int, hours: float | None) -> CostEstimate:
-    def total(of: Callable[[RunCost], float]) -> float:
-        return sum(cost.runs * of(cost) for cost in costs)
+def _total(costs: list[RunCost], gpus: int, hours: float | None) -> CostEstimate:
+    def total(figure: Callable[[RunCost], float]) -> float:
+        return sum(cost.runs * figure(cost) for cost in costs)
 
     return CostEstimate(
         gpus=gpus,

@@ -1,10 +1,10 @@
-"""How fast this machine takes a recipe's steps: `rewarm train`, stopped after a few of them.
+"""Measures how fast this machine takes a recipe's steps: `rewarm train`, stopped after a few.
 
 ```
  recipe ──> new weights of its shape, random tokens ──> rewarm train ── SIGTERM ──> metrics, events
 ```
-What is measured is the real run of a real process, its imports, evaluations and a save among it;
-only what takes no time to choose is another: weights, tokens and the rate.
+What is measured is a real run in a process of its own, with its imports, evaluations and a save.
+Only weights, tokens and the rate are others, which changes no time.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import IO, Any
 
 import numpy as np
 
+from rewarm import exit_codes
 from rewarm.data.shard_writer import ShardWriter
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.errors import RewarmError
@@ -30,21 +32,21 @@ from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.safe_loading import parse_json
 
-LINE = 5  # steps of a line of metrics; the first line is a warm-up
-LINES = 3
-SECONDS = 10.0  # so long at least: on a machine that others use too, one moment says little
-_EVALUATED = 16  # microbatches of an evaluation, at most
+STEPS_PER_LINE = 5  # of metrics; the first line is a warm-up
+MIN_LINES = 3
+MIN_SECONDS = 10.0  # on a machine with other work too, one moment says little
+_MAX_EVALUATED = 16  # microbatches of an evaluation
 _TOKENS = 2**20
 _EOS = "<|endoftext|>"
 
 
-def measure_step_time(recipe: Recipe, shape: Architecture, evaluated: int) -> Speed:
-    """Returns a recipe's speed on this machine, of ten steps, or of as many as ten seconds take.
+def measure_step_time(recipe: Recipe, architecture: Architecture, evaluated: int) -> Speed:
+    """Returns a recipe's speed on this machine, over ten steps or ten seconds, whichever is longer.
 
     Args:
-        recipe: what to run; neither its base nor its data need be there.
-        shape: its model's.
-        evaluated: tokens in one evaluation of it; 0 for none.
+        recipe: what to run; neither its base nor its data need to exist.
+        architecture: its model's.
+        evaluated: tokens in one of its evaluations; 0 for none.
 
     Raises:
         RewarmError: it does not run here.
@@ -52,83 +54,94 @@ def measure_step_time(recipe: Recipe, shape: Architecture, evaluated: int) -> Sp
     with tempfile.TemporaryDirectory(prefix="rewarm-plan-") as folder:
         root = Path(folder)
         unit = (recipe.batch.microbatch or 1) * recipe.data.context
-        evaluated = min(evaluated, _EVALUATED * unit)
-        _write_shards(root / "tokens", shape, max(_TOKENS, evaluated) + recipe.data.context)
+        evaluated = min(evaluated, _MAX_EVALUATED * unit)
+        tokens = max(_TOKENS, evaluated) + recipe.data.context
+        _write_random_shards(root / "tokens", architecture, tokens)
         path = root / "recipe.yaml"
-        path.write_text(_stand_in(recipe, shape, root, evaluated), encoding="utf-8")
-        with (root / "said").open("w+b") as said:
-            return _measured(path, root / "run", said, recipe, evaluated)
+        path.write_text(_stand_in(recipe, architecture, root, evaluated), encoding="utf-8")
+        with (root / "output").open("w+b") as output:
+            return _measure(path, root / "run", output, recipe, evaluated)
 
 
-def _write_shards(folder: Path, shape: Architecture, tokens: int) -> None:
-    """Writes random tokens, in documents of 1,024, as `rewarm shard` writes text."""
+def _write_random_shards(folder: Path, architecture: Architecture, tokens: int) -> None:
+    """Writes random tokens, in documents of 1,024, in the format of `rewarm shard`."""
     from tokenizers import Tokenizer as Encoder
     from tokenizers.models import WordLevel
 
     encoder = Encoder(WordLevel({_EOS: 0}, _EOS))
-    told = Tokenizer(encoder, "random", shape.vocabulary, 0, _EOS)
-    drawn = np.random.default_rng(0).integers(1, shape.vocabulary, (-(-tokens // 1024), 1024))
-    drawn[:, -1] = 0
-    with ShardWriter(folder, told, shard_tokens=2**40) as writer:
-        for document in drawn.astype(np.uint32):
+    tokenizer = Tokenizer(encoder, "random", architecture.vocabulary, 0, _EOS)
+    size = (-(-tokens // 1024), 1024)
+    documents = np.random.default_rng(0).integers(1, architecture.vocabulary, size)
+    documents[:, -1] = 0
+    with ShardWriter(folder, tokenizer, shard_tokens=2**40) as writer:
+        for document in documents.astype(np.uint32):
             writer.write(document)
         writer.finish()
 
 
-def _stand_in(recipe: Recipe, shape: Architecture, root: Path, evaluated: int) -> str:
-    """Returns a recipe that takes the same steps, and many: a signal ends them."""
-    said: dict[str, Any] = recipe.document()
-    tokens = {"shards": str(root / "tokens")}
-    said["run"] = str(root / "run")
-    said["tokens"] = 10**6 * recipe.batch.tokens
-    said["model"] = {"architecture": shape.model_dump()}
-    said["data"] |= {"train": {"random": tokens}, "max_epochs": None, "carry": False}
-    said["data"]["validation"] = {"random": {**tokens, "tokens": evaluated}} if evaluated else {}
-    said["optimizer"]["carry"] = False
-    said["schedule"] = {"name": "constant", "lr": 1e-4}
-    said["every"] = {"log": LINE, "evaluate": 2 * LINE, "save": None}
-    return write_yaml(said)
+def _stand_in(recipe: Recipe, architecture: Architecture, root: Path, evaluated: int) -> str:
+    """Returns a recipe that takes the same steps, and so many that a signal has to end them."""
+    settings: dict[str, Any] = recipe.to_dict()
+    shards = {"shards": str(root / "tokens")}
+    settings["run"] = str(root / "run")
+    settings["tokens"] = 10**6 * recipe.batch.tokens
+    settings["model"] = {"architecture": architecture.model_dump()}
+    settings["data"] |= {"train": {"random": shards}, "max_epochs": None, "carry": False}
+    validation = {"random": {**shards, "tokens": evaluated}}
+    settings["data"]["validation"] = validation if evaluated else {}
+    settings["optimizer"]["carry"] = False
+    settings["schedule"] = {"name": "constant", "lr": 1e-4}
+    settings["every"] = {"log": STEPS_PER_LINE, "evaluate": 2 * STEPS_PER_LINE, "save": None}
+    return write_yaml(settings)
 
 
-def _measured(path: Path, run: Path, said: IO[bytes], recipe: Recipe, evaluated: int) -> Speed:
-    began = time.perf_counter()
+def _measure(path: Path, run: Path, output: IO[bytes], recipe: Recipe, evaluated: int) -> Speed:
+    started = time.perf_counter()
+    peak_memory = _train_until_measured(path, run, output)
+    wall = time.perf_counter() - started
+    events = _events(run)
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "train"][1:]
+    step = fmean(recipe.batch.tokens / line["tokens_per_second"] for line in lines)
+    (save,) = events["save"]
+    evaluations = [event["seconds"] for event in events.get("evaluate", [])]
+    microbatch = YamlDocument.load(run / "recipe.yaml").data["batch"]["microbatch"]
+    unit = microbatch * recipe.data.context
+    device = events["start"][0]["environment"]["device"]
+    return Speed(
+        step=step,
+        evaluated_per_second=-(-evaluated // unit) * unit / fmean(evaluations[1:])
+        if evaluations
+        else 1.0,
+        source=f"{recipe.batch.tokens / step:,.0f} tokens/s: {STEPS_PER_LINE * len(lines)} steps "
+        f"of a real run on this machine ({device}), with new weights and random tokens",
+        start=max(0.0, wall - save["step"] * step - sum(evaluations) - save["seconds"]),
+        stall=save["stall"],
+        save=save["seconds"],
+        microbatch=microbatch,
+        memory=peak_memory if device.startswith("cpu") else None,
+    )
+
+
+def _train_until_measured(path: Path, run: Path, output: IO[bytes]) -> int:
+    """Runs a recipe until enough was measured, and returns the peak memory of its process.
+
+    Raises:
+        RewarmError: it ended by itself.
+    """
     command = [sys.executable, "-m", "rewarm", "train", str(path)]
-    process = subprocess.Popen(command, stdout=said, stderr=said, start_new_session=True)
+    process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
     try:
         _wait(process.pid, run)
-        os.kill(process.pid, signal.SIGTERM)  # send_signal would take the status of one that ended
-        _, status, used = os.wait4(process.pid, 0)  # of this process alone, its peak memory
+        os.kill(process.pid, signal.SIGTERM)  # send_signal would reap a process that has ended
+        _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     finally:
         if process.returncode is None:
             process.kill()
             process.wait()
-    wall = time.perf_counter() - began
-    if process.returncode != 75:
-        raise _failure(said, process.returncode)
-    events = _events(run)
-    lines = [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "train"][1:]
-    tokens, context = recipe.batch.tokens, recipe.data.context
-    step = _mean([tokens / line["tokens_per_second"] for line in lines])
-    (save,) = events["save"]
-    evaluations = [one["seconds"] for one in events.get("evaluate", [])]
-    own = YamlDocument.load(run / "recipe.yaml").data["batch"]["microbatch"]
-    unit = own * context
-    device = events["start"][0]["environment"]["device"]
-    taken = save["step"]
-    return Speed(
-        step=step,
-        evaluated_per_second=-(-evaluated // unit) * unit / _mean(evaluations[1:])
-        if evaluations
-        else 1.0,
-        source=f"{tokens / step:,.0f} tokens/s: {LINE * len(lines)} steps of a real run on this "
-        f"machine ({device}), with new weights and random tokens",
-        start=max(0.0, wall - taken * step - sum(evaluations) - save["seconds"]),
-        stall=save["stall"],
-        save=save["seconds"],
-        microbatch=own,
-        memory=used.ru_maxrss * 1024 if device.startswith("cpu") else None,
-    )
+    if process.returncode != exit_codes.STOPPED:
+        raise _failure(output, process.returncode)
+    return usage.ru_maxrss * 1024
 
 
 def _wait(pid: int, run: Path) -> None:
@@ -137,32 +150,29 @@ def _wait(pid: int, run: Path) -> None:
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(0.05)
         try:
-            lines = [x for x in read_metrics(run / "metrics.jsonl") if x["kind"] == "train"]
+            metrics = read_metrics(run / "metrics.jsonl")
         except RewarmError:
-            continue  # not yet there
+            continue  # not written yet
+        lines = [line for line in metrics if line["kind"] == "train"]
         if lines and since is None:
             since = time.perf_counter()
-        if since and len(lines) >= LINES and time.perf_counter() - since >= SECONDS:
+        if since and len(lines) >= MIN_LINES and time.perf_counter() - since >= MIN_SECONDS:
             return
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
 def _events(run: Path) -> dict[str, list[dict[str, Any]]]:
-    found: dict[str, list[dict[str, Any]]] = {}
+    events: dict[str, list[dict[str, Any]]] = {}
     for line in (run / "events.jsonl").read_text(encoding="utf-8").splitlines():
         event = parse_json(line.encode())
-        found.setdefault(event["kind"], []).append(event)
-    return found
+        events.setdefault(event["kind"], []).append(event)
+    return events
 
 
-def _failure(said: IO[bytes], code: int) -> RewarmError:
-    said.seek(0)
-    lines = said.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+def _failure(output: IO[bytes], code: int) -> RewarmError:
+    output.seek(0)
+    lines = output.read().decode(errors="replace").strip().splitlines() or ["no output"]
     error = RewarmError(
-        f"the steps to be measured ended with exit code {code}: {lines[-1].removeprefix('error: ')}"
+        f"the measured steps ended with exit code {code}: {lines[-1].removeprefix('error: ')}"
     )
-    error.exit_code = code if code > 0 else 1
+    error.exit_code = code if code > 0 else exit_codes.UNEXPECTED
     return error

@@ -1,7 +1,7 @@
-"""How fast steps are taken, and where that is known from.
+"""Throughput: how fast a GPU takes steps, and where that is known from.
 
-A table of what was measured, one line each. Another shape is reckoned at the same MFU (model FLOP/s
-over the device's peak), which is said wherever its figure is shown.
+A table of what was measured, one entry each. Another model or microbatch is estimated at the same
+MFU (model FLOP/s over the device's peak), which is stated wherever its figure is shown.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def peak_flops(device_name: str) -> float | None:
 
 
 class MeasuredSpeed(NamedTuple):
-    """A speed of training that was measured."""
+    """A training speed that was measured."""
 
     gpu: str
-    """As `--gpu` calls it."""
+    """The name for `--gpu`."""
     device: str
     """A part of the device's name, with a peak above."""
     memory: int
@@ -51,7 +51,7 @@ class MeasuredSpeed(NamedTuple):
     context: int
     precision: str
     tokens_per_second: float
-    how: str
+    method: str
 
     @property
     def flops_per_second(self) -> float:
@@ -66,7 +66,7 @@ class MeasuredSpeed(NamedTuple):
         return self.flops_per_second / peak
 
 
-# `python benchmarks/step.py --model pythia-410m --microbatch 16` measures a line of it.
+# `python benchmarks/training_step.py --model pythia-410m --microbatch 16` measures a line of it.
 MEASURED_SPEEDS = (
     MeasuredSpeed(
         *("h100", "H100", 80 * 10**9, "pythia-410m", 16, 2048, "bf16", 174_000),
@@ -76,7 +76,7 @@ MEASURED_SPEEDS = (
 
 
 class Speed(NamedTuple):
-    """What is known of a run's speed on one device; seconds where nothing else is said."""
+    """The speed of a run on one device; in seconds where no other unit is given."""
 
     step: float
     evaluated_per_second: float
@@ -84,73 +84,79 @@ class Speed(NamedTuple):
     source: str
     """Where all this is known from."""
     start: float = 0.0
-    """What is neither step, nor evaluation, nor save: imports, weights, compiling, leaving."""
+    """What is neither step, evaluation nor save: imports, weights, compiling, exiting."""
     stall: float = 0.0
-    """For which a save keeps training waiting."""
+    """How long training waits for a save."""
     save: float = 0.0
     """A whole save; the last one is waited for."""
     microbatch: int | None = None
-    """What `microbatch: auto` came to."""
+    """What `microbatch: auto` became."""
     memory: int | None = None
     """Bytes at the peak, where they were measured."""
 
 
 SpeedOf = Callable[[Recipe, Architecture, int], Speed]
-"""Says the speed of a recipe with a model of this shape, that evaluates on so many tokens."""
+"""Returns the speed of a recipe with a model of this architecture and evaluations of so many
+tokens."""
 
 
 def measured_gpus() -> list[str]:
-    """Returns the GPUs that something was measured on."""
-    return list(dict.fromkeys(one.gpu for one in MEASURED_SPEEDS))
+    """Returns the GPUs that a speed was measured on."""
+    return list(dict.fromkeys(measured.gpu for measured in MEASURED_SPEEDS))
 
 
 def gpu_memory(gpu: str) -> int:
     """Returns the bytes of a GPU in the table."""
-    return next(one.memory for one in MEASURED_SPEEDS if one.gpu == gpu)
+    return next(measured.memory for measured in MEASURED_SPEEDS if measured.gpu == gpu)
 
 
 def speed_on_gpu(gpu: str) -> SpeedOf:
-    """Returns what says speeds on a GPU in the table; see `on`."""
+    """Returns a function that estimates speeds on a GPU in the table."""
     return partial(speed_of_recipe, gpu)
 
 
-def speed_of_recipe(gpu: str, recipe: Recipe, shape: Architecture, _evaluated: int = 0) -> Speed:
+def speed_of_recipe(
+    gpu: str, recipe: Recipe, architecture: Architecture, _evaluated: int = 0
+) -> Speed:
     """Returns a recipe's speed on a GPU in the table, from the measured model nearest in size.
 
     Raises:
         RecipeError: nothing was measured on it in the recipe's precision, with layers that are not
             compiled, with `memory: lean`, or with `deterministic: true`.
     """
-    here = [one for one in MEASURED_SPEEDS if one.gpu == gpu]
-    known = sorted({one.precision for one in here})
+    on_gpu = [measured for measured in MEASURED_SPEEDS if measured.gpu == gpu]
+    _check_measured(gpu, on_gpu, recipe)
+    nearest = min(
+        (measured for measured in on_gpu if measured.precision == recipe.precision),
+        key=lambda measured: abs(PRESETS[measured.model].parameters - architecture.parameters),
+    )
+    speed = nearest.flops_per_second / architecture.flops_per_token(recipe.data.context)
+    source = f"{speed:,.0f} tokens/s"
+    setting = (PRESETS[nearest.model], nearest.microbatch, nearest.context)
+    if (architecture, recipe.batch.microbatch, recipe.data.context) != setting:
+        source += (
+            f", at an MFU of {nearest.mfu:.1%} that was not measured for this architecture and "
+            f"microbatch: it is that of {nearest.tokens_per_second:,.0f} tokens/s"
+        )
+    source += (
+        f", {nearest.model} on one {gpu}, {nearest.microbatch} × {nearest.context:,} at once, "
+        f"measured {nearest.method}"
+    )
+    return Speed(recipe.batch.tokens / speed, 3 * speed, source)
+
+
+def _check_measured(gpu: str, on_gpu: list[MeasuredSpeed], recipe: Recipe) -> None:
+    known = sorted({measured.precision for measured in on_gpu})
     unmeasured = ["not compiled"] * (not recipe.compile)
     unmeasured += ["memory: lean"] * (recipe.memory == "lean")
     unmeasured += ["deterministic"] * recipe.deterministic
     if recipe.precision not in known or unmeasured:
-        how = ", ".join([recipe.precision, *unmeasured])
+        settings = ", ".join([recipe.precision, *unmeasured])
         raise RecipeError(
             [
-                f"precision: no speed of {gpu} in {how} is known, only in {', '.join(known)}, "
-                "compiled; measure it on such a machine (--measure), or see what the run would "
-                f"take with --set precision={known[0]} --set compile=true --set memory=fast "
+                f"precision: the speed of {gpu} in {settings} was not measured, only in "
+                f"{', '.join(known)}, compiled; measure it on such a machine (--measure), or see "
+                f"the cost with --set precision={known[0]} --set compile=true --set memory=fast "
                 "--set deterministic=false"
             ]
         )
-    flops = shape.flops_per_token(recipe.data.context)
-    best = min(
-        (one for one in here if one.precision == recipe.precision),
-        key=lambda one: abs(PRESETS[one.model].parameters - shape.parameters),
-    )
-    speed = best.flops_per_second / flops
-    source = f"{speed:,.0f} tokens/s"
-    setting = (PRESETS[best.model], best.microbatch, best.context)
-    if (shape, recipe.batch.microbatch, recipe.data.context) != setting:
-        source += (
-            f", at an MFU of {best.mfu:.1%} that was not measured for this shape and microbatch: "
-            f"it is that of {best.tokens_per_second:,.0f} tokens/s"
-        )
-    source += (
-        f", {best.model} on one {gpu}, {best.microbatch} × {best.context:,} at once, measured "
-        f"{best.how}"
-    )
-    return Speed(recipe.batch.tokens / speed, 3 * speed, source)

@@ -1,4 +1,4 @@
-"""Compiles a model's layers, and runs them eagerly where that fails."""
+"""Compiles a model's layers with torch.compile, and runs them eagerly where that fails."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from rewarm.model.neox import NeoX
 
 
 def compile_or_run_eagerly(model: NeoX, attempt: Callable[[], object]) -> list[str]:
-    """Compiles a model's layers; returns what to say where they could not be, and run eagerly.
+    """Compiles a model's layers; returns a warning where that failed and they run eagerly.
 
     Args:
         model: whose layers.
-        attempt: runs them forward and back, as the first step would.
+        attempt: runs them forward and backward, as the first step would.
     """
-    torch.compiler.reset()  # of the forms of a layer that it remembers it takes eight at most
+    torch.compiler.reset()  # PyTorch remembers at most eight variants of a layer
     model.compile_layers()
     try:
         attempt()
         return []
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # a compiler, and what it calls, raises what it likes
+    except Exception as error:  # a compiler, and what it calls, may raise anything
         cause = getattr(error, "inner_exception", error)
         lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or ["no reason"]
         reason = f"{type(cause).__name__}: {lines[0]}"
     for module in model.modules():
         module._compiled_call_impl = None
-    attempt()  # what fails without a compiler too comes out as what it is
+    attempt()  # an error that has nothing to do with the compiler is raised here as it is
     return [
         printable(
             f"warning: the layers cannot be compiled and run one operation at a time, which is "
-            f"slower (of transformers' Pythia-410M on an H100, 104k tokens/s are left of 130k): "
-            f"{reason[:200]}; mend the compiler, or set compile: false"
+            f"slower (transformers' Pythia-410M on an H100: 104k tokens/s in place of 130k): "
+            f"{reason[:200]}; fix the compiler, or set compile: false"
         )
     ]
 
@@ -50,7 +50,7 @@ def run_trial_pass(
     separator: int | None = None,
     parts: int = 1,
 ) -> None:
-    """Runs microbatches of nothing forward and back, adds up their gradients, and drops them."""
+    """Runs `parts` microbatches of zeros forward and backward, and discards their gradients."""
     device = next(model.parameters()).device
     tokens = torch.zeros(microbatch, context + 1, dtype=torch.int64, device=device)
     for _ in range(parts):
@@ -58,5 +58,5 @@ def run_trial_pass(
             loss = model.loss(tokens[:, :-1], tokens[:, 1:], separator=separator)
         torch.autograd.backward(loss)
     model.zero_grad()
-    if model.scaling:
-        model.scaling.forget()
+    if model.fp8_scaling:
+        model.fp8_scaling.discard_amaxes()

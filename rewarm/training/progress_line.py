@@ -19,9 +19,10 @@ from rich.progress import (
 
 
 class ProgressLine:
-    """A live bar on a terminal; plain lines elsewhere."""
+    """A live bar on a terminal; plain lines elsewhere. A context manager."""
 
     def __init__(self, *, steps: int, done: int, console: Console | None = None) -> None:
+        """Shows a run of `steps` steps, of which `done` are done."""
         # Progress goes to stderr, so that stdout stays for results.
         self._console = console or Console(stderr=True, highlight=False)
         self._live = self._console.is_terminal
@@ -30,14 +31,14 @@ class ProgressLine:
             TextColumn("step"),
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[numbers]}"),
             TimeRemainingColumn(compact=True),
             TextColumn("left"),
             console=self._console,
             disable=not self._live,
             expand=True,
         )
-        self._task: TaskID = self._bar.add_task("", total=steps, completed=done, said="starting")
+        self._task: TaskID = self._bar.add_task("", total=steps, completed=done, numbers="starting")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -48,35 +49,37 @@ class ProgressLine:
     ) -> None:
         self._bar.stop()
 
-    def step(self, step: int) -> None:
+    def show_step(self, step: int) -> None:
         """Moves the bar."""
         self._bar.update(self._task, completed=step)
 
-    def trained(self, step: int, numbers: dict[str, Any]) -> None:
+    def show_training(self, step: int, metrics: dict[str, Any]) -> None:
         """Shows a line of training metrics."""
-        said = (
-            f"loss {numbers['loss']:.4f}  lr {numbers['lr']:.3e}  "
-            f"{numbers['tokens_per_second']:,.0f} tokens/s"
+        numbers = (
+            f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.3e}  "
+            f"{metrics['tokens_per_second']:,.0f} tokens/s"
         )
-        if numbers["mfu"] is not None:
-            said += f"  mfu {numbers['mfu']:.1%}"
-        self._bar.update(self._task, completed=step, said=said)
+        if metrics["mfu"] is not None:
+            numbers += f"  mfu {metrics['mfu']:.1%}"
+        self._bar.update(self._task, completed=step, numbers=numbers)
         if not self._live:
-            self.say(f"step {step:,}/{self._steps:,}  {said}")
+            self.print(f"step {step:,}/{self._steps:,}  {numbers}")
 
-    def evaluated(self, step: int, losses: dict[str, float], baseline: dict[str, float]) -> None:
-        """Shows the loss of every validation set, and its change since step 0."""
-        said = "  ".join(
+    def show_evaluation(
+        self, step: int, losses: dict[str, float], baseline: dict[str, float]
+    ) -> None:
+        """Shows the loss on every validation set, and its change since step 0."""
+        numbers = "  ".join(
             f"{name} {loss:.4f}"
             + (f" ({loss - baseline[name]:+.4f})" if step and name in baseline else "")
             for name, loss in losses.items()
         )
-        self.say(f"step {step:,}  evaluated: {said}")
+        self.print(f"step {step:,}  evaluated: {numbers}")
 
-    def say(self, line: str) -> None:
+    def print(self, line: str) -> None:
         """Prints a line above the bar."""
         if self._live:
             self._console.print(line, markup=False, highlight=False)
         else:
-            with suppress(OSError):  # a log on a full disk: what cannot be told can be trained
+            with suppress(OSError):  # a log on a full disk must not end the run
                 print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Speed and utilisation of a run, and the screen on which its numbers appear."""
+"""Speed and utilization of a run: tokens/s, MFU, and time spent waiting."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 
 class SpeedMeter:
-    """Measures tokens/s between two readings, without the time that was spent on other things."""
+    """Measures tokens/s between two readings, without the time that other work took."""
 
     def __init__(self, flops_per_token: int, peak: float | None) -> None:
         self._flops_per_token = flops_per_token
@@ -20,7 +20,7 @@ class SpeedMeter:
         self._stalled = 0.0
         self._steps = 0
         self.step_seconds = 0.0
-        """What a step took, on the average since the reading before the last one."""
+        """What a step took on average, between the last two readings."""
         self._since = time.perf_counter()
 
     def count(self, tokens: int) -> None:
@@ -28,15 +28,15 @@ class SpeedMeter:
         self._tokens += tokens
         self._steps += 1
 
-    def stalled(self, seconds: float) -> None:
-        """Adds seconds that a save kept training waiting."""
+    def add_stall(self, seconds: float) -> None:
+        """Adds seconds that training waited for a save."""
         self._stalled += seconds
 
     def read(self) -> dict[str, float | None]:
         """Returns tokens_per_second, mfu, data_wait, save_stall since the last reading.
 
-        data_wait is the share of the time that was spent waiting for the stream; save_stall the
-        seconds that saves kept training waiting, which do not count as time.
+        data_wait is the share of the time that was spent waiting for the batch loader; save_stall
+        the seconds that training waited for saves, which do not count as time.
         """
         seconds = max(1e-9, time.perf_counter() - self._since)
         speed, waited, stalled = self._tokens / seconds, self._waited / seconds, self._stalled
@@ -63,7 +63,7 @@ class SpeedMeter:
 
     @contextmanager
     def paused(self, device: torch.device) -> Iterator[None]:
-        """Leaves out the time spent inside, having waited for the steps that are under way."""
+        """Leaves out the time spent inside; waits first for the steps that are still running."""
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         started = time.perf_counter()

@@ -1,320 +1,216 @@
-"""How a run begins or goes on: which weights, which Adam moments, which place in the data.
+"""Builds what a run starts or resumes with: model, optimizer, batches.
 
-Three ways, each said aloud: a base's weights with a fresh optimiser (the usual one), a base's
-weights and Adam moments (`optimizer.carry`), or everything from this run's last checkpoint
-(`--resume`). New weights are drawn for a preset, an architecture, or a base with `fresh`.
+Three ways to start, each shown by `check` and `train`: a base's weights with fresh optimizer state
+(the usual one), a base's weights and optimizer state (`optimizer.carry`), or everything from this
+run's last checkpoint (`--resume`). New weights are drawn for a preset, an architecture, or a base
+with `fresh`.
 """
 
 from __future__ import annotations
 
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from pydantic import ValidationError
 
 from rewarm import schedules
-from rewarm.checkpoints import load_weights
-from rewarm.checkpoints.find_checkpoint import (
-    Base,
-    locate_base,
-    read_architecture,
-)
-from rewarm.checkpoints.lineage import ancestry
-from rewarm.checkpoints.manifest import verify_checkpoint
+from rewarm.checkpoints.load_weights import load_model
 from rewarm.checkpoints.optimizer_state import load_optimizer_state
-from rewarm.checkpoints.training_state import Ancestor, TrainingState, read_training_state
+from rewarm.checkpoints.training_state import TrainingState
 from rewarm.checkpoints.write_checkpoint import TokenizerSource
-from rewarm.data import batch_loader
-from rewarm.data.batch_loader import BatchLoader
-from rewarm.data.corpus import Corpus, check_epochs
-from rewarm.data.mixture import Mixture
-from rewarm.data.shard_source import ShardSource
-from rewarm.data.tokenizer import check_model_matches_shards, check_same_tokenizer
+from rewarm.data.batch_loader import EMPTY_DIGEST, BatchLoader
+from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, printable
 from rewarm.estimates.memory import estimate_recipe_memory
-from rewarm.model.architecture import Architecture
 from rewarm.model.kernels.fp8.scaling import check_fp8_device
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.recipe.recipe import Recipe
-from rewarm.runs import start_record
-from rewarm.runs.run_directory import RunDirectory
+from rewarm.runs.resolve import ResolvedRun, ResumeState
 from rewarm.runs.start_record import StartRecord
-from rewarm.safe_loading import check_files_inside, first_problem
+from rewarm.safe_loading import first_validation_error
 from rewarm.training.device_setup import autocast, device_name, find_device
 from rewarm.training.divergence_guard import GuardState
 from rewarm.training.layer_compilation import compile_or_run_eagerly, run_trial_pass
 from rewarm.training.optimizer import build_adamw
+from rewarm.version import __version__
 
 
 class StartedRun(NamedTuple):
-    """Everything that a run begins or goes on with."""
+    """Everything that a run starts or resumes with."""
 
+    recipe: Recipe
     model: NeoX
     optimizer: torch.optim.Optimizer
-    stream: BatchLoader
+    loader: BatchLoader
+    validation: dict[str, StoredBlocks]
     tokenizer: TokenizerSource
     separator: int | None
-    """The end-of-text token, if documents should not see each other."""
-    progress: TrainingState
-    contract: StartRecord
-    said: list[str]
+    """The end-of-text token, where documents must not attend to each other."""
+    state: TrainingState
+    start: StartRecord
+    lines: list[str]
+    """What to print before the first step."""
 
 
-def open_corpora(recipe: Recipe, carried: dict[str, int]) -> list[Corpus]:
-    """Returns the training corpora of a recipe, having read their indices.
-
-    Args:
-        recipe: what names them.
-        carried: blocks of each that were taken before this run (data.carry).
-
-    Raises:
-        DataError: one is missing, too small, or would be read too often; or the tokenizers of two
-            sets, validation included, differ.
-    """
-    data = recipe.data
-    corpora = [
-        Corpus(
-            name,
-            ShardSource(one.shards, cache_bytes=data.cache),
-            context=data.context,
-            seed=recipe.seed,
-            lanes=data.lanes,
-            order=one.order,
-            first=carried.get(name, 0),
-            verify=data.verify,
-        )
-        for name, one in data.train.items()
-    ]
-    validation = [
-        ShardSource(one.shards, cache_bytes=data.cache) for one in data.validation.values()
-    ]
-    places = [*(corpus.place for corpus in corpora), *validation]
-    check_same_tokenizer({str(place): place.index for place in places})
-    needed = Mixture(recipe.weights).exact(recipe.steps * recipe.sequences)
-    for corpus in corpora:
-        check_epochs(
-            corpus.name,
-            corpus.index,
-            float(needed[corpus.name]) + carried.get(corpus.name, 0),
-            context=data.context,
-            most=data.max_epochs,
-        )
-    return corpora
-
-
-class Origin(NamedTuple):
-    """Where weights and moments come from; None for those that are new."""
-
-    architecture: Architecture
-    weights: Path | None
-    moments: Path | None
-    tokenizer: Path | None
-    """A directory whose tokenizer goes with the weights."""
-    base: Base | None
-    ancestors: list[Ancestor]
-
-
-def start_or_resume(recipe: Recipe, run: RunDirectory) -> StartedRun:
-    """Builds model, optimiser and stream: new, from a base, or from the run's last checkpoint."""
-    origin = _origin(recipe, run)
-    then = read_training_state(run.resumed) if run.resumed else None
-    if then and run.resumed:
-        _same_place(recipe, run, then, run.resumed)
-    carried = then.carried if then else {}
-    if recipe.data.carry and not then and origin.base:
-        carried = start_record.carried_blocks(recipe, origin.base)
-    corpora = open_corpora(recipe, carried)
-    _same_data(recipe, run, corpora, then, origin)
-    facts, first = corpora[0].index.tokenizer, corpora[0].place
-    check_model_matches_shards(
-        origin.architecture, origin.tokenizer, facts, str(first), recipe.data.context
-    )
-    recipe.insist_on_widths(origin.architecture)
-    agreed = start_record.describe_start(recipe, origin.base, origin.ancestors, run.resumed)
-    progress = _progress(recipe, corpora, then, carried, origin.ancestors)
-    if origin.weights:
-        model, matched = load_weights.load_model(origin.architecture, origin.weights)
-        tensors = f"{matched.tensors:,} of {len(model.state_dict()):,} tensors matched"
-        if matched.ignored:
-            tensors += f", {matched.ignored:,} that follow from the configuration left out"
-        agreed = agreed.model_copy(update={"tensors": tensors})
-    else:
-        model = NeoX(origin.architecture)
-        initialize_weights(model, recipe.seed)
+def start_or_resume(resolved: ResolvedRun) -> StartedRun:
+    """Builds model, optimizer and batches of a run that was resolved without problems."""
+    recipe, start = resolved.recipe, resolved.start
+    assert start
+    assert resolved.tokenizer_directory
+    if resolved.resume:
+        _check_guard_state(resolved.resume)
+    state = _training_state(resolved)
+    model, tensors = _build_model(resolved)
+    start = start.model_copy(update={"tensors": tensors})
     device = find_device()
     model.to(device)
     optimizer = build_adamw(model, recipe.optimizer)
-    chosen, said = choose_kernels(recipe.kernels, device)
-    model.use(chosen, memory=recipe.memory, precision=recipe.precision)
-    if model.scaling:
-        said += check_fp8_device(device)
-    if origin.moments:
-        load_optimizer_state(origin.moments, model, optimizer)
-    triton = chosen is not PYTORCH_KERNELS
-    separator = facts.eos if recipe.data.documents == "separate" else None
-    eager = []
-    if device.type == "cuda" and recipe.compile:
-        attempt = partial(
-            run_trial_pass,
-            model,
-            microbatch=recipe.microbatch,
-            context=recipe.data.context,
-            cast=autocast(recipe.precision, device),
-            separator=separator,
-        )
-        eager = compile_or_run_eagerly(model, attempt)
-    own = origin.tokenizer and (origin.tokenizer / "tokenizer.json").is_file()
-    folder = origin.tokenizer if own and origin.tokenizer else first.tokenizer_folder()
-    check_files_inside(folder)  # its tokenizer goes into every checkpoint
-    same = ", with the same bits each time" if recipe.deterministic else ""
-    step = min(progress.step + 1, recipe.steps)
-    rows = origin.architecture.vocabulary
-    padding = f", {rows - facts.vocabulary} of them padding" if rows > facts.vocabulary else ""
+    kernels, kernels_text = choose_kernels(recipe.kernels, device)
+    model.configure(kernels, memory=recipe.memory, precision=recipe.precision)
+    if model.fp8_scaling:
+        kernels_text += check_fp8_device(device)
+    if resolved.optimizer_state:
+        load_optimizer_state(resolved.optimizer_state, model, optimizer)
+    corpora = list(resolved.corpora.values())
+    info = corpora[0].index.tokenizer
+    separator = info.eos if recipe.data.documents == "separate" else None
+    compile_lines = _compile(model, recipe, separator)
+    loader = BatchLoader(
+        corpora,
+        recipe.corpus_weights,
+        sequences=recipe.sequences_per_step,
+        position=state.position,
+    )
     return StartedRun(
+        recipe,
         model,
         optimizer,
-        BatchLoader(
-            corpora, recipe.weights, sequences=recipe.sequences, position=progress.position
-        ),
-        TokenizerSource(folder, facts.eos, facts.eos_token),
+        loader,
+        resolved.validation,
+        TokenizerSource(resolved.tokenizer_directory, info.eos, info.eos_token),
         separator,
-        progress,
-        agreed,
+        state,
+        start,
         [
-            *(f"{head:<8}{text}" for head, text in agreed.lines()),
-            *(f"changed {change}" for change in run.changes),
-            *(_new_plugin(then, progress) if then else []),
-            f"model   {origin.architecture.parameters:,} parameters, {rows:,} embedding "
-            f"rows{padding}",
-            f"runs    in {recipe.precision}{', products in TF32,' if recipe.tf32 else ''} "
-            f"on {device_name(device)}{said}{same}",
-            *eager,
-            "memory  "
-            + estimate_recipe_memory(recipe, origin.architecture, triton=triton).in_words(),
-            f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
-            f"lr {recipe.lr(step):.4g} → {recipe.lr(recipe.steps):.4g}",
+            *(f"{heading:<8}{text}" for heading, text in start.lines()),
+            *_resume_lines(resolved.resume, state),
+            _model_line(model, info.vocabulary),
+            _device_line(recipe, device, kernels_text),
+            *compile_lines,
+            _memory_line(model, recipe, triton=kernels is not PYTORCH_KERNELS),
+            _steps_line(recipe, state),
         ],
     )
 
 
-def _origin(recipe: Recipe, run: RunDirectory) -> Origin:
-    """Returns where the run begins or goes on: each of the three ways is one branch."""
-    if last := run.resumed:
-        verify_checkpoint(last)
-        shape = read_architecture(last)
-        return Origin(shape, last, last, last, None, read_training_state(last).lineage)
-    if recipe.model.base is None:
-        assert recipe.model.shape is not None
-        return Origin(recipe.model.shape, None, None, None, None, [])
-    fresh = recipe.model.fresh
-    base = locate_base(recipe.model.base, recipe.model.revision, weights=not fresh)
-    if fresh:
-        return Origin(base.architecture, None, None, base.directory, base, [])
-    if base.kind == "rewarm checkpoint":
-        verify_checkpoint(base.directory)
-    moments = base.directory if recipe.optimizer.carry else None
-    ancestors = ancestry(base)
-    return Origin(base.architecture, base.directory, moments, base.directory, base, ancestors)
+def _build_model(resolved: ResolvedRun) -> tuple[NeoX, str | None]:
+    """Returns the model on the CPU, and how many tensors of loaded weights matched."""
+    architecture = resolved.architecture
+    assert architecture
+    if resolved.weights is None:
+        model = NeoX(architecture)
+        initialize_weights(model, resolved.recipe.seed)
+        return model, None
+    model, counts = load_model(architecture, resolved.weights)
+    tensors = f"{counts.loaded:,} of {len(model.state_dict()):,} tensors matched"
+    if counts.derived:
+        tensors += f", {counts.derived:,} that follow from the configuration ignored"
+    return model, tensors
 
 
-def _new_plugin(then: TrainingState, now: TrainingState) -> list[str]:
-    """Returns a warning if the schedule is of another version than the run went on with so far."""
-    if then.schedule == now.schedule:
+def _compile(model: NeoX, recipe: Recipe, separator: int | None) -> list[str]:
+    """Compiles the layers on a GPU; returns a warning where that fails."""
+    device = next(model.parameters()).device
+    if device.type != "cuda" or not recipe.compile:
         return []
-    was, is_now = (
-        "{name} of {distribution} {version}".format_map({**now.schedule, **one.schedule})
-        for one in (then, now)
+    attempt = partial(
+        run_trial_pass,
+        model,
+        microbatch=recipe.microbatch,
+        context=recipe.data.context,
+        cast=autocast(recipe.precision, device),
+        separator=separator,
     )
-    return [printable(f"warning: the schedule is {is_now}, and was {was}")]
+    return compile_or_run_eagerly(model, attempt)
 
 
-def _same_place(recipe: Recipe, run: RunDirectory, then: TrainingState, resumed: Path) -> None:
-    """Makes sure that a checkpoint's progress is whole, of its step, and of the recipe's corpora.
+def _check_guard_state(resume: ResumeState) -> None:
+    """Makes sure that the divergence guard can continue from a checkpoint.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: its part of progress.json is damaged.
     """
-    if run.checkpoint(then.step) != resumed:
-        raise CheckpointError(
-            f"{resumed}: its progress.json is of step {then.step:,}; use another checkpoint"
-        )
     try:
-        GuardState.model_validate(then.guard)
+        GuardState.model_validate(resume.state.guard)
     except ValidationError as error:
         raise CheckpointError(
-            f"{resumed / 'progress.json'}: guard: {first_problem(error)}; use another checkpoint"
+            f"{resume.checkpoint / 'progress.json'}: guard: {first_validation_error(error)}; use "
+            "another checkpoint"
         ) from None
-    if then.blocks.keys() != recipe.data.train.keys():
-        raise CheckpointError(
-            f"{resumed}: its place in the data is one in {', '.join(then.blocks)}, and the "
-            f"recipe reads {', '.join(recipe.data.train)}; resume with the same corpora"
-        )
 
 
-def _same_data(
-    recipe: Recipe,
-    run: RunDirectory,
-    corpora: list[Corpus],
-    then: TrainingState | None,
-    origin: Origin,
-) -> None:
-    """Makes sure that a place in the data is a place in this data.
-
-    Raises:
-        CheckpointError: the shards of a corpus are not those that the place was reached in.
-    """
-    if run.accept_changes:
-        return
-    before, whose = then, "the run began with"
-    if recipe.data.carry and not then and origin.base:
-        before, whose = read_training_state(origin.base.directory), "the base was trained on"
-    if before is None:
-        return
-    now = {corpus.name: corpus.index.digest() for corpus in corpora}
-    # A corpus that the base did not have begins at its beginning; a run's own cannot be new.
-    changed = [n for n, one in now.items() if before.corpora.get(n, "" if then else one) != one]
-    if changed:
-        raise CheckpointError(
-            f"{recipe.run}: the shards of {', '.join(changed)} are not those that {whose}; put "
-            "them back, or say --accept-changes to go on with these from the same place"
-        )
-
-
-def _progress(
-    recipe: Recipe,
-    corpora: list[Corpus],
-    then: TrainingState | None,
-    carried: dict[str, int],
-    ancestors: list[Ancestor],
-) -> TrainingState:
-    """Returns the progress to begin with, or to go on from."""
-    now = TrainingState(
+def _training_state(resolved: ResolvedRun) -> TrainingState:
+    """Returns the training state to start with, or to resume from."""
+    recipe = resolved.recipe
+    current = {
+        "corpora": {name: corpus.index.digest() for name, corpus in resolved.corpora.items()},
+        "schedule": schedules.identity(recipe.schedule.name),
+        "curve": schedules.sample_curve(recipe.schedule),
+        "rewarm": __version__,
+    }
+    if resolved.resume:
+        return resolved.resume.state.model_copy(update=current)
+    return TrainingState(
         step=0,
         tokens=0,
         lrs=None,
         blocks=dict.fromkeys(recipe.data.train, 0),
-        carried=carried,
-        stream=batch_loader.EMPTY_DIGEST,
-        corpora={corpus.name: corpus.index.digest() for corpus in corpora},
+        carried=resolved.carried,
+        stream=EMPTY_DIGEST,
         baseline={},
         losses={},
         guard={},
-        schedule=schedules.identity(recipe.schedule.name),
-        curve=schedules.sample_curve(recipe.schedule),
-        lineage=ancestors,
-        rewarm=version("rewarm"),
+        lineage=resolved.ancestors,
+        **current,
     )
-    if then is None:
-        return now
-    return then.model_copy(
-        update={
-            "corpora": now.corpora,
-            "schedule": now.schedule,
-            "curve": now.curve,
-            "rewarm": now.rewarm,
-        }
+
+
+def _resume_lines(resume: ResumeState | None, now: TrainingState) -> list[str]:
+    """Returns the accepted changes of a resumed run, and a warning of a new plug-in version."""
+    if resume is None:
+        return []
+    lines = [f"changed {change}" for change in resume.changes]
+    if resume.state.schedule != now.schedule:
+        before, after = (
+            "{name} of {distribution} {version}".format_map({**now.schedule, **state.schedule})
+            for state in (resume.state, now)
+        )
+        lines.append(printable(f"warning: the schedule is {after}, and was {before}"))
+    return lines
+
+
+def _model_line(model: NeoX, vocabulary: int) -> str:
+    rows = model.architecture.vocabulary
+    padding = f", {rows - vocabulary} of them padding" if rows > vocabulary else ""
+    return f"model   {model.architecture.parameters:,} parameters, {rows:,} embedding rows{padding}"
+
+
+def _device_line(recipe: Recipe, device: torch.device, kernels_text: str) -> str:
+    tf32 = ", matmuls in TF32," if recipe.tf32 else ""
+    deterministic = ", deterministic" if recipe.deterministic else ""
+    return f"device  {device_name(device)}, {recipe.precision}{tf32}{kernels_text}{deterministic}"
+
+
+def _memory_line(model: NeoX, recipe: Recipe, *, triton: bool) -> str:
+    estimate = estimate_recipe_memory(recipe, model.architecture, triton=triton)
+    return f"memory  {estimate.as_text()}"
+
+
+def _steps_line(recipe: Recipe, state: TrainingState) -> str:
+    step = min(state.step + 1, recipe.steps)
+    return (
+        f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
+        f"lr {recipe.lr(step):.4g} → {recipe.lr(recipe.steps):.4g}"
     )

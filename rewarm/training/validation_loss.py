@@ -1,4 +1,4 @@
-"""Loss and perplexity on named validation sets; forgetting is a difference between two."""
+"""Loss and perplexity on named validation sets; forgetting is the difference between two."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ import torch
 from rewarm.checkpoints.find_checkpoint import locate_base
 from rewarm.checkpoints.load_weights import load_model
 from rewarm.checkpoints.manifest import verify_checkpoint
-from rewarm.data.corpus import blocks_in_stored_order
 from rewarm.data.shard_source import ShardSource
+from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.data.tokenizer import check_model_matches_shards
-from rewarm.errors import DataError
 from rewarm.model.neox import NeoX
 from rewarm.quantities import perplexity
-from rewarm.recipe.recipe import Recipe
 from rewarm.training.device_setup import autocast, find_device
 
 
 class SetLoss(NamedTuple):
-    """The loss of one set."""
+    """The loss on one validation set."""
 
     loss: float
     """Mean cross-entropy per target token, in nats."""
@@ -38,72 +36,60 @@ class SetLoss(NamedTuple):
 @torch.no_grad()
 def measure_loss(
     model: NeoX,
-    place: ShardSource,
+    blocks: StoredBlocks,
     *,
-    context: int,
     microbatch: int,
-    tokens: int | None = None,
     precision: str = "fp32",
     separator: int | None = None,
 ) -> SetLoss:
-    """Returns the model's loss on shards, in their stored order.
+    """Returns the model's loss on blocks of shape (context + 1,), in their stored order.
 
     Args:
         model: on the device to use.
-        place: where the shards are.
-        context: tokens in a sequence.
+        blocks: what to measure on.
         microbatch: sequences at once.
-        tokens: measure on the first so many; None for all.
         precision: of the forward pass; sums are in double precision.
-        separator: the end-of-text token, if documents should not see each other.
+        separator: the end-of-text token, where documents must not attend to each other.
 
     Raises:
-        DataError: the folder is missing or damaged, or holds less than one block.
+        DataError: a shard is missing or damaged.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    counted = 0
-    blocks = blocks_in_stored_order(place, context=context, tokens=tokens)
-    while rows := list(islice(blocks, microbatch)):
-        block = torch.from_numpy(np.stack(rows).astype(np.int64)).to(device)
-        inputs, targets = block[:, :-1], block[:, 1:]
+    rest = iter(blocks)
+    while rows := list(islice(rest, microbatch)):
+        tokens = torch.from_numpy(np.stack(rows).astype(np.int64)).to(device)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if len(rows) < microbatch:
-            # A compiled layer has one shape: fill up, with targets that do not count.
+            # A compiled layer has one shape: padded with targets that are ignored.
             missing = microbatch - len(rows)
             inputs = torch.nn.functional.pad(inputs, (0, 0, 0, missing))
             targets = torch.nn.functional.pad(targets, (0, 0, 0, missing), value=-100)
         with autocast(precision, device):
             total += model.loss(inputs, targets, separator=separator, reduction="sum")
-        counted += len(rows) * context
-    if not counted:
-        raise DataError(
-            f"{place}: too little data to measure on: not one block of context + 1 = "
-            f"{context + 1:,} tokens"
-        )
-    return SetLoss(float(total) / counted, counted)
+    return SetLoss(float(total) / blocks.tokens, blocks.tokens)
 
 
-def measure_validation_sets(
-    model: NeoX, recipe: Recipe, separator: int | None = None
+def measure_losses(
+    model: NeoX,
+    sets: dict[str, StoredBlocks],
+    *,
+    microbatch: int,
+    precision: str,
+    separator: int | None = None,
 ) -> dict[str, SetLoss]:
-    """Returns the loss of every validation set of a recipe, by name."""
+    """Returns the loss on each validation set, by name; arguments as for `measure_loss`."""
     return {
         name: measure_loss(
-            model,
-            ShardSource(said.shards, cache_bytes=recipe.data.cache),
-            context=recipe.data.context,
-            microbatch=recipe.microbatch,
-            tokens=said.tokens,
-            precision=recipe.precision,
-            separator=separator,
+            model, blocks, microbatch=microbatch, precision=precision, separator=separator
         )
-        for name, said in recipe.data.validation.items()
+        for name, blocks in sets.items()
     }
 
 
 def measure_checkpoint(
     name: str,
-    sets: dict[str, ShardSource],
+    sources: dict[str, ShardSource],
     *,
     context: int | None,
     microbatch: int,
@@ -114,25 +100,19 @@ def measure_checkpoint(
 
     Raises:
         CheckpointError: it cannot be found or loaded, or its tokenizer is not the shards'.
-        DataError: a shard folder cannot be read.
+        DataError: a shard folder cannot be read, or holds less than one block.
     """
     base = locate_base(name)
     if base.kind == "rewarm checkpoint":
         verify_checkpoint(base.directory)
     context = context or base.architecture.positions
-    for place in sets.values():
-        facts = place.index.tokenizer
-        check_model_matches_shards(base.architecture, base.directory, facts, str(place), context)
+    for source in sources.values():
+        info = source.index.tokenizer
+        check_model_matches_shards(base.architecture, base.directory, info, str(source), context)
+    sets = {
+        validation_set: StoredBlocks(source, context=context, tokens=tokens)
+        for validation_set, source in sources.items()
+    }
     model, _ = load_model(base.architecture, base.directory)
     model.to(find_device())
-    return {
-        on: measure_loss(
-            model,
-            place,
-            context=context,
-            microbatch=microbatch,
-            tokens=tokens,
-            precision=precision,
-        )
-        for on, place in sets.items()
-    }
+    return measure_losses(model, sets, microbatch=microbatch, precision=precision)

@@ -1,4 +1,4 @@
-"""Proof on this machine: a run that was interrupted and resumed ends as one that was not."""
+"""Proves on this machine that an interrupted and resumed run ends as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -11,23 +11,24 @@ import torch
 from safetensors.torch import load_file
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
+from rewarm.checkpoints.manifest import OPTIMIZER_FILE
 from rewarm.errors import RewarmError
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_file import read_metrics
 
 _TIMES = ("tokens_per_second", "mfu", "data_wait", "save_stall")
 
-# A process of its own for each stretch: nothing that was not saved can help it.
-_STRETCH = """
+# Each part runs in a process of its own: nothing that was not saved can help it.
+_PART = """
 import sys
 from pathlib import Path
 from rewarm.errors import Preempted, RewarmError
 from rewarm.recipe.recipe import load_recipe
 from rewarm.training.loop import train
-recipe, run, resume, until = sys.argv[1:]
+path, run, resume, until = sys.argv[1:]
 try:
-    checked = load_recipe(Path(recipe), [f"run={run}", "keep={}", "deterministic=true"])
-    train(checked, resume=resume == "resume", until=int(until))
+    recipe = load_recipe(Path(path), [f"run={run}", "keep={}", "deterministic=true"])
+    train(recipe, resume=resume == "resume", until=int(until))
 except Preempted:
     pass
 except RewarmError as error:
@@ -37,11 +38,11 @@ except RewarmError as error:
 
 
 def verify_resume(recipe: Recipe, steps: int, work: Path) -> list[str]:
-    """Returns what differs between `steps` steps straight and interrupted half-way; best nothing.
+    """Returns how `steps` steps with an interruption half-way differ from steps without one.
 
-    Weights, Adam's moments, the digest of the stream and all metrics but times are compared bit for
-    bit, with `deterministic: true`. Where something differs, the straight run is made once more, to
-    say whose doing it is.
+    Weights, optimizer state, the digest of the data and all metrics but times are compared bit for
+    bit, with `deterministic: true`. Where something differs, the uninterrupted run is made twice,
+    to tell whether the resume is the cause.
 
     Raises:
         RewarmError: a run failed; with its own message and exit code.
@@ -49,28 +50,27 @@ def verify_resume(recipe: Recipe, steps: int, work: Path) -> list[str]:
     steps = min(steps, recipe.steps)
     document = work / "recipe.yaml"
     document.write_text(recipe.to_yaml(), encoding="utf-8")
-    _stretch(document, work / "straight", "begin", steps)
-    _stretch(document, work / "resumed", "begin", max(1, steps // 2))
-    _stretch(document, work / "resumed", "resume", steps)
-    differ = _differences(work / "straight", work / "resumed")
-    if differ:
-        _stretch(document, work / "again", "begin", steps)
-        again = _differences(work / "straight", work / "again")
-        differ.append(
-            "two runs without any interruption differ too: a kernel on this device is not "
-            "deterministic (the resume is not to blame)"
-            if again
-            else "two runs without any interruption are the same: it is the resume that differs"
+    _run_part(document, work / "uninterrupted", "start", steps)
+    _run_part(document, work / "resumed", "start", max(1, steps // 2))
+    _run_part(document, work / "resumed", "resume", steps)
+    differences = _differences(work / "uninterrupted", work / "resumed")
+    if differences:
+        _run_part(document, work / "again", "start", steps)
+        differences.append(
+            "two uninterrupted runs differ too: a kernel on this device is not deterministic (the "
+            "resume is not the cause)"
+            if _differences(work / "uninterrupted", work / "again")
+            else "two uninterrupted runs are the same: the resume is the cause"
         )
-    return differ
+    return differences
 
 
-def _stretch(recipe: Path, run: Path, how: str, until: int) -> None:
-    command = [sys.executable, "-c", _STRETCH, str(recipe), str(run), how, str(until)]
+def _run_part(recipe: Path, run: Path, start: str, until: int) -> None:
+    command = [sys.executable, "-c", _PART, str(recipe), str(run), start, str(until)]
     ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
     if ended.returncode:
-        said = ended.stderr.strip().splitlines() or ["no message"]
-        error = RewarmError(f"{run.name}: {said[-1].removeprefix('error: ')}")
+        lines = ended.stderr.strip().splitlines() or ["no message"]
+        error = RewarmError(f"{run.name}: {lines[-1].removeprefix('error: ')}")
         error.exit_code = ended.returncode
         raise error
 
@@ -79,20 +79,20 @@ def _differences(one: Path, other: Path) -> list[str]:
     a, b = last_checkpoint(one), last_checkpoint(other)
     if a is None or b is None or a.name != b.name:
         return [f"the last checkpoint: {a and a.name} and {b and b.name}"]
-    differ = []
-    for file in ("model.safetensors", "optimizer.safetensors"):
+    differences = []
+    for file in ("model.safetensors", OPTIMIZER_FILE):
         if (a / file).read_bytes() == (b / file).read_bytes():
             continue
         first, second = load_file(a / file), load_file(b / file)
         names = [name for name in first if not torch.equal(first[name], second[name])]
-        far = max(float((first[name] - second[name]).abs().max()) for name in names)
-        differ.append(f"{file}: {len(names)} of {len(first)} tensors, by up to {far:.3g}")
+        largest = max(float((first[name] - second[name]).abs().max()) for name in names)
+        differences.append(f"{file}: {len(names)} of {len(first)} tensors, by up to {largest:.3g}")
     if (a / "progress.json").read_bytes() != (b / "progress.json").read_bytes():
-        differ.append("progress.json: the digest of the stream, or what the guard remembers")
+        differences.append("progress.json: the digest of the data, or the state of the guard")
     pairs = zip(_metrics(one), _metrics(other), strict=False)
     if line := next((x for x, y in pairs if x != y), None):
-        differ.append(f"metrics: from the {line['kind']} line of step {line['step']:,} on")
-    return differ
+        differences.append(f"metrics: from the {line['kind']} line of step {line['step']:,} on")
+    return differences
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:

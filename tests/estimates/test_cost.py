@@ -192,7 +192,7 @@ TINY = Architecture(layers=2, hidden=32, heads=2, vocabulary=512, positions=64)
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(measure_step_time, "SECONDS", 0.0)
+    monkeypatch.setattr(measure_step_time, "MIN_SECONDS", 0.0)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 

@@ -1,22 +1,33 @@
-"""`rewarm check`: what a recipe, or a study, will do, without doing it."""
+"""`rewarm check`: what a recipe, or a study, will do, and what prevents it, without doing it."""
 
 from __future__ import annotations
 
-from rewarm.cli.options import Json, RecipeFile, Set, load_recipe
+from rewarm.cli.options import AcceptChanges, Json, RecipeFile, Resume, Set, load_recipe
 
 
-def check(recipe: RecipeFile, overrides: Set = None, as_json: Json = False) -> None:
-    """Print what a recipe, or a study, will do, as arithmetic, without doing it."""
-    from rewarm.estimates.run_plan import plan_as_text, plan_run
-    from rewarm.study.study_file import is_study, load_study
+def check(
+    recipe: RecipeFile,
+    overrides: Set = None,
+    resume: Resume = False,
+    accept_changes: AcceptChanges = False,
+    as_json: Json = False,
+) -> None:
+    """Print what a recipe, or a study, will do, and refuse what training would refuse."""
+    from rewarm.study.study_file import is_study
 
     if is_study(recipe):
         from rewarm.cli.study_output import print_study_plan
+        from rewarm.study.preflight_study import check_study
+        from rewarm.study.study_file import load_study
 
-        print_study_plan(load_study(recipe, overrides))
+        study = load_study(recipe, overrides)
+        print_study_plan(study)
+        check_study(study)
         return
-    found, problem = plan_run(load_recipe(recipe, overrides))
-    print(found.model_dump_json(indent=1) if as_json else plan_as_text(found))
-    if problem:
-        problem.args = ("\n".join(found.problems),)
-        raise problem
+    from rewarm.estimates.run_plan import plan_as_text, plan_run
+    from rewarm.runs.resolve import resolve
+
+    resolved = resolve(load_recipe(recipe, overrides), resume=resume, accept_changes=accept_changes)
+    plan = plan_run(resolved)
+    print(plan.model_dump_json(indent=1, by_alias=True) if as_json else plan_as_text(plan))
+    resolved.raise_problems()

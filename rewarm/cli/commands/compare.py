@@ -20,6 +20,9 @@ def compare(
 ) -> None:
     """Run every arm of a study with every seed, and print the results."""
     from rewarm.cli.study_output import run_and_print_study
+    from rewarm.study.preflight_study import check_study
     from rewarm.study.study_file import load_study
 
-    run_and_print_study(load_study(study, overrides), workers, as_json=as_json)
+    plan = load_study(study, overrides)
+    check_study(plan)
+    run_and_print_study(plan, workers, as_json=as_json)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -36,64 +36,74 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure loss and perplexity of checkpoints on shards."""
-    from rewarm.quantities import parse_count
-
-    sets: dict[str, str] = {}
-    for one in data:
-        name, equals, folder = one.partition("=")
-        if not (name and equals and folder) or name in sets:
-            raise typer.BadParameter(f"--data {one}: should be NAME=DIR, each name once")
-        sets[name] = folder
-    try:
-        limit = parse_count(tokens) if tokens else None
-    except ValueError as error:
-        raise typer.BadParameter(f"--tokens {tokens}: {error}") from None
+    limit = _parse_tokens(tokens)
+    sets = _parse_sets(data)
     if precision not in ("fp32", "bf16", "fp16"):
         raise typer.BadParameter(f"--precision {precision}: should be fp32, bf16 or fp16")
     from rewarm.data.shard_source import ShardSource
     from rewarm.training.validation_loss import measure_checkpoint
 
-    places = {name: ShardSource(folder) for name, folder in sets.items()}
+    sources = {name: ShardSource(folder) for name, folder in sets.items()}
     measured = [
         measure_checkpoint(
-            name, places, context=context, microbatch=microbatch, tokens=limit, precision=precision
+            name, sources, context=context, microbatch=microbatch, tokens=limit, precision=precision
         )
         for name in checkpoints
     ]
     if as_json:
-        lines = [
-            {"checkpoint": name}
-            | {
-                f"{on}/{key}": value
-                for on, one in losses.items()
-                for key, value in (
-                    ("loss", one.loss),
-                    ("perplexity", one.perplexity),
-                    ("tokens", one.tokens),
-                )
-            }
-            for name, losses in zip(checkpoints, measured, strict=True)
-        ]
-        print(json.dumps(lines, indent=1))
-        return
-    print_table(_losses(checkpoints, measured))
+        print(json.dumps(list(map(_as_json, checkpoints, measured)), indent=1))
+    else:
+        print_table(_loss_table(checkpoints, measured))
 
 
-def _losses(checkpoints: list[str], measured: list[dict[str, SetLoss]]) -> Table:
+def _parse_tokens(tokens: str | None) -> int | None:
+    from rewarm.quantities import parse_count
+
+    try:
+        return parse_count(tokens) if tokens else None
+    except ValueError as error:
+        raise typer.BadParameter(f"--tokens {tokens}: {error}") from None
+
+
+def _parse_sets(data: list[str]) -> dict[str, str]:
+    """Returns the shards of each validation set by its name."""
+    sets: dict[str, str] = {}
+    for option in data:
+        name, equals, folder = option.partition("=")
+        if not (name and equals and folder) or name in sets:
+            raise typer.BadParameter(f"--data {option}: should be NAME=DIR, each name once")
+        sets[name] = folder
+    return sets
+
+
+def _as_json(checkpoint: str, losses: dict[str, SetLoss]) -> dict[str, Any]:
+    return {"checkpoint": checkpoint} | {
+        f"{name}/{key}": value
+        for name, result in losses.items()
+        for key, value in (
+            ("loss", result.loss),
+            ("perplexity", result.perplexity),
+            ("tokens", result.tokens),
+        )
+    }
+
+
+def _loss_table(checkpoints: list[str], measured: list[dict[str, SetLoss]]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("checkpoint", overflow="fold")
     table.add_column("set", no_wrap=True)
     for column in ("loss", "perplexity", "tokens", "vs first"):
         table.add_column(column, justify="right", no_wrap=True)
-    for name, losses in zip(checkpoints, measured, strict=True):
-        for row, (on, one) in enumerate(losses.items()):
-            difference = "" if losses is measured[0] else f"{one.loss - measured[0][on].loss:+.4f}"
+    reference = measured[0]
+    for checkpoint, losses in zip(checkpoints, measured, strict=True):
+        for row, (name, result) in enumerate(losses.items()):
+            difference = result.loss - reference[name].loss
             table.add_row(
-                name if row == 0 else "",
-                on,
-                f"{one.loss:.4f}",
-                f"{one.perplexity:,.2f}",
-                f"{one.tokens:,}",
-                difference,
+                checkpoint if row == 0 else "",
+                name,
+                f"{result.loss:.4f}",
+                f"{result.perplexity:,.2f}",
+                f"{result.tokens:,}",
+                "" if losses is reference else f"{difference:+.4f}",
             )
     return table

@@ -95,7 +95,7 @@ def conform(
 
     settings = YamlDocument("", "settings")
     for override in overrides or []:
-        settings.set(override)
+        settings.apply_override(override)
     found = conformance(name, settings.data)
     broken = sum(how is not None for how in found.values())
     if as_json:

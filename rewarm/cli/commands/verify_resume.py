@@ -16,19 +16,19 @@ def verify_resume(
     overrides: Set = None,
     steps: Annotated[int, typer.Option(help="Steps to run, interrupted half-way.", min=2)] = 40,
 ) -> None:
-    """Prove on this machine that an interrupted run ends, bit for bit, as one that was not."""
+    """Prove on this machine that an interrupted run ends, bit for bit, as an uninterrupted one."""
     import tempfile
 
-    checked = load_recipe(recipe, overrides)
+    loaded = load_recipe(recipe, overrides)
     from rewarm.training.device_setup import find_device
-    from rewarm.training.verify_resume import verify_resume as differences
+    from rewarm.training.verify_resume import verify_resume
 
-    how = " with deterministic: true" if find_device().type == "cuda" else ""
     with tempfile.TemporaryDirectory(prefix="rewarm-verify-resume-") as work:
-        differ = differences(checked, steps, Path(work))
-    if differ:
-        raise CheckpointError("the resumed run differs:\n  " + "\n  ".join(differ))
+        differences = verify_resume(loaded, steps, Path(work))
+    if differences:
+        raise CheckpointError("the resumed run differs:\n  " + "\n  ".join(differences))
+    deterministic = " with deterministic: true" if find_device().type == "cuda" else ""
     print(
-        f"{min(steps, checked.steps)} steps, straight and interrupted: weights, moments, stream "
-        f"and metrics are the same, bit for bit{how}"
+        f"{min(steps, loaded.steps)} steps, uninterrupted and interrupted: weights, optimizer "
+        f"state, data and metrics are the same, bit for bit{deterministic}"
     )
