@@ -59,7 +59,7 @@ def test_the_tutorial(shell, tmp_path, recipe_text):
             said[line] = shell(line)
     assert said["rewarm schedules test staircase"].count("kept") == 10
     assert "7 passed" in said["pytest rewarm-staircase"]
-    assert "How many stairs there are, all of one length." in said["rewarm schedules staircase"]
+    assert "The number of stairs, all of the same length." in said["rewarm schedules staircase"]
     (plotted,) = (out for line, out in said.items() if "plot-schedule" in line)
     assert "3e-4" in plotted
     assert "3.75e-5" in plotted
