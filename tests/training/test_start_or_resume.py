@@ -4,13 +4,13 @@ import fcntl
 import json
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from rewarm_process import RewarmProcess
 from safetensors.torch import load_file
 from training_runs import StopAfter, learnt, metrics, run
 
@@ -55,37 +55,30 @@ def test_the_command_saves_and_exits_with_the_code_of_the_signal(
     path = tmp_path / "recipe.yaml"
     endless = recipe_text.replace("tokens: 20480\n", "tokens: 10M\n")
     path.write_text(endless.replace("lanes: 2\n", "lanes: 2\n  max_epochs: null\n"))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rewarm", "train", str(path)], stderr=subprocess.PIPE, text=True
-    )
-    while not (line := process.stderr.readline()).startswith("step 3/"):
-        assert line, "ended before step 3"
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "Traceback" not in said
-    assert "--resume" in said
+    process = RewarmProcess(tmp_path, "train", path)
+    assert process.wait_for("\nstep 3/"), "ended before step 3"
+    process.signal(number)
+    assert process.wait() == code
+    assert "Traceback" not in process.errors
+    assert "--resume" in process.errors
     last = last_checkpoint(tmp_path / "run")
     assert json.loads((last / "progress.json").read_text())["step"] >= 3
 
 
+@pytest.mark.slow
 def test_five_kills_at_any_moment_lose_nothing(recipe_text, tmp_path):
     straight = run(recipe_text, tmp_path / "straight", every__save=2)
     path = tmp_path / "recipe.yaml"
     path.write_text(recipe_text)
     directory = tmp_path / "killed"
-    command = [
-        sys.executable, "-m", "rewarm", "train", str(path), "--resume",
-        "--set", f"run={directory}", "--set", "every.save=2",
-    ]  # fmt: skip
+    command = ("train", path, "--resume", "--set", f"run={directory}", "--set", "every.save=2")
     for delay in (0.0, 0.15, 0.3, 0.45, 0.6):
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        while (line := process.stderr.readline()) and not line.startswith("step"):
-            pass
+        process = RewarmProcess(tmp_path, *command)
+        process.wait_for("\nstep")
         time.sleep(delay)
-        process.kill()
-        process.communicate()
-    subprocess.run(command, check=True, capture_output=True)
+        process.signal(signal.SIGKILL)
+        process.wait()
+    assert RewarmProcess(tmp_path, *command).wait() == 0
     assert learnt(last_checkpoint(directory)) == learnt(straight)
     assert metrics(directory) == metrics(tmp_path / "straight")
     assert not list(directory.rglob("*.partial"))
@@ -200,9 +193,7 @@ def test_a_shard_that_goes_bad_stops_the_run_with_everything_saved(recipe_text, 
     where = {"data__train__upstream__shards": folder, "data__lanes": 1}
     straight = run(recipe_text, tmp_path / "straight", **where)
     upstream = Corpus("upstream", ShardSource(str(folder)), context=64, seed=5, lanes=1)
-    upstream.block(80)  # of the 96 that the run takes
-    (opened,) = upstream._windows[-1].opened
-    bad = folder / upstream.index.shards[opened].name
+    bad = folder / upstream.shard_of_block(80)  # of the 96 that the run reads
     whole = bad.read_bytes()
     bad.write_bytes(whole[:-600])
     with pytest.raises(DataError, match=bad.name) as error:

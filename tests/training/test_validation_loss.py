@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -18,21 +16,15 @@ def run(recipe_file, tmp_path):
     return tmp_path / "run"
 
 
-def rewarm(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "rewarm", *map(str, arguments)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def test_eval_gives_the_losses_of_the_metrics(run, corpora):
+def test_eval_gives_the_losses_of_the_metrics(run, corpora, command):
     sets = [
         f"--data=upstream={corpora}/upstream/val",
         f"--data=downstream={corpora}/downstream/val",
     ]
-    said = rewarm("eval", run, run / "checkpoints" / "step-00000010", *sets, "--json")
-    assert said.returncode == 0, said.stderr
-    last, tenth = json.loads(said.stdout)
+    tenth_step = run / "checkpoints" / "step-00000010"
+    code, output, errors = command("eval", run, tenth_step, *sets, "--json")
+    assert code == 0, errors
+    last, tenth = json.loads(output)
     assert last["checkpoint"] == str(run)
     measured = {
         x["step"]: x for x in read_metrics(run / "metrics.jsonl") if x["kind"] == "evaluate"
@@ -42,12 +34,10 @@ def test_eval_gives_the_losses_of_the_metrics(run, corpora):
     assert last["downstream/perplexity"] == pytest.approx(measured[20]["downstream/perplexity"])
 
 
-def test_eval_prints_a_table_with_the_difference_to_the_first(run, corpora):
-    said = rewarm(
-        "eval", run / "checkpoints" / "step-00000010", run,
-        f"--data=upstream={corpora}/upstream/val",
-    )  # fmt: skip
-    header, first, second = said.stdout.splitlines()
+def test_eval_prints_a_table_with_the_difference_to_the_first(run, corpora, command):
+    data = f"--data=upstream={corpora}/upstream/val"
+    _, output, _ = command("eval", run / "checkpoints" / "step-00000010", run, data)
+    header, first, second = output.splitlines()
     assert header.split() == ["checkpoint", "set", "loss", "perplexity", "tokens", "vs", "first"]
     difference = float(second.split()[-1])
     assert difference == pytest.approx(
@@ -76,13 +66,14 @@ def test_the_microbatch_does_not_matter(run, corpora):
         (["{run}", "--data=a=b", "--precision=int4"], 2, "should be fp32, bf16 or fp16"),
     ],
 )
-def test_bad_input_ends_with_one_message(run, corpora, arguments, code, said):
+def test_bad_input_ends_with_one_message(run, corpora, command, arguments, code, said):
     val = corpora / "third" / "val"
-    ended = rewarm("eval", *(argument.format(run=run, val=val) for argument in arguments))
-    assert ended.returncode == code
+    words = (argument.format(run=run, val=val) for argument in arguments)
+    exit_code, _, errors = command("eval", *words)
+    assert exit_code == code
     # Typer wraps usage errors into a box.
-    assert said in " ".join(ended.stderr.replace("│", "").split())
-    assert "Traceback" not in ended.stderr
+    assert said in " ".join(errors.replace("│", "").split())
+    assert "Traceback" not in errors
 
 
 def test_a_set_smaller_than_a_block_is_refused(run, corpora, tmp_path):
