@@ -1,10 +1,7 @@
 """How problems of a document are reported: at their source locations, all of them at once."""
 
 import random
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -285,12 +282,11 @@ def test_mutation_is_reported_at_its_line(mutation, tmp_path):
 
 
 @pytest.mark.parametrize("mutation", DRAW.sample(MUTATIONS, 12), ids=lambda mutation: mutation.name)
-def test_check_command_reports_mutation_at_its_line(mutation, tmp_path):
+def test_check_command_reports_mutation_at_its_line(mutation, tmp_path, command):
     path = tmp_path / "r.yaml"
     path.write_text(mutation.text, encoding="utf-8")
-    command = Path(sys.executable).with_name("rewarm")
-    process = subprocess.run([command, "check", path], capture_output=True, text=True, check=False)
-    assert process.returncode == 2
-    assert f"{path}:{mutation.line}:" in process.stderr
-    assert "Traceback" not in process.stdout + process.stderr
-    assert not process.stdout
+    code, output, errors = command("check", path)
+    assert code == 2
+    assert f"{path}:{mutation.line}:" in errors
+    assert "Traceback" not in errors
+    assert not output
