@@ -1,28 +1,25 @@
-"""Claims: how they are read, and what few seeds can say of them."""
-
-import math
+"""Claims: how they are parsed, and what few seeds can decide."""
 
 import pytest
 
 from rewarm.study.claims import FigureRequest, parse_claim
-from rewarm.study.intervals import estimate_mean
 
 ARMS = ["rewarm", "peak-6e-4", "constant"]
 SETS = ["upstream", "downstream"]
 
 
-def read(text):
-    return parse_claim(text, arms=ARMS, sets=SETS)
+def parse(text):
+    return parse_claim(text, arms=ARMS, validation_sets=SETS)
 
 
-def known(values):
-    """A function of figures by name and seed: {("final", "upstream", "rewarm"): [1.0, 2.0]}."""
+def lookup(values):
+    """Looks figures up by name, set and arms: {("final", "upstream", "rewarm"): [1.0, 2.0]}."""
 
-    def say(asked: FigureRequest, seed: int) -> float | None:
-        of = values.get((asked.figure, asked.on, *asked.arms))
-        return of[seed] if of else None
+    def figure(request: FigureRequest, seed: int) -> float | None:
+        by_seed = values.get((request.figure, request.validation_set, *request.arms))
+        return by_seed[seed] if by_seed else None
 
-    return say
+    return figure
 
 
 LOSSES = {
@@ -49,73 +46,67 @@ LOSSES = {
     ],
 )
 def test_verdicts(text, verdict):
-    assert read(text).judge(known(LOSSES), [0, 1, 2]).verdict == verdict
+    assert parse(text).judge(lookup(LOSSES), [0, 1, 2]).verdict == verdict
 
 
-def test_the_effect_is_paired_and_has_students_interval():
-    found = read("final(upstream, peak-6e-4) > final(upstream, rewarm)").judge(
-        known(LOSSES), [0, 1, 2]
+def test_effect_is_paired_with_an_interval_by_students_t():
+    verdict = parse("final(upstream, peak-6e-4) > final(upstream, rewarm)").judge(
+        lookup(LOSSES), [0, 1, 2]
     )
     # Differences 0.5, 0.55, 0.5: mean 0.51667, s = 0.028868, s/√3 = 0.016667, t(2) = 4.303.
-    assert found.effect.mean == pytest.approx(0.516667, abs=1e-6)
-    assert found.effect.error == pytest.approx(0.016667, abs=1e-6)
-    assert found.effect.interval == pytest.approx((0.444950, 0.588383), abs=1e-6)
+    assert verdict.effect.mean == pytest.approx(0.516667, abs=1e-6)
+    assert verdict.effect.error == pytest.approx(0.016667, abs=1e-6)
+    assert verdict.effect.interval == pytest.approx((0.444950, 0.588383), abs=1e-6)
 
 
-def test_one_seed_decides_nothing():
-    found = read("final(upstream, rewarm) < final(upstream, peak-6e-4)").judge(known(LOSSES), [0])
-    assert (found.verdict, found.why) == ("undecided", "one seed has no interval")
-    assert found.effect.mean == pytest.approx(-0.5)
-    assert found.effect.interval is None
+def test_one_seed_is_undecided():
+    verdict = parse("final(upstream, rewarm) < final(upstream, peak-6e-4)").judge(
+        lookup(LOSSES), [0]
+    )
+    assert (verdict.verdict, verdict.why) == ("undecided", "one seed has no interval")
+    assert verdict.effect.mean == pytest.approx(-0.5)
+    assert verdict.effect.interval is None
 
 
-def test_what_was_not_measured_is_not_judged():
-    found = read("final(downstream, rewarm) < 3").judge(known(LOSSES), [0, 1])
-    assert (found.verdict, found.effect, found.why) == ("undecided", None, "not measured")
-    some = {("final", "upstream", "rewarm"): [2.0, None, 2.2]}
-    found = read("final(upstream, rewarm) < 3").judge(known(some), [0, 1, 2])
-    assert (found.verdict, found.why) == ("undecided", "1 of 3 seeds have no value")
+def test_missing_measurements_are_undecided():
+    verdict = parse("final(downstream, rewarm) < 3").judge(lookup(LOSSES), [0, 1])
+    assert verdict == ("undecided", None, "not measured")
+    losses = {("final", "upstream", "rewarm"): [2.0, None, 2.2]}
+    verdict = parse("final(upstream, rewarm) < 3").judge(lookup(losses), [0, 1, 2])
+    assert (verdict.verdict, verdict.why) == ("undecided", "1 of 3 seeds have no value")
 
 
-def test_an_arm_that_never_overtakes_does_not_do_so_late():
-    values = {
+def test_never_overtaking_does_not_confirm_overtaking_late():
+    losses = {
         ("overtakes", "downstream", "rewarm", "constant"): [None, None],
         ("final", "downstream", "rewarm"): [3.0, 3.0],
         ("final", "downstream", "constant"): [2.0, 2.0],
     }
-    found = read("overtakes(rewarm, constant, downstream) after 20%").judge(known(values), [0, 1])
-    assert (found.verdict, found.why) == ("not held", "it is never overtaken")
+    claim = parse("overtakes(rewarm, constant, downstream) after 20%")
+    verdict = claim.judge(lookup(losses), [0, 1])
+    assert (verdict.verdict, verdict.why) == ("not held", "it never overtakes")
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("", "should have a figure or a number on each side"),
         ("final(upstream, rewarm)", "should compare two sides with < or >"),
         ("final(upstream, rewarm) < ", "should have a figure or a number on each side"),
-        ("final(upstream, rewarm) < 3 4", "cannot read '4' where it stands"),
+        ("final(upstream, rewarm) < 3 4", "unexpected '4'"),
         ("final(upstream, rewarm) = 3", "cannot read '= 3'"),
         ("finel(upstream, rewarm) < 3", "no figure named 'finel'; did you mean 'final'?"),
         ("final(upstraem, rewarm) < 3", "set named 'upstraem'; did you mean 'upstream'?"),
         ("final(upstream, constnat) < 3", "no arm named 'constnat'; did you mean 'constant'?"),
         ("final(upstream) < 3", "final should be written final(SET, ARM)"),
         ("overtakes(rewarm, downstream) > 0", "should be written overtakes(ARM, ARM, SET)"),
-        ("(final(upstream, rewarm) < 3", "a bracket is not closed"),
-        ("final(upstream, rewarm) after 30%", "after goes with overtakes(ARM, ARM, SET)"),
+        ("(final(upstream, rewarm) < 3", "a parenthesis is not closed"),
+        ("final(upstream, rewarm) after 30%", "after needs overtakes(ARM, ARM, SET)"),
         ("1.2.3 < 2", "1.2.3 is not a number"),
         ("__import__('os') < 1", "cannot read"),
     ],
 )
-def test_what_cannot_be_read(text, said):
+def test_invalid_claims(text, message):
     with pytest.raises(ValueError, match="a claim is written such as") as raised:
-        read(text)
-    assert said in str(raised.value)
-
-
-def test_estimates():
-    assert estimate_mean([]) is None
-    assert estimate_mean([2.0]) == (2.0, None, 1)
-    many = estimate_mean([0.0, 1.0] * 50)
-    low, high = many.interval
-    assert (low + high) / 2 == pytest.approx(0.5)
-    assert (high - low) / 2 == pytest.approx(1.96 * math.sqrt(0.25 * 100 / 99) / 10)
+        parse(text)
+    assert message in str(raised.value)

@@ -1,4 +1,4 @@
-"""A study that is really run: processes, locks, kills."""
+"""A study that really runs: processes, locks, kills."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-EVERY = "every: {log: 10, evaluate: 50, save: 20}"
+FREQUENT_SAVES = "every: {log: 10, evaluate: 50, save: 20}"
 
 
 @pytest.fixture
@@ -41,25 +41,25 @@ def results(path):
     return json.loads((path.parent / "study" / "results.json").read_text())
 
 
-def learnt(path):
-    """Every last checkpoint's weights."""
+def last_weights(path):
+    """The last checkpoint's weights of every arm."""
     root = path.parent / "study"
-    found = sorted(root.glob("*/17/checkpoints/step-*/model.safetensors"))
-    return {one.parts[-5]: one.read_bytes() for one in found}
+    weights = sorted(root.glob("*/17/checkpoints/step-*/model.safetensors"))
+    return {file.parts[-5]: file.read_bytes() for file in weights}
 
 
-def test_a_study_runs_whole_and_then_not_again(study, command):
+def test_a_study_runs_completely_and_only_once(study, command):
     code, out, err = command("compare", study)
     assert code == 0, err
     assert err.split("\n")[-2] == "constant/17  done"
     assert "undecided" in out
-    assert "(one seed has no interval)" in out
+    assert "one seed has no interval" in out
     assert "seed 17: the same tokens for rewarm, constant" in out
     assert "front     downstream: " in out
     assert "front     upstream: " not in out
-    found = results(study)
-    assert found["batches"] == {"17": [["rewarm", "constant"]]}
-    final = found["arms"]["constant"]["over seeds"]["upstream"]["final"]
+    content = results(study)
+    assert content["batches"] == {"17": [["rewarm", "constant"]]}
+    final = content["arms"]["constant"]["over seeds"]["upstream"]["final"]
     assert final["seeds"] == 1
     metrics = (study.parent / "study" / "constant" / "17" / "metrics.jsonl").read_text()
     assert json.loads(metrics.splitlines()[-1])["upstream/loss"] == final["mean"]
@@ -71,10 +71,10 @@ def test_a_study_runs_whole_and_then_not_again(study, command):
     code, _, err = command("compare", study, "--set", "arms.constant.schedule.lr=2e-3")
     assert code == 3
     assert "constant/17" in err
-    assert "is complete, by another recipe: schedule.lr: 0.001 → 0.002" in err
+    assert "already complete, but by another recipe: schedule.lr: 0.001 → 0.002" in err
 
 
-def test_a_run_that_fails_does_not_stop_the_rest(study, command):
+def test_a_failed_run_does_not_stop_the_others(study, command):
     text = study.read_text()
     broken = "  broken: {data.train.downstream.shards: nowhere}\n"
     study.write_text(text.replace("arms:\n", f"arms:\n{broken}"))
@@ -86,19 +86,19 @@ def test_a_run_that_fails_does_not_stop_the_rest(study, command):
     assert "rewarm" in out
 
 
-def at_work(study):
-    """The processes that train something of a study."""
+def training_processes(study):
+    """The ids of the processes that train a run of a study."""
     root = str(study.parent / "study").encode()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            words = (folder / "cmdline").read_bytes()
-        except OSError:  # it is gone
+            arguments = (folder / "cmdline").read_bytes()
+        except OSError:  # it has ended
             continue
-        if root in words and b"train" in words:
+        if root in arguments and b"train" in arguments:
             yield int(folder.name)
 
 
-def wait_for_the_middle(study, process):
+def wait_until_a_run_is_halfway(study, process):
     """Waits until a run of a study has trained and is not done."""
     while process.poll() is None:
         for metrics in study.parent.glob("study/**/metrics.jsonl"):
@@ -106,34 +106,34 @@ def wait_for_the_middle(study, process):
             if "\nstep 30/" in log and "\nstep 150/" not in log:
                 return
         time.sleep(0.005)
-    pytest.fail("it was done before")
+    pytest.fail("the study ended before it could be killed")
 
 
-def test_killed_thrice_and_gone_on_with_by_two_workers_it_ends_the_same(
+def test_a_study_killed_three_times_and_resumed_by_two_workers_ends_the_same(
     study, command, monkeypatch
 ):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of which the last bits depend
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the last bits depend on it
     for file in (study.parent / "base.yaml", study.parent / "arm.yaml"):
         text = file.read_text().replace("lanes: 2", "lanes: 2\n  max_epochs: null")
         text = re.sub("^tokens: .*", "tokens: 153_600", text, flags=re.M)
-        file.write_text(re.sub("^every: .*", EVERY, text, flags=re.M))
+        file.write_text(re.sub("^every: .*", FREQUENT_SAVES, text, flags=re.M))
     code, _, err = command("compare", study)
     assert code == 0, err
-    whole, said = learnt(study), results(study)
-    (study.parent / "study").rename(study.parent / "whole")
-    words = [sys.executable, "-m", "rewarm", "compare", str(study), "--workers", "2"]
-    for everything in (True, False, True):
-        process = subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
-        wait_for_the_middle(study, process)
+    expected_weights, expected_results = last_weights(study), results(study)
+    (study.parent / "study").rename(study.parent / "uninterrupted")
+    arguments = [sys.executable, "-m", "rewarm", "compare", str(study), "--workers", "2"]
+    for kill_the_runs in (True, False, True):
+        process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
+        wait_until_a_run_is_halfway(study, process)
         process.kill()
         process.wait()
-        if everything:  # else what it started goes on, and keeps its lock
-            for one in at_work(study):
-                os.kill(one, signal.SIGKILL)
-    others = [subprocess.Popen(words, stdout=subprocess.DEVNULL) for _ in range(2)]
-    assert [one.wait(timeout=300) for one in others] == [0, 0]
-    assert learnt(study) == whole
-    assert results(study) == said  # figures, digests, verdicts
+        if kill_the_runs:  # otherwise they continue, and keep their locks
+            for process_id in training_processes(study):
+                os.kill(process_id, signal.SIGKILL)
+    processes = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    assert last_weights(study) == expected_weights
+    assert results(study) == expected_results  # figures, digests, verdicts
     for arm in ("rewarm", "constant"):
         log = (study.parent / "study" / arm / "17.log").read_text()
-        assert log.count("step 150/150") == 1  # no arm twice
+        assert log.count("step 150/150") == 1  # no arm ran twice
