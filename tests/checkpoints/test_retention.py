@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import pytest
-from recipes import recipe_of
 from training_runs import run
 
+from recipes import recipe_of
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.retention import kept_steps, most_checkpoints_at_once, prune_checkpoints
 from rewarm.recipe.fields import KeepSettings
