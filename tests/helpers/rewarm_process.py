@@ -18,7 +18,10 @@ _SERVER.set_forkserver_preload([
 ])  # fmt: skip
 
 
-def _main(words: list[str], environment: dict[str, str], output: Path, errors: Path) -> None:
+def _main(
+    words: list[str], cwd: Path, environment: dict[str, str], output: Path, errors: Path
+) -> None:
+    os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
     for descriptor, path in ((1, output), (2, errors)):
@@ -32,13 +35,19 @@ def _main(words: list[str], environment: dict[str, str], output: Path, errors: P
 
 
 class RewarmProcess:
-    """A command line of rewarm in a process of its own, and what it printed so far."""
+    """A command line of rewarm in a process of its own, and what it has printed so far.
 
-    def __init__(self, folder: Path, *words: object) -> None:
+    What it prints goes to files in `folder`; it runs in `cwd`, by default that of the test.
+    """
+
+    def __init__(self, folder: Path, *words: object, cwd: Path | None = None) -> None:
         self._output, self._errors = folder / "process.out", folder / "process.err"
         for path in (self._output, self._errors):
             path.unlink(missing_ok=True)
-        arguments = (list(map(str, words)), dict(os.environ), self._output, self._errors)
+        arguments = (
+            *(list(map(str, words)), cwd or Path.cwd(), dict(os.environ)),
+            *(self._output, self._errors),
+        )
         self._process = _SERVER.Process(target=_main, args=arguments)
         self._process.start()
 

@@ -1,5 +1,6 @@
-"""The quickstart, whole, once; then every command of the README, in the folder that it left."""
+"""The quickstart as a user runs it; then every command of the README in the folder it wrote."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -8,12 +9,20 @@ import time
 
 import pytest
 from repository import ROOT
+from rewarm_process import RewarmProcess
+from shared_folder import shared_folder
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
-from rewarm.cli.quickstart_steps import _split
 from rewarm.runs.metrics_file import read_metrics
 
+pytestmark = pytest.mark.slow
+
 README = ROOT / "README.md"
+PAGES = [
+    page
+    for page in (README, *sorted((ROOT / "docs").glob("*.md")))
+    if "```console" in page.read_text() and page.name != "plan.md"  # tests/estimates/test_cost.py
+]
 
 
 def shell(command, folder):
@@ -25,17 +34,22 @@ def shell(command, folder):
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory):
-    """The folder in which `rewarm quickstart` ran, what it said, and its seconds."""
-    folder = tmp_path_factory.mktemp("quickstart")
-    started = time.monotonic()
-    ended = shell("rewarm quickstart", folder)
-    assert ended.returncode == 0, ended.stderr
-    return folder, ended.stdout, time.monotonic() - started
+def finished_quickstart(tmp_path_factory):
+    """The folder in which `rewarm quickstart` ran, its output, and its seconds."""
+
+    def run_quickstart(folder):
+        started = time.monotonic()
+        completed = shell("rewarm quickstart", folder)
+        assert completed.returncode == 0, completed.stderr
+        seconds = time.monotonic() - started
+        (folder / "result.json").write_text(json.dumps([completed.stdout, seconds]))
+
+    folder = shared_folder(tmp_path_factory, "quickstart", run_quickstart)
+    return folder, *json.loads((folder / "result.json").read_text())
 
 
-def test_it_shows_adaptation_and_forgetting_of_every_arm(played):
-    folder, said, _ = played
+def test_the_table_has_adaptation_and_forgetting_of_every_arm(finished_quickstart):
+    folder, output, _ = finished_quickstart
     for arm in ("rewarm", "no-warmup", "constant"):
         run = folder / "rewarm-quickstart" / "runs" / arm
         first, *_, last = [
@@ -43,32 +57,32 @@ def test_it_shows_adaptation_and_forgetting_of_every_arm(played):
         ]
         forgetting = last["upstream/loss"] - first["upstream/loss"]
         adaptation = first["downstream/loss"] - last["downstream/loss"]
-        (row,) = [line for line in said.splitlines() if line.startswith(f"{arm} ")]
+        (row,) = [line for line in output.splitlines() if line.startswith(f"{arm} ")]
         assert f"{forgetting:+.3f}" in row
         assert f"{adaptation:+.3f}" in row
         assert adaptation > 0.5  # it learns the new text
-    assert "the same tokens for every arm" in said
+    assert "the same tokens for every arm" in output
 
 
-def test_it_leaves_a_picture_recipes_and_checkpoints(played):
-    folder = played[0] / "rewarm-quickstart"
+def test_it_writes_a_picture_recipes_and_checkpoints(finished_quickstart):
+    folder = finished_quickstart[0] / "rewarm-quickstart"
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
     for name in ("base", "rewarm", "no-warmup", "constant"):
         assert (folder / "recipes" / f"{name}.yaml").is_file()
         assert last_checkpoint(folder / "runs" / name) is not None
 
 
-def test_a_second_start_takes_seconds_and_says_the_same(played):
-    folder, said, first = played
+def test_a_second_call_takes_seconds_and_prints_the_same(finished_quickstart):
+    folder, output, first_seconds = finished_quickstart
     started = time.monotonic()
-    again = shell("rewarm quickstart", folder)
-    assert again.returncode == 0, again.stderr
-    assert time.monotonic() - started < max(20, first / 8)
-    assert again.stdout.splitlines()[-12:] == said.splitlines()[-12:]
+    second = shell("rewarm quickstart", folder)
+    assert second.returncode == 0, second.stderr
+    assert time.monotonic() - started < max(20, first_seconds / 8)
+    assert second.stdout.splitlines()[-12:] == output.splitlines()[-12:]
 
 
-def blocks():
-    """Each console block of the README's tour, as (command, output) pairs."""
+def readme_commands():
+    """Yields (command, output) of every command in the README's console blocks."""
     for block in re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL):
         yield from re.findall(r"^\$ (rewarm .+)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
 
@@ -76,31 +90,25 @@ def blocks():
 EXACT = ("rewarm schedules", "rewarm plot-schedule", "rewarm check")
 
 
-def test_every_command_of_the_readme_runs_and_says_what_the_readme_says(played):
+def test_every_command_of_the_readme_prints_what_the_readme_shows(finished_quickstart, tmp_path):
     commands = [
-        (command, said) for command, said in blocks() if "quickstart" not in command.split()[1]
+        (command, expected_output)
+        for command, expected_output in readme_commands()
+        if "quickstart" not in command.split()[1]
     ]
     assert len(commands) >= 6
-    for command, said in commands:
-        ended = shell(command, played[0])
-        expected = 2 if said.startswith("--set ") else 0  # the README shows one mistake
-        assert ended.returncode == expected, (command, ended.stdout, ended.stderr)
+    for command, expected_output in commands:
+        words = shlex.split(command.removeprefix("rewarm "))
+        process = RewarmProcess(tmp_path, *words, cwd=finished_quickstart[0])
+        shows_an_error = expected_output.startswith("--set ")
+        expected_code = 2 if shows_an_error else 0
+        assert process.wait(timeout=300) == expected_code, (command, process.output, process.errors)
         if command.startswith(EXACT):
-            shown = ended.stdout + ended.stderr
-            assert digitless(shown) == digitless(said), command
+            output = process.output + process.errors
+            assert without_digits(output) == without_digits(expected_output), command
 
 
-def digitless(text):
-    """Counts of the standard library differ between Pythons; the words around them do not."""
-    text = re.sub(r"sha256 [0-9a-f]{12}", "sha256 #", text)  # no two kinds of CPU train alike
+def without_digits(text):
+    """Returns text without its numbers: those of the standard library differ between Pythons."""
+    text = re.sub(r"sha256 [0-9a-f]{12}", "sha256 #", text)  # training differs between kinds of CPU
     return re.sub(r"[\d.,]+[kMB]?", "#", re.sub(r"[ \t]+", " ", text).replace(" \n", "\n")).strip()
-
-
-def test_docstrings_and_code_are_told_apart():
-    import ast
-
-    source = '"""Said."""\n\ndef f():\n    """Said\n    too."""\n    return 1\n'
-    assert _split(source, ast.parse(source)) == (
-        "Said.\n\nSaid\ntoo.",
-        "\ndef f():\n    return 1\n",
-    )
