@@ -68,7 +68,7 @@ def prepare(work: Path, steps: int) -> None:
     import numpy as np
     from safetensors.torch import save_file
 
-    from rewarm.cli.quickstart_steps import _BASE
+    from rewarm.cli.quickstart_steps import BASE_RECIPE
     from rewarm.data.batch_loader import BatchLoader
     from rewarm.data.shard_source import ShardSource
     from rewarm.data.stored_blocks import StoredBlocks
@@ -77,7 +77,7 @@ def prepare(work: Path, steps: int) -> None:
     from rewarm.training.start_or_resume import open_corpora
 
     write_quickstart_shards(work, "upstream")
-    (work / "recipe.yaml").write_text(_BASE.format(out=work))
+    (work / "recipe.yaml").write_text(BASE_RECIPE.format(out=work))
     shape = load_recipe(work / "recipe.yaml").model.stated_architecture
     assert shape is not None
     model = NeoX(shape)

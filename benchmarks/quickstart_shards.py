@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-
-from rewarm.cli import quickstart_steps
+from rewarm.data.standard_library_text import (
+    train_byte_level_bpe,
+    write_standard_library_text,
+    write_text_shards,
+)
 
 
 def write_quickstart_shards(folder: Path, *corpora: str) -> None:
     """Writes text, tokenizer and shards, by default of both corpora, below a folder."""
-    texts = quickstart_steps._write_texts(folder / "text")
-    tokenizer = quickstart_steps._train_tokenizer(folder / "tokenizer.json", texts)
+    texts = write_standard_library_text(folder / "text")
+    train_byte_level_bpe(folder / "tokenizer.json", texts.values())
     for name in corpora or texts:
-        shards = folder / "shards" / name
-        quickstart_steps._shard(name, texts[name], shards, tokenizer, Console(quiet=True))
+        write_text_shards(texts[name], folder / "shards" / name, folder / "tokenizer.json")

@@ -2,7 +2,7 @@ import base64
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
-from by_hand import write_run
+from written_runs import write_run
 
 from rewarm.report.collect_runs import collect_runs
 from rewarm.report.html_loss_scatter import loss_scatter_section

@@ -1,4 +1,4 @@
-"""`rewarm quickstart`: everything once on this machine, with a small model and real text."""
+"""`rewarm quickstart`: the whole workflow on this machine, with a small model and real text."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import typer
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where everything goes.")] = Path(
-        "rewarm-quickstart"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder for text, shards, recipes and runs.")
+    ] = Path("rewarm-quickstart"),
 ) -> None:
-    """Try it all on this machine: a small model, real text, no GPU, no download, some minutes."""
+    """Run the whole workflow here in minutes: a small model, real text, no GPU, no download."""
     from rewarm.cli.quickstart_steps import run_quickstart
 
     run_quickstart(out)
