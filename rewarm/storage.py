@@ -6,6 +6,7 @@ grows too large, the files that were not used for the longest time are deleted.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -139,7 +140,8 @@ class RemoteFolder:
         except OSError as error:
             raise DataError(f"{self.cache}: cannot be written: {error.strerror}") from None
         finally:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
     def _with_retries(self, name: str, use: Callable[[IO[bytes]], Result]) -> Result:
         """Returns the result of `use(file)`; opens the file again after a failed transfer."""

@@ -9,13 +9,19 @@ import pyarrow
 import pytest
 import zstandard
 from pyarrow import parquet
+from shard_folders import documents_of
+from text_corpora import write_texts
 
 from rewarm.data.document_readers import find_input_files, read_documents
+from rewarm.data.shard_writer import write_shards
+from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import DataError
 
 
 def lines(*documents: str) -> bytes:
-    return b"".join(json.dumps({"id": 7, "text": one}).encode() + b"\n" for one in documents)
+    return b"".join(
+        json.dumps({"id": 7, "text": document}).encode() + b"\n" for document in documents
+    )
 
 
 def table(*documents: str) -> pyarrow.Table:
@@ -44,7 +50,7 @@ def tar_of(members: dict[str, bytes]) -> bytes:
 
 
 def read(path, field: str = "text") -> list[str]:
-    return [one.content for one in read_documents(find_input_files([path]), field)]
+    return [document.content for document in read_documents(find_input_files([path]), field)]
 
 
 THREE = ("one", "zwei\nLinien", "три")
@@ -57,9 +63,9 @@ THREE = ("one", "zwei\nLinien", "три")
         ("blank.jsonl", b"\n" + lines("one") + b"  \n\n" + lines("zwei\nLinien", "три").strip()),
         ("crlf.jsonl", lines(*THREE).replace(b"\n", b"\r\n")),
         ("a.jsonl.zst", zstandard.compress(lines(*THREE))),
-        ("frames.jsonl.zst", b"".join(zstandard.compress(lines(one)) for one in THREE)),
+        ("frames.jsonl.zst", b"".join(zstandard.compress(lines(text)) for text in THREE)),
         ("a.jsonl.gz", gzip.compress(lines(*THREE))),
-        ("members.jsonl.gz", b"".join(gzip.compress(lines(one)) for one in THREE)),
+        ("members.jsonl.gz", b"".join(gzip.compress(lines(text)) for text in THREE)),
         ("a.parquet", parquet_of(*THREE)),
         ("a.arrow", arrow_of(*THREE)),
         (
@@ -76,12 +82,12 @@ THREE = ("one", "zwei\nLinien", "три")
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_every_kind_of_file(tmp_path, name, data):
+def test_every_file_format(tmp_path, name, data):
     path = tmp_path / name
     path.write_bytes(data)
     assert read(path) == list(THREE)
     *_, last = read_documents([path], "text")
-    assert 0 < last.read <= len(data)
+    assert 0 < last.bytes_read <= len(data)
 
 
 def test_a_txt_file_is_one_document(tmp_path):
@@ -90,25 +96,21 @@ def test_a_txt_file_is_one_document(tmp_path):
     assert read(path) == ["één\r\ntwee\n"]
 
 
-def test_megatrons_files_hold_tokens(tmp_path):
-    """Two documents, of the sequences (1 2) and (3), and (4 5 6), as the format is described."""
-    (tmp_path / "a.bin").write_bytes(np.array([1, 2, 3, 4, 5, 6], "<u2").tobytes())
+def test_megatron_files_give_token_ids(tmp_path):
+    (tmp_path / "a.bin").write_bytes(np.array([1, 2, 3], "<u2").tobytes())
     (tmp_path / "a.idx").write_bytes(
         b"MMIDIDX\x00\x00"
         + np.array([1], "<u8").tobytes()
         + bytes([8])
-        + np.array([3, 3], "<u8").tobytes()
-        + np.array([2, 1, 3], "<i4").tobytes()
-        + np.array([0, 4, 6], "<i8").tobytes()
-        + np.array([0, 2, 3], "<i8").tobytes()
+        + np.array([1, 2], "<u8").tobytes()
+        + np.array([3], "<i4").tobytes()
+        + np.array([0], "<i8").tobytes()
+        + np.array([0, 1], "<i8").tobytes()
     )
-    assert [one.tolist() for one in read(tmp_path / "a.bin")] == [[1, 2, 3], [4, 5, 6]]
-    (tmp_path / "a.idx").unlink()
-    with pytest.raises(DataError, match=r"a\.bin: its index is missing: a\.idx"):
-        read(tmp_path / "a.bin")
+    assert [content.tolist() for content in read(tmp_path / "a.bin")] == [[1, 2, 3]]
 
 
-def test_another_field(tmp_path):
+def test_the_field_can_be_chosen(tmp_path):
     for name, data in (
         ("a.jsonl", lines("x").replace(b'"text"', b'"body"')),
         ("a.parquet", parquet_of("x")),
@@ -129,23 +131,23 @@ def test_folders_are_read_in_the_order_of_their_paths(tmp_path):
 
 def test_inputs_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
     paths = []
-    for name, documents in (("z.jsonl", ("1", "2")), ("a.jsonl", ("3",)), ("m.txt", ("4",))):
+    for name, texts in (("z.jsonl", ("1", "2")), ("a.jsonl", ("3",)), ("m.txt", ("4",))):
         paths.append(tmp_path / name)
-        paths[-1].write_bytes(lines(*documents) if name.endswith("l") else b"4")
-    found = list(read_documents(find_input_files(paths), "text"))
-    assert [one.content for one in found] == ["1", "2", "3", "4"]
+        paths[-1].write_bytes(lines(*texts) if name.endswith("l") else b"4")
+    documents = list(read_documents(find_input_files(paths), "text"))
+    assert [document.content for document in documents] == ["1", "2", "3", "4"]
     sizes = [path.stat().st_size for path in paths]
-    places = [one.read for one in found]
-    assert places == sorted(places)
-    assert places[1:] == [sizes[0], sum(sizes[:2]), sum(sizes)]
+    ends = [document.bytes_read for document in documents]
+    assert ends == sorted(ends)
+    assert ends[1:] == [sizes[0], sum(sizes[:2]), sum(sizes)]
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "said"),
+    ("name", "data", "message"),
     [
         ("a.jsonl", lines("x") + b'{"text": \n', "a.jsonl:2: not a line of JSON: Expecting value"),
-        ("a.jsonl", lines("x") + b"\n[1]\n", "a.jsonl:3: no text in field 'text' (there are: list"),
-        ("a.jsonl", b'{"body": 1, "id": 2}', "a.jsonl:1: no text in field 'text' (there are: body"),
+        ("a.jsonl", lines("x") + b"\n[1]\n", "a.jsonl:3: no text in field 'text' (found: list"),
+        ("a.jsonl", b'{"body": 1, "id": 2}', "a.jsonl:1: no text in field 'text' (found: body"),
         ("a.jsonl", b'{"text": null}', "a.jsonl:1: no text in field 'text'"),
         ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl:1: not a line of JSON: 'utf-8' codec"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "a.jsonl:1: not a line of JSON"),
@@ -162,24 +164,24 @@ def test_inputs_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
         ("a.arrow", b"plain", "a.arrow: cannot be read"),
     ],
 )
-def test_damage_is_named_with_its_line(tmp_path, name, data, said):
+def test_damage_is_named_with_its_line(tmp_path, name, data, message):
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(DataError) as raised:
         read(path)
-    assert str(raised.value).startswith(f"{tmp_path}/{said}")
+    assert str(raised.value).startswith(f"{tmp_path}/{message}")
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-def test_a_missing_column_is_told_what_there_is(tmp_path, name):
+def test_a_missing_column_is_refused_with_the_columns_found(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(parquet_of("x") if name.endswith("parquet") else arrow_of("x"))
-    with pytest.raises(DataError, match=r"no column 'body' \(there are: id, text\); see --field"):
+    with pytest.raises(DataError, match=r"no column 'body' \(found: id, text\); see --field"):
         read(path, "body")
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstandard.compress])
-def test_a_file_that_was_cut_off_is_never_read_as_a_shorter_one(tmp_path, pack):
+def test_a_truncated_file_is_never_read_as_a_shorter_one(tmp_path, pack):
     draw = random.Random(1)
     whole = pack(lines(*(f"{draw.random()}" for _ in range(20_000))))
     path = tmp_path / f"a.jsonl.{'gz' if pack is gzip.compress else 'zst'}"
@@ -195,38 +197,83 @@ def test_a_flipped_bit_is_a_data_error_or_harmless(tmp_path, pack):
     documents = [f"{draw.random()}" for _ in range(200)]
     whole = pack(lines(*documents))
     path = tmp_path / f"a.jsonl.{'gz' if pack is gzip.compress else 'zst'}"
-    said = []
+    messages = []
     for at in range(10, len(whole), 97):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 6]) + whole[at + 1 :])
         try:
             read(path)
         except DataError as error:
-            said.append(str(error))
-    assert len(said) > 5
-    assert all(one.startswith(str(path)) for one in said)
+            messages.append(str(error))
+    assert len(messages) > 5
+    assert all(message.startswith(str(path)) for message in messages)
 
 
 def test_half_a_surrogate_is_not_text(tmp_path):
-    """JSON can say it, and no tokenizer and no hash can take it."""
+    """JSON can express it, but it cannot be encoded as UTF-8."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines("x") + b'{"text": "\\ud800"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: "):
         read(path)
 
 
-def test_inputs_that_are_not_there(tmp_path):
+def test_missing_and_unknown_inputs_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.docx").touch()
-    for name, said in (
+    for name, message in (
         ("none.jsonl", "no such file"),
         ("empty", r"no text in this folder \(looked for \.jsonl, "),
-        ("a.docx", r"not a kind of file that can be read \(there are: \.jsonl, "),
+        ("a.docx", r"this file format cannot be read \(supported: \.jsonl, "),
     ):
-        with pytest.raises(DataError, match=f"{name}: {said}"):
+        with pytest.raises(DataError, match=f"{name}: {message}"):
             find_input_files([tmp_path / name])
 
 
-def test_a_folder_with_the_name_of_a_file(tmp_path):
+def test_a_folder_named_like_a_file_is_named(tmp_path):
     (tmp_path / "in" / "a.jsonl").mkdir(parents=True)
     with pytest.raises(DataError, match=r"a\.jsonl: "):
         read(tmp_path / "in")
+
+
+def test_a_link_in_a_tar_of_text_is_not_followed(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        info = tarfile.TarInfo("evil.txt")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(info)
+    with pytest.raises(DataError, match=r"a\.tar:evil\.txt: not a plain file"):
+        read(tmp_path / "a.tar")
+
+
+def test_every_file_format_gives_the_same_shards(tmp_path, tokenizer_json):
+    tokenizer = load_tokenizer(str(tokenizer_json))
+    jsonl = write_texts(tmp_path / "a.jsonl", "third", documents=9).read_text()
+    texts = [json.loads(line)["text"] for line in jsonl.splitlines()]
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(jsonl.encode()))
+    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(jsonl.encode()))
+    table = pyarrow.table({"text": texts})
+    parquet.write_table(table, tmp_path / "d.parquet")
+    saved = tmp_path / "saved"
+    saved.mkdir()  # as datasets.save_to_disk lays it out
+    with (
+        (saved / "data-00000-of-00001.arrow").open("wb") as file,
+        pyarrow.ipc.new_stream(file, table.schema) as stream,
+    ):
+        stream.write_table(table, max_chunksize=2)
+    with tarfile.open(tmp_path / "e.tar", "w") as tar:
+        for number, text in enumerate(texts):
+            member = tmp_path / "member"
+            if number % 2:
+                member.write_text(text)
+            else:
+                member.write_text(json.dumps({"text": text}))
+            tar.add(member, f"{number:03d}.{'txt' if number % 2 else 'json'}")
+        tar.add(member, "000.meta")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number, text in enumerate(texts):
+        (folder / f"{number:03d}.txt").write_text(text)
+    expected = None
+    for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet", "saved", "e.tar", "folder"):
+        write_shards([tmp_path / name], tmp_path / f"out-{name}", tokenizer)
+        documents = [tokens.tolist() for tokens in documents_of(tmp_path / f"out-{name}")]
+        assert len(documents) == 9
+        assert documents == (expected := expected or documents), name

@@ -1,185 +1,96 @@
-import gzip
-import json
 import os
 import signal
-import struct
 import subprocess
 import sys
-import tarfile
-import threading
 import time
-from itertools import count
 
 import numpy as np
 import pytest
+from shard_folders import documents_of, file_contents
 from text_corpora import write_texts
 
-from rewarm.data.shard_format import Shard, read_shard_index
-from rewarm.data.shard_writer import ShardWriter, prefetch, write_shards
+from rewarm.data.shard_writer import ShardWriter, write_shards
 from rewarm.data.tokenizer import load_tokenizer
-from rewarm.data.verify_shards import find_overlap, verify_shards
 from rewarm.errors import DataError
 
 
 @pytest.fixture
-def said(tokenizer_json):
+def tokenizer(tokenizer_json):
     return load_tokenizer(str(tokenizer_json))
 
 
-def documents(folder):
-    index = read_shard_index(folder)
-    return [t.tolist() for facts in index.shards for t in Shard(folder, facts, index.dtype)]
+def test_sharding_twice_gives_the_same_bytes(tmp_path, tokenizer):
+    text = write_texts(tmp_path / "text.jsonl", "upstream", documents=40)
+    for name in ("first", "second"):
+        write_shards([text], tmp_path / name, tokenizer, shard_tokens=800)
+    assert file_contents(tmp_path / "first") == file_contents(tmp_path / "second")
 
 
-def files(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def test_the_validation_split_depends_on_content_and_not_on_order(tmp_path, tokenizer):
+    text = write_texts(tmp_path / "text.jsonl", "third", documents=300)
+    lines = text.read_text().splitlines(keepends=True)
+    (tmp_path / "reversed.jsonl").write_text("".join(reversed(lines)))
+    held_out = []
+    for name in ("text", "reversed"):
+        out = tmp_path / f"out-{name}"
+        write_shards([tmp_path / f"{name}.jsonl"], out, tokenizer, validation=0.2)
+        held_out.append({tokens.tobytes() for tokens in documents_of(out / "val")})
+        train = {tokens.tobytes() for tokens in documents_of(out / "train")}
+        assert not train & held_out[-1]
+    assert held_out[0] == held_out[1]
+    assert 0.1 < len(held_out[0]) / 300 < 0.3
 
 
-def write_megatron(path, dtype, code, sequences, firsts):
-    """Writes a .bin/.idx pair by the format's description, knowing nothing of the reader."""
-    data = b"".join(np.array(ids, dtype).tobytes() for ids in sequences)
-    path.with_suffix(".bin").write_bytes(data)
-    with path.with_suffix(".idx").open("wb") as idx:
-        idx.write(b"MMIDIDX\x00\x00")
-        idx.write(struct.pack("<Q", 1))
-        idx.write(struct.pack("<B", code))
-        idx.write(struct.pack("<Q", len(sequences)))
-        idx.write(struct.pack("<Q", len(firsts)))
-        at, width = 0, np.dtype(dtype).itemsize
-        for ids in sequences:
-            idx.write(struct.pack("<i", len(ids)))
-        for ids in sequences:
-            idx.write(struct.pack("<q", at))
-            at += width * len(ids)
-        for first in firsts:
-            idx.write(struct.pack("<q", first))
+def test_large_vocabularies_are_stored_in_32_bits(tmp_path, tokenizer):
+    text = write_texts(tmp_path / "text.jsonl", "third", documents=3)
+    index = write_shards([text], tmp_path / "out", tokenizer._replace(vocabulary=100_000))["."]
+    assert index.dtype == "uint32"
+    assert documents_of(tmp_path / "out")[0].dtype == np.uint32
 
 
-@pytest.mark.parametrize(("dtype", "code"), [("<u2", 8), ("<i4", 4)])
-def test_a_pile_prepared_for_gpt_neox_becomes_the_same_tokens(tmp_path, said, dtype, code):
-    sequences = [[5, 6, 7, 0], [8, 9], [10, 0], [], [11, 12]]
-    # Documents: the first sequence; the second and third; the empty one; the last, without an end.
-    write_megatron(tmp_path / "pile", dtype, code, sequences, [0, 1, 3, 4, 5])
-    write_shards([tmp_path / "pile.bin"], tmp_path / "out", said)
-    assert documents(tmp_path / "out") == [[5, 6, 7, 0], [8, 9, 10, 0], [11, 12, 0]]
+def test_a_folder_that_is_not_empty_is_refused(tmp_path, tokenizer):
+    text = write_texts(tmp_path / "text.jsonl", "upstream", documents=40)
+    write_shards([text], tmp_path / "out", tokenizer, shard_tokens=800)
+    before = file_contents(tmp_path / "out")
+    with pytest.raises(DataError, match="not empty"):
+        write_shards([text], tmp_path / "out", tokenizer)
+    assert file_contents(tmp_path / "out") == before
 
 
-def test_a_pair_is_trained_on_like_the_text_that_it_was_made_of(
-    tmp_path, corpora, said, recipe_file
-):
-    """Documents with end-of-text, as `preprocess_data.py --append-eod` of GPT-NeoX writes them."""
-    from rewarm.recipe.recipe import load_recipe
-    from rewarm.training.loop import train
-
-    folder = corpora / "upstream" / "train"
-    sequences = documents(folder)
-    write_megatron(tmp_path / "pile", "<u2", 8, sequences, range(len(sequences) + 1))
-    write_shards([tmp_path / "pile.bin"], tmp_path / "pile", said, shard_tokens=3000)
-    assert files(tmp_path / "pile") == files(folder)
-    pile = f"data.train.upstream.shards={tmp_path}/pile"
-    text, ids = (
-        train(load_recipe(recipe_file, [f"run={tmp_path}/{name}", "tokens=2048", *more]))
-        for name, more in (("text", []), ("ids", [pile]))
-    )
-    name = "model.safetensors"
-    assert (text / name).read_bytes() == (ids / name).read_bytes()
+def test_bad_input_leaves_nothing_behind(tmp_path, tokenizer):
+    text = write_texts(tmp_path / "text.jsonl", "third", documents=3)
+    with text.open("a") as file:
+        file.write('{"txt": "no text here"}\n')
+    with pytest.raises(DataError, match=r"text\.jsonl:4: no text in field 'text' \(found: txt"):
+        write_shards([text], tmp_path / "out", tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.jsonl"]
 
 
-@pytest.mark.parametrize(
-    ("damage", "why"),
-    [
-        (lambda p: p.with_suffix(".idx").unlink(), "its index is missing"),
-        (lambda p: p.with_suffix(".idx").write_bytes(b"nonsense"), "not an index of Megatron"),
-        (
-            lambda p: p.with_suffix(".idx").write_bytes(p.with_suffix(".idx").read_bytes()[:60]),
-            "cut off",
-        ),
-        (lambda p: p.write_bytes(p.read_bytes()[:-2]), "speaks of"),
-    ],
-)
-def test_a_damaged_pair_is_named(tmp_path, said, damage, why):
-    write_megatron(tmp_path / "pile", "<u2", 8, [[5, 6, 0], [7, 0]], [0, 1, 2])
-    damage(tmp_path / "pile.bin")
-    with pytest.raises(DataError, match=why):
-        write_shards([tmp_path / "pile.bin"], tmp_path / "out", said)
-    assert not (tmp_path / "out").exists()
-
-
-def test_every_kind_of_file_gives_the_same_documents(tmp_path, said):
-    import pyarrow
-    import zstandard
-    from pyarrow import parquet
-
-    lines = write_texts(tmp_path / "a.jsonl", "third", documents=9).read_text()
-    texts = [json.loads(line)["text"] for line in lines.splitlines()]
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
-    (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(lines.encode()))
-    table = pyarrow.table({"text": texts})
-    parquet.write_table(table, tmp_path / "d.parquet")
-    saved = tmp_path / "saved"
-    saved.mkdir()  # as datasets.save_to_disk lays it out
-    with (
-        (saved / "data-00000-of-00001.arrow").open("wb") as file,
-        pyarrow.ipc.new_stream(file, table.schema) as stream,
-    ):
-        stream.write_table(table, max_chunksize=2)
-    with tarfile.open(tmp_path / "e.tar", "w") as tar:
-        for number, text in enumerate(texts):
-            member = tmp_path / "member"
-            if number % 2:
-                member.write_text(text)
-            else:
-                member.write_text(json.dumps({"text": text}))
-            tar.add(member, f"{number:03d}.{'txt' if number % 2 else 'json'}")
-        tar.add(member, "000.meta")
-    folder = tmp_path / "folder"
-    folder.mkdir()
-    for number, text in enumerate(texts):
-        (folder / f"{number:03d}.txt").write_text(text)
-    expected = None
-    for name in ("a.jsonl", "b.jsonl.gz", "c.jsonl.zst", "d.parquet", "saved", "e.tar", "folder"):
-        write_shards([tmp_path / name], tmp_path / f"out-{name}", said)
-        found = documents(tmp_path / f"out-{name}")
-        assert len(found) == 9
-        assert found == (expected := expected or found), name
-
-
-def test_a_link_in_a_tar_of_text_is_not_followed(tmp_path, said):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        info = tarfile.TarInfo("evil.txt")
-        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(info)
-    with pytest.raises(DataError, match=r"a\.tar:evil\.txt: not a plain file"):
-        write_shards([tmp_path / "a.tar"], tmp_path / "out", said)
-
-
-def test_empty_texts_are_counted_and_left_out(tmp_path, said):
+def test_empty_documents_are_counted_and_left_out(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": "the run"}\n\n{"text": ""}\n{"text": "its end"}\n')
-    seen = []
-    write_shards([tmp_path / "a.jsonl"], tmp_path / "out", said, progress=seen.append)
-    assert (seen[-1].documents, seen[-1].empty) == (2, 1)
-    assert len(documents(tmp_path / "out")) == 2
+    reports = []
+    write_shards([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer, progress=reports.append)
+    assert (reports[-1].documents, reports[-1].empty_documents) == (2, 1)
+    assert len(documents_of(tmp_path / "out")) == 2
 
 
-def test_killed_and_started_again_it_writes_the_same_bytes(tmp_path, tokenizer_json):
+def test_sharding_after_two_kills_gives_the_same_bytes(tmp_path, tokenizer_json):
     text = write_texts(tmp_path / "a.jsonl", "upstream", documents=30_000)
     command = [
         sys.executable, "-m", "rewarm", "shard", str(text), "--tokenizer", str(tokenizer_json),
         "--validation", "10%", "--shard-size", "100k",
     ]  # fmt: skip
-    subprocess.run([*command, "--out", str(tmp_path / "straight")], check=True, capture_output=True)
+    subprocess.run(
+        [*command, "--out", str(tmp_path / "uninterrupted")], check=True, capture_output=True
+    )
     kills = 0
     for _ in range(2):
         process = subprocess.Popen(
             [*command, "--out", str(tmp_path / "killed")], stdout=subprocess.DEVNULL
         )
-        wanted = len(list((tmp_path / "killed.partial").rglob("*.tar"))) + 3
+        tars = len(list((tmp_path / "killed.partial").rglob("*.tar"))) + 3
         while process.poll() is None:
-            if len(list((tmp_path / "killed.partial").rglob("*.tar"))) >= wanted:
+            if len(list((tmp_path / "killed.partial").rglob("*.tar"))) >= tars:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
                 break
@@ -187,79 +98,30 @@ def test_killed_and_started_again_it_writes_the_same_bytes(tmp_path, tokenizer_j
         process.wait()
         assert not (tmp_path / "killed").exists()
     assert kills == 2
-    done = subprocess.run(
+    completed = subprocess.run(
         [*command, "--out", str(tmp_path / "killed")], check=True, capture_output=True, text=True
     )
-    assert files(tmp_path / "killed") == files(tmp_path / "straight")
+    assert file_contents(tmp_path / "killed") == file_contents(tmp_path / "uninterrupted")
     assert not (tmp_path / "killed.partial").exists()
-    assert "finished before" in done.stdout
+    assert "already written before" in completed.stdout
 
 
-def test_what_another_job_left_is_not_gone_on_with(tmp_path, said):
+def test_files_of_another_command_are_discarded(tmp_path, tokenizer):
     text = write_texts(tmp_path / "a.jsonl", "upstream", documents=30)
-    write_shards([text], tmp_path / "straight", said, shard_tokens=500)
-    # What a kill leaves of a job with another size of tar:
-    with ShardWriter(tmp_path / "out.partial", said, 100) as writer:
+    write_shards([text], tmp_path / "expected", tokenizer, shard_tokens=500)
+    # What is left when a command with another size of tar is killed:
+    with ShardWriter(tmp_path / "out.partial", tokenizer, 100) as writer:
         for _ in range(20):
             writer.write(np.array([1, 2, 3, 4, 5, 6, 7, 0], np.uint32))
     (tmp_path / "out.partial" / "job.json").write_text("{}")
-    write_shards([text], tmp_path / "out", said, shard_tokens=500)
-    assert files(tmp_path / "out") == files(tmp_path / "straight")
+    write_shards([text], tmp_path / "out", tokenizer, shard_tokens=500)
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
 
 
-def test_verify_names_every_bad_shard(tmp_path, said, corpora):
-    assert all(not one.bad for one in verify_shards(corpora / "upstream"))
-    text = write_texts(tmp_path / "a.jsonl", "upstream", documents=60)
-    write_shards([text], tmp_path / "out", said, shard_tokens=1000)
-    for name in ("00001.tar", "00002.tar"):
-        data = bytearray((tmp_path / "out" / name).read_bytes())
-        data[700] ^= 1
-        (tmp_path / "out" / name).write_bytes(data)
-    ended = subprocess.run(
-        [sys.executable, "-m", "rewarm", "verify", str(tmp_path / "out")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ended.returncode == 3
-    assert "00001.tar: changed since it was written" in ended.stderr
-    assert "00002.tar: changed since it was written" in ended.stderr
-    assert "00000.tar" not in ended.stderr
-
-
-def test_verify_finds_documents_that_stand_in_both(tmp_path, said):
-    lines = write_texts(tmp_path / "a.jsonl", "upstream", documents=20).read_text().splitlines()
-    (tmp_path / "b.jsonl").write_text("\n".join([*lines[5:8], '{"text": "of its own"}']) + "\n")
-    for name in "ab":
-        write_shards([tmp_path / f"{name}.jsonl"], tmp_path / name, said, shard_tokens=300)
-    pairs = find_overlap(tmp_path / "a", tmp_path / "b")
-    assert len(pairs) == 3
-    assert [other.rsplit(":")[-1] for _, other in pairs] == ["0", "1", "2"]
-    command = [sys.executable, "-m", "rewarm", "verify"]
-    both = subprocess.run(
-        [*command, str(tmp_path / "a"), "--overlap", str(tmp_path / "b")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert both.returncode == 3
-    assert "3 documents stand in both" in both.stderr
-    split = subprocess.run(
-        [*command, str(tmp_path / "b"), "--overlap", str(tmp_path / "b")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "4 documents" in split.stderr
-
-
-def test_prefetch_keeps_order_and_raises_in_its_turn():
-    def items():
-        yield from range(10)
-        raise DataError("here")
-
-    ahead = prefetch(items(), depth=3)
-    assert [next(ahead) for _ in range(10)] == list(range(10))
-    with pytest.raises(DataError, match="here"):
-        next(ahead)
-
-
-def test_prefetch_stops_its_thread():
-    ahead = prefetch(count(), depth=2)
-    assert next(ahead) == 0
-    ahead.close()
-    assert not any(thread.name == "rewarm-prefetch" for thread in threading.enumerate())
+def test_tars_are_numbered_without_gaps(tmp_path, tokenizer):
+    text = write_texts(tmp_path / "text.jsonl", "upstream", documents=40)
+    index = write_shards([text], tmp_path / "out", tokenizer, shard_tokens=800)["."]
+    names = [f"{number:05d}.tar" for number in range(len(index.shards))]
+    assert len(names) > 2
+    assert [shard.name for shard in index.shards] == names
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == names

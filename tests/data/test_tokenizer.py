@@ -3,33 +3,55 @@ import json
 import pytest
 from repository import ROOT
 
-from rewarm.data.tokenizer import load_tokenizer
-from rewarm.errors import DataError
+from rewarm.data.shard_format import TokenizerInfo, read_shard_index
+from rewarm.data.tokenizer import (
+    check_context_fits,
+    check_model_matches_shards,
+    check_same_tokenizer,
+    check_tokenizer_matches,
+    check_vocabulary_fits,
+    load_tokenizer,
+)
+from rewarm.errors import CheckpointError, DataError
+from rewarm.model.architecture import Architecture
+
+ARCHITECTURE = Architecture(layers=1, hidden=8, heads=1, vocabulary=512, positions=64)
 
 
-def test_one_tokenizer_in_two_spellings_is_one(tokenizer_json, tmp_path):
-    data = json.loads(tokenizer_json.read_text())
-    data["model"]["merges"] = [  # older files spell a merge as one string
-        m if isinstance(m, str) else " ".join(m) for m in data["model"]["merges"]
+@pytest.fixture
+def tokenizer_info(corpora):
+    return read_shard_index(corpora / "upstream" / "train").tokenizer
+
+
+@pytest.fixture
+def other_model(tokenizer_json, tmp_path):
+    """A folder with a tokenizer that has other merges."""
+    document = json.loads(tokenizer_json.read_text())
+    document["model"]["merges"].reverse()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "tokenizer.json").write_text(json.dumps(document))
+    return tmp_path / "model"
+
+
+def test_the_digest_does_not_depend_on_how_the_file_is_written(tokenizer_json, tmp_path):
+    document = json.loads(tokenizer_json.read_text())
+    document["model"]["merges"] = [  # older files store a merge as one string
+        m if isinstance(m, str) else " ".join(m) for m in document["model"]["merges"]
     ]
-    data["truncation"] = None
+    document["truncation"] = None
     other = tmp_path / "tokenizer.json"
-    other.write_text(json.dumps(data, indent=4))
+    other.write_text(json.dumps(document, indent=4))
     assert load_tokenizer(str(other)).digest == load_tokenizer(str(tokenizer_json)).digest
 
 
-def test_another_merge_order_is_another_tokenizer(tokenizer_json, tmp_path):
-    data = json.loads(tokenizer_json.read_text())
-    data["model"]["merges"].reverse()
-    other = tmp_path / "tokenizer.json"
-    other.write_text(json.dumps(data))
-    assert load_tokenizer(str(other)).digest != load_tokenizer(str(tokenizer_json)).digest
+def test_another_merge_order_gives_another_digest(tokenizer_json, other_model):
+    assert load_tokenizer(str(other_model)).digest != load_tokenizer(str(tokenizer_json)).digest
 
 
-def test_the_end_of_text_token_is_found_or_asked_for(tokenizer_json, tmp_path):
+def test_the_end_of_text_token_is_detected_or_named(tokenizer_json, tmp_path):
     assert load_tokenizer(str(tokenizer_json)).eos == 0
-    data = json.loads(tokenizer_json.read_text().replace("<|endoftext|>", "[STOP]"))
-    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    document = json.loads(tokenizer_json.read_text().replace("<|endoftext|>", "[STOP]"))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(DataError, match=r"no end-of-text token .* name it with --eos"):
         load_tokenizer(str(tmp_path))
     assert load_tokenizer(str(tmp_path), eos="[STOP]").eos == 0
@@ -49,11 +71,70 @@ def test_a_damaged_tokenizer_is_named(tmp_path):
         load_tokenizer(str(tmp_path))
 
 
-def test_the_neox_tokenizer_is_the_one_we_know():
+def test_a_huge_id_is_refused_before_memory_is_allocated_for_it(tokenizer_json, tmp_path):
+    document = json.loads(tokenizer_json.read_text())
+    document["model"]["vocab"]["huge"] = 2**24
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(DataError, match="an id is above 16,777,215"):
+        load_tokenizer(str(tmp_path))
 
+
+def test_the_tokenizer_of_gpt_neox_has_the_published_ids():
     path = ROOT.parent / "shared" / "data" / "20B_tokenizer.json"
     if not path.exists():
-        pytest.skip("../shared/data is not here")
-    said = load_tokenizer(str(path))
-    assert (said.vocabulary, said.eos, said.eos_token) == (50_277, 0, "<|endoftext|>")
-    assert said.encoder.encode("Hello world").ids == [12092, 1533]
+        pytest.skip("../shared/data does not exist")
+    tokenizer = load_tokenizer(str(path))
+    assert (tokenizer.vocabulary, tokenizer.eos, tokenizer.eos_token) == (
+        50_277,
+        0,
+        "<|endoftext|>",
+    )
+    assert tokenizer.encoder.encode("Hello world").ids == [12092, 1533]
+
+
+def test_shard_folders_of_different_tokenizers_are_refused(corpora):
+    index = read_shard_index(corpora / "upstream" / "train")
+    other_info = index.tokenizer.model_copy(update={"digest": "f00" + index.tokenizer.digest})
+    other = index.model_copy(update={"tokenizer": other_info})
+    check_same_tokenizer({"a": index, "b": index})
+    with pytest.raises(
+        DataError, match=r"^c: written with a different tokenizer than a: 377 entries, "
+    ):
+        check_same_tokenizer({"a": index, "b": index, "c": other})
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused():
+    info = TokenizerInfo(digest="0", vocabulary=512, eos=0, eos_token="e")
+    check_vocabulary_fits(ARCHITECTURE, info, "data/a")
+    info = info.model_copy(update={"vocabulary": 513})
+    with pytest.raises(
+        CheckpointError, match=r"^data/a: its tokenizer has 513 entries, and the model only 512 "
+    ):
+        check_vocabulary_fits(ARCHITECTURE, info, "data/a")
+
+
+def test_a_context_longer_than_the_positions_is_refused():
+    check_context_fits(ARCHITECTURE, 64)
+    with pytest.raises(CheckpointError, match="65 tokens is longer than the model's 64 positions"):
+        check_context_fits(ARCHITECTURE, 65)
+
+
+def test_a_model_with_another_tokenizer_is_refused(corpora, other_model, tokenizer_info, tmp_path):
+    check_tokenizer_matches(corpora / "upstream" / "train", tokenizer_info, "data/a")
+    check_tokenizer_matches(tmp_path, tokenizer_info, "data/a")  # it has no tokenizer.json
+    with pytest.raises(CheckpointError, match=r"^data/a: not written with the tokenizer of"):
+        check_tokenizer_matches(other_model, tokenizer_info, "data/a")
+
+
+def test_all_three_checks_of_a_model_against_shards_are_made(
+    corpora, other_model, tokenizer_info, tmp_path
+):
+    small = ARCHITECTURE.model_copy(update={"vocabulary": 376})
+    check_model_matches_shards(ARCHITECTURE, None, tokenizer_info, "data/a", 64)
+    for architecture, directory, context, message in (
+        (small, None, 64, "376 embedding rows"),
+        (ARCHITECTURE, None, 65, "64 positions"),
+        (ARCHITECTURE, other_model, 64, "tokenizer of"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            check_model_matches_shards(architecture, directory, tokenizer_info, "data/a", context)
