@@ -144,7 +144,7 @@ def test_a_span_in_tokens_keeps_its_place_when_the_budget_is_extended(thousand_s
     text = thousand_steps.replace("100 steps", "10M tokens")
     short = validate_recipe(YamlDocument(text, "r.yaml"))
     extended = YamlDocument(short.to_yaml(), "r.yaml")
-    extended.set("tokens=200M")
+    extended.apply_override("tokens=200M")
     long = validate_recipe(extended)
     assert (short.schedule.warmup, long.schedule.warmup) == (0.1, 0.05)
     assert short.lr(100) == long.lr(100) == 3e-4  # 10M tokens are step 100 of either

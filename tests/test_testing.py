@@ -173,7 +173,7 @@ def test_a_recipe_cannot_name_a_schedule_of_another_contract(distribution, thous
         module = f"contract{len(contract)}"
         distribution(module, source.replace('"plain"', f'"{module}"'), **{module: "Plain"})
         document = YamlDocument(thousand_steps, "r.yaml")
-        document.set(f"schedule={{name: {module}, peak_lr: 1e-3}}")
+        document.apply_override(f"schedule={{name: {module}, peak_lr: 1e-3}}")
         said = "contract 2" if contract else "no contract"
         with pytest.raises(RecipeError, match=rf"built for {said}.*has contract 1; install"):
             validate_recipe(document)

@@ -108,7 +108,7 @@ def _arms_by_data(plan: StudyPlan) -> list[list[str]]:
     groups: dict[str, list[str]] = {}
     for arm in plan.study.arms:
         recipe = plan.runs_of(arm)[0].recipe
-        data = recipe.to_dict()["data"]
+        data = recipe.document()["data"]
         order = {name: data[name] for name in ("context", "lanes", "train", "carry")}
         key: list[Any] = [order, recipe.seed, recipe.batch.tokens, recipe.steps]
         groups.setdefault(json.dumps(key, sort_keys=True), []).append(arm)

@@ -81,7 +81,7 @@ def _write_random_shards(folder: Path, architecture: Architecture, tokens: int) 
 
 def _stand_in(recipe: Recipe, architecture: Architecture, root: Path, evaluated: int) -> str:
     """Returns a recipe that takes the same steps, and so many that a signal has to end them."""
-    settings: dict[str, Any] = recipe.to_dict()
+    settings: dict[str, Any] = recipe.document()
     shards = {"shards": str(root / "tokens")}
     settings["run"] = str(root / "run")
     settings["tokens"] = 10**6 * recipe.batch.tokens

@@ -324,14 +324,14 @@ class Recipe(Section):
         branch_point = [self.step_before_decay] if self.has_plateau_before_decay else []
         return sorted({*periodic, *branch_point, self.steps})
 
-    def to_dict(self) -> dict[str, Any]:
+    def document(self) -> dict[str, Any]:
         """Returns the recipe as plain data, with every default, and spans as they were written."""
         plain: dict[str, Any] = json.loads(self.model_dump_json(by_alias=True))
         return plain
 
     def to_yaml(self) -> str:
         """Returns the recipe as YAML with every default; `load_recipe` reads it back equal."""
-        return write_yaml(self.to_dict())
+        return write_yaml(self.document())
 
 
 def load_recipe(

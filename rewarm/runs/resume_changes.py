@@ -41,8 +41,8 @@ def recipe_changes(
     made_by = None
     with contextlib.suppress(CheckpointError):  # its plug-in may have been uninstalled
         made_by = recipe_of_checkpoint(checkpoint)
-        before = flatten_settings(made_by.to_dict())  # with settings that are newer than it
-    now = flatten_settings(recipe.to_dict())
+        before = flatten_settings(made_by.document())  # with settings that are newer than it
+    now = flatten_settings(recipe.document())
     if now["batch.microbatch"] == "auto" and recorded_microbatch(before, recipe):
         now["batch.microbatch"] = before["batch.microbatch"]
     changed = [

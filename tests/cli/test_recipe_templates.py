@@ -55,7 +55,7 @@ def commands(text):
 
 
 def settings(name):
-    return load(name).to_dict()
+    return load(name).document()
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -171,7 +171,7 @@ def test_study_is_valid_and_its_comments_show_how_to_run_it(plugins, name):
 @pytest.mark.parametrize("arm", ["rewarm", *sorted(ARMS.keys() - {"pile"})])
 def test_arms_of_the_papers_study_equal_their_own_recipes(arm):
     [job] = load_study(STUDIES["paper"]).runs_of(arm)
-    assert job.recipe.to_dict() | {"run": ""} == settings(f"pythia-410m-{arm}") | {"run": ""}
+    assert job.recipe.document() | {"run": ""} == settings(f"pythia-410m-{arm}") | {"run": ""}
 
 
 @pytest.mark.parametrize("peak", ["1.5e-4", "3e-4", "6e-4"])

@@ -10,7 +10,7 @@ from rewarm.recipe.recipe import Recipe, recipe_schema
 
 
 def test_every_default_is_written_out(thousand_steps):
-    settings = recipe_of(thousand_steps).to_dict()
+    settings = recipe_of(thousand_steps).document()
     assert settings["seed"] == 17
     assert settings["data"]["lanes"] == 16
     assert settings["data"]["validation"] == {}
@@ -152,7 +152,7 @@ def test_architecture_is_stated_unless_the_model_has_a_base(thousand_steps):
 def test_weight_is_written_back_as_it_was_given(thousand_steps):
     def written(weight):
         recipe = recipe_of(thousand_steps, f"data.train.downstream.weight={weight}")
-        return recipe.to_dict()["data"]["train"]["downstream"]["weight"]
+        return recipe.document()["data"]["train"]["downstream"]["weight"]
 
     assert math.isclose(written("95%"), 0.95)
     assert written("[{from: 0, weight: 1}, {from: 50 steps, weight: 25%}]") == [
@@ -169,4 +169,4 @@ def test_microbatch_cannot_be_null(thousand_steps):
 def test_automatic_microbatch_is_none_until_resolved(thousand_steps):
     recipe = recipe_of(thousand_steps, "batch.microbatch=auto")
     assert recipe.batch.microbatch is None
-    assert recipe.to_dict()["batch"]["microbatch"] == "auto"
+    assert recipe.document()["batch"]["microbatch"] == "auto"

@@ -243,7 +243,7 @@ def test_third_party_spans_are_resolved_and_saved_as_written(thousand_steps):
     recipe = recipe_of(thousand_steps, "schedule={name: third-party, stretch: 5M tokens}")
     assert recipe.lr(1) == 0.05
     assert recipe_of(recipe.to_yaml()) == recipe
-    assert recipe.to_dict()["schedule"]["stretch"] == "5M tokens"
+    assert recipe.document()["schedule"]["stretch"] == "5M tokens"
 
 
 # JSON Schema

@@ -70,7 +70,7 @@ def _until(text, directory, step, **settings):
 
     document = YamlDocument(text, "recipe.yaml")
     for name, value in {"run": str(directory), **settings}.items():
-        document.set(f"{name.replace('__', '.')}={value}")
+        document.apply_override(f"{name.replace('__', '.')}={value}")
     return train(validate_recipe(document), until=step)
 
 
@@ -158,7 +158,7 @@ def test_the_stream_that_is_carried_is_the_one_behind(recipe_text, corpora):
 
     place = ShardSource(str(corpora / "upstream" / "train"))
     whole = Corpus("upstream", place, context=64, seed=5, lanes=2)
-    behind = Corpus("upstream", place, context=64, seed=5, lanes=2, first=37)
+    behind = Corpus("upstream", place, context=64, seed=5, lanes=2, skip=37)
     for number in (0, 1, 200):
         assert (behind.block(number) == whole.block(37 + number)).all()
 
