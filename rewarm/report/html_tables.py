@@ -20,7 +20,15 @@ def _table(table: Table) -> Markup:
         for column, number_class in zip(table.columns, number_classes, strict=True)
     )
     rows = (
-        tag("tr", *map(_cell, row, number_classes, table.columns, strict=True))
+        tag(
+            "tr",
+            *(
+                _cell(cell, number_class, column)
+                for cell, number_class, column in zip(
+                    row, number_classes, table.columns, strict=True
+                )
+            ),
+        )
         for row in table.rows
     )
     element = tag(

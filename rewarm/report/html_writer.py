@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from rewarm.errors import visible
+from rewarm.errors import escape_unprintable
 
 
 class Markup(str):
@@ -41,4 +41,4 @@ def join(*parts: str) -> Markup:
 
 
 def _escape(value: object) -> str:
-    return "\n".join(escape(visible(line)) for line in str(value).split("\n"))
+    return "\n".join(escape(escape_unprintable(line)) for line in str(value).split("\n"))

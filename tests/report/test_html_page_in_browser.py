@@ -5,7 +5,7 @@ import json
 import shutil
 
 import pytest
-from by_hand import EVIL, write_run
+from written_runs import HOSTILE, write_run
 
 from rewarm.report.collect_runs import collect_runs
 from rewarm.report.html_page import html_page
@@ -43,11 +43,11 @@ def browser():
 def study(tmp_path_factory):
     """Two arms with two seeds each, and one that is not as far, with names that attack."""
     root = tmp_path_factory.mktemp("study")
-    for arm, peak in (("rewarm", 3e-4), ("constant", 1e-4), (EVIL.replace("/", "∕"), 6e-4)):
+    for arm, peak in (("rewarm", 3e-4), ("constant", 1e-4), (HOSTILE.replace("/", "∕"), 6e-4)):
         for seed in (17, 18)[: 1 if arm.startswith("<") else 2]:
-            write_run(root / arm / str(seed), 100, seed=seed, peak=peak, settings={"note": EVIL})
-    claim = {"claim": EVIL, "verdict": "held", "why": EVIL}
-    said = {"arms": {"rewarm": {}, "constant": {}}, "claims": {EVIL: claim}}
+            write_run(root / arm / str(seed), 100, seed=seed, peak=peak, settings={"note": HOSTILE})
+    claim = {"claim": HOSTILE, "verdict": "held", "why": HOSTILE}
+    said = {"arms": {"rewarm": {}, "constant": {}}, "claims": {HOSTILE: claim}}
     (root / "results.json").write_text(json.dumps(said))
     return root
 
@@ -280,7 +280,7 @@ def test_tables_copy(opened, api):
         button.click()
         opened.settle()
         copied[button.text] = opened.browser.execute_async_script(read).splitlines()
-    evil = EVIL.replace("/", "∕")
+    evil = HOSTILE.replace("/", "∕")
     assert copied["CSV"][0] == "arm,runs,upstream loss,forgetting,downstream loss,adaptation"
     assert copied["CSV"][1] == "rewarm,2,3.5000,+0.5000,2.7707,+1.7293"
     assert copied["CSV"][3].startswith(evil)
@@ -296,7 +296,7 @@ def test_what_gets_in_cannot_run(opened):
     """Nothing that a name says has run; and what a mistake would let in, the policy stops."""
     sources = [image.get_attribute("src") for image in opened.all("img")]
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
-    assert EVIL in opened.one("#summary").text
+    assert HOSTILE in opened.one("#summary").text
     assert opened.errors() == []
     opened.js("""document.body.insertAdjacentHTML("beforeend",
         "<img src=x onerror='window.ran = 1'><style>body { color: red }</style>");

@@ -1,4 +1,4 @@
-"""Run directories written by hand: what training leaves, without training."""
+"""Run directories that look as if training had written them."""
 
 import json
 import math
@@ -7,12 +7,12 @@ from pathlib import Path
 
 import yaml
 
-EVIL = "</script><img src=x onerror=alert(1)>"
+HOSTILE = "</script><img src=x onerror=alert(1)>"
 
 
 def write_run(run: Path, points=30, *, seed=17, batch=2048, peak=3e-4, settings=None, every=10):
-    """Writes a recipe, and metrics of losses that fall, noisily in training."""
-    draw = random.Random(str(run))
+    """Writes a recipe and metrics: a noisy, falling training loss, and smooth validation losses."""
+    rng = random.Random(str(run))
     run.mkdir(parents=True)
     recipe = {
         "run": str(run),
@@ -29,10 +29,11 @@ def write_run(run: Path, points=30, *, seed=17, batch=2048, peak=3e-4, settings=
         x = step / points
         if step:
             lr = peak * min(1, x / 0.1) * (0.55 + 0.45 * math.cos(math.pi * x))
-            loss = 2 + 3 * math.exp(-3 * x) + draw.gauss(0, 0.05)
-            numbers = {"lr": lr, "loss": loss, "grad_norm": 0.5, "skipped": 0}
+            loss = 2 + 3 * math.exp(-3 * x) + rng.gauss(0, 0.05)
+            optimizer = {"lr": lr, "loss": loss, "grad_norm": 0.5, "skipped": 0}
             speed = {"tokens_per_second": 1000.0, "mfu": None, "stream": f"{seed:032d}"}
-            lines.append({"kind": "train", "step": step, "tokens": step * batch} | numbers | speed)
+            line = {"kind": "train", "step": step, "tokens": step * batch}
+            lines.append(line | optimizer | speed)
         if step % every == 0 or step == points:
             losses = {"upstream/loss": 3 + 0.5 * x, "downstream/loss": 2.5 + 2 * math.exp(-2 * x)}
             lines.append({"kind": "evaluate", "step": step, "tokens": step * batch} | losses)

@@ -1,0 +1,63 @@
+"""`rewarm report`: its formats, and the paths that it refuses."""
+
+import pytest
+from written_runs import write_run
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_figures_are_reproducible(tmp_path, command, form):
+    for seed in (1, 2):
+        write_run(tmp_path / "s" / "a" / str(seed), seed=seed)
+    write_run(tmp_path / "s" / "$x$" / "1", seed=1)
+    out = tmp_path / f"r.{form}"
+    assert command("report", tmp_path / "s", "--out", out)[0] == 0
+    content = out.read_bytes()
+    assert content.startswith(b"\x89PNG" if form == "png" else b"<?xml")
+    if form == "svg":
+        again = tmp_path / "again.svg"
+        assert command("report", tmp_path / "s", "--out", again)[0] == 0
+        assert again.read_bytes() == content
+
+
+def test_the_format_is_that_of_the_option_or_of_the_file(tmp_path, command, monkeypatch):
+    run = write_run(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    assert command("report", run) == (0, "report.html: 1 arm, 1 run\n", "")
+    assert command("report", run, "--format", "md") == (0, "report.md: 1 arm, 1 run\n", "")
+    assert command("report", run, "--format", "csv", "--out", "x") == (0, "x: 1 arm, 1 run\n", "")
+    code, _, err = command("report", run, "--out", "x.pdf")
+    assert code == 2
+    assert "--out x.pdf: should be html, md, csv, png or svg" in " ".join(err.split())
+
+
+def test_unusable_paths_are_refused(tmp_path, command):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    unmeasured = tmp_path / "unmeasured"
+    unmeasured.mkdir()
+    (unmeasured / "metrics.jsonl").touch()
+    good = write_run(tmp_path / "good")
+    (tmp_path / "recipe.yaml").write_text("tokens: 1\n")
+    damaged, wrong_type = write_run(tmp_path / "damaged"), write_run(tmp_path / "wrong-type")
+    (damaged / "metrics.jsonl").write_text("{}\n" + (good / "metrics.jsonl").read_text())
+    text = (good / "metrics.jsonl").read_text()
+    (wrong_type / "metrics.jsonl").write_text(text.replace('"loss": ', '"loss": "x", "was": ', 1))
+    study = tmp_path / "study"
+    write_run(study / "a" / "1")
+    (study / "results.json").write_text('{"arms": 3}')
+    cases = {
+        (tmp_path / "none",): (3, "none: no such folder; expected a run"),
+        (empty,): (3, "empty: no run there (no metrics.jsonl in it"),
+        (unmeasured,): (3, "unmeasured: nothing was measured there yet; wait for the first line"),
+        (tmp_path / "recipe.yaml",): (2, "recipe.yaml: not a study (no `arms`)"),
+        (damaged,): (3, "damaged/metrics.jsonl:1: not a line of metrics"),
+        (wrong_type,): (3, "metrics.jsonl: damaged: loss at step 1 should be a number, got 'x'"),
+        (study,): (3, "results.json: cannot be read: arms: "),
+        (good, "--out", tmp_path / "none" / "r.html"): (1, "r.html: cannot be written: No such"),
+        (good, "--out", tmp_path / "none" / "r.png"): (1, "r.png: cannot be written: No such"),
+    }
+    for arguments, (code, message) in cases.items():
+        ended, out, err = command("report", *arguments)
+        assert (ended, out) == (code, ""), err
+        assert message in err
+        assert "not an error that rewarm expects" not in err
