@@ -132,8 +132,8 @@ def is_printable(text: str) -> bool:
 
 
 ADVICE = re.compile(
-    r"(; |\n *)(use another|download|fetch|copy|name|put|take|replace|restore|resume with|shard with"
-    r"|wanted|expected|write the shards again)"
+    r"(; |\n *)(use another|use weights|download|fetch|copy|name|put|replace|restore|undo"
+    r"|resume with|shard with|wanted|expected|write the shards again)"
 )
 
 

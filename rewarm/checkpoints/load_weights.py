@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rewarm.checkpoints.gpt_neox_import import find_gpt_neox_checkpoint, gpt_neox_layer_files
-from rewarm.checkpoints.weight_files import find_weight_files
+from rewarm.checkpoints.weight_files import find_weight_files, list_weight_files
 from rewarm.errors import CheckpointError
 from rewarm.model.architecture import Architecture
 from rewarm.model.neox import NeoX
@@ -108,7 +108,7 @@ def _table_of_differences(stored: dict[str, Tensor], expected: dict[str, Tensor]
             lines.append(
                 f"the file's vocabulary has {file_rows:,} rows, the model's {model_rows:,}"
             )
-    lines.append("take weights and configuration from the same model")
+    lines.append("use weights and configuration of the same model")
     return ":\n  " + "\n  ".join(lines)
 
 
@@ -132,7 +132,7 @@ def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tens
             for name, tensor in _read_file(file.path).items()
         }
     tensors: dict[str, Tensor] = {}
-    for path in find_weight_files(directory, architecture):
+    for path in list_weight_files(directory, architecture):
         in_file = _read_file(path)
         if duplicates := tensors.keys() & in_file.keys():
             raise CheckpointError(

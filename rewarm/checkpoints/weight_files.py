@@ -25,7 +25,7 @@ def find_weight_files(directory: Path, architecture: Architecture) -> list[Path]
         CheckpointError: there are none, one is missing, or together they are too small for a model
             of this architecture: memory is not allocated for what a configuration merely claims.
     """
-    files = _weight_files(directory, architecture)
+    files = list_weight_files(directory, architecture)
     size = sum(path.stat().st_size for path in files)
     if size < 2 * architecture.parameters:  # half precision is the smallest that is read
         raise CheckpointError(
@@ -35,7 +35,12 @@ def find_weight_files(directory: Path, architecture: Architecture) -> list[Path]
     return files
 
 
-def _weight_files(directory: Path, architecture: Architecture) -> list[Path]:
+def list_weight_files(directory: Path, architecture: Architecture) -> list[Path]:
+    """Returns the files that hold the weights of a model directory, whatever their size.
+
+    Raises:
+        CheckpointError: there are none, or one is missing.
+    """
     if find_gpt_neox_checkpoint(directory):
         layers = gpt_neox_layer_files(directory, architecture.layers, tied=architecture.tied)
         return [file.path for file in layers]

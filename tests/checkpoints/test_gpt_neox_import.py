@@ -1,3 +1,5 @@
+"""Checkpoints of the GPT-NeoX library: read as transformers reads them, and no code is run."""
+
 import json
 import os
 import pickle
@@ -52,7 +54,7 @@ TRAINING = """\
 
 
 def reference(**changes):
-    """A model of transformers, every number random: fresh biases are 0, which hides mistakes."""
+    """A model of transformers with random biases and norms: initial values would hide mistakes."""
     settings = {"intermediate_size": 4 * HIDDEN, "rotary_pct": 0.5} | changes
     config = GPTNeoXConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS,
@@ -68,7 +70,7 @@ def reference(**changes):
 
 
 def layer_files(model, *, tied=False, new_names=False):
-    """The model's tensors as the library's pipeline saves them: {number of the file: tensors}."""
+    """The model's tensors as the library's pipeline saves them, by the number of the file."""
     trunk = model.gpt_neox
     files = {0: {"word_embeddings.weight": trunk.embed_in.weight.data}}
     for number, layer in enumerate(trunk.layers):
@@ -95,26 +97,26 @@ def layer_files(model, *, tied=False, new_names=False):
     return files
 
 
-def write(folder, files, **configs):
+def write_checkpoint(folder, files, **configs):
     (folder / "configs").mkdir(parents=True)
     for number, tensors in files.items():
         torch.save(tensors, folder / f"layer_{number:02}-model_00-model_states.pt")
     for name, text in configs.items():
         (folder / "configs" / f"{name}.yml").write_text(text)
-    # What lies beside them, and must stay closed: whoever opens one of these sees it fail.
+    # Files beside them that must not be opened: unpickling one ends the process.
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
-        (folder / name).write_bytes(pickle.dumps(Trap()))
+        (folder / name).write_bytes(pickle.dumps(ExitWhenUnpickled()))
     return folder
 
 
-class Trap:
+class ExitWhenUnpickled:
     def __reduce__(self):
         return (exec, ("raise SystemExit('pickled code ran')",))
 
 
 @pytest.fixture
 def saved(tmp_path):
-    return write(
+    return write_checkpoint(
         tmp_path / "neox" / "global_step10",
         layer_files(reference()),
         model=MODEL,
@@ -143,12 +145,14 @@ def distance(model, other):
 @pytest.mark.parametrize("new_names", [False, True])
 @pytest.mark.parametrize("parallel", [False, True])
 def test_logits_equal_transformers(tmp_path, parallel, new_names):
-    theirs = reference(use_parallel_residual=parallel)
+    expected = reference(use_parallel_residual=parallel)
     config = MODEL.replace('"gpt-j-residual": True', f'"gpt-j-residual": {parallel}')
-    files = layer_files(theirs, new_names=new_names)
-    model, matched = load(write(tmp_path / "step", files, model=config, training=TRAINING))
-    assert matched == (12 * LAYERS + 4, LAYERS)
-    assert distance(model, theirs) < 1e-5
+    files = layer_files(expected, new_names=new_names)
+    model, counts = load(
+        write_checkpoint(tmp_path / "step", files, model=config, training=TRAINING)
+    )
+    assert counts == (12 * LAYERS + 4, LAYERS)
+    assert distance(model, expected) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -171,16 +175,16 @@ def test_logits_equal_transformers(tmp_path, parallel, new_names):
     ],
 )  # fmt: skip
 def test_every_setting_that_rewarm_builds_reaches_the_model(tmp_path, config, changes):
-    theirs = reference(**changes)
+    expected = reference(**changes)
     key = config.partition(":")[0]
     kept = [line for line in MODEL.splitlines() if key not in line]
-    folder = write(
+    folder = write_checkpoint(
         tmp_path / "step",
-        layer_files(theirs, tied="tie_word_embeddings" in changes),
+        layer_files(expected, tied="tie_word_embeddings" in changes),
         model="\n".join(kept)[:-1] + f"  {config}\n}}",
     )
     model, _ = load(folder)
-    assert distance(model, theirs) < 1e-5
+    assert distance(model, expected) < 1e-5
 
 
 def test_a_missing_position_count_is_the_sequence_length(saved):
@@ -199,10 +203,10 @@ def test_the_vocabulary_is_read_from_the_shape_of_the_embeddings(saved, rows, dt
     assert locate_base(str(saved)).architecture.vocabulary == rows
 
 
-def test_the_vocabulary_is_read_behind_an_offset_of_billions(saved):
+def test_the_vocabulary_is_read_after_an_offset_of_billions(saved):
     path = saved / "layer_00-model_00-model_states.pt"
     with zipfile.ZipFile(path) as archive:
-        members = {one.filename: archive.read(one) for one in archive.infolist()}
+        members = {m.filename: archive.read(m) for m in archive.infolist()}
     (name,) = (name for name in members if name.endswith("data.pkl"))
     assert members[name].count(b"QK\0") == 1  # the tensor's bytes by name, then its offset in them
     members[name] = members[name].replace(b"QK\0", b"Q\x8a\x05" + (2**33).to_bytes(5, "little"))
@@ -212,67 +216,67 @@ def test_the_vocabulary_is_read_behind_an_offset_of_billions(saved):
     assert locate_base(str(saved)).architecture.vocabulary == VOCABULARY
 
 
-def test_a_vocabulary_that_the_file_has_not_is_told_in_rows(saved):
+def test_a_vocabulary_of_another_size_is_reported_in_rows(saved):
     rewrite(saved / "configs" / "model.yml", '"norm"', '"padded_vocab_size": 640, "norm"')
     with pytest.raises(CheckpointError, match="vocabulary has 512 rows, the model's 640") as raised:
         load(saved)
     assert "gpt_neox.embed_in.weight  512 × 32     640 × 32" in str(raised.value)
 
 
-def test_a_folder_stands_for_the_checkpoint_that_latest_names(saved):
+def test_a_folder_with_latest_refers_to_the_checkpoint_it_names(saved):
     (saved.parent / "latest").write_text("global_step10\n")
     shutil.copytree(saved, saved.parent / "global_step9")
     assert locate_base(str(saved.parent)).directory == saved
 
 
 @pytest.mark.parametrize("name", ["../neox/global_step10", "..", ".", "", "/", "a/b", "a\0b"])
-def test_a_hostile_latest_is_refused(saved, name):
+def test_a_latest_that_is_a_path_is_refused(saved, name):
     (saved.parent / "latest").write_text(name)
-    with pytest.raises(CheckpointError, match="wanted the plain name of a folder beside it"):
+    with pytest.raises(CheckpointError, match="expected the plain name of a folder beside it"):
         locate_base(str(saved.parent))
 
 
-def test_a_latest_that_names_nothing_is_refused(saved):
+def test_a_latest_that_names_a_missing_folder_is_refused(saved):
     (saved.parent / "latest").write_text("global_step11")
     with pytest.raises(CheckpointError, match="no such folder beside it"):
         locate_base(str(saved.parent))
 
 
-def test_a_hugging_face_model_with_deepspeeds_files_beside_it_stays_one(saved):
-    theirs = reference()
-    theirs.save_pretrained(saved.parent)
+def test_a_hugging_face_model_with_deepspeed_files_is_read_as_such(saved):
+    expected = reference()
+    expected.save_pretrained(saved.parent)
     (saved.parent / "latest").write_text("global_step10")
     base = locate_base(str(saved.parent))
     assert base.kind == "local model"
     model = NeoX(base.architecture)
     load_weights(model, base.directory)
-    assert distance(model, theirs) < 1e-5
+    assert distance(model, expected) < 1e-5
 
 
-@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("only_pickle", [False, True])
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_payload_in_a_layer_file_is_refused_and_not_run(saved, tmp_path, number, plain):
-    ran = tmp_path / "ran"
+def test_a_layer_file_that_runs_code_is_refused_and_not_run(saved, tmp_path, number, only_pickle):
+    created = tmp_path / "created"
 
     class Payload:
         def __reduce__(self):
-            return (os.mkdir, (str(ran),))
+            return (os.mkdir, (str(created),))
 
     path = saved / f"layer_{number:02}-model_00-model_states.pt"
-    if plain:
+    if only_pickle:
         path.write_bytes(pickle.dumps(Payload()))
     else:
         torch.save(torch.load(path, weights_only=True) | {"payload": Payload()}, path)
     with pytest.raises(CheckpointError, match="nothing in it was run") as raised:
         load(saved)
     assert str(path) in str(raised.value)
-    assert not ran.exists()
-    pickle.loads(path.read_bytes()) if plain else torch.load(path, weights_only=False)
-    assert ran.exists()  # whoever opens it otherwise
+    assert not created.exists()
+    pickle.loads(path.read_bytes()) if only_pickle else torch.load(path, weights_only=False)
+    assert created.exists()  # without protection the payload runs
 
 
 @pytest.mark.parametrize("number", [0, 3])
-def test_a_layer_file_that_is_cut_short_is_refused(saved, number):
+def test_a_truncated_layer_file_is_refused(saved, number):
     path = saved / f"layer_{number:02}-model_00-model_states.pt"
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CheckpointError, match=path.name):
@@ -282,24 +286,24 @@ def test_a_layer_file_that_is_cut_short_is_refused(saved, number):
 @pytest.mark.parametrize("number", [0, 2, 4, 6, 7])
 def test_a_missing_layer_file_is_named(saved, number):
     (saved / f"layer_{number:02}-model_00-model_states.pt").unlink()
-    with pytest.raises(CheckpointError, match=f"layer_0{number}-model_00-.* is missing; wanted"):
+    with pytest.raises(CheckpointError, match=f"layer_0{number}-model_00-.* is missing; expected"):
         locate_base(str(saved))
 
 
-def test_a_layer_file_too_many_is_named(saved):
+def test_an_unexpected_layer_file_is_named(saved):
     rewrite(saved / "configs" / "model.yml", '"num-layers": 3', '"num-layers": 2')
-    with pytest.raises(CheckpointError, match=r"layer_07-model_00-model_states.pt is one too many"):
+    with pytest.raises(CheckpointError, match=r"layer_07-model_00-model_states.pt is unexpected"):
         locate_base(str(saved))
 
 
-def test_model_parallel_parts_are_refused_with_the_converter_named(saved):
+def test_model_parallel_parts_are_refused_naming_the_converter(saved):
     for path in list(saved.glob("layer_*")):
         shutil.copy(path, saved / path.name.replace("model_00", "model_01"))
     with pytest.raises(CheckpointError, match=r"model_01.*convert_neox_to_hf.py"):
         locate_base(str(saved))
 
 
-def test_a_folder_of_pickles_alone_is_refused_with_the_converter_named(saved):
+def test_a_folder_of_pickles_only_is_refused_naming_the_converter(saved):
     for path in saved.glob("layer_*"):
         path.unlink()
     with pytest.raises(CheckpointError, match=r"mp_rank_.*never opens.*convert_neox_to_hf.py"):
@@ -308,12 +312,12 @@ def test_a_folder_of_pickles_alone_is_refused_with_the_converter_named(saved):
 
 def test_a_missing_config_is_refused(saved):
     shutil.rmtree(saved / "configs")
-    with pytest.raises(CheckpointError, match=r"no configs/.*copy there"):
+    with pytest.raises(CheckpointError, match=r"no configs/.*copy the files there"):
         locate_base(str(saved))
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "said"),
+    ("old", "new", "message"),
     [
         ('"norm": "layernorm"', '"norm": "rmsnorm"', "norm: .*'layernorm', got 'rmsnorm' .*:10:3"),
         ('"rotary"', '"alibi"', "pos_emb: .*'rotary', got 'alibi'"),
@@ -331,14 +335,14 @@ def test_a_missing_config_is_refused(saved):
         ('"model-parallel-size": 1', '"model-parallel-size": 2', "model_parallel_size: .*got 2"),
     ],
 )
-def test_what_rewarm_does_not_build_is_refused_by_name(saved, old, new, said):
+def test_settings_that_rewarm_cannot_build_are_named(saved, old, new, message):
     rewrite(saved / "configs" / "model.yml", old, new)
-    with pytest.raises(CheckpointError, match=said) as raised:
+    with pytest.raises(CheckpointError, match=message) as raised:
         locate_base(str(saved))
     assert "convert_neox_to_hf.py" in str(raised.value)
 
 
-def test_an_attention_that_is_not_full_is_refused(saved):
+def test_attention_that_is_not_global_is_refused(saved):
     rewrite(saved / "configs" / "training.yml", '"flash"', '"global", "local"')
     with pytest.raises(
         CheckpointError, match=r"attention_config: .*'global' or 'flash', got 'local'"
@@ -347,7 +351,7 @@ def test_an_attention_that_is_not_full_is_refused(saved):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('"num_layers": 4', r"num_layers is 4, and 3 at .*model.yml:5:3; keep one"),
         ("a: &a [b]\nc: *a", "aliases"),
@@ -356,9 +360,9 @@ def test_an_attention_that_is_not_full_is_refused(saved):
         ("[", "not valid YAML"),
     ],
 )
-def test_a_config_that_cannot_be_trusted_is_refused(saved, text, said):
+def test_an_unsafe_or_contradictory_config_is_refused(saved, text, message):
     (saved / "configs" / "overlay.yml").write_text(text)
-    with pytest.raises(CheckpointError, match=said):
+    with pytest.raises(CheckpointError, match=message):
         locate_base(str(saved))
 
 
@@ -373,7 +377,7 @@ except SystemExit as ended:
 """
 
 
-def test_check_sees_its_shape_without_torch(saved, recipe_file):
+def test_check_reads_its_architecture_without_torch(saved, recipe_file):
     (saved.parent / "latest").write_text("global_step10")
     base = f"model={{base: {saved.parent}}}"
     ended = subprocess.run(
@@ -383,35 +387,35 @@ def test_check_sees_its_shape_without_torch(saved, recipe_file):
         check=True,
     )
     assert json.loads(ended.stdout.splitlines()[-1]) == [0, False], ended.stderr
-    assert f"the weights of {saved.parent} (GPT-NeoX checkpoint)" in ended.stdout
+    assert f"weights of {saved.parent} (GPT-NeoX checkpoint)" in ended.stdout
     numbers = sum(parameter.numel() for parameter in reference().parameters())
     assert f"{numbers:,} parameters: 3 layers × 32 wide, 4 heads, 512 embedding" in ended.stdout
 
 
-def test_a_run_continues_it_and_saves_a_hugging_face_model(saved, recipe_file):
+def test_a_run_from_it_saves_a_hugging_face_model(saved, recipe_file):
     rewrite(saved / "configs" / "model.yml", '"norm"', '"bias_gelu_fusion": true, "norm"')
     settings = [f"model={{base: {saved}}}", "tokens=2048", "schedule.peak_lr=1e-20"]
     settings += ["schedule.min_lr=1e-20", "every.evaluate=null"]
-    written = train(load_recipe(recipe_file, settings))
-    theirs = GPTNeoXForCausalLM.from_pretrained(written)
+    checkpoint = train(load_recipe(recipe_file, settings))
+    expected = GPTNeoXForCausalLM.from_pretrained(checkpoint)
     model, _ = load(saved)
-    assert distance(model, theirs) < 1e-5
+    assert distance(model, expected) < 1e-5
 
 
-def test_its_moments_cannot_be_carried(saved, recipe_file):
+def test_its_optimizer_state_cannot_be_carried(saved, recipe_file):
     settings = [f"model={{base: {saved}}}", "optimizer.carry=true"]
     with pytest.raises(CheckpointError, match=r"GPT-NeoX pickles its own.*carry: false"):
         train(load_recipe(recipe_file, settings))
 
 
-def test_names_in_a_layer_file_that_are_no_parameters_are_told(saved):
+def test_unknown_tensors_in_a_layer_file_are_named(saved):
     path = saved / "layer_03-model_00-model_states.pt"
     torch.save(torch.load(path, weights_only=True) | {"lora_a.weight": torch.ones(4, 2)}, path)
     with pytest.raises(CheckpointError, match=r"layers.1.lora_a.weight +4 × 2 +—"):
         load(saved)
 
 
-def test_other_folders_are_not_taken_for_one(tmp_path):
+def test_other_folders_are_not_gpt_neox_checkpoints(tmp_path):
     assert find_gpt_neox_checkpoint(tmp_path) is None
     assert find_gpt_neox_checkpoint(tmp_path / "nowhere") is None
     with pytest.raises(CheckpointError, match="global_step folder of GPT-NeoX"):
@@ -421,12 +425,12 @@ def test_other_folders_are_not_taken_for_one(tmp_path):
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ["layer_00-model_00-model_states.pt", "configs/model.yml"])
 @pytest.mark.parametrize("pipe", [True, False])
-def test_a_link_out_of_the_folder_and_a_pipe_are_refused(saved, tmp_path, name, pipe):
+def test_links_out_of_the_folder_and_pipes_are_refused(saved, tmp_path, name, pipe):
     path = saved / name
     path.rename(tmp_path / "outside")
     if pipe:
         os.mkfifo(path)
     else:
         path.symlink_to(tmp_path / "outside")
-    with pytest.raises(CheckpointError, match=r"not a file, or a link|a link out of its folder"):
+    with pytest.raises(CheckpointError, match=r"not a file, or a broken link|a link out of its"):
         load(saved)

@@ -1,0 +1,88 @@
+"""Names of models: folders, runs, checkpoint references and hub names."""
+
+import json
+
+import pytest
+from training_runs import run
+
+from recipes import recipe_of
+from rewarm.checkpoints.find_checkpoint import (
+    find_local_model,
+    last_checkpoint,
+    list_checkpoints,
+    locate_base,
+    read_architecture,
+)
+from rewarm.errors import CheckpointError
+from rewarm.model.architecture import PRESETS
+
+
+def test_checkpoint_references(recipe_text, tmp_path):
+    base = tmp_path / "base"
+    run(recipe_text, base, every__save=4)
+    assert find_local_model(f"{base}").name == "step-00000020"
+    assert find_local_model(f"{base}@last").name == "step-00000020"
+    assert find_local_model(f"{base}@8").name == "step-00000008"
+    with pytest.raises(CheckpointError, match="no checkpoint at step 9; there are 4, 8, 12"):
+        find_local_model(f"{base}@9")
+    with pytest.raises(CheckpointError, match="or before step 2, where the decay begins"):
+        find_local_model(f"{base}@before-decay")
+    with pytest.raises(CheckpointError, match="not a checkpoint reference; expected a step, `last"):
+        find_local_model(f"{base}@yesterday")
+    assert find_local_model(f"{tmp_path}/nowhere@last") is None
+
+
+def test_before_decay_is_saved_and_kept(recipe_text, tmp_path, distribution):
+    source = """
+from typing import ClassVar, Literal
+from rewarm import Schedule
+
+class Plateau(Schedule):
+    contract: ClassVar[int] = 1
+    name: Literal["plateau"] = "plateau"
+
+    def __call__(self, progress):
+        return 1e-3 if progress <= 0.65 else 1e-3 * (1 - progress) / 0.35
+"""
+    distribution("plateau", source, **{"plateau": "Plateau"})
+    base = tmp_path / "base"
+    settings = {"schedule": "{name: plateau}", "every__save": "null", "keep": "{last: 1}"}
+    run(recipe_text, base, **settings)
+    assert list(list_checkpoints(base)) == [13, 20]
+    assert find_local_model(f"{base}@before-decay").name == "step-00000013"
+
+
+def test_a_rate_that_never_falls_has_no_step_before_decay(thousand_steps):
+    rises = recipe_of(thousand_steps, "schedule={name: rewarm, peak_lr: 3e-4, decay: none}")
+    assert rises.step_before_decay == rises.steps
+    assert not rises.has_plateau_before_decay
+    falls = "schedule={name: rewarm, peak_lr: 3e-4, min_lr: 3e-5, warmup: 100 steps}"
+    assert recipe_of(thousand_steps, falls).step_before_decay == 100
+
+
+def test_incomplete_checkpoints_are_not_listed(tmp_path):
+    for name in ("step-00000002", "step-00000004", "step-00000006.partial", "best"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert last_checkpoint(tmp_path) is None
+    with pytest.raises(CheckpointError, match="has no complete checkpoint, so @2 does not exist"):
+        find_local_model(f"{tmp_path}@2")
+    (tmp_path / "checkpoints" / "step-00000002" / "MANIFEST.json").touch()
+    assert list(list_checkpoints(tmp_path)) == [2]
+
+
+def test_the_kind_of_a_base(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(PRESETS["pythia-14m"].to_hugging_face()))
+    base = locate_base(str(tmp_path))
+    assert (base.kind, base.architecture.layers) == ("local model", 6)
+    (tmp_path / "MANIFEST.json").touch()
+    assert locate_base(str(tmp_path)).kind == "rewarm checkpoint"
+    with pytest.raises(CheckpointError, match=r"local folder, and a revision \(step1\) is for"):
+        locate_base(str(tmp_path), "step1")
+
+
+def test_a_folder_that_is_not_a_model_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="not a model directory"):
+        read_architecture(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
+        read_architecture(tmp_path)
