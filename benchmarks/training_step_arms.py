@@ -82,12 +82,12 @@ def rewarm(settings: StepSettings, weights: Path, device: Any) -> Arm:
     from rewarm.data.batch_loader import DataPosition
     from rewarm.model.kernels.selection import choose_kernels
     from rewarm.recipe.fields import GuardSettings, LossScaleSettings, OptimizerSettings
-    from rewarm.training import loop
-    from rewarm.training.device_setup import autocast, set_up_device
+    from rewarm.training.device_setup import autocast, keep_freed_memory, set_up_device
     from rewarm.training.divergence_guard import DivergenceGuard
+    from rewarm.training.loop import take_step
     from rewarm.training.optimizer import build_adamw
 
-    loop._keep_freed_memory()  # as `rewarm train` does
+    keep_freed_memory()  # as `rewarm train` does
     set_up_device(device, tf32=False, deterministic=settings.deterministic)
     model, _ = load_model(architecture(settings.model), weights)
     model.to(device)
@@ -106,8 +106,8 @@ def rewarm(settings: StepSettings, weights: Path, device: Any) -> Arm:
     def step(tokens: Any) -> Any:
         nonlocal count
         count += 1
-        guard.begin(count, LR, DataPosition({}))
-        return loop.take_step(
+        guard.start_step(count, LR, DataPosition({}))
+        return take_step(
             model,
             optimizer,
             tokens,

@@ -1,12 +1,13 @@
-"""What can go wrong, as a tree; every leaf says what was found, what was wanted and what to try.
+"""All errors that rewarm raises for its users; each message says what was found, expected, and what
+to try.
 
 ```
 RewarmError
-  RecipeError      the document is wrong: file, line, column, path, reason     exit 2
-  ScheduleError    a plug-in is missing, broken, clashes, or gives a bad rate  exit 2
-  DataError        a shard is missing, truncated, corrupt, empty, too few      exit 3
-  CheckpointError  not a checkpoint; corrupt; another model; a run in use      exit 3
-  Diverged         the loss is not finite: step, last good checkpoint          exit 4
+  RecipeError      the recipe is wrong: file, line, column, setting, reason                exit 2
+  ScheduleError    a schedule is missing, broken, ambiguous, or returns an invalid rate    exit 2
+  DataError        a shard is missing, truncated, corrupt, empty, or data is too short     exit 3
+  CheckpointError  not a checkpoint; corrupt; of another model; a run in use               exit 3
+  Diverged         the loss or gradient is not finite: step, last good checkpoint          exit 4
   Preempted        a signal asked the run to stop; its checkpoint is saved     exit 75 (SIGINT: 130)
 ```
 """
@@ -15,7 +16,7 @@ from rewarm import exit_codes
 
 
 class RewarmError(Exception):
-    """Something the person at the terminal can act on; the text is the whole message."""
+    """An error that the user can act on; its text is the whole message."""
 
     exit_code = exit_codes.UNEXPECTED
 
@@ -24,7 +25,7 @@ class RewarmError(Exception):
 
 
 class RecipeError(RewarmError):
-    """A recipe is wrong. Holds every problem found, one located line each."""
+    """A recipe is wrong. Contains all its problems, one line with a location each."""
 
     exit_code = exit_codes.BAD_RECIPE
 
@@ -34,25 +35,25 @@ class RecipeError(RewarmError):
 
 
 class ScheduleError(RewarmError):
-    """A schedule plug-in is missing, broken, clashes with another, or gives a rate that is none."""
+    """A schedule plug-in is missing, broken, ambiguous, or returned an invalid rate."""
 
     exit_code = exit_codes.BAD_RECIPE
 
 
 class DataError(RewarmError):
-    """A shard or a text is missing, damaged, foreign, or too small."""
+    """A shard or a text is missing, damaged, in another format, or too small."""
 
     exit_code = exit_codes.UNUSABLE_INPUT
 
 
 class CheckpointError(RewarmError):
-    """A base, checkpoint or run directory cannot be used as asked."""
+    """A base, checkpoint or run directory cannot be used as requested."""
 
     exit_code = exit_codes.UNUSABLE_INPUT
 
 
 class Diverged(RewarmError):
-    """The loss or the gradient stopped being finite."""
+    """The loss or the gradient is no longer finite."""
 
     exit_code = exit_codes.DIVERGED
 
@@ -64,27 +65,30 @@ class Preempted(RewarmError):
 
 
 def printable(text: str) -> str:
-    """Returns text that a terminal shows and does not obey, each line and all of it bounded.
+    """Returns text without control sequences, with bounded lines and a bounded number of them.
 
-    Messages quote names and values from files that anyone may have written.
+    Messages quote names and values from untrusted files.
     """
     lines = text.split("\n")
     if len(lines) > 50:
         lines = [*lines[:48], f"... and {len(lines) - 49} more lines", lines[-1]]
-    cut = (x if len(x) <= 1000 else f"{x[:600]} [...] {x[-300:]}" for x in lines)
-    return "\n".join(map(visible, cut))
+    shortened = (
+        line if len(line) <= 1000 else f"{line[:600]} [...] {line[-300:]}" for line in lines
+    )
+    return "\n".join(map(escape_unprintable, shortened))
 
 
-def visible(line: str) -> str:
-    """Returns a line with whatever cannot be printed written as its escape."""
+def escape_unprintable(line: str) -> str:
+    """Returns a line with every character that cannot be printed as its escape sequence."""
     return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in line
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in line
     )
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """Returns `; did you mean 'x'?` when a known word is near, else nothing."""
+    """Returns `; did you mean 'x'?` with the most similar known word, or "" if none is similar."""
     import difflib
 
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    similar = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f"; did you mean {similar[0]!r}?" if similar else ""

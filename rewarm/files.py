@@ -1,4 +1,4 @@
-"""Files on the local disk: written whole or not at all, locked by one process, cached."""
+"""Files on the local disk: atomic writes, locks, and the cache directory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from typing import IO
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Puts a new file in a file's place, on the disk when this returns; or leaves the old one.
+    """Replaces a file by a new one that is on the disk when this returns.
+
+    An error, or a kill at any moment, leaves the old file or the new one, whole.
 
     Raises:
-        OSError: it cannot be written; nothing is left behind.
+        OSError: it cannot be written; the old file stays, and no other is left.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)  # never write through a link that someone left there
+    partial.unlink(missing_ok=True)  # never write through a link that someone placed here
     try:
         with partial.open("x", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
-    except OSError:
+    except BaseException:
         partial.unlink(missing_ok=True)
         raise
     sync_to_disk(path.parent)
@@ -38,7 +40,9 @@ def sync_to_disk(path: Path) -> None:
 
 
 def locked(path: Path) -> IO[str] | None:
-    """Returns a file's exclusive lock, held until it is closed; None while another process has it.
+    """Returns the exclusively locked file; None while another process holds the lock.
+
+    Closing the file, or the end of the process, releases the lock.
 
     Raises:
         OSError: the file cannot be opened for writing.

@@ -1,4 +1,4 @@
-"""The shape of a GPT-NeoX model: presets, Hugging Face's config in both spellings, sizes, FLOPs."""
+"""The shape of a GPT-NeoX model: presets, Hugging Face's `config.json`, sizes and FLOPs."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu"]
 Size = Annotated[int, Field(strict=True, gt=0, le=2**31)]
 
-_MOST_ANGLES = 2**28
-# What the presets share, by Hugging Face's names; a config that says otherwise is another model.
+_MAX_ANGLES = 2**28
 _FIXED = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}
 
 
@@ -26,43 +25,43 @@ class Architecture(BaseModel):
     heads: Size
     """Attention heads; `hidden` is divided among them."""
     ffn: Size | None = None
-    """Width inside the MLP; 4 × hidden where it is not given."""
+    """Width inside the MLP; 4 × hidden by default."""
     vocabulary: Size = 50_304
     """Rows of the embedding; at least the tokenizer's size, often padded."""
     positions: Size = 2048
     """The longest sequence the model is meant for."""
     rotary: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.25
-    """The part of each head that rotary embeddings turn."""
+    """The fraction of each head that rotary embeddings rotate."""
     rotary_base: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
     """The base of the rotary frequencies (theta)."""
     activation: Activation = "gelu"
     """The non-linearity of the MLP."""
     parallel_residual: bool = True
-    """Attention and MLP read the same input and are added together."""
+    """Attention and MLP read the same input, and their outputs are added together."""
     attention_bias: bool = True
-    """Biases on the attention's two products."""
+    """Biases on attention's two linear layers."""
     tied: bool = False
     """Input and output embeddings are one matrix."""
     layer_norm_eps: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1e-5
     """Added to the variance in layer norms."""
 
     @model_validator(mode="after")
-    def _is_bounded(self) -> Architecture:
-        table = self.positions * self.rotary_size
-        if table > _MOST_ANGLES:  # the one thing that no weight file bears out
+    def _check_rotary_table(self) -> Architecture:
+        angles = self.positions * self.rotary_size
+        if angles > _MAX_ANGLES:  # the only size that no tensor of a weight file confirms
             raise ValueError(
-                f"positions {self.positions:,} of {self.rotary_size:,} rotary dimensions make a "
-                f"table of {table:,} angles; {_MOST_ANGLES:,} are the most"
+                f"positions {self.positions:,} × {self.rotary_size:,} rotary dimensions make a "
+                f"table of {angles:,} angles; the maximum is {_MAX_ANGLES:,}"
             )
         return self
 
     @model_validator(mode="after")
-    def _divides(self) -> Architecture:
+    def _check_head_sizes(self) -> Architecture:
         if self.hidden % self.heads:
             raise ValueError(f"hidden {self.hidden} should divide evenly among {self.heads} heads")
         if self.rotary_size < 2 or self.rotary_size % 2:
             raise ValueError(
-                f"rotary {self.rotary} of a head of {self.head_size} turns {self.rotary_size} "
+                f"rotary {self.rotary} of a head of {self.head_size} rotates {self.rotary_size} "
                 "dimensions; that should be an even number above 0"
             )
         return self
@@ -74,7 +73,7 @@ class Architecture(BaseModel):
 
     @property
     def rotary_size(self) -> int:
-        """Dimensions of a head that rotary embeddings turn."""
+        """Dimensions of a head that rotary embeddings rotate."""
         return int(self.head_size * self.rotary)
 
     @property
@@ -84,43 +83,45 @@ class Architecture(BaseModel):
 
     @property
     def parameters(self) -> int:
-        """Trainable numbers in all; 405,334,016 for Pythia-410M."""
+        """The number of trainable parameters; 405,334,016 for Pythia-410M."""
         attention = 4 * self.hidden**2 + (4 * self.hidden if self.attention_bias else 0)
         mlp = 2 * self.hidden * self.inner + self.hidden + self.inner
         embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
         return embeddings + self.layers * (attention + mlp + 4 * self.hidden) + 2 * self.hidden
 
     @property
-    def parameters_in_products(self) -> int:
-        """Parameters without the input embedding, which is looked up and not multiplied."""
-        looked_up = 0 if self.tied else self.vocabulary * self.hidden
-        return self.parameters - looked_up
+    def matmul_parameters(self) -> int:
+        """Parameters used in matmuls: all but the input embedding, which is a lookup."""
+        embedding = 0 if self.tied else self.vocabulary * self.hidden
+        return self.parameters - embedding
 
     def flops_per_token(self, context: int) -> int:
-        """Returns FLOPs of forward and backward for one token in a sequence of `context`.
+        """Returns the FLOPs of forward and backward pass per token in a sequence of `context`.
 
-        6 per parameter in a product plus 12 · layers · hidden · context for attention, causal
-        masking not discounted (PaLM, arXiv:2204.02311, appendix B).
+        6 per parameter in a matmul plus 12 · layers · hidden · context for attention, causal
+        masking not subtracted (PaLM, arXiv:2204.02311, appendix B).
         """
-        return 6 * self.parameters_in_products + 12 * self.layers * self.hidden * context
+        return 6 * self.matmul_parameters + 12 * self.layers * self.hidden * context
 
     @classmethod
     def from_hugging_face(cls, config: dict[str, Any]) -> Architecture:
-        """Returns the architecture in a `config.json`, with old or new rotary spelling.
+        """Returns the architecture in a `config.json`, with old or new names of rotary settings.
 
         Raises:
-            ValueError: it is not a GPT-NeoX model, or uses something that rewarm does not build.
+            ValueError: it is not a GPT-NeoX model, or uses a feature that rewarm does not have.
         """
-        kind = config.get("model_type")
-        if kind != "gpt_neox":
-            raise ValueError(f"model_type is {kind!r}; rewarm trains 'gpt_neox' (Pythia, GPT-NeoX)")
+        model_type = config.get("model_type")
+        if model_type != "gpt_neox":
+            raise ValueError(
+                f"model_type is {model_type!r}; rewarm trains 'gpt_neox' (Pythia, GPT-NeoX)"
+            )
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, dict):
-            raise ValueError(f"its rotary settings should be an object, and are {rope!r}")
+            raise ValueError(f"the rotary settings should be a JSON object, and are {rope!r}")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type != "default":
-            raise ValueError(f"rotary scaling {rope_type!r} is not supported, only the plain kind")
-        given = {
+            raise ValueError(f"rotary scaling {rope_type!r} is not supported, only 'default'")
+        settings = {
             "layers": config.get("num_hidden_layers"),
             "hidden": config.get("hidden_size"),
             "heads": config.get("num_attention_heads"),
@@ -136,11 +137,11 @@ class Architecture(BaseModel):
             "layer_norm_eps": config.get("layer_norm_eps"),
         }
         return cls.model_validate(
-            {name: value for name, value in given.items() if value is not None}
+            {name: value for name, value in settings.items() if value is not None}
         )
 
     def to_hugging_face(self) -> dict[str, Any]:
-        """Returns a `config.json` that old and new transformers, vLLM and lm_eval read alike."""
+        """Returns a `config.json` that old and new transformers, vLLM and lm_eval read the same."""
         return {
             **_FIXED,
             "num_hidden_layers": self.layers,

@@ -1,4 +1,4 @@
-"""Causal self-attention, and the mask that keeps documents apart."""
+"""Causal self-attention, and the mask that separates documents."""
 
 from __future__ import annotations
 
@@ -12,31 +12,37 @@ from rewarm.model.kernels.fp8.scaling import ScaledLinear
 from rewarm.model.kernels.selection import PYTORCH_KERNELS
 
 AttentionMask = Tensor | BlockMask
-"""Which positions each position attends to; without one, all that are not behind it."""
+"""Which positions each position attends to. Without a mask: itself and all before it."""
 
 
 def document_mask(tokens_BT: Tensor, separator: int) -> AttentionMask:
-    """Returns which positions each position attends to: those before it in its own document.
+    """Returns the causal mask within documents; a separator is its document's last token.
 
-    A separator is the last token of its document. Rotary positions need not begin anew in each:
-    attention depends on differences of positions alone (arXiv:2104.09864, equation 16). On a GPU
-    it is a sparse mask of blocks, for flex attention; on a CPU a plain one, (B, 1, T, T).
+    Rotary positions need not restart in each document: attention depends on differences of
+    positions alone (arXiv:2104.09864, equation 16).
+
+    Args:
+        tokens_BT: the input tokens.
+        separator: the token that ends a document.
+
+    Returns:
+        On a GPU a sparse block mask for flex attention; on a CPU a boolean tensor, (B, 1, T, T).
     """
     B, T = tokens_BT.shape
     ends_BT = (tokens_BT == separator).long()
     document_BT = ends_BT.cumsum(1) - ends_BT
     if tokens_BT.is_cuda:
 
-        def same(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        def attends(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             return (q >= k) & (document_BT[b, q] == document_BT[b, k])
 
-        return create_block_mask(same, B, None, T, T, device=str(tokens_BT.device))
+        return create_block_mask(attends, B, None, T, T, device=str(tokens_BT.device))
     causal_TT = torch.ones(T, T, dtype=torch.bool, device=tokens_BT.device).tril()
     return (causal_TT & (document_BT[:, :, None] == document_BT[:, None, :]))[:, None]
 
 
 class Attention(nn.Module):
-    """Causal self-attention with partly rotary positions."""
+    """Causal self-attention with rotary position embeddings."""
 
     kernels = PYTORCH_KERNELS
 
@@ -48,17 +54,17 @@ class Attention(nn.Module):
         self.dense = ScaledLinear(width, width, bias=bias)
 
     def forward(
-        self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, seen: AttentionMask | None = None
+        self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, mask: AttentionMask | None = None
     ) -> Tensor:
         """Returns what attention adds to the residual stream, (B, T, D)."""
         B, T, D = x_BTD.shape
         q_BHTK, k_BHTK, v_BHTK = self.kernels.rotary(
             x_BTD, self.query_key_value, self.heads, cos_TR, sin_TR
         )
-        if isinstance(seen, BlockMask):
-            out = flex_attention(q_BHTK, k_BHTK, v_BHTK, block_mask=seen)
+        if isinstance(mask, BlockMask):
+            out_BHTK = flex_attention(q_BHTK, k_BHTK, v_BHTK, block_mask=mask)
         else:
-            out = functional.scaled_dot_product_attention(
-                q_BHTK, k_BHTK, v_BHTK, attn_mask=seen, is_causal=seen is None
+            out_BHTK = functional.scaled_dot_product_attention(
+                q_BHTK, k_BHTK, v_BHTK, attn_mask=mask, is_causal=mask is None
             )
-        return self.kernels.product(out.transpose(1, 2).reshape(B, T, D), self.dense)
+        return self.kernels.linear(out_BHTK.transpose(1, 2).reshape(B, T, D), self.dense)

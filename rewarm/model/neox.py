@@ -15,13 +15,13 @@ from rewarm.model import activation_recompute
 from rewarm.model.architecture import Architecture
 from rewarm.model.attention import Attention, AttentionMask, document_mask
 from rewarm.model.kernels.fp8.scaling import Fp8Scaling, ScaledLinear
-from rewarm.model.kernels.launch import working_dtype
+from rewarm.model.kernels.launch import autocast_dtype
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, Kernels, fp8_kernels
 from rewarm.model.rotary_embedding import rotary_angles
 
 
 class MLP(nn.Module):
-    """Two products with a non-linearity between them."""
+    """Two linear layers with a non-linearity between them."""
 
     kernels = PYTORCH_KERNELS
 
@@ -37,18 +37,18 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """In fp32, whatever the stream is in: as autocast has it on a GPU, but not on a CPU."""
+    """Layer norm computed in fp32 whatever its input's dtype: autocast does so on a GPU only."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
-        """Returns the stream with each position's mean taken out and its variance at 1."""
+        """Returns the normalized input in fp32, (B, T, D)."""
         return super().forward(x_BTD.float())
 
 
 class Layer(nn.Module):
-    """One transformer layer; attention and MLP side by side, or one after the other."""
+    """One transformer layer, with attention and MLP in parallel or in sequence."""
 
     kernels = PYTORCH_KERNELS
-    lean = False
+    recompute_activations = False
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -60,30 +60,30 @@ class Layer(nn.Module):
         self.mlp = MLP(architecture)
 
     def forward(
-        self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, seen: AttentionMask | None = None
+        self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, mask: AttentionMask | None = None
     ) -> Tensor:
-        """Returns the residual stream behind this layer, (B, T, D)."""
-        if self.lean:
+        """Returns the residual stream after this layer, (B, T, D)."""
+        if self.recompute_activations:
             return activation_recompute.recompute_in_backward(
-                self._pass, x_BTD, cos_TR, sin_TR, seen
+                self._attention_and_mlp, x_BTD, cos_TR, sin_TR, mask
             )
-        return self._pass(x_BTD, cos_TR, sin_TR, seen)
+        return self._attention_and_mlp(x_BTD, cos_TR, sin_TR, mask)
 
-    def _pass(
-        self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, seen: AttentionMask | None
+    def _attention_and_mlp(
+        self, x_BTD: Tensor, cos_TR: Tensor, sin_TR: Tensor, mask: AttentionMask | None
     ) -> Tensor:
-        before, behind = self.input_layernorm, self.post_attention_layernorm
+        attention_norm, mlp_norm = self.input_layernorm, self.post_attention_layernorm
         if self.parallel:
-            # Only the stream that the kernel hands on: its gradients meet in one pass.
-            a_BTD, b_BTD, x_BTD = self.kernels.norms(x_BTD, before, behind)
-            attended = self.attention(a_BTD, cos_TR, sin_TR, seen)
-            return cast(Tensor, x_BTD + attended + self.mlp(b_BTD))
-        x_BTD = x_BTD + self.attention(before(x_BTD), cos_TR, sin_TR, seen)
-        return cast(Tensor, x_BTD + self.mlp(behind(x_BTD)))
+            # From here on use the x that the kernel returns: one pass then adds its gradients.
+            a_BTD, b_BTD, x_BTD = self.kernels.norms(x_BTD, attention_norm, mlp_norm)
+            attended_BTD = self.attention(a_BTD, cos_TR, sin_TR, mask)
+            return cast(Tensor, x_BTD + attended_BTD + self.mlp(b_BTD))
+        x_BTD = x_BTD + self.attention(attention_norm(x_BTD), cos_TR, sin_TR, mask)
+        return cast(Tensor, x_BTD + self.mlp(mlp_norm(x_BTD)))
 
 
-class Trunk(nn.Module):
-    """Everything below the output head."""
+class Transformer(nn.Module):
+    """Everything below the output head: embedding, layers and final norm."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -96,14 +96,14 @@ class NeoX(nn.Module):
     """A GPT-NeoX language model: `model(tokens)` gives logits, `model.loss(...)` nats."""
 
     kernels = PYTORCH_KERNELS
-    scaling: Fp8Scaling | None = None
-    """Of `precision: fp8`."""
+    fp8_scaling: Fp8Scaling | None = None
+    """The scales of `precision: fp8`; None for other precisions."""
 
     def __init__(self, architecture: Architecture) -> None:
-        """Builds the model with uninitialised numbers; see `initialise` and `load_weights`."""
+        """Builds the model; its weights come from `initialize_weights` or `load_weights`."""
         super().__init__()
         self.architecture = architecture
-        self.gpt_neox = Trunk(architecture)
+        self.gpt_neox = Transformer(architecture)
         self.embed_out = nn.Linear(architecture.hidden, architecture.vocabulary, bias=False)
         if architecture.tied:
             self.embed_out.weight = self.gpt_neox.embed_in.weight
@@ -114,21 +114,21 @@ class NeoX(nn.Module):
     def forward(self, tokens_BT: Tensor, separator: int | None = None) -> Tensor:
         """Returns logits, (B, T, V), for T up to the architecture's positions.
 
-        With a `separator`, no token sees across one: each document of a sequence stands alone.
+        With a `separator`, no token attends across one: each document of a sequence is separate.
         """
-        return cast(Tensor, self.embed_out(self._states(tokens_BT, separator)))
+        return cast(Tensor, self.embed_out(self._hidden_states(tokens_BT, separator)))
 
-    def _states(self, tokens_BT: Tensor, separator: int | None) -> Tensor:
-        """Returns what the output head reads, (B, T, D)."""
+    def _hidden_states(self, tokens_BT: Tensor, separator: int | None) -> Tensor:
+        """Returns the input of the output head, (B, T, D)."""
         length = tokens_BT.shape[1]
-        cos, sin = cast(Tensor, self.cos)[:length], cast(Tensor, self.sin)[:length]
-        seen = None if separator is None else document_mask(tokens_BT, separator)
+        cos_TR, sin_TR = cast(Tensor, self.cos)[:length], cast(Tensor, self.sin)[:length]
+        mask = None if separator is None else document_mask(tokens_BT, separator)
         x_BTD = self.gpt_neox.embed_in(tokens_BT)
-        # The residual stream is in the precision of products, as where GPT-NeoX trained Pythia: a
-        # pass over it moves half the bytes that it would in fp32.
-        x_BTD = x_BTD.to(working_dtype(x_BTD))
+        # The residual stream has the dtype of matmuls, as when GPT-NeoX trained Pythia: reading or
+        # writing it moves half the bytes of fp32.
+        x_BTD = x_BTD.to(autocast_dtype(x_BTD))
         for layer in self.gpt_neox.layers:
-            x_BTD = layer(x_BTD, cos, sin, seen)
+            x_BTD = layer(x_BTD, cos_TR, sin_TR, mask)
         return cast(Tensor, self.gpt_neox.final_layer_norm(x_BTD))
 
     def loss(
@@ -140,25 +140,27 @@ class NeoX(nn.Module):
         reduction: str = "mean",
     ) -> Tensor:
         """Returns the cross-entropy in nats, in fp32; targets of -100 do not count."""
-        states_BTD = self._states(inputs_BT, separator)
-        return self.kernels.cross_entropy(states_BTD, self.embed_out, targets_BT, reduction)
+        x_BTD = self._hidden_states(inputs_BT, separator)
+        return self.kernels.cross_entropy(x_BTD, self.embed_out, targets_BT, reduction)
 
-    def use(self, kernels: Kernels, *, memory: str = "fast", precision: str = "fp32") -> None:
-        """Changes how the passes that move the most memory are done, not what they compute.
+    def configure(self, kernels: Kernels, *, memory: str = "fast", precision: str = "fp32") -> None:
+        """Sets how layers and loss are computed.
 
-        With `memory` lean, a part of what the way back needs is computed again, not kept. With
-        `precision` fp8, the layers' products are rounded to it, from guessed scales on; all other
-        precisions are what autocast makes of it.
+        Args:
+            kernels: the implementations to use.
+            memory: with `lean`, the backward pass recomputes a part of the activations.
+            precision: with `fp8`, layers have their linear layers in fp8, at scales that need
+                calibration. All other precisions are up to autocast.
         """
-        is_lean = memory == "lean"
-        self.scaling = Fp8Scaling(self.gpt_neox.layers) if precision == "fp8" else None
-        kernels = fp8_kernels(kernels) if self.scaling else kernels
-        kernels = activation_recompute.with_chunked_loss(kernels) if is_lean else kernels
+        recompute = memory == "lean"
+        self.fp8_scaling = Fp8Scaling(self.gpt_neox.layers) if precision == "fp8" else None
+        kernels = fp8_kernels(kernels) if self.fp8_scaling else kernels
+        kernels = activation_recompute.with_chunked_loss(kernels) if recompute else kernels
         for module in self.modules():
             if isinstance(module, Attention | MLP | Layer | NeoX):
                 module.kernels = kernels
             if isinstance(module, Layer):
-                module.lean = is_lean
+                module.recompute_activations = recompute
 
     def compile_layers(self) -> None:
         """Compiles every layer in place: one graph serves all, and state-dict keys stay."""
@@ -170,7 +172,7 @@ class NeoX(nn.Module):
 def initialize_weights(model: NeoX, seed: int) -> None:
     """Draws new weights as Pythia's configuration does, the same on every machine.
 
-    Matrices: normal with σ = √(2 / 5D) ("small init", arXiv:1910.05895); the two products that
+    Matrices: normal with σ = √(2 / 5D) ("small init", arXiv:1910.05895); the two linear layers that
     write to the residual stream: σ = 2 / (layers · √D) ("wang init", GPT-NeoX). Biases 0, norms 1.
     """
     width, layers = model.architecture.hidden, model.architecture.layers
@@ -179,6 +181,7 @@ def initialize_weights(model: NeoX, seed: int) -> None:
         if parameter.ndim == 1:
             parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
             continue
-        writes_back = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
-        sigma = 2 / (layers * math.sqrt(width)) if writes_back else math.sqrt(2 / (5 * width))
+        writes_to_residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
+        small, wang = math.sqrt(2 / (5 * width)), 2 / (layers * math.sqrt(width))
+        sigma = wang if writes_to_residual else small
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * sigma)

@@ -1,8 +1,8 @@
-"""What is published about the Pythia models (arXiv:2304.01373) that their files do not say.
+"""Published facts about the Pythia models (arXiv:2304.01373) that their files do not contain.
 
-A checkpoint on the hub holds weights only. How many tokens it has seen, and the learning rate of
-its last update, follow from the paper: 143,000 steps of 1,024 × 2,048 tokens, a warm-up of 1 %, and
-GPT-NeoX's cosine to zero, cut off at a tenth of the peak.
+A checkpoint on the hub holds weights only. The tokens that it was trained on and the learning rate
+of its last update follow from the paper: 143,000 steps of 1,024 × 2,048 tokens, a warm-up of 1 %,
+and GPT-NeoX's cosine to zero, clipped at a tenth of the peak.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ class PublishedTraining(NamedTuple):
     step: int
     tokens: int
     lrs: tuple[float, float, float]
-    """The rates of its first, highest and last update."""
+    """The learning rates of its first, highest and last update."""
 
 
 def published_architecture(name: str) -> Architecture | None:
-    """Returns the shape of a Pythia model by its hub name, which needs no hub; None for others."""
-    model = _model(name)
-    return PRESETS.get(model) if model else None
+    """Returns the architecture of a Pythia model by its hub name; None for other models."""
+    preset = _preset_name(name)
+    return PRESETS.get(preset) if preset else None
 
 
 def published_training(name: str, revision: str | None) -> PublishedTraining | None:
     """Returns how far a Pythia revision such as `step10000` was trained; None where unknown."""
-    peak = _PEAK_LR.get(_model(name) or "")
+    peak = _PEAK_LR.get(_preset_name(name) or "")
     match = re.fullmatch(r"step([0-9]{1,6})", revision or f"step{_STEPS}")
     step = int(match[1]) if match else 0
     if peak is None or not 0 < step <= _STEPS:
@@ -53,10 +53,10 @@ def published_training(name: str, revision: str | None) -> PublishedTraining | N
     schedule = Rewarm(
         peak_lr=peak, min_lr=peak / 10, start_lr=0.0, warmup=Span("1%"), decay="clipped-cosine"
     )
-    lrs = [schedule(one / _STEPS) for one in (1, min(step, _STEPS // 100), step)]
-    return PublishedTraining(step, step * _TOKENS_PER_STEP, (lrs[0], lrs[1], lrs[2]))
+    first, highest, last = (schedule(k / _STEPS) for k in (1, min(step, _STEPS // 100), step))
+    return PublishedTraining(step, step * _TOKENS_PER_STEP, (first, highest, last))
 
 
-def _model(name: str) -> str | None:
+def _preset_name(name: str) -> str | None:
     owner, _, model = name.partition("/")
     return model.removesuffix("-deduped") if owner == "EleutherAI" else None

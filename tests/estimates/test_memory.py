@@ -58,7 +58,7 @@ def test_what_a_step_keeps_for_the_way_back_is_what_the_formula_says(changed, pr
     shape = Architecture(**given)
     model = NeoX(shape)
     initialize_weights(model, 1)
-    model.use(PYTORCH_KERNELS, precision=precision)
+    model.configure(PYTORCH_KERNELS, precision=precision)
     if compiled:
         torch.compiler.reset()
         for layer in model.gpt_neox.layers:
@@ -145,7 +145,7 @@ def test_what_a_lean_layer_keeps_for_the_way_back_is_what_the_formula_says(chang
     shape = Architecture(**given)
     model = NeoX(shape)
     initialize_weights(model, 1)
-    model.use(PYTORCH_KERNELS, memory="lean", precision=precision)
+    model.configure(PYTORCH_KERNELS, memory="lean", precision=precision)
     torch.compiler.reset()
     for layer in model.gpt_neox.layers:
         layer.compile(fullgraph=True, dynamic=False, backend=graphs())
@@ -171,7 +171,7 @@ def test_the_peak_of_a_whole_step_is_what_was_said(
     shape = Architecture(layers=3, hidden=128, heads=4, vocabulary=vocabulary, positions=128)
     model = NeoX(shape)
     initialize_weights(model, 1)
-    model.use(PYTORCH_KERNELS, memory=setting, precision=precision)
+    model.configure(PYTORCH_KERNELS, memory=setting, precision=precision)
     optimizer = build_adamw(model, OptimizerSettings())
     tokens = torch.randint(0, vocabulary, (sequences, 129))
     cast = autocast(precision, torch.device("cpu"))
@@ -219,7 +219,7 @@ def test_the_peak_on_a_gpu_is_what_was_said(
         torch.nn.init.normal_(parameter, std=0.02)
     optimizer, cast = build_adamw(model, OptimizerSettings()), autocast(precision, device)
     chosen, _ = choose_kernels(setting, device)
-    model.use(chosen, memory="lean" if lean else "fast", precision=precision)
+    model.configure(chosen, memory="lean" if lean else "fast", precision=precision)
     triton = chosen is not PYTORCH_KERNELS
     if compiled:
         model.compile_layers()

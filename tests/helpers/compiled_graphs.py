@@ -1,4 +1,4 @@
-"""Layers compiled as inductor divides them, without its code generation."""
+"""A torch.compile backend that partitions layers as inductor does, without generating code."""
 
 import pytest
 from functorch.compile import min_cut_rematerialization_partition, nop
@@ -7,7 +7,7 @@ compiles = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor th
 
 
 def graphs(compiler=nop):
-    """A backend that divides forward from backward as inductor does, and compiles neither."""
+    """A backend that partitions forward and backward as inductor does, and runs both eagerly."""
     from torch._dynamo.backends.common import aot_autograd
     from torch._inductor.decomposition import select_decomp_table
 

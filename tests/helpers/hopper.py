@@ -1,7 +1,7 @@
-"""Compiles every kernel for a Hopper GPU, without one, as the step of a model launches it.
+"""Compiles every kernel for a Hopper GPU, without one, as a training step launches it.
 
-`test_kernels.py` runs it in a process of its own, because it puts a stand-in where Triton looks for
-the GPU. Nothing is computed.
+test_selection.py runs it in a process of its own, because it replaces the driver
+by which Triton finds the GPU. Nothing is computed.
 """
 
 import torch
@@ -15,8 +15,8 @@ from rewarm.model.kernels.selection import triton_kernels
 from rewarm.model.neox import NeoX, initialize_weights
 
 
-class Hopper:
-    """What Triton asks of a GPU before it compiles for it."""
+class HopperDriver:
+    """What Triton asks of a GPU's driver before it compiles for it."""
 
     def get_current_device(self):
         return 0
@@ -29,11 +29,11 @@ class Hopper:
 
 
 compiled = []
-launch = JITFunction.run
+original_run = JITFunction.run
 
 
 def compile_only(self, *arguments, grid, warmup, **options):
-    kernel = launch(self, *arguments, grid=grid, warmup=True, **options)
+    kernel = original_run(self, *arguments, grid=grid, warmup=True, **options)
     compiled.append(kernel)
     return kernel
 
@@ -45,14 +45,14 @@ SHAPES = [
 ]
 
 if __name__ == "__main__":
-    driver.set_active(Hopper())
+    driver.set_active(HopperDriver())
     JITFunction.run = compile_only
     for shape in SHAPES:
         model = NeoX(Architecture(layers=1, vocabulary=96, positions=16, **shape))
         initialize_weights(model, 0)
         tokens = torch.zeros(2, 17, dtype=torch.long)
         for precision in ("bf16", "fp8"):
-            model.use(triton_kernels(), precision=precision)
+            model.configure(triton_kernels(), precision=precision)
             with torch.autocast("cpu", torch.bfloat16):
                 model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
     print(f"Triton {triton.__version__}")

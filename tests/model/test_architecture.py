@@ -3,7 +3,7 @@ from pydantic import ValidationError
 
 from rewarm.model.architecture import PRESETS, Architecture
 
-# As EleutherAI/pythia-410m's config.json is published: the old spelling.
+# config.json of EleutherAI/pythia-410m as published, with the old names of rotary settings.
 PYTHIA_410M = {
     "architectures": ["GPTNeoXForCausalLM"],
     "bos_token_id": 0,
@@ -27,8 +27,8 @@ PYTHIA_410M = {
     "vocab_size": 50304,
 }
 
-# Nothing here is a default, so that a setting that is not read shows.
-ODD = Architecture(
+# No setting has its default, so that a setting that is not read is noticed.
+UNUSUAL = Architecture(
     layers=3,
     hidden=48,
     heads=2,
@@ -67,34 +67,34 @@ def test_parameters_are_those_published(preset, parameters):
     assert PRESETS[preset].parameters == parameters
 
 
-def test_every_preset_is_counted_above():
+def test_the_list_above_has_every_preset():
     assert len(PRESETS) == 10
 
 
 def test_410m_without_its_embeddings():
     model = PRESETS["pythia-410m"]
     assert model.parameters - 2 * 50_304 * 1024 == 302_311_424
-    assert model.parameters_in_products == 302_311_424 + 50_304 * 1024
+    assert model.matmul_parameters == 302_311_424 + 50_304 * 1024
 
 
-def test_flops():
+def test_flops_per_token():
     assert f"{PRESETS['pythia-410m'].flops_per_token(2048):.4e}" == "2.7269e+09"
 
 
 def test_a_tied_model_without_attention_bias_by_hand():
     # attention 4 · 48², MLP 2 · 48 · 100 + 148, norms 4 · 48; one matrix of 500 × 48.
-    assert ODD.parameters == 3 * (9216 + 9748 + 192) + 96 + 24_000
-    assert ODD.parameters_in_products == ODD.parameters  # the one matrix is multiplied with
-    assert (ODD.head_size, ODD.rotary_size, ODD.inner) == (24, 12, 100)
+    assert UNUSUAL.parameters == 3 * (9216 + 9748 + 192) + 96 + 24_000
+    assert UNUSUAL.matmul_parameters == UNUSUAL.parameters  # the shared matrix is used in a matmul
+    assert (UNUSUAL.head_size, UNUSUAL.rotary_size, UNUSUAL.inner) == (24, 12, 100)
 
 
-def test_the_old_spelling():
+def test_old_names_of_rotary_settings_are_read():
     assert Architecture.from_hugging_face(PYTHIA_410M) == PRESETS["pythia-410m"].model_copy(
         update={"ffn": 4096}
     )
 
 
-def test_the_new_spelling_goes_before_the_old():
+def test_new_names_take_precedence_over_old_ones():
     config = {**PYTHIA_410M, "rotary_pct": 1.0, "rotary_emb_base": 1}
     config["rope_parameters"] = {
         "rope_type": "default",
@@ -105,19 +105,19 @@ def test_the_new_spelling_goes_before_the_old():
     assert (model.rotary, model.rotary_base) == (0.5, 500_000.0)
 
 
-@pytest.mark.parametrize("architecture", [ODD, *PRESETS.values()])
-def test_there_and_back(architecture):
+@pytest.mark.parametrize("architecture", [UNUSUAL, *PRESETS.values()])
+def test_a_config_written_and_read_is_the_same_architecture(architecture):
     config = architecture.to_hugging_face()
-    again = Architecture.from_hugging_face(config)
-    assert again == architecture.model_copy(update={"ffn": architecture.inner})
-    assert again.to_hugging_face() == config
-    # Either spelling alone is enough.
+    read = Architecture.from_hugging_face(config)
+    assert read == architecture.model_copy(update={"ffn": architecture.inner})
+    assert read.to_hugging_face() == config
+    # Old or new names alone are enough.
     for left_out in ({"rope_parameters"}, {"rotary_pct", "rotary_emb_base"}):
-        alone = {name: value for name, value in config.items() if name not in left_out}
-        assert Architecture.from_hugging_face(alone) == again
+        partial = {name: value for name, value in config.items() if name not in left_out}
+        assert Architecture.from_hugging_face(partial) == read
 
 
-def test_what_is_written_is_what_hugging_face_calls_it():
+def test_a_written_config_equals_the_published_one():
     written = PRESETS["pythia-410m"].to_hugging_face()
     shared = PYTHIA_410M.keys() & written.keys() - {"torch_dtype"}
     assert {name: written[name] for name in shared} == {name: PYTHIA_410M[name] for name in shared}
@@ -131,7 +131,7 @@ def test_what_is_written_is_what_hugging_face_calls_it():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"model_type": "llama"}, "model_type is 'llama'; rewarm trains 'gpt_neox'"),
         ({"model_type": None}, "model_type is None"),
@@ -142,17 +142,17 @@ def test_what_is_written_is_what_hugging_face_calls_it():
         ({"hidden_size": 1000}, "hidden 1000 should divide evenly among 16 heads"),
         ({"num_hidden_layers": None}, "layers"),
         ({"num_hidden_layers": 24.5}, "layers"),
-        ({"rotary_pct": 0.02}, "turns 1 dimensions; that should be an even number above 0"),
-        ({"rotary_pct": 0.01}, "turns 0 dimensions; that should be an even number above 0"),
+        ({"rotary_pct": 0.02}, "rotates 1 dimensions; that should be an even number above 0"),
+        ({"rotary_pct": 0.01}, "rotates 0 dimensions; that should be an even number above 0"),
         ({"rotary_pct": 1.5}, "rotary"),
     ],
 )
-def test_configs_that_are_refused(changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_configs_that_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
         Architecture.from_hugging_face({**PYTHIA_410M, **changes})
 
 
-def test_no_scaling_may_be_said_aloud():
+def test_rotary_scaling_may_be_null():
     for name in ("rope_scaling", "rope_parameters"):
         config = {**PYTHIA_410M, name: None}
         assert Architecture.from_hugging_face(config).rotary == 0.25
@@ -160,4 +160,4 @@ def test_no_scaling_may_be_said_aloud():
 
 def test_an_architecture_is_frozen():
     with pytest.raises(ValidationError, match="frozen"):
-        ODD.layers = 4
+        UNUSUAL.layers = 4

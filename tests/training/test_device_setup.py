@@ -66,7 +66,7 @@ def test_deterministic_gradients_are_the_same_bits_each_time(precision):
     try:
         model = NeoX(PRESETS["pythia-410m"].model_copy(update={"layers": 2}))
         initialize_weights(model, 0)
-        model.to(GPU).use(choose_kernels("auto", GPU)[0], precision=precision)
+        model.to(GPU).configure(choose_kernels("auto", GPU)[0], precision=precision)
         model.compile_layers()
         tokens = torch.randint(0, 50_000, (8, 2049), device=GPU)
         found = []

@@ -1,12 +1,12 @@
-"""The head's product and its cross-entropy in chunks of tokens: logits are never stored whole.
+"""The output head and its cross-entropy in chunks of tokens: logits are never stored whole.
 
 ```
-x (N, D) ──> a chunk's logits ── in place ──> their gradient ──┬──> x's gradient, of these rows
+x (N, D) ──> a chunk's logits ── in place ──> their gradient ──┬──> x's gradient, for these rows
                    └──> losses of its tokens                   └──> added to the head's gradient
 ```
-Gradients are made on the way forward, as if the loss were the plain sum; backward scales them. So
-the numbers in half precision are probabilities, and neither the number of tokens nor fp16's loss
-scale pushes them out of its range.
+The forward pass computes the gradients too, as if the loss were the plain sum; the backward pass
+scales them. So the numbers in half precision are differences of probabilities, and neither the
+number of tokens nor fp16's loss scale moves them out of its range.
 """
 
 from __future__ import annotations
@@ -18,13 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from rewarm.model.kernels.launch import options, padded, working_dtype
-from rewarm.model.kernels.pytorch_reference import IGNORED
+from rewarm.model.kernels.launch import autocast_dtype, launch_options, next_power_of_two
+from rewarm.model.kernels.pytorch_reference import IGNORED_TARGET
 
-LOGITS_AT_ONCE = 2**28
-"""Of a chunk: 4,096 tokens of Pythia's vocabulary, 412 MB in half precision."""
-
-_IGNORED = tl.constexpr(IGNORED)
+_CHUNK_LOGITS = 2**28  # 4,096 tokens of Pythia's vocabulary, 412 MB in half precision
+_IGNORED = tl.constexpr(IGNORED_TARGET)
 
 
 @triton.jit
@@ -32,40 +30,42 @@ def _cross_entropy_grad(
     logits, targets, losses, vocabulary, BACKWARD: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
-    at = logits + row * vocabulary
+    row_logits = logits + row * vocabulary
     columns = tl.arange(0, COLUMNS)
     target = tl.load(targets + row)
     counts = target != _IGNORED
-    known = (target >= 0) & (target < vocabulary)
-    # NaN, not another number's memory, for a target that is none: the guard will see it.
-    hit = tl.load(at + target, mask=known, other=float("nan")).to(tl.float32)
-    most = -float("inf")
+    is_valid = (target >= 0) & (target < vocabulary)
+    # For an invalid target NaN, not memory out of bounds: the divergence guard will see it.
+    target_logit = tl.load(row_logits + target, mask=is_valid, other=float("nan")).to(tl.float32)
+    largest = -float("inf")
     total = 0.0
     for start in range(0, vocabulary, COLUMNS):
         column = start + columns
-        x = tl.load(at + column, mask=column < vocabulary, other=-float("inf")).to(tl.float32)
-        before, most = most, tl.maximum(most, tl.max(x, 0))
-        total = total * tl.exp(before - most) + tl.sum(tl.exp(x - most), 0)
-    tl.store(losses + row, tl.where(counts, tl.log(total) + most - hit, 0.0))
+        x = tl.load(row_logits + column, mask=column < vocabulary, other=-float("inf")).to(
+            tl.float32
+        )
+        previous, largest = largest, tl.maximum(largest, tl.max(x, 0))
+        total = total * tl.exp(previous - largest) + tl.sum(tl.exp(x - largest), 0)
+    tl.store(losses + row, tl.where(counts, tl.log(total) + largest - target_logit, 0.0))
     if BACKWARD:
         scale = 1.0 / total
         for start in range(0, vocabulary, COLUMNS):
             column = start + columns
             inside = column < vocabulary
-            x = tl.load(at + column, mask=inside, other=-float("inf")).to(tl.float32)
-            gradient = tl.exp(x - most) * scale - tl.where(column == target, 1.0, 0.0)
+            x = tl.load(row_logits + column, mask=inside, other=-float("inf")).to(tl.float32)
+            gradient = tl.exp(x - largest) * scale - tl.where(column == target, 1.0, 0.0)
             gradient = tl.where(counts, gradient, 0.0)
-            tl.store(at + column, gradient.to(logits.dtype.element_ty), mask=inside)
+            tl.store(row_logits + column, gradient.to(logits.dtype.element_ty), mask=inside)
 
 
 @torch.library.custom_op("rewarm::softmax_grad_", mutates_args=("logits",))
 def softmax_grad_(logits: Tensor, targets: Tensor, backward: bool) -> Tensor:
-    """Returns the loss of every row, (N,) in fp32; `backward` turns logits into its gradient."""
+    """Returns each row's loss, (N,) in fp32; `backward` replaces the logits by their gradient."""
     rows, vocabulary = logits.shape
     losses = logits.new_empty(rows, dtype=torch.float32)
     _cross_entropy_grad[(rows,)](
         logits, targets, losses, vocabulary,
-        BACKWARD=backward, COLUMNS=min(8192, padded(vocabulary)), **options(8),
+        BACKWARD=backward, COLUMNS=min(8192, next_power_of_two(vocabulary)), **launch_options(8),
     )  # fmt: skip
     return losses
 
@@ -75,22 +75,22 @@ def _(logits: Tensor, targets: Tensor, backward: bool) -> Tensor:
     return logits.new_empty(logits.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op("rewarm::add_product_", mutates_args=("total",))
-def add_product_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a product to an fp32 total: half precision would lose small chunks in large sums."""
+@torch.library.custom_op("rewarm::add_matmul_", mutates_args=("total",))
+def add_matmul_(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Adds a matmul to an fp32 total: half precision would lose small chunks in large sums."""
     if total.is_cuda and a.dtype != total.dtype:
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # its sums are not even rounded
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # adds the unrounded fp32 sums
     else:
         total.add_(a @ b)
 
 
-@add_product_.register_fake
+@add_matmul_.register_fake
 def _(total: Tensor, a: Tensor, b: Tensor) -> None:
     return None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The sum over all tokens; its gradients are as large as x and the weight, no larger."""
+    """The loss summed over all tokens; it keeps only the gradients of x and of the weight."""
 
     @staticmethod
     def forward(
@@ -104,14 +104,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         losses = torch.empty(len(x_ND), dtype=torch.float32, device=x_ND.device)
         rows = _chunk_rows(len(x_ND), len(weight))
         for start in range(0, len(x_ND), rows):
-            these = slice(start, start + rows)
-            x = x_ND[these].to(dtype)
+            chunk = slice(start, start + rows)
+            x = x_ND[chunk].to(dtype)
             logits = x @ weight.t()
-            losses[these] = softmax_grad_(logits, targets_N[these], backward)
+            losses[chunk] = softmax_grad_(logits, targets_N[chunk], backward)
             if dx is not None:
-                torch.mm(logits, weight, out=dx[these])
+                torch.mm(logits, weight, out=dx[chunk])
             if dweight is not None:
-                add_product_(dweight, logits.t(), x)
+                add_matmul_(dweight, logits.t(), x)
         ctx.save_for_backward(dx, dweight)
         ctx.dtypes = x_ND.dtype, weight_VD.dtype
         return losses.sum()
@@ -119,28 +119,28 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         scaled = (
-            None if made is None else (made.float() * scale).to(dtype)
-            for made, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if gradient is None else (gradient.float() * scale).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return *scaled, None, None, None
 
 
 def _chunk_rows(tokens: int, vocabulary: int) -> int:
-    """Returns the tokens of a chunk: a power of two, for the products' tiles."""
-    most = 1 << max(0, (LOGITS_AT_ONCE // vocabulary).bit_length() - 1)
-    return max(1, min(tokens, most))
+    """Returns the tokens of a chunk: a power of two, which suits the matmuls' tiles."""
+    max_rows = 1 << max(0, (_CHUNK_LOGITS // vocabulary).bit_length() - 1)
+    return max(1, min(tokens, max_rows))
 
 
 def cross_entropy(
     x_BTD: Tensor, embed_out: nn.Linear, targets_BT: Tensor, reduction: str
 ) -> Tensor:
-    """Returns what `plain.cross_entropy` does."""
+    """The Triton version of `pytorch_reference.cross_entropy`."""
     x, targets = x_BTD.flatten(0, 1), targets_BT.flatten()
-    dtype, backward = working_dtype(x), torch.is_grad_enabled()
+    dtype, backward = autocast_dtype(x), torch.is_grad_enabled()
     total: Tensor = _LinearCrossEntropy.apply(x, embed_out.weight, targets, dtype, backward)
     match reduction:
         case "sum":
             return total
         case "mean":
-            return total / (targets != IGNORED).sum()
+            return total / (targets != IGNORED_TARGET).sum()
     raise ValueError(f"no reduction named {reduction!r}")

@@ -1,4 +1,4 @@
-"""What the kernels have in common: how they are launched, and in which dtype they work."""
+"""What all kernels share: launch options, tile sizes, and the dtype they compute in."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import torch
 from torch import Tensor
 
 MULTIPROCESSORS = 132
-"""Of a Hopper GPU, for kernels whose programs share all rows: as many as run at once, since a few
-left over for a second round would keep the rest waiting.
+"""Those of a Hopper GPU. Kernels whose programs loop over rows start only as many programs as run
+at once: a few left over for a second round would keep the rest waiting.
 
-A constant, because it decides the order of a sum, and so the last bit of what is trained.
+A constant, because it determines the order of a sum, and so the last bit of the trained weights.
 """
 
 
-def options(warps: int) -> dict[str, Any]:
-    """Returns how to compile a kernel.
+def launch_options(warps: int) -> dict[str, Any]:
+    """Returns the compile options of a kernel.
 
-    a·b + c is rounded once. That is said because Triton's default changes in 3.10, and with it
-    the last bit of what is trained.
+    a·b + c is rounded once. This is set explicitly because Triton's default changes in 3.10, and
+    with it the last bit of the trained weights.
     """
     return {"num_warps": warps, "enable_fp_fusion": True}
 
 
-def padded(size: int) -> int:
-    """Returns the least power of two that is not less: Triton's tiles have no other sizes."""
+def next_power_of_two(size: int) -> int:
+    """Returns the smallest power of two that is at least `size`: the only sizes of Triton tiles."""
     return 1 << (size - 1).bit_length()
 
 
-def working_dtype(x: Tensor) -> torch.dtype:
-    """Returns what autocast would cast a product's input to; its own dtype without autocast."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Returns the dtype to which autocast casts a matmul's input; x's own without autocast."""
+    device_type = x.device.type
+    enabled = torch.is_autocast_enabled(device_type)
+    return torch.get_autocast_dtype(device_type) if enabled else x.dtype

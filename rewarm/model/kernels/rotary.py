@@ -1,9 +1,9 @@
-"""Rotary positions on the packed projection of queries, keys and values, in place.
+"""Rotary position embeddings, in place on the packed queries, keys and values.
 
 ```
-(B, T, H, 3K) of the product:  | q turned, kept | k turned, kept | v |   only what turns is touched
-                                        └──── q, k, v are views: nothing is copied ────┘
-gradients of q, k, v ── turned back and packed, one pass ──> (B, T, H, 3K) and the bias's gradient
+(B, T, H, 3K) of the linear layer: | q rotated, rest | k rotated, rest | v |  views, nothing copied
+                                        └── only the rotated parts are read and written
+gradients of q, k, v ── rotated back and packed, one pass ──> (B, T, H, 3K) and the bias's gradient
 ```
 """
 
@@ -17,13 +17,13 @@ import triton.language as tl
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rewarm.model.kernels.fp8.rounding import note, store8, twice
-from rewarm.model.kernels.fp8.scaling import GRADIENT, LARGEST
-from rewarm.model.kernels.launch import MULTIPROCESSORS, options, padded
+from rewarm.model.kernels.fp8.rounding import empty_fp8_pair, store_fp8, update_amax
+from rewarm.model.kernels.fp8.scaling import FP8_MAX, GRADIENT
+from rewarm.model.kernels.launch import MULTIPROCESSORS, launch_options, next_power_of_two
 
 _TURN_ROWS = 128
-_PACKED_AT_ONCE = 1024  # numbers of each of q, k and v that a program holds
-_PACKED8_AT_ONCE = 2048  # the more rows, the more is written side by side where it is transposed
+_PACK_TILE = 1024  # numbers of each of q, k and v that a program holds
+_PACK8_TILE = 2048  # more rows, so that more of the transposed output is written side by side
 
 
 @triton.jit
@@ -47,21 +47,21 @@ def _rotary_turn(
     angle = (row // heads % length)[:, None] * (2 * HALF) + column[None, :]
     c = tl.load(cos + angle, mask=inside, other=0.0).to(tl.float32)
     s = tl.load(sin + angle, mask=inside, other=0.0).to(tl.float32)
-    at = qkv + row.to(tl.int64)[:, None] * (3 * SIZE) + column[None, :]
+    address = qkv + row.to(tl.int64)[:, None] * (3 * SIZE) + column[None, :]
     for part in tl.static_range(2):
-        first = tl.load(at + part * SIZE, mask=inside, other=0.0).to(tl.float32)
-        second = tl.load(at + part * SIZE + HALF, mask=inside, other=0.0).to(tl.float32)
-        kind = qkv.dtype.element_ty
-        tl.store(at + part * SIZE, (first * c - second * s).to(kind), mask=inside)
-        tl.store(at + part * SIZE + HALF, (second * c + first * s).to(kind), mask=inside)
+        first = tl.load(address + part * SIZE, mask=inside, other=0.0).to(tl.float32)
+        second = tl.load(address + part * SIZE + HALF, mask=inside, other=0.0).to(tl.float32)
+        dtype = qkv.dtype.element_ty
+        tl.store(address + part * SIZE, (first * c - second * s).to(dtype), mask=inside)
+        tl.store(address + part * SIZE + HALF, (second * c + first * s).to(dtype), mask=inside)
 
 
 @triton.jit
-def _turned_back(x, at, partner_at, cos, sin, inside, turned):
-    # The transposed rotation is the one by minus the angle.
-    there = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    partner = tl.load(x + partner_at, mask=turned, other=0.0).to(tl.float32)
-    return there * cos + partner * sin
+def _rotate_back(x, offset, partner_offset, cos, sin, inside, rotated):
+    # The transpose of a rotation is the rotation by minus the angle.
+    value = tl.load(x + offset, mask=inside, other=0.0).to(tl.float32)
+    partner = tl.load(x + partner_offset, mask=rotated, other=0.0).to(tl.float32)
+    return value * cos + partner * sin
 
 
 @triton.jit
@@ -72,9 +72,9 @@ def _rotary_pack(
     cos,
     sin,
     packed,
-    across,
+    transposed,
     factor,
-    seen,
+    amax,
     partial,
     tokens,
     length,
@@ -90,7 +90,7 @@ def _rotary_pack(
     SIZE: tl.constexpr,
     HALF: tl.constexpr,
     PADDED: tl.constexpr,
-    MOST: tl.constexpr,
+    FP8_MAX: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     head, heads = tl.program_id(0), tl.num_programs(0)
@@ -100,43 +100,49 @@ def _rotary_pack(
     sum_q = tl.zeros((ROWS, PADDED), tl.float32)
     sum_k = tl.zeros((ROWS, PADDED), tl.float32)
     sum_v = tl.zeros((ROWS, PADDED), tl.float32)
-    sizes = tl.zeros((ROWS, PADDED), tl.float32)
+    magnitudes = tl.zeros((ROWS, PADDED), tl.float32)
     for start in range(program * ROWS, tokens, programs * ROWS):
         token = (start + tl.arange(0, ROWS))[:, None]
         sequence, position = (token // length).to(tl.int64), (token % length).to(tl.int64)
         inside = (token < tokens) & (column < SIZE)
-        turned = (token < tokens) & (column < 2 * HALF)
+        rotated = (token < tokens) & (column < 2 * HALF)
         angle = position * (2 * HALF) + column
-        c = tl.load(cos + angle, mask=turned, other=1.0).to(tl.float32)
-        s = tl.load(sin + angle, mask=turned, other=0.0).to(tl.float32)
+        c = tl.load(cos + angle, mask=rotated, other=1.0).to(tl.float32)
+        s = tl.load(sin + angle, mask=rotated, other=0.0).to(tl.float32)
         s = tl.where(column < HALF, s, -s)
-        at = sequence * q_b + position * q_t + head * q_h
-        q = _turned_back(dq, at + column, at + partner, c, s, inside, turned)
-        at = sequence * k_b + position * k_t + head * k_h
-        k = _turned_back(dk, at + column, at + partner, c, s, inside, turned)
-        at = sequence * v_b + position * v_t + head * v_h + column
-        v = tl.load(dv + at, mask=inside, other=0.0).to(tl.float32)
+        offset = sequence * q_b + position * q_t + head * q_h
+        q = _rotate_back(dq, offset + column, offset + partner, c, s, inside, rotated)
+        offset = sequence * k_b + position * k_t + head * k_h
+        k = _rotate_back(dk, offset + column, offset + partner, c, s, inside, rotated)
+        offset = sequence * v_b + position * v_t + head * v_h + column
+        v = tl.load(dv + offset, mask=inside, other=0.0).to(tl.float32)
         row, first, width = token.to(tl.int64), head * (3 * SIZE) + column, heads * (3 * SIZE)
-        if MOST > 0:
-            here = store8(q, row, first, inside, tokens, width, factor, packed, across, MOST)
-            sizes = tl.maximum(sizes, here)
+        if FP8_MAX > 0:
+            stored = store_fp8(
+                q, row, first, inside, tokens, width, factor, packed, transposed, FP8_MAX
+            )
+            magnitudes = tl.maximum(magnitudes, stored)
             first += SIZE
-            here = store8(k, row, first, inside, tokens, width, factor, packed, across, MOST)
-            sizes = tl.maximum(sizes, here)
+            stored = store_fp8(
+                k, row, first, inside, tokens, width, factor, packed, transposed, FP8_MAX
+            )
+            magnitudes = tl.maximum(magnitudes, stored)
             first += SIZE
-            here = store8(v, row, first, inside, tokens, width, factor, packed, across, MOST)
-            sizes = tl.maximum(sizes, here)
+            stored = store_fp8(
+                v, row, first, inside, tokens, width, factor, packed, transposed, FP8_MAX
+            )
+            magnitudes = tl.maximum(magnitudes, stored)
         else:
             to = packed + row * width + first
-            kind = packed.dtype.element_ty
-            tl.store(to, q.to(kind), mask=inside)
-            tl.store(to + SIZE, k.to(kind), mask=inside)
-            tl.store(to + 2 * SIZE, v.to(kind), mask=inside)
+            dtype = packed.dtype.element_ty
+            tl.store(to, q.to(dtype), mask=inside)
+            tl.store(to + SIZE, k.to(dtype), mask=inside)
+            tl.store(to + 2 * SIZE, v.to(dtype), mask=inside)
         sum_q += q
         sum_k += k
         sum_v += v
-    if MOST > 0:
-        note(sizes, seen)
+    if FP8_MAX > 0:
+        update_amax(magnitudes, amax)
     to = partial + (program * heads + head) * (3 * SIZE) + tl.arange(0, PADDED)
     inside = tl.arange(0, PADDED) < SIZE
     tl.store(to, tl.sum(sum_q, 0), mask=inside)
@@ -146,12 +152,13 @@ def _rotary_pack(
 
 @torch.library.custom_op("rewarm::turn_", mutates_args=("qkv",))
 def turn_(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Turns queries and keys of a packed (B, T, H, 3K) where they lie."""
+    """Rotates queries and keys of a packed (B, T, H, 3K) in place."""
     B, T, H, packed = qkv.shape
     half, rows = cos.shape[-1] // 2, B * T * H
     _rotary_turn[(triton.cdiv(rows, _TURN_ROWS),)](
         qkv, cos, sin, rows, T, H,
-        SIZE=packed // 3, HALF=half, PADDED=padded(half), ROWS=_TURN_ROWS, **options(4),
+        SIZE=packed // 3, HALF=half, PADDED=next_power_of_two(half), ROWS=_TURN_ROWS,
+        **launch_options(4),
     )  # fmt: skip
 
 
@@ -162,9 +169,9 @@ def _(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
 
 @torch.library.custom_op("rewarm::pack", mutates_args=())
 def pack(dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns the gradient of the packed product, (B, T, H, 3K), and its sum over all tokens."""
-    packed, _ = _packed_like(dq, dk, dv, cos, sin)
-    rows = max(1, _PACKED_AT_ONCE // padded(dq.shape[-1]))
+    """Returns the gradient of the packed q, k and v, (B, T, H, 3K), and its sum over all tokens."""
+    packed, _ = _pack_fake(dq, dk, dv, cos, sin)
+    rows = max(1, _PACK_TILE // next_power_of_two(dq.shape[-1]))
     return packed, _pack((dq, dk, dv), cos, sin, (packed, None, None, None), 0.0, rows, warps=4)
 
 
@@ -172,55 +179,67 @@ def _pack(
     gradients: tuple[Tensor, ...],
     cos: Tensor,
     sin: Tensor,
-    to: tuple[Tensor | None, ...],
-    most: float,
+    outputs: tuple[Tensor | None, ...],
+    fp8_max: float,
     rows: int,
     *,
     warps: int,
 ) -> Tensor:
-    """Packs the gradients of q, k and v, `rows` tokens at a time; returns their sums."""
+    """Launches `_rotary_pack`, `rows` tokens at a time; returns the sums over all tokens.
+
+    Args:
+        gradients: of q, k and v, each (B, H, T, K).
+        cos: of each position's angles, (T, R).
+        sin: likewise.
+        outputs: packed; and for fp8 its transpose, the scale and the amax, else three times None.
+        fp8_max: the largest number of the fp8 format; 0 for outputs that are not fp8.
+        rows: tokens of a tile.
+        warps: of a program.
+    """
     dq, dk, dv = (x if x.stride(-1) == 1 else x.contiguous() for x in gradients)
     B, H, T, K = dq.shape
     programs = min(max(1, 6 * MULTIPROCESSORS // H), triton.cdiv(B * T, rows))
     partial = dq.new_empty(programs, H * 3 * K, dtype=torch.float32)
     _rotary_pack[(H, programs)](
-        dq, dk, dv, cos, sin, *to, partial, B * T, T,
+        dq, dk, dv, cos, sin, *outputs, partial, B * T, T,
         *dq.stride()[:3], *dk.stride()[:3], *dv.stride()[:3],
-        SIZE=K, HALF=cos.shape[-1] // 2, PADDED=padded(K), MOST=most, ROWS=rows, **options(warps),
+        SIZE=K, HALF=cos.shape[-1] // 2, PADDED=next_power_of_two(K), FP8_MAX=fp8_max, ROWS=rows,
+        **launch_options(warps),
     )  # fmt: skip
     return partial.sum(0)
 
 
 @pack.register_fake
-def _packed_like(
+def _pack_fake(
     dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor
 ) -> tuple[Tensor, Tensor]:
     B, H, T, K = dq.shape
     return dq.new_empty(B, T, H, 3 * K), dq.new_empty(H * 3 * K, dtype=torch.float32)
 
 
-@torch.library.custom_op("rewarm::pack8", mutates_args=("seen",))
+@torch.library.custom_op("rewarm::pack8", mutates_args=("amax",))
 def pack8(
-    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factor: Tensor, seen: Tensor
+    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factor: Tensor, amax: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns what `pack` does, in 8 bits: (B · T, H · 3K), transposed, and the sum in fp32."""
-    packed, across, _ = _packed8_like(dq, dk, dv, cos, sin, factor, seen)
-    to = (packed, across, factor, seen)
-    rows = max(1, _PACKED8_AT_ONCE // padded(dq.shape[-1]))
-    return packed, across, _pack((dq, dk, dv), cos, sin, to, LARGEST[GRADIENT], rows, warps=8)
+    """Returns `pack` in fp8: (B · T, H · 3K), its transpose, and the sum in fp32."""
+    packed, transposed, _ = _pack8_fake(dq, dk, dv, cos, sin, factor, amax)
+    outputs = (packed, transposed, factor, amax)
+    rows = max(1, _PACK8_TILE // next_power_of_two(dq.shape[-1]))
+    sums = _pack((dq, dk, dv), cos, sin, outputs, FP8_MAX[GRADIENT], rows, warps=8)
+    return packed, transposed, sums
 
 
 @pack8.register_fake
-def _packed8_like(
-    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factor: Tensor, seen: Tensor
+def _pack8_fake(
+    dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factor: Tensor, amax: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, H, T, K = dq.shape
     sums = dq.new_empty(H * 3 * K, dtype=torch.float32)
-    return *twice(dq, (B * T, H * 3 * K), GRADIENT), sums
+    return *empty_fp8_pair(dq, (B * T, H * 3 * K), GRADIENT), sums
 
 
 class _Rotary(torch.autograd.Function):
-    """Takes the bias of the product only to give it its gradient, which `pack` sums on the way."""
+    """The bias is an argument only for its gradient, which `pack` sums in its pass."""
 
     @staticmethod
     def forward(
@@ -233,16 +252,16 @@ class _Rotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
-        packed, summed = pack(dq, dk, dv, *ctx.saved_tensors)
-        return packed, None if ctx.bias_dtype is None else summed.to(ctx.bias_dtype), None, None
+        packed, dbias = pack(dq, dk, dv, *ctx.saved_tensors)
+        return packed, None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype), None, None
 
 
 def rotary(
     x_BTD: Tensor, query_key_value: nn.Linear, heads: int, cos_TR: Tensor, sin_TR: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns what `plain.rotary` does: queries, keys and values, (B, H, T, K)."""
+    """The Triton version of `pytorch_reference.rotary`."""
     B, T, _ = x_BTD.shape
     bias = query_key_value.bias
     qkv = functional.linear(x_BTD, query_key_value.weight, None if bias is None else bias.detach())
-    turned = _Rotary.apply(qkv.view(B, T, heads, -1), bias, cos_TR, sin_TR)
-    return cast(tuple[Tensor, Tensor, Tensor], turned)
+    rotated = _Rotary.apply(qkv.view(B, T, heads, -1), bias, cos_TR, sin_TR)
+    return cast(tuple[Tensor, Tensor, Tensor], rotated)

@@ -1,15 +1,15 @@
 """The passes of a training step that move the most memory, each in plain PyTorch and in Triton.
 
 ```
-            plain.py (the reference)          Triton, where it works
-rotary         rotate, concatenate      ──>   turn a quarter of q and k in place
-norms          two layer norms          ──>   one mean and variance for both
-mlp            a bias, then GELU        ──>   both at once; backward, the bias's sum as well
-cross_entropy  all logits in fp32       ──>   chunks of logits, turned into gradients in place
+               pytorch_reference.py             Triton, where it works
+rotary         rotate, concatenate       ──>    rotate a quarter of q and k in place
+norms          two layer norms           ──>    one mean and variance for both
+mlp            bias, then GELU           ──>    both at once; backward, the bias's gradient as well
+cross_entropy  all logits in fp32        ──>    chunks of logits, turned into gradients in place
 ```
-Kernels sum in an order that depends on shapes alone, without atomics: the same run gives the same
-bits; of a maximum the order does not matter. They are used through `torch.library`'s operators, so
-a compiled layer stays one graph.
+Kernels sum in an order that depends on shapes alone, without atomics, so the same run gives the
+same bits; the amax of fp8 uses an atomic maximum, where order does not matter. They are called as
+`torch.library` operators, so that a compiled layer stays one graph.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from rewarm.model.kernels.fp8 import pytorch_reference as fp8_reference
 
 
 class Kernels(NamedTuple):
-    """One function for each pass; with the same arguments, all choices mean the same."""
+    """One function for each pass; all implementations compute the same."""
 
     rotary: Callable[[Tensor, nn.Linear, int, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     norms: Callable[[Tensor, nn.LayerNorm, nn.LayerNorm], tuple[Tensor, Tensor, Tensor]]
-    product: Callable[[Tensor, nn.Linear], Tensor]
+    linear: Callable[[Tensor, nn.Linear], Tensor]
     mlp: Callable[[Tensor, nn.Linear, nn.Linear, str], Tensor]
     cross_entropy: Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
 
     def without(self, *names: str) -> Kernels:
-        """Returns these with some in plain PyTorch, by name: `kernels.without("mlp")`."""
+        """Returns these kernels with the named ones in plain PyTorch: `kernels.without("mlp")`."""
         return self._replace(**{name: getattr(PYTORCH_KERNELS, name) for name in names})
 
 
 KERNEL_NAMES = Kernels._fields
-"""What can be chosen, or left out, one by one."""
+"""The names by which kernels can be replaced one by one."""
 
 PYTORCH_KERNELS = Kernels(
     pytorch_reference.rotary,
     pytorch_reference.norms,
-    pytorch_reference.product,
+    pytorch_reference.linear,
     pytorch_reference.mlp,
     pytorch_reference.cross_entropy,
 )
@@ -61,37 +61,40 @@ def triton_kernels() -> Kernels:
     return Kernels(
         rotary.rotary,
         layer_norm.norms,
-        pytorch_reference.product,
+        pytorch_reference.linear,
         gelu.mlp,
         cross_entropy.cross_entropy,
     )
 
 
 def fp8_kernels(kernels: Kernels) -> Kernels:
-    """Returns kernels whose products of a layer are in fp8, at the scales of `fp8.Scaling`."""
+    """Returns the kernels with a layer's linear layers in fp8, at the scales of `Fp8Scaling`.
+
+    Each stays in plain PyTorch or in Triton; `linear` is in Triton where any other kernel is.
+    """
     fp8_linear: Any = fp8_reference
     if {kernels.rotary, kernels.norms, kernels.mlp} - set(PYTORCH_KERNELS):
         from rewarm.model.kernels.fp8 import linear as fp8_linear
     return kernels._replace(
         rotary=(fp8_reference if kernels.rotary is PYTORCH_KERNELS.rotary else fp8_linear).rotary,
-        product=fp8_linear.product,
+        linear=fp8_linear.linear,
         mlp=(fp8_reference if kernels.mlp is PYTORCH_KERNELS.mlp else fp8_linear).mlp,
     )
 
 
 def choose_kernels(setting: str, device: torch.device) -> tuple[Kernels, str]:
-    """Returns the kernels to use on a device, and what to add to a line that names the device.
+    """Returns the kernels for a device, and a note for the line that names the device.
 
     Args:
-        setting: `auto` is Triton on a GPU where it works, else plain PyTorch; `plain` is that.
-        device: where the model is.
+        setting: `auto`: Triton on a GPU where it works, else plain PyTorch; or `plain`.
+        device: the device of the model.
     """
     if setting == "plain" or device.type != "cuda":
         return PYTORCH_KERNELS, ""
     try:
         kernels = triton_kernels()
-        _try(kernels, device)
-    # Triton is missing, the GPU is too old for it, it finds no C compiler, ...: it raises anything.
+        _check_kernels_run(kernels, device)
+    # Triton is missing, the GPU is too old for it, there is no C compiler, ...: any exception.
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         return (
@@ -101,8 +104,8 @@ def choose_kernels(setting: str, device: torch.device) -> tuple[Kernels, str]:
     return kernels, ", with Triton kernels"
 
 
-def _try(kernels: Kernels, device: torch.device) -> None:
-    """Runs one small kernel: a machine on which that works compiles the others too."""
+def _check_kernels_run(kernels: Kernels, device: torch.device) -> None:
+    """Runs one small kernel: a machine that compiles it compiles the others too."""
     with torch.no_grad():
         x = torch.arange(16.0, device=device).view(1, 2, 8)
         norm = nn.LayerNorm(8, device=device)  # draws no random numbers

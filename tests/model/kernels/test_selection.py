@@ -4,6 +4,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,71 +23,81 @@ from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.model.rotary_embedding import rotary_angles
 from rewarm.recipe.recipe import load_recipe
 
-gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
 
 def release(package):
     return tuple(map(int, re.findall(r"\d+", version(package))[:2]))
 
 
-def test_in_the_interpreter_they_are_what_plain_pytorch_says():
+def test_interpreted_kernels_equal_plain_pytorch():
+    """Runs the test files that import interpreted.py, in a process of their own."""
     if not find_spec("triton"):
         pytest.skip("Triton is not installed")
     if release("triton") < (3, 7) and release("numpy") >= (2, 4):
         pytest.skip("Triton 3.6 cannot interpret a loop with this numpy; with 2.3 it can")
-    ended = subprocess.run(
-        [sys.executable, "-m", "pytest", ROOT / "tests" / "helpers" / "interpreted.py"],
+    files = [
+        path
+        for path in sorted(Path(__file__).parent.rglob("test_*.py"))
+        if "\nfrom interpreted import" in path.read_text()
+    ]
+    assert len(files) == 7
+    process = subprocess.run(
+        [sys.executable, "-m", "pytest", *files],
         # Tensors are tiny: more threads would only wait for each other.
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert " passed" in ended.stdout
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert " skipped" not in process.stdout
 
 
-def test_they_compile_for_a_hopper_gpu(tmp_path):
+def test_kernels_compile_for_a_hopper_gpu(tmp_path):
     if not find_spec("triton"):
         pytest.skip("Triton is not installed")
-    ended = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error", ROOT / "tests" / "helpers" / "hopper.py"],
         env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    kernels_compiled = {line.split()[0] for line in ended.stdout.splitlines()[1:]}
-    assert len(kernels_compiled) == 8
+    assert process.returncode == 0, process.stdout + process.stderr
+    compiled_kernels = {line.split()[0] for line in process.stdout.splitlines()[1:]}
+    assert len(compiled_kernels) == 8
 
 
-def test_a_model_on_a_cpu_is_plain_and_never_waits_for_triton():
+def test_a_model_on_a_cpu_uses_plain_pytorch_and_does_not_import_triton():
     assert choose_kernels("auto", torch.device("cpu")) == (PYTORCH_KERNELS, "")
-    script = "import sys, rewarm.train; print(any(m.startswith('triton') for m in sys.modules))"
-    ended = subprocess.run(
+    script = (
+        "import sys, rewarm.training.loop; "
+        "print(any(name.startswith('triton') for name in sys.modules))"
+    )
+    process = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
-    assert ended.stdout == "False\n"
+    assert process.stdout == "False\n"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here it would work")
-def test_where_triton_does_not_work_plain_kernels_do_and_one_line_says_so():
-    chosen, said = choose_kernels("auto", torch.device("cuda"))
-    assert chosen == PYTORCH_KERNELS
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton works on this GPU")
+def test_where_triton_does_not_work_plain_kernels_are_used_and_the_reason_is_reported():
+    kernels, note = choose_kernels("auto", torch.device("cuda"))
+    assert kernels == PYTORCH_KERNELS
     assert re.fullmatch(
-        r", with plain kernels, slower: Triton does not work here \(\w+: .+\)", said
+        r", with plain kernels, slower: Triton does not work here \(\w+: .+\)", note
     )
     assert choose_kernels("plain", torch.device("cuda")) == (PYTORCH_KERNELS, "")
 
 
-def test_kernels_are_left_out_by_name():
-    one = PYTORCH_KERNELS._replace(mlp=None, norms=None)
-    assert one.without("mlp") == PYTORCH_KERNELS._replace(norms=None)
-    assert one.without(*KERNEL_NAMES) == PYTORCH_KERNELS
+def test_kernels_are_replaced_by_name():
+    kernels = PYTORCH_KERNELS._replace(mlp=None, norms=None)
+    assert kernels.without("mlp") == PYTORCH_KERNELS._replace(norms=None)
+    assert kernels.without(*KERNEL_NAMES) == PYTORCH_KERNELS
 
 
-def test_the_recipe_says_which(recipe_text, tmp_path):
+def test_the_recipe_selects_kernels(recipe_text, tmp_path):
     path = tmp_path / "r.yaml"
     path.write_text(recipe_text)
     assert load_recipe(path).kernels == "auto"
@@ -97,14 +108,14 @@ def test_the_recipe_says_which(recipe_text, tmp_path):
         load_recipe(path)
 
 
-# On a GPU, at Pythia-410M's shapes: compiled, under autocast, beside plain PyTorch in fp32.
+# On a GPU, at Pythia-410M's shapes: compiled, under autocast, against plain PyTorch in fp32.
 
 SHAPE = PRESETS["pythia-410m"]
 SMALL = {"layers": 2, "hidden": 256, "heads": 4, "vocabulary": 512, "positions": 256}
 DEVICE = "cuda"
 
 
-def passes():
+def kernel_cases():
     """The modules and further arguments of each kernel, by its name."""
     torch.manual_seed(0)
     width = SHAPE.hidden
@@ -119,13 +130,13 @@ def passes():
     return {
         "rotary": ([projection], (projection, SHAPE.heads, *angles)),
         "norms": (norms, tuple(norms)),
-        "product": ([projection], (projection,)),
+        "linear": ([projection], (projection,)),
         "mlp": ([up, down], (up, down, "gelu")),
         "cross_entropy": ([head], (head, targets, "mean")),
     }
 
 
-def run(function, x, modules, arguments, *, autocast):
+def outputs_and_gradients(function, x, modules, arguments, *, autocast):
     """Outputs and gradients, all in fp32."""
     x = x.clone().requires_grad_()
     for module in modules:
@@ -140,92 +151,95 @@ def run(function, x, modules, arguments, *, autocast):
 
 
 @pytest.mark.gpu
-@gpu
+@on_gpu
 @pytest.mark.parametrize("name", KERNEL_NAMES)
-def test_compiled_in_bf16_each_is_what_plain_pytorch_says_in_fp32(name):
-    modules, arguments = passes()[name]
+def test_each_kernel_compiled_in_bf16_is_close_to_plain_pytorch_in_fp32(name):
+    modules, arguments = kernel_cases()[name]
     x = torch.randn(2, SHAPE.positions, SHAPE.hidden, device=DEVICE)
-    wanted = run(getattr(PYTORCH_KERNELS, name), x, modules, arguments, autocast=False)
+    reference = getattr(PYTORCH_KERNELS, name)
+    expected = outputs_and_gradients(reference, x, modules, arguments, autocast=False)
     kernel = getattr(triton_kernels(), name)
     compiled = torch.compile(kernel, fullgraph=True, dynamic=False)
-    found = run(compiled, x, modules, arguments, autocast=True)
-    for a, b in zip(found, wanted, strict=True):
+    actual = outputs_and_gradients(compiled, x, modules, arguments, autocast=True)
+    for a, b in zip(actual, expected, strict=True):
         assert (a - b).norm() <= 1e-2 * b.norm()
-    again = run(compiled, x, modules, arguments, autocast=True)
-    assert all(torch.equal(*pair) for pair in zip(found, again, strict=True))
-    eager = run(kernel, x, modules, arguments, autocast=True)
-    for a, b in zip(eager, wanted, strict=True):
+    repeated = outputs_and_gradients(compiled, x, modules, arguments, autocast=True)
+    assert all(torch.equal(*pair) for pair in zip(actual, repeated, strict=True))
+    eager = outputs_and_gradients(kernel, x, modules, arguments, autocast=True)
+    for a, b in zip(eager, expected, strict=True):
         assert (a - b).norm() <= 1e-2 * b.norm()
 
 
-def model():
-    made = NeoX(SHAPE)
-    initialize_weights(made, 0)
-    return made.to(DEVICE)
+def new_model():
+    model = NeoX(SHAPE)
+    initialize_weights(model, 0)
+    return model.to(DEVICE)
 
 
 @pytest.mark.gpu
-@gpu
+@on_gpu
 def test_twenty_steps_have_the_losses_of_plain_fp32():
-    def losses(made, *, autocast):
-        optimizer = torch.optim.AdamW(made.parameters(), lr=3e-4, betas=(0.9, 0.95))
-        draw = torch.Generator().manual_seed(2)
-        # A part of the vocabulary: something can be learned in twenty steps.
+    def losses(model, *, autocast):
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95))
+        generator = torch.Generator().manual_seed(2)
+        # A part of the vocabulary, so that something can be learned in twenty steps.
         tokens = torch.randint(
-            0, SHAPE.vocabulary // 64, (20, 2, SHAPE.positions + 1), generator=draw
+            0, SHAPE.vocabulary // 64, (20, 2, SHAPE.positions + 1), generator=generator
         )
         for block in tokens.to(DEVICE):
             with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
-                loss = made.loss(block[:, :-1], block[:, 1:])
+                loss = model.loss(block[:, :-1], block[:, 1:])
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
             yield loss.item()
 
-    wanted = list(losses(model(), autocast=False))
-    made = model()
-    made.use(choose_kernels("auto", torch.device(DEVICE))[0])
-    assert made.kernels != PYTORCH_KERNELS
-    made.compile_layers()
-    assert list(losses(made, autocast=True)) == pytest.approx(wanted, rel=5e-3)
-    assert wanted[-1] < wanted[0]
+    expected = list(losses(new_model(), autocast=False))
+    model = new_model()
+    model.configure(choose_kernels("auto", torch.device(DEVICE))[0])
+    assert model.kernels != PYTORCH_KERNELS
+    model.compile_layers()
+    assert list(losses(model, autocast=True)) == pytest.approx(expected, rel=5e-3)
+    assert expected[-1] < expected[0]
 
 
 @pytest.mark.gpu
-@gpu
-def test_the_whole_model_compiled_in_bf16_has_the_gradients_of_plain_fp32():
+@on_gpu
+def test_a_compiled_model_in_bf16_has_the_gradients_of_plain_fp32():
     tokens = torch.randint(0, SHAPE.vocabulary, (2, SHAPE.positions + 1), device=DEVICE)
-    plain, made = model(), model()
-    made.use(triton_kernels())
-    made.compile_layers()
-    wanted = plain.loss(tokens[:, :-1], tokens[:, 1:])
-    wanted.backward()
+    plain, compiled = new_model(), new_model()
+    compiled.configure(triton_kernels())
+    compiled.compile_layers()
+    expected = plain.loss(tokens[:, :-1], tokens[:, 1:])
+    expected.backward()
     with torch.autocast(DEVICE, torch.bfloat16):
-        found = made.loss(tokens[:, :-1], tokens[:, 1:])
-    found.backward()
-    assert found.item() == pytest.approx(wanted.item(), rel=2e-3)
-    for (name, a), b in zip(plain.named_parameters(), made.parameters(), strict=True):
+        loss = compiled.loss(tokens[:, :-1], tokens[:, 1:])
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-3)
+    for (name, a), b in zip(plain.named_parameters(), compiled.parameters(), strict=True):
         assert (a.grad - b.grad).norm() / a.grad.norm() < 5e-2, name
 
 
 @pytest.mark.gpu
-@gpu
-@pytest.mark.parametrize("more", [{}, {"parallel_residual": False}, {"tied": True, "rotary": 1.0}])
+@on_gpu
+@pytest.mark.parametrize(
+    "changed", [{}, {"parallel_residual": False}, {"tied": True, "rotary": 1.0}]
+)
 @pytest.mark.parametrize("separator", [None, 7])
-def test_other_models_and_separate_documents_are_what_they_are_on_a_cpu(more, separator):
-    made = NeoX(Architecture(**SMALL, **more))
-    initialize_weights(made, 1)
+def test_other_architectures_and_separate_documents_equal_the_cpu(changed, separator):
+    model = NeoX(Architecture(**SMALL, **changed))
+    initialize_weights(model, 1)
     tokens = torch.randint(0, 50, (4, 257))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    wanted = made.loss(inputs, targets, separator=separator)
-    made.to(DEVICE).use(triton_kernels())
-    made.compile_layers()
+    expected = model.loss(inputs, targets, separator=separator)
+    model.to(DEVICE).configure(triton_kernels())
+    model.compile_layers()
     inputs, targets = inputs.to(DEVICE), targets.to(DEVICE)
-    found = made.loss(inputs, targets, separator=separator)
-    found.backward()
-    assert found.item() == pytest.approx(wanted.item(), rel=1e-4)
+    loss = model.loss(inputs, targets, separator=separator)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     with torch.autocast(DEVICE, torch.float16):
-        half = made.loss(inputs, targets, separator=separator)
-    (1024 * half).backward()
-    assert half.item() == pytest.approx(wanted.item(), rel=2e-3)
-    assert all(p.grad.isfinite().all() for p in made.parameters())
+        fp16_loss = model.loss(inputs, targets, separator=separator)
+    (1024 * fp16_loss).backward()
+    assert fp16_loss.item() == pytest.approx(expected.item(), rel=2e-3)
+    assert all(p.grad.isfinite().all() for p in model.parameters())

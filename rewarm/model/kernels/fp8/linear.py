@@ -1,11 +1,11 @@
-"""A layer's products in 8 bits, in Triton: what GELU and rotary compute is rounded where it is.
+"""Linear layers in fp8, in Triton: outputs of GELU and rotary are rounded where they are computed.
 
 ```
-forward     x ─ round ─ product ─ bias, GELU and round ─ product ─> y
-backward    x's gradient <─ product ─ GELU's derivative and round ─ product ─ round ─ y's gradient
+forward     x ─ round ─ matmul ─ bias, GELU and round ─ matmul ─> y
+backward    x's gradient <─ matmul ─ GELU's derivative and round ─ matmul ─ round ─ y's gradient
 ```
-Only what comes from elsewhere is rounded in a pass of its own: what the norms and attention give,
-the gradient of the residual stream, and the weights.
+A separate rounding pass is needed only for the outputs of norms and attention, the gradient of the
+residual stream, and the weights.
 """
 
 from __future__ import annotations
@@ -18,20 +18,19 @@ from torch import Tensor, nn
 
 from rewarm.model.kernels import gelu, pytorch_reference
 from rewarm.model.kernels import rotary as rotary_kernels
-from rewarm.model.kernels.fp8 import pytorch_reference as fp8_reference
-from rewarm.model.kernels.fp8.pytorch_reference import multiply
-from rewarm.model.kernels.fp8.rounding import cast8
-from rewarm.model.kernels.fp8.scaling import GRADIENT, WEIGHT, Scales, X, scales_of
-from rewarm.model.kernels.launch import working_dtype
+from rewarm.model.kernels.fp8.pytorch_reference import fp8_matmul, linear_rounded_by
+from rewarm.model.kernels.fp8.rounding import round_to_fp8
+from rewarm.model.kernels.fp8.scaling import GRADIENT, INPUT, WEIGHT, LinearScales, get_scales
+from rewarm.model.kernels.launch import autocast_dtype
 
 
-def product(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
-    """Returns what `plain_fp8.product` does."""
-    return fp8_reference.made_with(cast8, x_BTD, dense)
+def linear(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
+    """The Triton version of `fp8.pytorch_reference.linear`."""
+    return linear_rounded_by(round_to_fp8, x_BTD, dense)
 
 
-class _MLP(torch.autograd.Function):
-    """N tokens, D hidden, F inner size."""
+class _Fp8Mlp(torch.autograd.Function):
+    """Shapes: N tokens, D hidden, F inner size."""
 
     @staticmethod
     def forward(
@@ -41,64 +40,66 @@ class _MLP(torch.autograd.Function):
         up_bias_F: Tensor,
         down_DF: Tensor,
         down_bias_D: Tensor,
-        scales: tuple[Scales, Scales],
+        scales: tuple[LinearScales, LinearScales],
         dtype: torch.dtype,
         tanh: bool,
     ) -> Tensor:
         up, down = scales
-        x8_ND, x8_DN = cast8(x_ND, up, X)
-        up8_FD, up8_DF = cast8(up_FD, up, WEIGHT)
-        inner_NF = multiply(x8_ND, up8_FD, up, (X, WEIGHT), dtype)
-        y8_NF, y8_FN = gelu.gelu_forward8(inner_NF, up_bias_F, tanh, down[X].factor, down[X].seen)
-        down8_DF, down8_FD = cast8(down_DF, down, WEIGHT)
+        x8_ND, x8_DN = round_to_fp8(x_ND, up, INPUT)
+        up8_FD, up8_DF = round_to_fp8(up_FD, up, WEIGHT)
+        inner_NF = fp8_matmul(x8_ND, up8_FD, up, (INPUT, WEIGHT), dtype)
+        y8_NF, y8_FN = gelu.gelu_forward8(
+            inner_NF, up_bias_F, tanh, down[INPUT].factor, down[INPUT].amax
+        )
+        down8_DF, down8_FD = round_to_fp8(down_DF, down, WEIGHT)
         ctx.save_for_backward(inner_NF, up_bias_F, x8_DN, up8_DF, y8_FN, down8_FD)
         ctx.scales, ctx.x_dtype, ctx.dtype, ctx.tanh = scales, x_ND.dtype, dtype, tanh
-        return multiply(y8_NF, down8_DF, down, (X, WEIGHT), dtype, down_bias_D)
+        return fp8_matmul(y8_NF, down8_DF, down, (INPUT, WEIGHT), dtype, down_bias_D)
 
     @staticmethod
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor | None, ...]:
         inner_NF, up_bias_F, x8_DN, up8_DF, y8_FN, down8_FD = ctx.saved_tensors
         up, down = ctx.scales
-        dy8_ND, dy8_DN = cast8(dy_ND, down, GRADIENT)
-        dgelu_NF = multiply(dy8_ND, down8_FD, down, (GRADIENT, WEIGHT), ctx.dtype)
-        ddown_DF = multiply(dy8_DN, y8_FN, down, (GRADIENT, X), torch.float32)
+        dy8_ND, dy8_DN = round_to_fp8(dy_ND, down, GRADIENT)
+        dgelu_NF = fp8_matmul(dy8_ND, down8_FD, down, (GRADIENT, WEIGHT), ctx.dtype)
+        ddown_DF = fp8_matmul(dy8_DN, y8_FN, down, (GRADIENT, INPUT), torch.float32)
         dinner8_NF, dinner8_FN, dup_bias_F = gelu.gelu_backward8(
-            dgelu_NF, inner_NF, up_bias_F, ctx.tanh, up[GRADIENT].factor, up[GRADIENT].seen
+            dgelu_NF, inner_NF, up_bias_F, ctx.tanh, up[GRADIENT].factor, up[GRADIENT].amax
         )
-        dx_ND = multiply(dinner8_NF, up8_DF, up, (GRADIENT, WEIGHT), ctx.x_dtype)
-        dup_FD = multiply(dinner8_FN, x8_DN, up, (GRADIENT, X), torch.float32)
-        biases = (dup_bias_F, dy_ND.sum(0, dtype=torch.float32))
-        return dx_ND, dup_FD, biases[0], ddown_DF, biases[1], None, None, None
+        dx_ND = fp8_matmul(dinner8_NF, up8_DF, up, (GRADIENT, WEIGHT), ctx.x_dtype)
+        dup_FD = fp8_matmul(dinner8_FN, x8_DN, up, (GRADIENT, INPUT), torch.float32)
+        ddown_bias_D = dy_ND.sum(0, dtype=torch.float32)
+        return dx_ND, dup_FD, dup_bias_F, ddown_DF, ddown_bias_D, None, None, None
 
 
-_mlp: Callable[..., Tensor] = _MLP.apply
+_fp8_mlp: Callable[..., Tensor] = _Fp8Mlp.apply
 
 
 def mlp(
     x_BTD: Tensor, dense_h_to_4h: nn.Linear, dense_4h_to_h: nn.Linear, activation: str
 ) -> Tensor:
-    """Returns what `plain_fp8.mlp` does; of ReLU and SiLU, only the products in 8 bits."""
+    """The Triton version of `fp8.pytorch_reference.mlp`; ReLU and SiLU are in plain PyTorch."""
     if not torch.is_grad_enabled():
         return gelu.mlp(x_BTD, dense_h_to_4h, dense_4h_to_h, activation)
     if activation not in gelu.GELUS:
-        inner_BTF = pytorch_reference.activate(product(x_BTD, dense_h_to_4h), activation)
-        return product(inner_BTF, dense_4h_to_h)
+        inner_BTF = pytorch_reference.activate(linear(x_BTD, dense_h_to_4h), activation)
+        return linear(inner_BTF, dense_4h_to_h)
     up, down = dense_h_to_4h, dense_4h_to_h
-    y_ND = _mlp(
+    y_ND = _fp8_mlp(
         x_BTD.flatten(0, -2),
         up.weight,
         up.bias,
         down.weight,
         down.bias,
-        (scales_of(up), scales_of(down)),
-        working_dtype(x_BTD),
-        activation in pytorch_reference.TANH,
+        (get_scales(up), get_scales(down)),
+        autocast_dtype(x_BTD),
+        activation in pytorch_reference.TANH_GELUS,
     )
     return y_ND.view(x_BTD.shape)
 
 
-class _Rotary(torch.autograd.Function):
-    """B sequences, T positions, H heads, K head size; I hidden, O = H · 3K, N = B · T."""
+class _Fp8Rotary(torch.autograd.Function):
+    """Shapes: B sequences, T positions, H heads, K head size; I hidden, O = H · 3K, N = B · T."""
 
     @staticmethod
     def forward(
@@ -108,14 +109,14 @@ class _Rotary(torch.autograd.Function):
         bias_O: Tensor | None,
         cos: Tensor,
         sin: Tensor,
-        scales: Scales,
+        scales: LinearScales,
         dtype: torch.dtype,
         heads: int,
     ) -> tuple[Tensor, ...]:
         B, T, _ = x_BTI.shape
-        x8_NI, x8_IN = cast8(x_BTI.flatten(0, 1), scales, X)
-        weight8_OI, weight8_IO = cast8(weight_OI, scales, WEIGHT)
-        qkv = multiply(x8_NI, weight8_OI, scales, (X, WEIGHT), dtype, bias_O)
+        x8_NI, x8_IN = round_to_fp8(x_BTI.flatten(0, 1), scales, INPUT)
+        weight8_OI, weight8_IO = round_to_fp8(weight_OI, scales, WEIGHT)
+        qkv = fp8_matmul(x8_NI, weight8_OI, scales, (INPUT, WEIGHT), dtype, bias_O)
         qkv = qkv.view(B, T, heads, -1)
         rotary_kernels.turn_(qkv, cos, sin)
         ctx.save_for_backward(x8_IN, weight8_IO, cos, sin)
@@ -126,23 +127,23 @@ class _Rotary(torch.autograd.Function):
     def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
         (x8_IN, weight8_IO, cos, sin), scales = ctx.saved_tensors, ctx.scales
         packed8_NO, packed8_ON, dbias_O = rotary_kernels.pack8(
-            dq, dk, dv, cos, sin, scales[GRADIENT].factor, scales[GRADIENT].seen
+            dq, dk, dv, cos, sin, scales[GRADIENT].factor, scales[GRADIENT].amax
         )
-        dx_NI = multiply(packed8_NO, weight8_IO, scales, (GRADIENT, WEIGHT), ctx.x_dtype)
-        dweight_OI = multiply(packed8_ON, x8_IN, scales, (GRADIENT, X), torch.float32)
+        dx_NI = fp8_matmul(packed8_NO, weight8_IO, scales, (GRADIENT, WEIGHT), ctx.x_dtype)
+        dweight_OI = fp8_matmul(packed8_ON, x8_IN, scales, (GRADIENT, INPUT), torch.float32)
         dx_BTI = dx_NI.view(dq.shape[0], dq.shape[2], -1)
         return dx_BTI, dweight_OI, dbias_O if ctx.has_bias else None, *[None] * 5
 
 
-_rotary: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Rotary.apply
+_fp8_rotary: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Fp8Rotary.apply
 
 
 def rotary(
     x_BTD: Tensor, query_key_value: nn.Linear, heads: int, cos_TR: Tensor, sin_TR: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns what `plain_fp8.rotary` does."""
+    """The Triton version of `fp8.pytorch_reference.rotary`."""
     if not torch.is_grad_enabled():
         return rotary_kernels.rotary(x_BTD, query_key_value, heads, cos_TR, sin_TR)
-    linear, scales = query_key_value, scales_of(query_key_value)
-    dtype = working_dtype(x_BTD)
-    return _rotary(x_BTD, linear.weight, linear.bias, cos_TR, sin_TR, scales, dtype, heads)
+    dense, scales = query_key_value, get_scales(query_key_value)
+    dtype = autocast_dtype(x_BTD)
+    return _fp8_rotary(x_BTD, dense.weight, dense.bias, cos_TR, sin_TR, scales, dtype, heads)

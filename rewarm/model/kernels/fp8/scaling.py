@@ -1,15 +1,15 @@
-"""`precision: fp8`: at which scales a layer's four products are rounded to 8 bits.
+"""`precision: fp8`: the scales by which a layer's four linear layers are rounded to 8 bits.
 
 ```
- x        ── · scale ── e4m3 ─┬── product ── / both scales ──> bf16
- weight   ── · scale ── e4m3 ─┘                              its gradient with the weight ──> x's
- gradient ── · scale ── e5m2 ────────────────────────────────                and with x ──> weight's
-    └── largest magnitude ──> seen ── after the step ──> amaxes of 16 steps ──> the next scales
+ x        ── · scale ── e4m3 ─┬── matmul ── / both scales ──> output in bf16
+ weight   ── · scale ── e4m3 ─┘                     its gradient times weight ──> gradient of x
+ gradient ── · scale ── e5m2 ───────────────────────             and times x ──> gradient of weight
+    └── amax of this step ── after the step ──> amaxes of the last 16 steps ──> the next scales
 ```
-The formats and the scale per tensor are those of arXiv:2209.05433; that a scale follows from the
-steps before ("delayed scaling") is what lets a number be rounded where it is computed: no pass over
-memory looks for the largest first. Embeddings, head, norms, attention, master weights and moments
-are as in bf16, and so is what is evaluated.
+Formats and per-tensor scales are those of arXiv:2209.05433. A scale follows from the steps before
+("delayed scaling"), so numbers can be rounded where they are computed, without an extra pass over
+memory that looks for the amax first. Embeddings, head, norms, attention, master weights and
+optimizer state are as in bf16, and so is evaluation.
 """
 
 from __future__ import annotations
@@ -22,159 +22,161 @@ from torch import Tensor, nn
 
 from rewarm.errors import RecipeError
 
-X, WEIGHT, GRADIENT = range(3)
-"""The three tensors of a product, which index what is known of them."""
-FORMATS = (torch.float8_e4m3fn, torch.float8_e4m3fn, torch.float8_e5m2)
-LARGEST = tuple(torch.finfo(kind).max for kind in FORMATS)
+INPUT, WEIGHT, GRADIENT = range(3)
+"""The operands of a linear layer's three matmuls: the index of their formats and scales."""
+FP8_DTYPES = (torch.float8_e4m3fn, torch.float8_e4m3fn, torch.float8_e5m2)
+FP8_MAX = tuple(torch.finfo(dtype).max for dtype in FP8_DTYPES)
 
-HISTORY = 16
-"""Steps whose largest magnitudes a scale follows from."""
+AMAX_HISTORY = 16
+"""Steps whose amaxes determine a scale."""
 
-_GUESSES = (1.0, 2.0**6, 2.0**20)  # about the middle of the range, before anything was seen
-_TRIES = 8
-_FIRST = (8, 9)  # the compute capability of Ada
+_INITIAL_FACTORS = (1.0, 2.0**6, 2.0**20)  # near the middle of the range, before any measurement
+_MAX_CALIBRATION_RUNS = 8
+_MIN_COMPUTE_CAPABILITY = (8, 9)  # Ada
 
 
 def check_fp8_device(device: torch.device) -> str:
-    """Makes sure that a device has products in fp8; returns what to add to a line that names it.
+    """Checks that a device has fp8 matmuls; returns a note for the line that names the device.
 
     Raises:
         RecipeError: it has none.
     """
     if device.type == "cpu":
         return ", which rounds as a GPU does, slower than in bf16"
-    if torch.cuda.get_device_capability(device) < _FIRST:
+    if torch.cuda.get_device_capability(device) < _MIN_COMPUTE_CAPABILITY:
         raise RecipeError(
             [
-                f"precision: fp8: {torch.cuda.get_device_name(device)} multiplies no 8-bit floats; "
-                "wanted is a Hopper GPU (H100, H200), Ada or a later one; set precision: bf16"
+                f"precision: fp8: {torch.cuda.get_device_name(device)} has no 8-bit float matmuls; "
+                "expected a Hopper GPU (H100, H200), Ada or later; set precision: bf16"
             ]
         )
     return ""
 
 
 class TensorScale(NamedTuple):
-    """What is known of one tensor of a product: each (), fp32, read and written on the device.
+    """The scale of one operand, and its amax: each (), fp32, read and written on the device.
 
-    Each is a tensor of its own, no part of a larger one. A compiled layer may write to a tensor on
-    its way forward or on its way back, not on both; and PyTorch 2.11 cannot compile a product whose
-    `inverse` is a view.
+    Each is a tensor of its own, not a view of a larger one. A compiled layer may write to a tensor
+    in its forward pass or in its backward pass, not in both; and PyTorch 2.11 cannot compile a
+    matmul whose `inverse` is a view.
     """
 
     factor: Tensor
-    """The power of two that numbers are multiplied by."""
+    """The power of two that the operand is multiplied by."""
     inverse: Tensor
-    """One by it."""
-    seen: Tensor
-    """The largest finite magnitude since the last step."""
+    """1 / factor."""
+    amax: Tensor
+    """The largest finite absolute value since the last step."""
 
 
-Scales = tuple[TensorScale, TensorScale, TensorScale]
-"""Of a product's three tensors."""
+LinearScales = tuple[TensorScale, TensorScale, TensorScale]
+"""The scales of a linear layer's input, weight and gradient."""
 
 
 class ScaledLinear(nn.Linear):
-    """A product of a layer, which has scales where it is made in fp8."""
+    """A linear layer of a transformer layer; it has scales where it is computed in fp8."""
 
-    scales: Scales
+    scales: LinearScales
 
 
-def scales_of(linear: nn.Linear) -> Scales:
-    """Returns the scales of a layer's product."""
+def get_scales(linear: nn.Linear) -> LinearScales:
+    """Returns the scales of a `ScaledLinear`."""
     return cast(ScaledLinear, linear).scales
 
 
 class Fp8Scaling:
-    """The scales of all layers of a model, which follow the largest magnitudes of each step."""
+    """The scales of all linear layers of a model, updated after each step from the amaxes."""
 
     def __init__(self, layers: nn.Module) -> None:
-        """Gives every product below `layers` its scales; they are guesses."""
-        linears = [one for one in layers.modules() if isinstance(one, ScaledLinear)]
+        """Gives every `ScaledLinear` in `layers` its scales, which need calibration."""
+        linears = [module for module in layers.modules() if isinstance(module, ScaledLinear)]
         device = linears[0].weight.device
-        self.amaxes = torch.zeros(HISTORY, len(linears), 3, device=device)
-        """The largest magnitudes of each step, the last step first; 0 where there was none."""
-        self._largest = torch.tensor(LARGEST, device=device)
-        self.is_guess = True
-        """Whether nothing was seen yet that the scales could follow from."""
-        self._guesses = torch.tensor(_GUESSES, device=device)
+        self.amax_history = torch.zeros(AMAX_HISTORY, len(linears), 3, device=device)
+        """The amaxes of each step, the last step first; 0 where there was none."""
+        self._max = torch.tensor(FP8_MAX, device=device)
+        self.needs_calibration = True
+        """Whether there are no amaxes yet to compute scales from."""
+        self._initial_factors = torch.tensor(_INITIAL_FACTORS, device=device)
         self._scales: list[TensorScale] = []
-        """Those of the first product, of the second, and so on."""
+        """Three of the first linear layer, three of the second, and so on."""
         for linear in linears:
             x, weight, gradient = (
-                TensorScale(guess.clone(), 1 / guess, torch.zeros_like(guess))
-                for guess in self._guesses
+                TensorScale(factor.clone(), 1 / factor, torch.zeros_like(factor))
+                for factor in self._initial_factors
             )
             linear.scales = x, weight, gradient
             self._scales += linear.scales
 
-    def settle(self, run: Callable[[], object]) -> None:
-        """Finds the first step's scales: runs a part of it until they stay, eight times at most.
+    def calibrate(self, run: Callable[[], object]) -> None:
+        """Finds the scales of the first step: repeats a part of it until they stop changing.
 
-        Numbers that a guess loses, or cuts off, are missing in what is computed from them. So each
-        run sees a little further than the last; with good guesses the second sees what the first
-        did.
+        It runs eight times at most. Numbers that an initial scale rounds to zero or clamps are
+        missing in what is computed from them, so each run measures amaxes a little further than the
+        last. With good initial scales the second run confirms the first.
         """
-        self.forget()
-        for _ in range(_TRIES):
+        self.discard_amaxes()
+        for _ in range(_MAX_CALIBRATION_RUNS):
             before = self._factors()
             run()
-            self.amaxes.zero_()
-            self.follow()
+            self.amax_history.zero_()
+            self.update()
             if torch.equal(self._factors(), before):
                 break
 
-    def follow(self, skipped: Tensor | None = None) -> None:
-        """Has the scales follow what was seen since this was last called: a step.
+    def update(self, skipped: Tensor | None = None) -> None:
+        """Adds the amaxes since the last call, those of a step, to the history; sets the scales.
 
-        Of one that was `skipped`, 1 and not 0, nothing: it may have seen what is about to overflow.
+        Where the step was `skipped` (1, not 0), the previous step's amaxes are repeated instead:
+        its own may be those of numbers about to overflow.
         """
-        step = torch.stack(self._seen).view(1, -1, len(FORMATS))
+        step = torch.stack(self._amaxes).view(1, -1, len(FP8_DTYPES))
         if skipped is not None:
-            step = torch.where(skipped > 0, self.amaxes[:1], step)
-        self.amaxes = torch.cat((step, self.amaxes[:-1]))
-        self._set()
-        self.forget()
+            step = torch.where(skipped > 0, self.amax_history[:1], step)
+        self.amax_history = torch.cat((step, self.amax_history[:-1]))
+        self._set_scales()
+        self.discard_amaxes()
 
-    def forget(self) -> None:
-        """Drops what was seen since: it was no step."""
-        torch._foreach_zero_(self._seen)
+    def discard_amaxes(self) -> None:
+        """Sets the amaxes since the last step to 0: what was computed was not a step."""
+        torch._foreach_zero_(self._amaxes)
 
-    def load(self, amaxes: Tensor) -> None:
-        """Goes on from the amaxes of a checkpoint, (16, products, 3) in fp32.
+    def load_history(self, amaxes: Tensor) -> None:
+        """Restores the amaxes of a checkpoint, (16, linear layers, 3) in fp32.
 
         Raises:
-            ValueError: they are of another model, or no magnitudes.
+            ValueError: they are those of another model, or not amaxes.
         """
-        if amaxes.shape != self.amaxes.shape or amaxes.dtype != torch.float32:
+        if amaxes.shape != self.amax_history.shape or amaxes.dtype != torch.float32:
             raise ValueError(
-                f"{amaxes.dtype} {tuple(amaxes.shape)}, and wanted is fp32 "
-                f"{tuple(self.amaxes.shape)}"
+                f"{amaxes.dtype} {tuple(amaxes.shape)}, expected torch.float32 "
+                f"{tuple(self.amax_history.shape)}"
             )
         if not bool((amaxes.isfinite() & (amaxes >= 0)).all()):
-            raise ValueError("not magnitudes: below 0, or not finite")
-        self.amaxes = amaxes.to(self.amaxes.device)
-        self._set()
-        self.forget()
+            raise ValueError("not amaxes: below 0, or not finite")
+        self.amax_history = amaxes.to(self.amax_history.device)
+        self._set_scales()
+        self.discard_amaxes()
 
     @property
-    def _seen(self) -> list[Tensor]:
-        return [one.seen for one in self._scales]
+    def _amaxes(self) -> list[Tensor]:
+        return [scale.amax for scale in self._scales]
 
     def _factors(self) -> Tensor:
-        return torch.stack([one.factor for one in self._scales])
+        return torch.stack([scale.factor for scale in self._scales])
 
-    def _set(self) -> None:
-        """Takes the largest powers of two at which nothing of the last steps would be cut off.
+    def _set_scales(self) -> None:
+        """Sets the largest powers of two at which nothing in the history would be clamped.
 
-        They lie between 2⁻¹⁰⁰ and 2¹⁰⁰, as their inverses do. Of nothing but zeros they are the
-        guesses.
+        They lie between 2⁻¹⁰⁰ and 2¹⁰⁰, as their inverses do. Where all amaxes are zero they are
+        the initial factors.
         """
-        self.is_guess = False
-        most = self.amaxes.amax(0)
-        ratio = torch.where(most > 0, (self._largest / most).clamp(max=2.0**100), self._guesses)
+        self.needs_calibration = False
+        amax = self.amax_history.amax(0)
+        ratio = torch.where(amax > 0, (self._max / amax).clamp(max=2.0**100), self._initial_factors)
         exponent = (torch.frexp(ratio).exponent - 1).clamp(min=-100)
         factors, inverses = (
-            ((127 + one) << 23).view(torch.float32).flatten() for one in (exponent, -exponent)
+            ((127 + power) << 23).view(torch.float32).flatten() for power in (exponent, -exponent)
         )
-        known = [one.factor for one in self._scales] + [one.inverse for one in self._scales]
-        torch._foreach_copy_(known, [*factors.unbind(), *inverses.unbind()])
+        scales = [scale.factor for scale in self._scales]
+        scales += [scale.inverse for scale in self._scales]
+        torch._foreach_copy_(scales, [*factors.unbind(), *inverses.unbind()])
