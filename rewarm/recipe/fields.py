@@ -195,9 +195,11 @@ class DataSettings(Section):
 
 
 def _microbatch_or_auto(written: Any) -> Any:
-    if written is None:
+    if written == "auto":
+        return None
+    if written is None or isinstance(written, str):
         raise ValueError("should be a number of sequences, or auto")
-    return None if written == "auto" else written
+    return written
 
 
 Microbatch = Annotated[

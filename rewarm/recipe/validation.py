@@ -73,6 +73,8 @@ def _message(document: YamlDocument, error: ErrorDetails, model: type[Section]) 
             "a name should consist of letters, digits, '.', '_' and '-', "
             "and start with a letter or digit"
         )
+    if kind in ("too_short", "string_too_short") and not value:
+        return "should not be empty"
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if kind == "recipe" or isinstance(value, dict):  # the message already quotes what is wrong
         return message

@@ -161,8 +161,9 @@ def test_weight_is_written_back_as_it_was_given(thousand_steps):
     ]
 
 
-def test_microbatch_cannot_be_null(thousand_steps):
-    problems = recipe_problems(thousand_steps, "batch.microbatch=null")
+@pytest.mark.parametrize("microbatch", ["null", "most"])
+def test_microbatch_is_a_number_or_auto(thousand_steps, microbatch):
+    problems = recipe_problems(thousand_steps, f"batch.microbatch={microbatch}")
     assert any("batch.microbatch: should be a number of sequences, or auto" in p for p in problems)
 
 

@@ -53,6 +53,8 @@ every: {lgo: 5}
             "data.train.a b: a name should consist of letters, digits, '.', '_' and '-', and start",
         ),
         ("optimizer=[1]", "optimizer: should be settings (`key: value` lines), got [1]"),
+        ("data.train={}", "data.train: should not be empty"),
+        ("run=''", "run: should not be empty"),
         ("schedule.name={x}", "schedule.name: should be text"),
         ("schedule={}", "schedule.name: required, but missing"),
         ("schedule=rewarm", "schedule: should be settings, such as {name: rewarm"),

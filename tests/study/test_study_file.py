@@ -69,7 +69,7 @@ def test_is_study(write_study, tmp_path):
     ("text", "message"),
     [
         ("", "study.yaml:1:1: arms: required, but missing"),
-        ("arms: {}\n", "study.yaml:3:1: arms: Dictionary should have at least 1 item"),
+        ("arms: {}\n", "study.yaml:3:1: arms: should not be empty"),
         (
             "arms:\n  a: {schedule.peek_lr: 1e-3}\n",
             "study.yaml:4:7: arms.a: schedule.peek_lr: no such setting; did you mean 'peak_lr'?",
@@ -107,11 +107,8 @@ def test_a_problem_is_reported_with_its_location(write_study, tmp_path, text, me
 
 def test_all_problems_are_reported_at_once(write_study):
     path = write_study("arms:\n  a: {seed: -1}\n  b: {tokens: 3}\nclaims: {x: 'final(y, a) < 1'}\n")
-    reported = problems(path)
-    assert len(reported) == 3
-    assert reported[0].startswith(
-        "study.yaml:4:7: arms.a: seed: should be greater than or equal to 0"
-    )
+    first, second, _third = problems(path)
+    assert first.startswith("study.yaml:4:7: arms.a: seed: should be greater than or equal to 0")
     assert second.startswith("study.yaml:5:7: arms.b: tokens: should be at least one batch of ")
 
 
