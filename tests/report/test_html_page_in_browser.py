@@ -107,7 +107,7 @@ class Opened:
                 const at = { clientX: box.left + x, clientY: box.top + 20, bubbles: true };
                 over.dispatchEvent(new MouseEvent("mouseenter", at));
                 over.dispatchEvent(new MouseEvent("mousemove", at));
-                return over.closest("figure").querySelector(".readout .place").textContent.trim();
+                return over.closest("figure").querySelector(".readout .position").textContent.trim();
             });
         })""")
 

@@ -1,21 +1,21 @@
 "use strict";
-// Draws the curves from the page's own data, and lets tables sort and copy themselves. Whatever
-// comes from a run gets into the page as textContent only.
+// Draws the curves from the page's own data, and adds buttons that sort and copy tables. Untrusted
+// text from a run reaches the page as textContent only.
 (() => {
   const root = document.documentElement;
-  const one = (selector, within = document) => within.querySelector(selector);
-  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const query = (selector, within = document) => within.querySelector(selector);
+  const queryAll = (selector, within = document) => [...within.querySelectorAll(selector)];
 
   function element(tag, text = "", attributes = {}) {
-    const made = document.createElement(tag);
-    made.textContent = text;
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-    return made;
+    const node = document.createElement(tag);
+    node.textContent = text;
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
   }
 
-  // Data: a column is [factor, divisor, differences from one value to the next, null for none].
+  // Data: a column is [factor, divisor, differences between successive values; null where missing].
 
-  const { columns, arms } = JSON.parse(one("#data").textContent);
+  const { columns, arms } = JSON.parse(query("#data").textContent);
   const decoded = [];
 
   function column(index) {
@@ -28,31 +28,31 @@
   }
 
   const state = { x: "tokens", log: false, y: "loss", smooth: 0, seeds: true, hidden: new Set() };
-  let zoom = null; // [from, to] in tokens or steps, or null for everything
+  let zoom = null; // [from, to] in tokens or steps; null shows everything
 
-  // What is drawn
+  // Curves
 
-  function measured(run, figure) {
+  function runCurve(run, figure) {
     const { chart, set } = figure.dataset;
     const lines = chart === "set" ? run.evaluate : run.train;
     const y = chart === "set" ? lines.sets[set] : lines[chart];
     if (y === undefined) return null;
-    const inWords = chart !== "lr" && state.y === "perplexity";
+    const isPerplexity = chart !== "lr" && state.y === "perplexity";
     const values = column(y);
-    return { x: column(lines[state.x]), y: inWords ? values.map((v) => v && Math.exp(v)) : values };
+    return { x: column(lines[state.x]), y: isPerplexity ? values.map((v) => v && Math.exp(v)) : values };
   }
 
   function average(runs) {
     if (runs.length === 1) return runs[0];
-    const rest = runs.slice(1).map(({ x, y }) => new Map(x.map((place, i) => [place, y[i]])));
+    const others = runs.slice(1).map(({ x, y }) => new Map(x.map((position, i) => [position, y[i]])));
     const mean = { x: [], y: [] };
-    runs[0].x.forEach((place, i) => {
-      const values = [runs[0].y[i], ...rest.map((known) => known.get(place))];
-      if (values.includes(undefined)) return; // a seed that is not as far
-      mean.x.push(place);
+    runs[0].x.forEach((position, i) => {
+      const values = [runs[0].y[i], ...others.map((run) => run.get(position))];
+      if (values.includes(undefined)) return; // a seed has not reached this position yet
+      mean.x.push(position);
       mean.y.push(values.includes(null) ? null : values.reduce((a, b) => a + b) / values.length);
     });
-    // The very same array says that nothing has to be joined.
+    // An identical x array tells `joined` that these curves need no alignment.
     return mean.x.length === runs[0].x.length ? { x: runs[0].x, y: mean.y } : mean;
   }
 
@@ -68,43 +68,44 @@
   }
 
   function curves(figure) {
-    const found = [];
+    const drawn = [];
     arms.forEach((arm, index) => {
       if (state.hidden.has(index)) return;
-      const runs = arm.runs.map((run) => measured(run, figure)).filter((run) => run && run.x.length);
+      const runs = arm.runs.map((run) => runCurve(run, figure)).filter((run) => run && run.x.length);
       if (!runs.length) return;
       if (figure.dataset.chart === "lr") {
         runs.sort((a, b) => b.x.length - a.x.length); // every seed has the same schedule
-        found.push({ index, role: "main", ...runs[0] });
+        drawn.push({ index, role: "main", ...runs[0] });
         return;
       }
       const mean = average(runs);
       const smooth = figure.dataset.chart === "loss" && state.smooth > 0;
       const each = state.seeds ? runs : [mean];
-      if (smooth || each.length > 1) found.push(...each.map((run) => ({ index, role: "thin", ...run })));
-      found.push({ index, role: "main", x: mean.x, y: smooth ? smoothed(mean.y) : mean.y });
+      if (smooth || each.length > 1) drawn.push(...each.map((run) => ({ index, role: "thin", ...run })));
+      drawn.push({ index, role: "main", x: mean.x, y: smooth ? smoothed(mean.y) : mean.y });
     });
-    return found.sort((a, b) => (a.role === "main") - (b.role === "main")); // means on top
+    return drawn.sort((a, b) => (a.role === "main") - (b.role === "main")); // means on top
   }
 
-  function joined(found) {
+  // Returns the curves in the order of their columns, and the columns: x first.
+  function joined(drawn) {
     const tables = new Map();
-    for (const { x, y } of found) tables.set(x, [...(tables.get(x) ?? [x]), y]);
-    const order = [...tables.keys()].flatMap((x) => found.filter((curve) => curve.x === x));
+    for (const { x, y } of drawn) tables.set(x, [...(tables.get(x) ?? [x]), y]);
+    const order = [...tables.keys()].flatMap((x) => drawn.filter((curve) => curve.x === x));
     let data = tables.size === 1 ? [...tables.values()][0] : uPlot.join([...tables.values()]);
     if (state.log) {
-      const first = data[0].findIndex((place) => place > 0);
+      const first = data[0].findIndex((position) => position > 0);
       data = data.map((values) => values.slice(first));
     }
     return [order, data];
   }
 
-  // How numbers are written
+  // Number formats
 
   const UNITS = [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e3, "k"], [1, ""]];
 
-  function count(value, greatest = value) {
-    const [unit, suffix] = UNITS.find(([size]) => Math.abs(greatest) >= size) ?? [1, ""];
+  function count(value, largest = value) {
+    const [unit, suffix] = UNITS.find(([size]) => Math.abs(largest) >= size) ?? [1, ""];
     return value === 0 ? "0" : +(value / unit).toPrecision(6) + suffix;
   }
 
@@ -121,33 +122,33 @@
   // Charts
 
   const DASHES = [[], [9, 3], [3, 2.5], [10, 3, 2, 3], [6, 2, 2, 2, 2, 2]];
-  const PAPER = 690; // as wide as A4 and Letter can take
+  const PAPER_WIDTH = 690; // fits both A4 and Letter
   const plots = new Map();
-  let paper = false;
+  let isPrinting = false;
   const color = (name) => getComputedStyle(root).getPropertyValue(name).trim();
 
   function draw() {
     for (const plot of plots.values()) plot.destroy();
     plots.clear();
-    for (const figure of all("figure[data-chart]")) {
-      const found = curves(figure);
-      one(".none", figure).hidden = found.length > 0;
-      for (const what of all(".what", figure)) what.textContent = state.y;
-      for (const unit of all(".unit", figure)) unit.hidden = state.y !== "loss";
-      if (found.length) plots.set(figure, plotted(figure, ...joined(found)));
+    for (const figure of queryAll("figure[data-chart]")) {
+      const drawn = curves(figure);
+      query(".none", figure).hidden = drawn.length > 0;
+      for (const quantity of queryAll(".what", figure)) quantity.textContent = state.y;
+      for (const unit of queryAll(".unit", figure)) unit.hidden = state.y !== "loss";
+      if (drawn.length) plots.set(figure, newPlot(figure, ...joined(drawn)));
     }
-    show();
-    for (const details of all("details.values[open]")) tabulate(details);
+    showRange();
+    for (const details of queryAll("details.values[open]")) tabulate(details);
   }
 
-  function plotted(figure, order, data) {
-    const holder = one(".plot", figure);
+  function newPlot(figure, order, data) {
+    const holder = query(".plot", figure);
     const isRate = figure.dataset.chart === "lr";
     const muted = color("--muted");
     const font = `12px ${getComputedStyle(document.body).fontFamily}`;
     const axis = { stroke: muted, font, labelFont: font, ticks: { stroke: color("--rule"), size: 5 }, grid: { stroke: color("--grid"), width: 1 } };
     const options = {
-      width: Math.min(holder.clientWidth, paper ? PAPER : Infinity),
+      width: Math.min(holder.clientWidth, isPrinting ? PAPER_WIDTH : Infinity),
       height: holder.clientHeight,
       legend: { show: false },
       cursor: {
@@ -174,7 +175,7 @@
         };
       })],
       hooks: {
-        setCursor: [() => read(figure)],
+        setCursor: [() => updateReadout(figure)],
         setSelect: [(plot) => {
           const { left, width } = plot.select;
           if (width > 4) zoomTo([plot.posToVal(left, "x"), plot.posToVal(left + width, "x")]);
@@ -187,49 +188,49 @@
     return plot;
   }
 
-  function whole() {
-    const places = [...plots.values()].map((plot) => plot.data[0]);
-    const range = [Math.min(...places.map((x) => x[0])), Math.max(...places.map((x) => x.at(-1)))];
+  function fullRange() {
+    const columns = [...plots.values()].map((plot) => plot.data[0]);
+    const range = [Math.min(...columns.map((x) => x[0])), Math.max(...columns.map((x) => x.at(-1)))];
     return range[0] < range[1] ? range : [range[0] - 1, range[1] + 1];
   }
 
-  function show() {
+  function showRange() {
     if (!plots.size) return;
-    const [min, max] = zoom ?? whole();
+    const [min, max] = zoom ?? fullRange();
     for (const [figure, plot] of plots) {
       plot.setScale("x", { min, max });
-      read(figure);
+      updateReadout(figure);
     }
-    one("#reset").disabled = zoom === null;
+    query("#reset").disabled = zoom === null;
   }
 
   function zoomTo(range) {
     zoom = range;
-    show();
+    showRange();
   }
 
-  // Zooms by a factor around a place, or moves by a share of what is seen.
-  function look(factor, shift = 0, around = null) {
+  // Zooms by a factor around a position, or moves by a share of the visible range.
+  function changeRange(factor, shift = 0, around = null) {
     if (!plots.size) return;
-    const [way, back] = state.log ? [Math.log, Math.exp] : [Number, Number];
-    const [first, last] = whole().map(way);
-    const [low, high] = (zoom ?? whole()).map(way);
-    const middle = around === null ? (low + high) / 2 : way(around);
+    const [toScale, fromScale] = state.log ? [Math.log, Math.exp] : [Number, Number];
+    const [first, last] = fullRange().map(toScale);
+    const [low, high] = (zoom ?? fullRange()).map(toScale);
+    const middle = around === null ? (low + high) / 2 : toScale(around);
     const size = Math.min((high - low) * factor, last - first);
     const from = Math.min(Math.max(middle - (middle - low) * (size / (high - low)) + shift * size, first), last - size);
-    zoomTo(size >= (last - first) * 0.9999 ? null : [back(from), back(from + size)]);
+    zoomTo(size >= (last - first) * 0.9999 ? null : [fromScale(from), fromScale(from + size)]);
   }
 
-  function read(figure) {
+  function updateReadout(figure) {
     const plot = plots.get(figure);
-    const output = one(".readout", figure);
+    const output = query(".readout", figure);
     if (!plot?.order) return;
-    const there = plot.cursor.idx;
-    const at = there ?? plot.data[0].length - 1;
-    const place = plot.data[0][at];
-    const what = state.x === "tokens" ? "tokens" : "";
-    const said = there === null || there === undefined ? "at the end" : `${state.x === "step" ? "step " : ""}${count(place, Math.max(place, 1))} ${what}`;
-    const parts = [element("span", said, { class: "place" })];
+    const cursor = plot.cursor.idx;
+    const at = cursor ?? plot.data[0].length - 1;
+    const position = plot.data[0][at];
+    const number = count(position, Math.max(position, 1));
+    const label = cursor === null || cursor === undefined ? "at the end" : state.x === "step" ? `step ${number} ` : `${number} tokens`;
+    const parts = [element("span", label, { class: "position" })];
     plot.order.forEach(({ index, role }, series) => {
       if (role !== "main") return;
       const values = plot.data[series + 1];
@@ -238,7 +239,7 @@
       if (i < 0) return;
       const text = figure.dataset.chart === "lr" ? rate(values[i]) : loss(values[i]);
       const part = element("span");
-      const swatch = one(`.arms [data-arm="${index}"] svg`).cloneNode(true);
+      const swatch = query(`.arms [data-arm="${index}"] svg`).cloneNode(true);
       part.append(swatch, element("b", arms[index].name), ` ${text}`);
       parts.push(part);
     });
@@ -251,23 +252,23 @@
     if (!plot || event.ctrlKey || event.metaKey || event.altKey) return;
     const x = plot.data[0];
     const at = plot.cursor.idx ?? x.length - 1;
-    const reach = event.shiftKey ? 10 : 1;
-    const places = { ArrowLeft: at - reach, ArrowRight: at + reach, Home: 0, End: x.length - 1 };
-    if (event.key in places) {
-      const place = x[Math.min(Math.max(places[event.key], 0), x.length - 1)];
-      plot.setCursor({ left: plot.valToPos(place, "x"), top: 10 });
-    } else if (event.key === "+" || event.key === "=") look(0.5, 0, x[at]);
-    else if (event.key === "-") look(2, 0, x[at]);
+    const distance = event.shiftKey ? 10 : 1;
+    const targets = { ArrowLeft: at - distance, ArrowRight: at + distance, Home: 0, End: x.length - 1 };
+    if (event.key in targets) {
+      const position = x[Math.min(Math.max(targets[event.key], 0), x.length - 1)];
+      plot.setCursor({ left: plot.valToPos(position, "x"), top: 10 });
+    } else if (event.key === "+" || event.key === "=") changeRange(0.5, 0, x[at]);
+    else if (event.key === "-") changeRange(2, 0, x[at]);
     else if (event.key === "Escape" || event.key === "0") zoomTo(null);
     else return;
     event.preventDefault();
   }
 
-  // The same numbers as a table, made when it is opened.
+  // Fills in the table of a chart's values, when it is opened.
   function tabulate(details) {
     const figure = details.closest("figure");
     const plot = plots.get(figure);
-    const holder = one("div", details);
+    const holder = query("div", details);
     if (!plot) return holder.replaceChildren();
     const main = plot.order.flatMap(({ role }, i) => (role === "main" ? [i] : []));
     const table = element("table");
@@ -282,18 +283,18 @@
       const line = element("tr");
       for (const [i, values] of [plot.data[0], ...main.map((s) => plot.data[s + 1])].entries()) {
         const value = values[row];
-        const known = value !== null && value !== undefined;
-        const text = !known ? "" : i === 0 ? value.toLocaleString("en") : figure.dataset.chart === "lr" ? rate(value) : loss(value);
-        line.append(element("td", text, known ? { class: "number", "data-value": value } : { class: "number" }));
+        const hasValue = value !== null && value !== undefined;
+        const text = !hasValue ? "" : i === 0 ? value.toLocaleString("en") : figure.dataset.chart === "lr" ? rate(value) : loss(value);
+        line.append(element("td", text, hasValue ? { class: "number", "data-value": value } : { class: "number" }));
       }
       body.append(line);
     }
     const box = element("div", "", { class: "table" });
-    const scroll = element("div", "", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Values: ${one("h3", figure).textContent}` });
+    const scroll = element("div", "", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Values: ${query("h3", figure).textContent}` });
     scroll.append(table);
     box.append(scroll);
-    holder.replaceChildren(...(every > 1 ? [element("p", `Every ${every}th of ${rows.toLocaleString("en")} places; --format csv has them all.`)] : []), box);
-    equip(box);
+    holder.replaceChildren(...(every > 1 ? [element("p", `Every ${every}th of ${rows.toLocaleString("en")} rows; --format csv has them all.`)] : []), box);
+    addTableButtons(box);
   }
 
   // Tables
@@ -318,7 +319,7 @@
   const LATEX = {
     "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$",
     "→": "$\\to$", "—": "---", "²": "$^2$", "×": "$\\times$", "<": "$<$", ">": "$>$", "…": "\\ldots{}",
-    ..."&%$#_{}".split("").reduce((known, sign) => ({ ...known, [sign]: `\\${sign}` }), {}),
+    ..."&%$#_{}".split("").reduce((escapes, sign) => ({ ...escapes, [sign]: `\\${sign}` }), {}),
   };
 
   const FORMATS = {
@@ -345,28 +346,28 @@
     }
   }
 
-  // Gives a table its buttons.
-  function equip(box) {
-    const table = one("table", box);
+  // Adds the buttons that sort and copy a table.
+  function addTableButtons(box) {
+    const table = query("table", box);
     for (const header of table.tHead.rows[0].cells) {
       const button = element("button", header.textContent, { type: "button" });
       button.addEventListener("click", () => sort(header));
       header.replaceChildren(button);
     }
     const tools = element("div", "Copy as", { class: "tools" });
-    const said = element("span", "", { role: "status" });
+    const status = element("span", "", { role: "status" });
     for (const [name, write] of Object.entries(FORMATS)) {
       const button = element("button", name, { type: "button" });
       button.addEventListener("click", async () => {
         const cells = (row) => [...row.cells].map((cell) => ({ text: cell.textContent, number: cell.classList.contains("number") }));
         await copy(write([...table.rows].map(cells)) + "\n");
-        said.textContent = `${name} copied`;
-        setTimeout(() => (said.textContent = ""), 3000);
+        status.textContent = `${name} copied`;
+        setTimeout(() => (status.textContent = ""), 3000);
       });
       tools.append(button);
     }
-    tools.append(said);
-    one(".scroll", box).before(tools);
+    tools.append(status);
+    query(".scroll", box).before(tools);
   }
 
   // Controls
@@ -379,8 +380,8 @@
     draw();
   }
 
-  function control(id, name, value, redraw = draw) {
-    const input = one(`#${id}`);
+  function bindControl(id, name, value, redraw = draw) {
+    const input = query(`#${id}`);
     input.addEventListener("input", () => {
       state[name] = value(input);
       redraw();
@@ -388,61 +389,61 @@
     state[name] = value(input);
   }
 
-  let asked = 0;
-  const soon = () => {
-    cancelAnimationFrame(asked);
-    asked = requestAnimationFrame(draw);
+  let frame = 0;
+  const drawSoon = () => {
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(draw);
   };
 
   function start() {
-    for (const box of all(".table")) equip(box);
-    const controls = one(".controls");
+    for (const box of queryAll(".table")) addTableButtons(box);
+    const controls = query(".controls");
     if (controls) {
       controls.hidden = false;
-      for (const button of all(".arms button")) button.addEventListener("click", () => toggle(button));
-      control("x", "x", (input) => input.value, () => {
+      for (const button of queryAll(".arms button")) button.addEventListener("click", () => toggle(button));
+      bindControl("x", "x", (input) => input.value, () => {
         zoom = null;
         draw();
       });
-      control("log", "log", (input) => input.checked, () => {
+      bindControl("log", "log", (input) => input.checked, () => {
         zoom = null;
         draw();
       });
-      control("y", "y", (input) => input.value);
-      control("smooth", "smooth", (input) => Number(input.value), soon);
-      if (one("#seeds")) control("seeds", "seeds", (input) => input.checked);
-      one("#in").addEventListener("click", () => look(0.5));
-      one("#out").addEventListener("click", () => look(2));
-      one("#earlier").addEventListener("click", () => look(1, -0.5));
-      one("#later").addEventListener("click", () => look(1, 0.5));
-      one("#reset").addEventListener("click", () => zoomTo(null));
-      for (const holder of all(".plot")) {
+      bindControl("y", "y", (input) => input.value);
+      bindControl("smooth", "smooth", (input) => Number(input.value), drawSoon);
+      if (query("#seeds")) bindControl("seeds", "seeds", (input) => input.checked);
+      query("#in").addEventListener("click", () => changeRange(0.5));
+      query("#out").addEventListener("click", () => changeRange(2));
+      query("#earlier").addEventListener("click", () => changeRange(1, -0.5));
+      query("#later").addEventListener("click", () => changeRange(1, 0.5));
+      query("#reset").addEventListener("click", () => zoomTo(null));
+      for (const holder of queryAll(".plot")) {
         holder.addEventListener("keydown", onKey);
-        // A screen reader is told of the chart that keys are for, not of all that follow it.
-        const live = (how) => () => one(".readout", holder.parentElement).setAttribute("aria-live", how);
+        // A screen reader announces the focused chart only, not those that move along with it.
+        const live = (politeness) => () => query(".readout", holder.parentElement).setAttribute("aria-live", politeness);
         holder.addEventListener("focus", live("polite"));
         holder.addEventListener("blur", live("off"));
       }
-      for (const details of all("details.values")) {
+      for (const details of queryAll("details.values")) {
         details.addEventListener("toggle", () => details.open && tabulate(details));
       }
       draw();
       let width = innerWidth;
-      addEventListener("resize", () => innerWidth !== width && ((width = innerWidth), soon()));
+      addEventListener("resize", () => innerWidth !== width && ((width = innerWidth), drawSoon()));
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-      // On paper: in light colours, as wide as the paper.
+      // On paper: in light colors, as wide as the paper.
       addEventListener("beforeprint", () => {
         root.dataset.theme = "light";
-        paper = true;
+        isPrinting = true;
         draw();
       });
       addEventListener("afterprint", () => {
         delete root.dataset.theme;
-        paper = false;
+        isPrinting = false;
         draw();
       });
     }
-    // Behind the first frame: by then it can be seen.
+    // After the first frame, when the page is visible.
     requestAnimationFrame(() => setTimeout(() => (root.dataset.drawn = String(Math.round(performance.now())))));
   }
 
