@@ -5,7 +5,7 @@
    |
  mixture      which corpus gives the next block: never a whole block away from its weight
    |
- TokenBatch   tokens, and the data position after it: blocks taken per corpus, digest of all tokens
+ TokenBatch   tokens, and the data position after it: blocks used per corpus, digest of all tokens
 ```
 The state is one integer per corpus. The tokens depend neither on how often a run was stopped nor on
 how many threads or processes read. Resuming opens the tars of one window per corpus, as their
@@ -37,10 +37,10 @@ EMPTY_DIGEST = "0" * 32
 
 
 class DataPosition(NamedTuple):
-    """How much of the data was taken, and a digest that proves which tokens these were."""
+    """How many blocks of each corpus were used, and a digest that proves which tokens they were."""
 
     blocks: dict[str, int]
-    """Blocks taken so far, per corpus."""
+    """Blocks used so far, per corpus."""
     digest: str = EMPTY_DIGEST
     """Digest of every token so far; two runs with the same digest saw the same tokens."""
 
@@ -63,10 +63,10 @@ class _PlannedBlock(NamedTuple):
 
 
 class _BatchPlan(NamedTuple):
-    """The blocks of a batch that this process reads, and the blocks taken after the batch."""
+    """The blocks of a batch that this process reads, and the block counts after the batch."""
 
     blocks: list[_PlannedBlock]
-    taken: dict[str, int]
+    counts: dict[str, int]
 
 
 class _ReadBatch(NamedTuple):
@@ -127,11 +127,11 @@ class BatchLoader:
     def shards_of_batch(self, before: DataPosition) -> dict[str, list[str]]:
         """Returns the tars, by corpus, that the batch after a position is read from."""
         shards: dict[str, set[str]] = {}
-        taken = dict(before.blocks)
+        counts = dict(before.blocks)
         for _ in range(self._sequences):
-            name = self._mixture.next_corpus(taken)
-            shards.setdefault(name, set()).add(self._corpora[name].shard_of_block(taken[name]))
-            taken[name] += 1
+            name = self._mixture.next_corpus(counts)
+            shards.setdefault(name, set()).add(self._corpora[name].shard_of_block(counts[name]))
+            counts[name] += 1
         return {name: sorted(names) for name, names in shards.items()}
 
     def batches(
@@ -151,38 +151,38 @@ class BatchLoader:
             DataError: a shard is missing or damaged; raised when its batch is due.
         """
         digest = int(self._position.digest, 16)
-        for batch, taken in self._read_in_order(workers, ahead, transform):
+        for batch, counts in self._read_in_order(workers, ahead, transform):
             digest = (digest + batch.digest) % 2**128
-            yield TokenBatch(batch.tokens, DataPosition(taken, f"{digest:032x}"))
+            yield TokenBatch(batch.tokens, DataPosition(counts, f"{digest:032x}"))
 
     def _read_in_order(
         self, workers: int, ahead: int, transform: Callable[[TokenBlocks], TokenBlocks]
     ) -> Iterator[tuple[_ReadBatch, dict[str, int]]]:
-        """Yields each batch and the blocks taken after it."""
+        """Yields each batch and the block counts after it."""
         if not workers:
-            yield from ((self._read(p.blocks, transform), p.taken) for p in self._plans())
+            yield from ((self._read(p.blocks, transform), p.counts) for p in self._plans())
         with ThreadPoolExecutor(workers, "rewarm-loader") as pool:
             pending: deque[tuple[Future[_ReadBatch], dict[str, int]]] = deque()
             try:
                 for plan in self._plans():
-                    pending.append((pool.submit(self._read, plan.blocks, transform), plan.taken))
+                    pending.append((pool.submit(self._read, plan.blocks, transform), plan.counts))
                     if len(pending) > ahead:
-                        batch, taken = pending.popleft()
-                        yield batch.result(), taken
+                        batch, counts = pending.popleft()
+                        yield batch.result(), counts
             finally:
                 pool.shutdown(cancel_futures=True)
 
     def _plans(self) -> Iterator[_BatchPlan]:
         """Yields which blocks each batch consists of."""
-        taken = dict(self._position.blocks)
+        counts = dict(self._position.blocks)
         while True:
             blocks = []
             for row in range(self._sequences):
-                name = self._mixture.next_corpus(taken)
+                name = self._mixture.next_corpus(counts)
                 if row in self._own_rows:
-                    blocks.append(_PlannedBlock(name, taken[name], sum(taken.values())))
-                taken[name] += 1
-            yield _BatchPlan(blocks, dict(taken))
+                    blocks.append(_PlannedBlock(name, counts[name], sum(counts.values())))
+                counts[name] += 1
+            yield _BatchPlan(blocks, dict(counts))
 
     def _read(
         self,

@@ -30,7 +30,7 @@ class TextDocument(NamedTuple):
     """One document, and how much of the input was read up to its end."""
 
     content: str | Tokens
-    """Its text; or its token ids, where the file holds ids (Megatron's .bin and .idx)."""
+    """Its text; or its token ids, location the file holds ids (Megatron's .bin and .idx)."""
     bytes_read: int
     """Bytes of all the input files up to its end."""
 
@@ -103,26 +103,26 @@ def _read_tar(path: Path, field: str) -> Iterator[tuple[str, int]]:
     try:
         with tarfile.open(path) as tar:
             for member in tar:
-                where = f"{path}:{member.name}"
+                location = f"{path}:{member.name}"
                 if member.isdir() or not member.name.endswith((".txt", ".json")):
                     continue
                 file = tar.extractfile(member) if member.isreg() else None
                 if file is None:
-                    raise DataError(f"{where}: not a plain file; links are not followed")
+                    raise DataError(f"{location}: not a plain file; links are not followed")
                 data = file.read()
                 if member.name.endswith(".txt"):
-                    yield _decode(data, where), member.offset
+                    yield _decode(data, location), member.offset
                 else:
-                    yield _text_of_line(data, field, where), member.offset
+                    yield _text_of_line(data, field, location), member.offset
     except tarfile.TarError as error:
         raise DataError(f"{path}: not a tar that can be read: {error}") from None
 
 
-def _decode(data: bytes, where: str) -> str:
+def _decode(data: bytes, location: str) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8 text: {error.reason} at {error.start}") from None
+        raise DataError(f"{location}: not UTF-8 text: {error.reason} at {error.start}") from None
 
 
 def _decompressed_lines(raw: IO[bytes], path: Path) -> Iterator[bytes]:
@@ -162,17 +162,19 @@ def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     yield left
 
 
-def _text_of_line(line: bytes, field: str, where: str) -> str:
+def _text_of_line(line: bytes, field: str, location: str) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not a line of JSON: {error}") from None
+        raise DataError(f"{location}: not a line of JSON: {error}") from None
     text = row.get(field) if isinstance(row, dict) else None
     if isinstance(text, str) and not _is_valid_unicode(text):
-        raise DataError(f"{where}: field {field!r} holds half a surrogate pair, which is not text")
+        raise DataError(
+            f"{location}: field {field!r} holds half a surrogate pair, which is not text"
+        )
     if not isinstance(text, str):
         fields = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise DataError(f"{where}: no text in field {field!r} (found: {fields}); see --field")
+        raise DataError(f"{location}: no text in field {field!r} (found: {fields}); see --field")
     return text
 
 

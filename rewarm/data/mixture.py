@@ -26,8 +26,8 @@ class Mixture:
     """Decides which corpus gives the next block, so that none is ever a whole block off.
 
     A corpus's exact share of the first j blocks is the sum of its weights over them. Block i of a
-    corpus may be taken once that share exceeds i, and is due when the share reaches i + 1; of the
-    corpora that may give a block, the one whose block is due first is taken. All deadlines can
+    corpus may be used once that share exceeds i, and is due when the share reaches i + 1; of the
+    corpora that may give a block, the one whose block is due first is used. All deadlines can
     always be met, also when weights change during the run (Baruah et al., 1996, "Proportionate
     progress": earliest deadline first on unit jobs). Integer arithmetic: no rounding error
     accumulates over a long run.
@@ -50,13 +50,13 @@ class Mixture:
             for name, parts in shares.items()
         }
 
-    def next_corpus(self, taken: dict[str, int]) -> str:
-        """Returns the corpus that gives the next block, by the blocks taken of each so far."""
-        after = sum(taken.values()) + 1
+    def next_corpus(self, counts: dict[str, int]) -> str:
+        """Returns the corpus that gives the next block, by the blocks used of each so far."""
+        after = sum(counts.values()) + 1
         ready = [
-            name for name in taken if taken[name] * self._denominator < self._share(name, after)
+            name for name in counts if counts[name] * self._denominator < self._share(name, after)
         ]
-        return min(ready, key=lambda name: self._deadline(name, taken[name] + 1))
+        return min(ready, key=lambda name: self._deadline(name, counts[name] + 1))
 
     def exact(self, blocks: int) -> dict[str, Fraction]:
         """Returns each corpus's exact share of the first `blocks` blocks."""

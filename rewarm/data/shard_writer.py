@@ -91,19 +91,12 @@ def write_shards(
     }
     try:
         _prepare_partial_folder(partial, job)
-        names = ("train", "val") if validation else (".",)
-        with contextlib.ExitStack() as stack:
-            writers = {
-                name: stack.enter_context(ShardWriter(partial / name, tokenizer, shard_tokens))
-                for name in names
-            }
-            documents = read_documents(paths, field)
-            _write_documents(documents, writers, tokenizer, validation, progress)
-            indices = {name: writer.finish() for name, writer in writers.items()}
+        documents = read_documents(paths, field)
+        indices = _write_folders(partial, documents, tokenizer, shard_tokens, validation, progress)
         for name, index in indices.items():
             if not index.tokens:
-                where = f" for {out / name} (a larger --validation?)" if validation else ""
-                raise DataError(f"{', '.join(map(str, inputs))}: no document left{where}")
+                folder = f" for {out / name} (a larger --validation?)" if validation else ""
+                raise DataError(f"{', '.join(map(str, inputs))}: no document left{folder}")
         _publish(partial, out)
     except DataError:
         shutil.rmtree(partial, ignore_errors=True)  # the input has to change, so none of it is kept
@@ -226,6 +219,25 @@ class ShardWriter:
         self._documents = self._tokens = 0
         finished = json.dumps([shard.model_dump() for shard in self._shards])
         atomic_write(self.folder / _FINISHED, finished)
+
+
+def _write_folders(
+    partial: Path,
+    documents: Iterator[TextDocument],
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+    validation: float,
+    progress: Callable[[ShardingProgress], None],
+) -> dict[str, ShardIndex]:
+    """Writes all documents and returns the index of each folder, by name."""
+    names = ("train", "val") if validation else (".",)
+    with contextlib.ExitStack() as stack:
+        writers = {
+            name: stack.enter_context(ShardWriter(partial / name, tokenizer, shard_tokens))
+            for name in names
+        }
+        _write_documents(documents, writers, tokenizer, validation, progress)
+        return {name: writer.finish() for name, writer in writers.items()}
 
 
 def _write_documents(

@@ -67,10 +67,7 @@ def load_tokenizer(name: str, eos: str | None = None) -> Tokenizer:
     encoder.no_truncation()
     encoder.no_padding()
     vocabulary = encoder.get_vocab(with_added_tokens=True)
-    if isinstance(configured, dict):  # older files store the token as an object
-        configured = configured.get("content")
-    defaults = (configured, *END_OF_TEXT) if isinstance(configured, str) else END_OF_TEXT
-    candidates = (eos,) if eos else defaults
+    candidates = (eos,) if eos else _eos_candidates(configured)
     eos_token = next((token for token in candidates if token in vocabulary), None)
     if eos_token is None:
         raise DataError(
@@ -84,6 +81,13 @@ def load_tokenizer(name: str, eos: str | None = None) -> Tokenizer:
         eos=vocabulary[eos_token],
         eos_token=eos_token,
     )
+
+
+def _eos_candidates(configured: Any) -> tuple[str, ...]:
+    """Returns the usual end-of-text tokens, after the one in tokenizer_config.json, if any."""
+    if isinstance(configured, dict):  # older files store the token as an object
+        configured = configured.get("content")
+    return (configured, *END_OF_TEXT) if isinstance(configured, str) else END_OF_TEXT
 
 
 def tokenizer_digest(encoder: tokenizers.Tokenizer) -> str:

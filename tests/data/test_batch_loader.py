@@ -51,9 +51,9 @@ def test_resume_at_any_step_continues_token_for_token(corpora):
 
 
 def test_epochs_end_at_different_times_and_nothing_is_lost(corpora):
-    taken = list(islice(loader(corpora).batches(0), 60))[-1].position.blocks
-    assert sum(taken.values()) == 480
-    assert taken == {"upstream": 144, "downstream": 288, "third": 48}
+    counts = list(islice(loader(corpora).batches(0), 60))[-1].position.blocks
+    assert sum(counts.values()) == 480
+    assert counts == {"upstream": 144, "downstream": 288, "third": 48}
 
 
 def test_digests_of_different_streams_differ(corpora):

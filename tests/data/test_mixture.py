@@ -16,7 +16,7 @@ def test_no_corpus_is_ever_a_whole_block_off(data, corpora, blocks):
         ]
         for corpus in range(corpora)
     }
-    mixture, taken = Mixture(weights), dict.fromkeys(weights, 0)
+    mixture, counts = Mixture(weights), dict.fromkeys(weights, 0)
     exact = dict.fromkeys(weights, Fraction(0))
     for block in range(blocks):
         current = {
@@ -25,16 +25,16 @@ def test_no_corpus_is_ever_a_whole_block_off(data, corpora, blocks):
         }
         for name in weights:
             exact[name] += Fraction(current[name]) / Fraction(sum(current.values()))
-        taken[mixture.next_corpus(taken)] += 1
-        assert all(abs(taken[name] - exact[name]) < 1 for name in weights)
+        counts[mixture.next_corpus(counts)] += 1
+        assert all(abs(counts[name] - exact[name]) < 1 for name in weights)
 
 
 def test_five_percent_is_one_block_in_twenty():
     mixture = Mixture({"new": [(0, 0.95)], "old": [(0, 0.05)]})
-    taken, order = {"new": 0, "old": 0}, []
+    counts, order = {"new": 0, "old": 0}, []
     for _ in range(1000):
-        order.append(mixture.next_corpus(taken))
-        taken[order[-1]] += 1
+        order.append(mixture.next_corpus(counts))
+        counts[order[-1]] += 1
     assert all(order[i : i + 20].count("old") == 1 for i in range(0, 1000, 20))
 
 

@@ -46,16 +46,8 @@ def shard(
     """Turn text into token shards."""
     from rewarm.data.shard_writer import write_shards
     from rewarm.data.tokenizer import load_tokenizer
-    from rewarm.quantities import parse_count, parse_share
 
-    try:
-        shard_tokens, validation_share = parse_count(shard_size), parse_share(validation)
-        if not (shard_tokens > 0 and 0 <= validation_share < 1):
-            raise ValueError("--shard-size should be above 0, and --validation from 0 to below 1")
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"--shard-size {shard_size}, --validation {validation}: {error}"
-        ) from None
+    shard_tokens, validation_share = _parse_sizes(shard_size, validation)
     loaded_tokenizer = load_tokenizer(tokenizer, eos)
     with _ProgressBar(inputs) as bar:
         indices = write_shards(
@@ -69,6 +61,21 @@ def shard(
         )
     _print_folders(out, indices)
     print(bar.summary())
+
+
+def _parse_sizes(shard_size: str, validation: str) -> tuple[int, float]:
+    """Returns the tokens of a tar, and the share of documents to hold out."""
+    from rewarm.quantities import parse_count, parse_share
+
+    try:
+        shard_tokens, validation_share = parse_count(shard_size), parse_share(validation)
+        if not (shard_tokens > 0 and 0 <= validation_share < 1):
+            raise ValueError("--shard-size should be above 0, and --validation from 0 to below 1")
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"--shard-size {shard_size}, --validation {validation}: {error}"
+        ) from None
+    return shard_tokens, validation_share
 
 
 def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
