@@ -1,4 +1,4 @@
-"""The quickstart as a user runs it; then every command of the README in the folder it wrote."""
+"""The quickstart as a user runs it; then every example of README and docs/ in its folder."""
 
 import json
 import re
@@ -81,31 +81,44 @@ def test_a_second_call_takes_seconds_and_prints_the_same(finished_quickstart):
     assert second.stdout.splitlines()[-12:] == output.splitlines()[-12:]
 
 
-def readme_commands():
-    """Yields (command, output) of every command in the README's console blocks."""
-    for block in re.findall(r"```console\n(.*?)```", README.read_text(), re.DOTALL):
+def examples(page):
+    """Yields (command, output) of every command in a page's console blocks."""
+    for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
         yield from re.findall(r"^\$ (rewarm .+)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE)
 
 
-EXACT = ("rewarm schedules", "rewarm plot-schedule", "rewarm check")
+def run_example(command, folder, work):
+    """Returns the exit code and the output of a command, as a terminal would show it."""
+    words = shlex.split(command.removeprefix("rewarm "))
+    process = RewarmProcess(work, *words, cwd=folder)
+    code = process.wait(timeout=300)
+    return code, process.errors + process.output
 
 
-def test_every_command_of_the_readme_prints_what_the_readme_shows(finished_quickstart, tmp_path):
-    commands = [
-        (command, expected_output)
-        for command, expected_output in readme_commands()
-        if "quickstart" not in command.split()[1]
-    ]
-    assert len(commands) >= 6
-    for command, expected_output in commands:
-        words = shlex.split(command.removeprefix("rewarm "))
-        process = RewarmProcess(tmp_path, *words, cwd=finished_quickstart[0])
+def test_the_readme_shows_the_output_of_the_quickstart(finished_quickstart):
+    _, output, _ = finished_quickstart
+    expected_output = dict(examples(README))["rewarm quickstart"]
+    assert without_digits(output).startswith(without_digits(expected_output))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_example_prints_what_its_page_shows(finished_quickstart, tmp_path, page):
+    for command, expected_output in examples(page):
+        if command == "rewarm quickstart":
+            continue
         shows_an_error = expected_output.startswith("--set ")
-        expected_code = 2 if shows_an_error else 0
-        assert process.wait(timeout=300) == expected_code, (command, process.output, process.errors)
-        if command.startswith(EXACT):
-            output = process.output + process.errors
-            assert without_digits(output) == without_digits(expected_output), command
+        code, output = run_example(command, finished_quickstart[0], tmp_path)
+        assert code == (2 if shows_an_error else 0), (command, output)
+        assert without_digits(output) == without_digits(expected_output), command
+
+
+def test_the_shell_commands_of_the_readme_run(finished_quickstart, tmp_path):
+    blocks = "".join(re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL))
+    commands = re.findall(r"^rewarm .*rewarm-quickstart/.*$", blocks, re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["train", "eval"]
+    for command in commands:
+        code, output = run_example(command, finished_quickstart[0], tmp_path)
+        assert code == 0, (command, output)
 
 
 def without_digits(text):
