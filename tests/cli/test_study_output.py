@@ -1,0 +1,83 @@
+"""What is printed of a study, before its runs and after them."""
+
+import json
+
+import pytest
+from loss_histories import outcome
+
+from rewarm.cli import study_output
+from rewarm.cli.study_output import print_study_plan, run_and_print_study
+from rewarm.study.outcomes import StudyResults
+from rewarm.study.study_file import load_study
+
+
+@pytest.fixture
+def plan(tmp_path, thousand_steps):
+    validation = "  validation: {upstream: {shards: x}, downstream: {shards: y}}"
+    recipe = thousand_steps.replace("\nbatch:", f"\n{validation}\nbatch:")
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    path = tmp_path / "study.yaml"
+    path.write_text(f"""\
+study: {tmp_path}/runs
+recipe: recipe.yaml
+arms:
+  a:
+  b: {{schedule.peak_lr: 1e-3}}
+seeds: [1, 2]
+claims: {{"a forgets less": "forgetting(upstream, a) < forgetting(upstream, b)"}}
+""")
+    return load_study(path)
+
+
+def test_plan_lists_arms_runs_and_claims(plan, capsys, tmp_path):
+    print_study_plan(plan)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["arm", "steps", "tokens", "starts", "from", "changes"]
+    assert lines[1].split() == ["a", "1,000", "100M", "pythia-14m", "nothing"]
+    assert lines[2].split() == ["b", "1,000", "100M", "pythia-14m", "schedule.peak_lr:", "0.001"]
+    assert "batches   the same for a, b" in lines
+    assert f"runs      2 arms × 2 seeds = 4 runs, 400M tokens, in {tmp_path}/runs" in lines
+    assert "claim     a forgets less: forgetting(upstream, a) < forgetting(upstream, b)" in lines
+
+
+@pytest.fixture
+def finished_runs(monkeypatch, tmp_path):
+    """Has the runner find four complete runs, and run nothing."""
+    (tmp_path / "runs").mkdir()
+    results = StudyResults(
+        {
+            ("a", 1): outcome(upstream=[2.0, 2.1, 2.2], downstream=[4.0, 3.0, 2.9]),
+            ("a", 2): outcome(upstream=[2.0, 2.1, 2.4], downstream=[4.0, 3.0, 2.9]),
+            ("b", 1): outcome(upstream=[2.0, 2.6, 2.5], downstream=[4.0, 3.2, 2.5]),
+            ("b", 2): outcome(upstream=[2.0, 2.6, 2.9], downstream=[4.0, 3.1, 2.5]),
+        }
+    )
+    monkeypatch.setattr(study_output.StudyRunner, "run_all", lambda *_: None)
+    monkeypatch.setattr(study_output.StudyRunner, "results", lambda _: results)
+
+
+def test_results_are_printed_and_written(plan, finished_runs, capsys, tmp_path):
+    run_and_print_study(plan, 1, as_json=False)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:4] == [
+        "Losses on upstream",
+        "arm   start            final            change         peak rise  recovered at"
+        "              vs a",
+        "a    2.0000  2.3000 ± 0.1000  +0.3000 ± 0.1000  +0.3000 ± 0.1000           not",
+        "b    2.0000  2.7000 ± 0.2000  +0.7000 ± 0.2000  +0.7500 ± 0.1500           not"
+        "  +0.4000 ± 0.1000",
+    ]
+    assert "front     downstream: no arm ends lower on it and upstream than a, b" in lines
+    assert "batches   seed 1: the same tokens for a, b" in lines
+    assert lines[-1] == f"results   {tmp_path}/runs/results.json"
+    header, claim = lines[-3:-1]
+    assert header.split() == ["verdict", "effect", "claim", "why"]
+    assert claim.split()[:2] == ["undecided", "-0.4000"]
+    assert claim.endswith("a forgets less  the 95 % interval has 0 in it")
+
+
+def test_json_is_the_content_of_results_json(plan, finished_runs, capsys, tmp_path):
+    run_and_print_study(plan, 1, as_json=True)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "runs" / "results.json").read_text())
+    assert printed["pareto"] == {"downstream": ["a", "b"]}
