@@ -19,7 +19,7 @@ from rewarm.safe_loading import parse_json, read_json, read_limited
 if TYPE_CHECKING:
     import tokenizers
 
-END_OF_TEXT = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
+_USUAL_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 _MAX_BYTES = 100_000_000
 _MAX_ID = 2**24 - 1
 
@@ -41,7 +41,7 @@ def load_tokenizer(name: str, eos: str | None = None) -> Tokenizer:
 
     Args:
         name: a tokenizer.json, a folder that holds one, or a hub name.
-        eos: the end-of-text token; by default the configured one or one of `END_OF_TEXT`.
+        eos: the end-of-text token; by default the configured one or one of the usual ones.
 
     Raises:
         DataError: it cannot be found or read, or has no end-of-text token.
@@ -87,7 +87,7 @@ def _eos_candidates(configured: Any) -> tuple[str, ...]:
     """Returns the usual end-of-text tokens, after the one in tokenizer_config.json, if any."""
     if isinstance(configured, dict):  # older files store the token as an object
         configured = configured.get("content")
-    return (configured, *END_OF_TEXT) if isinstance(configured, str) else END_OF_TEXT
+    return (configured, *_USUAL_EOS_TOKENS) if isinstance(configured, str) else _USUAL_EOS_TOKENS
 
 
 def tokenizer_digest(encoder: tokenizers.Tokenizer) -> str:
