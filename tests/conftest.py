@@ -120,24 +120,30 @@ schedule: {name: rewarm, peak_lr: 3e-4, min_lr: 3e-5, warmup: 100 steps}
 
 @pytest.fixture
 def reached(tmp_path):
-    """Writes what of a checkpoint is read without its tensors; returns its run directory."""
+    """Writes a checkpoint as far as it is read without its tensors; returns its run directory."""
 
-    def write(preset: str, recipe: str = "", **progress: object) -> Path:
+    def write(preset: str, recipe: str = "", **state: object) -> Path:
         run = tmp_path / "base"
-        folder = run / "checkpoints" / f"step-{progress['step']:08d}"
+        folder = run / "checkpoints" / f"step-{state['step']:08d}"
         folder.mkdir(parents=True)
-        (folder / "config.json").write_text(json.dumps(PRESETS[preset].to_hugging_face()))
-        weights = {"bytes": 1, "sha256": "c0ffee" + 58 * "0"}
-        manifest = {"files": {"model.safetensors": weights, "recipe.yaml": weights}}
-        (folder / "MANIFEST.json").write_text(json.dumps(manifest))
-        (folder / "recipe.yaml").write_text(recipe)
-        (folder / "optimizer.safetensors").touch()
+        architecture = PRESETS[preset]
         empty = ("blocks", "carried", "corpora", "baseline", "losses", "guard", "schedule")
-        nothing = {name: {} for name in empty}
-        done = TrainingState(
-            **nothing | {"stream": "0" * 32, "lineage": [], "rewarm": "0"} | progress
-        )
-        (folder / "progress.json").write_text(done.model_dump_json())
+        defaults = dict.fromkeys(empty, {}) | {"stream": "0" * 32, "lineage": [], "rewarm": "0"}
+        texts = {
+            "config.json": json.dumps(architecture.to_hugging_face()),
+            "recipe.yaml": recipe,
+            "progress.json": TrainingState(**defaults | state).model_dump_json(),
+            "optimizer.safetensors": "",
+        }
+        for name, text in texts.items():
+            (folder / name).write_text(text)
+        with (folder / "model.safetensors").open("wb") as weights:
+            weights.truncate(4 * architecture.parameters)  # all zeros, without a disk block
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": "c0ffee" + 58 * "0"}
+            for path in folder.iterdir()
+        }
+        (folder / "MANIFEST.json").write_text(json.dumps({"files": files}))
         return run
 
     return write

@@ -1,4 +1,4 @@
-"""The table of `rewarm plan`, and where each figure in it comes from."""
+"""The table that `rewarm plan` prints, and where each figure in it comes from."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from rewarm.recipe.recipe import Recipe
 from rewarm.version import __version__
 
 
-def measured_speed() -> SpeedOf:
-    """Returns a function that measures once what is alike in all that speed depends on."""
+def speed_by_measuring() -> SpeedOf:
+    """Returns a function that measures speeds here, each combination that matters to it once."""
     from rewarm.estimates.measure_step_time import measure_step_time
 
     console = Console(stderr=True, highlight=False)
-    found: dict[str, Speed] = {}
+    speeds: dict[str, Speed] = {}
 
-    def speed_of(recipe: Recipe, shape: Architecture, evaluated: int) -> Speed:
-        said = recipe.document()
-        how = [said[name] for name in ("batch", "precision", "tf32", "compile")]
-        how += [said[name] for name in ("kernels", "memory")]
-        how += [said["data"][name] for name in ("context", "documents", "workers")]
-        key = json.dumps([shape.model_dump(), *how, evaluated])
-        if key not in found:
+    def speed_of(recipe: Recipe, architecture: Architecture, evaluated: int) -> Speed:
+        settings = recipe.document()
+        relevant = [settings[name] for name in ("batch", "precision", "tf32", "compile")]
+        relevant += [settings[name] for name in ("kernels", "memory")]
+        relevant += [settings["data"][name] for name in ("context", "documents", "workers")]
+        key = json.dumps([architecture.model_dump(), *relevant, evaluated])
+        if key not in speeds:
             console.print(
-                f"measuring {shape.parameters:,} parameters, {recipe.batch.tokens:,} tokens a "
-                "step: ten steps, or as many as take ten seconds",
+                f"measuring {architecture.parameters:,} parameters, {recipe.batch.tokens:,} tokens "
+                "a step: ten steps, or ten seconds if that is longer",
                 soft_wrap=True,
             )
-            found[key] = measure_step_time(recipe, shape, evaluated)
-        return found[key]
+            speeds[key] = measure_step_time(recipe, architecture, evaluated)
+        return speeds[key]
 
     return speed_of
 
 
-def print_cost(bill: CostEstimate, gpu: str | None) -> None:
+def print_cost(estimate: CostEstimate, gpu: str | None) -> None:
     """Prints a cost estimate as a table, and below it where each figure comes from."""
-    rows = [_row(one.name, one, f"{one.steps:,}", bill.price) for one in bill.costs]
-    if bill.runs > 1:
-        rows.append(_row("all", bill, "", bill.price))
+    rows = [_row(cost.name, cost, f"{cost.steps:,}", estimate.price) for cost in estimate.costs]
+    if estimate.runs > 1:
+        rows.append(_row("all", estimate, "", estimate.price))
     shown = [name for name in rows[0] if any(row[name] for row in rows)]
     table = plain_table(*shown)
     for column in table.columns[1:]:
@@ -52,105 +52,120 @@ def print_cost(bill: CostEstimate, gpu: str | None) -> None:
     for row in rows:
         table.add_row(*(row[name] for name in shown))
     print_table(table)
-    for key, text in _notes(bill, gpu):
-        print(f"{key:<10}{text}")
+    for heading, text in _notes(estimate, gpu):
+        print(f"{heading:<10}{text}")
 
 
-def _row(name: str, of: RunCost | CostEstimate, steps: str, price: float | None) -> dict[str, str]:
+def _row(
+    name: str, cost: RunCost | CostEstimate, steps: str, price: float | None
+) -> dict[str, str]:
+    gpu_hours = cost.gpu_hours
     return {
         "run": name,
-        "runs": f"{of.runs}" if isinstance(of, CostEstimate) or of.runs > 1 else "",
-        "tokens": format_count(of.tokens),
+        "runs": f"{cost.runs}" if isinstance(cost, CostEstimate) or cost.runs > 1 else "",
+        "tokens": format_count(cost.tokens),
         "steps": steps,
-        "FLOPs": f"{of.flops:.2e}".replace("e+", "e"),
-        "time": _time(of.hours),
-        "GPU hours": "" if of.gpu_hours is None else format_number(of.gpu_hours),
-        "cost": format_number(of.gpu_hours * price) if of.gpu_hours and price is not None else "",
-        "memory": format_bytes(of.memory),
-        "disk": format_bytes(of.disk),
+        "FLOPs": f"{cost.flops:.2e}".replace("e+", "e"),
+        "time": _format_hours(cost.hours),
+        "GPU hours": "" if gpu_hours is None else format_number(gpu_hours),
+        "cost": format_number(gpu_hours * price) if gpu_hours and price is not None else "",
+        "memory": format_bytes(cost.memory),
+        "disk": format_bytes(cost.disk),
     }
 
 
-def _notes(bill: CostEstimate, gpu: str | None) -> list[tuple[str, str]]:
-    """Returns where each figure is from, and what it takes for granted."""
-    first = bill.costs[0]
-    whose = f"{first.name}: " if len(bill.costs) > 1 else ""
-    notes = []
-    for source in dict.fromkeys(one.source for one in bill.costs if one.source):
-        named = [one.name for one in bill.costs if one.source == source]
-        of = f"{', '.join(named)}: " if len(named) < len(bill.costs) else ""
-        notes.append(("speed", of + source))
-    if bill.hours is None:
-        known = ", ".join(f"--gpu {one}" for one in measured_gpus())
-        notes.append(("time", f"name what to run on ({known}), or --measure on this machine"))
+def _notes(estimate: CostEstimate, gpu: str | None) -> list[tuple[str, str]]:
+    """Returns where each figure comes from, and what it assumes."""
+    first = estimate.costs[0]
+    prefix = f"{first.name}: " if len(estimate.costs) > 1 else ""
+    notes = [("speed", text) for text in _speed_sources(estimate)]
+    if estimate.hours is None:
+        known = ", ".join(f"--gpu {name}" for name in measured_gpus())
+        notes.append(("time", f"name a GPU that was measured ({known}), or --measure here"))
     else:
-        notes.append(("time", whose + _time_of(first, measured=gpu is None)))
-    if bill.gpus > 1 and bill.hours is not None:
-        notes.append(("GPUs", _spread(bill, first)))
+        notes.append(("time", prefix + _time_note(first, measured=gpu is None)))
+    if estimate.gpus > 1 and estimate.hours is not None:
+        notes.append(("GPUs", _gpus_note(estimate, first)))
     notes.append(
-        ("FLOPs", "6 per parameter in a product + 12 · layers · hidden · context a token; training")
+        ("FLOPs", "6 per parameter in a matmul + 12 · layers · hidden · context a token; training")
     )
-    notes += [("memory", _memory(bill, gpu)), ("disk", whose + _disk(first))]
-    if bill.price is not None:
-        notes.append(("cost", f"GPU hours × {bill.price:g}"))
+    notes += [("memory", _memory_note(estimate, gpu)), ("disk", prefix + _disk_note(first))]
+    if estimate.price is not None:
+        notes.append(("cost", f"GPU hours × {estimate.price:g}"))
+    if problems := sum(cost.problems for cost in estimate.costs):
+        what = "1 problem prevents" if problems == 1 else f"{problems} problems prevent"
+        notes.append(("problems", f"{what} training here; `rewarm check` lists them"))
     return notes
 
 
-def _time_of(cost: RunCost, *, measured: bool) -> str:
-    spent = cost.time
-    assert spent
-    parts = [f"{_time(spent.training)} of steps"]
+def _speed_sources(estimate: CostEstimate) -> list[str]:
+    texts = []
+    for source in dict.fromkeys(cost.source for cost in estimate.costs if cost.source):
+        names = [cost.name for cost in estimate.costs if cost.source == source]
+        prefix = f"{', '.join(names)}: " if len(names) < len(estimate.costs) else ""
+        texts.append(prefix + source)
+    return texts
+
+
+def _time_note(cost: RunCost, *, measured: bool) -> str:
+    hours = cost.time
+    assert hours
+    parts = [f"{_format_hours(hours.training)} of steps"]
     if cost.evaluations:
         evaluated = f"{cost.evaluations:,} × {format_count(cost.evaluated)} tokens"
-        parts.append(f"{_time(spent.evaluating)} of evaluations ({evaluated})")
+        parts.append(f"{_format_hours(hours.evaluating)} of evaluations ({evaluated})")
     if measured:
-        parts += [f"{_time(spent.saving)} of saves", f"{_time(spent.starting)} to start and leave"]
+        parts.append(f"{_format_hours(hours.saving)} of saves")
+        parts.append(f"{_format_hours(hours.starting)} of startup and exit")
         return " + ".join(parts)
     return (
-        f"{' + '.join(parts)}, a token taking a third of one trained on; starting and saving were "
-        "not measured, and are left out"
+        f"{' + '.join(parts)}; an evaluated token is estimated at a third of a trained one; "
+        "startup and saves were not measured and are not included"
     )
 
 
-def _spread(bill: CostEstimate, first: RunCost) -> str:
+def _gpus_note(estimate: CostEstimate, first: RunCost) -> str:
     if first.gpus > 1:
         unit = first.microbatch or 1
         parts = first.sequences // unit
         busiest = -(-parts // first.gpus)
         return (
-            f"{first.gpus} at one GPU's speed each, nothing counted for what they tell each other; "
-            f"the busiest runs {busiest:,} of a step's {parts:,} microbatches of {unit}; rewarm "
-            f"{__version__} itself trains a run on one GPU"
+            f"{first.gpus} at one GPU's speed each, communication not included; the busiest runs "
+            f"{busiest:,} of a step's {parts:,} microbatches of {unit}; rewarm {__version__} "
+            "itself trains a run on one GPU"
         )
-    held = bill.held_gpu_hours or 0.0
-    dear = f", {format_number(held * bill.price)}" if bill.price is not None else ""
+    held = estimate.held_gpu_hours or 0.0
+    cost = f", {format_number(held * estimate.price)}" if estimate.price is not None else ""
     return (
-        f"a run on each, in their order, bases first (rewarm compare --workers {bill.gpus}); all "
-        f"{bill.gpus} held until the last run ends: {format_number(held)} GPU hours{dear}"
+        f"one run on each, in their order, bases first (rewarm compare --workers {estimate.gpus}); "
+        f"all {estimate.gpus} held until the last run ends: {format_number(held)} GPU hours{cost}"
     )
 
 
-def _memory(bill: CostEstimate, gpu: str | None) -> str:
-    if bill.costs[0].memory_measured:
+def _memory_note(estimate: CostEstimate, gpu: str | None) -> str:
+    if estimate.costs[0].memory_measured:
         return "the peak of the process that took the steps, Python and torch included"
-    how = "weights, gradients, moments, activations and logits at the peak of a step, by arithmetic"
+    text = (
+        "weights, gradients, optimizer state, activations and logits at the peak of a step, by "
+        "arithmetic"
+    )
     if not gpu:
-        return how
-    there = gpu_memory(gpu)
-    if bill.memory <= there:
-        return f"of {format_bytes(there)}: {how}"
-    return f"more than the {format_bytes(there)} of {gpu}: at this microbatch it does not fit"
+        return text
+    available = gpu_memory(gpu)
+    if estimate.memory <= available:
+        return f"of {format_bytes(available)}: {text}"
+    return f"more than the {format_bytes(available)} of {gpu}: at this microbatch it does not fit"
 
 
-def _disk(cost: RunCost) -> str:
-    at_once = f"{cost.checkpoints:,} checkpoints" if cost.checkpoints > 1 else "1 checkpoint"
+def _disk_note(cost: RunCost) -> str:
+    checkpoints = f"{cost.checkpoints:,} checkpoints" if cost.checkpoints > 1 else "1 checkpoint"
     return (
-        f"{at_once} × {format_bytes(cost.checkpoint_bytes)}, 12 bytes a parameter; "
-        "tokenizer and metrics not counted"
+        f"{checkpoints} × {format_bytes(cost.checkpoint_bytes)}, 12 bytes a parameter; tokenizer "
+        "and metrics not included"
     )
 
 
-def _time(hours: float | None) -> str:
+def _format_hours(hours: float | None) -> str:
     if hours is None:
         return ""
     if hours >= 1:

@@ -201,7 +201,7 @@ def plan_as_text(plan: RunPlan) -> str:
         *_checkpoint_lines(plan),
         *_memory_lines(plan),
     ]
-    return "\n".join(f"{heading:<11}{text}" for heading, text in lines)
+    return "\n".join(f"{heading:<12}{text}" for heading, text in lines)
 
 
 def _model_lines(plan: RunPlan) -> list[tuple[str, str]]:

@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.training_state import TrainingState
@@ -44,8 +45,11 @@ def run_directory_problems(directory: Path, *, resume: bool) -> Iterator[Checkpo
     if not nearest.is_dir():
         yield unwritable(directory, os.strerror(errno.ENOTDIR))
         return
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        yield unwritable(directory, os.strerror(errno.EACCES))
+    try:
+        with TemporaryFile(dir=nearest):  # permissions alone do not tell: a file system may be full
+            pass
+    except OSError as error:
+        yield unwritable(directory, error.strerror)
         return
     if (directory / "lock").exists():
         try:
