@@ -29,6 +29,7 @@ def run(*arguments):
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_training_step_runs_rewarm_and_every_installed_peer(tmp_path):
     json_path, markdown_path = tmp_path / "step.json", tmp_path / "step.md"
     output = run(*TINY, "--precision", "fp32", "--repeats", "2", "--no-first-step", "--profile",
@@ -54,6 +55,7 @@ def test_training_step_runs_rewarm_and_every_installed_peer(tmp_path):
     assert "`rewarm train`, a log line every 10 steps" in output
 
 
+@pytest.mark.slow
 def test_first_step_is_measured_with_cold_and_warm_cache_and_peers_are_optional(tmp_path):
     json_path = tmp_path / "step.json"
     run(*TINY, "--repeats", "1", "--peers", "", "--no-overheads", "--json", str(json_path))

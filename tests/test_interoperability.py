@@ -139,6 +139,7 @@ def test_generate_stops_at_end_of_text_and_pads_with_it(saved):
     assert EOS not in second
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (find_spec("lm_eval") and find_spec("accelerate")), reason="needs the extra lm-eval"
 )

@@ -12,7 +12,10 @@ from repository import ROOT
 SCRIPT = ROOT / "benchmarks" / "kernel_launches.py"
 TOKENS, HIDDEN, INNER = 16 * 2048, 1024, 4096
 STREAM = 2 * TOKENS * HIDDEN / 1e6  # MB of the residual stream
-pytestmark = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed"),
+]
 
 
 class Launch(NamedTuple):

@@ -1,4 +1,4 @@
-"""docs/schedules.md, followed to the letter: from nothing to a schedule that trains."""
+"""Runs every command of docs/schedules.md: from an empty folder to a schedule that trains."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from repository import ROOT
 
 TUTORIAL = ROOT / "docs" / "schedules.md"
 
-# The same install without the network: no dependencies, and the hatchling of this environment.
+# The same installation offline: no dependencies, and the hatchling of this environment.
 PIP = (
     f"{sys.executable} -m pip install --quiet --disable-pip-version-check --no-deps "
     "--no-build-isolation --target site"
@@ -21,7 +21,7 @@ PIP = (
 
 @pytest.fixture
 def shell(tmp_path):
-    """Runs a command line in an empty folder; returns its output, its code being 0."""
+    """Runs a command line in an empty folder; returns its output, and fails unless it exits 0."""
     scripts = Path(sys.executable).parent
     env = {
         **os.environ,
@@ -32,23 +32,24 @@ def shell(tmp_path):
 
     def run(line: str) -> str:
         line = line.replace("pip install -e", PIP)
-        ended = subprocess.run(
+        process = subprocess.run(
             ["bash", "-c", line], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
         )
-        assert ended.returncode == 0, f"{line}\n{ended.stdout}\n{ended.stderr}"
-        return ended.stdout + ended.stderr
+        assert process.returncode == 0, f"{line}\n{process.stdout}\n{process.stderr}"
+        return process.stdout + process.stderr
 
     return run
 
 
-def test_the_tutorial(shell, tmp_path, recipe_text):
-    told = TUTORIAL.read_text()
-    blocks = re.findall(r"```(sh|python)\n(.*?)```", told, re.DOTALL)
+@pytest.mark.slow
+def test_the_commands_of_the_tutorial_work(shell, tmp_path, recipe_text):
+    tutorial = TUTORIAL.read_text()
+    blocks = re.findall(r"```(sh|python)\n(.*?)```", tutorial, re.DOTALL)
     python = [text for kind, text in blocks if kind == "python"]
-    files = re.findall(r"`(rewarm-staircase/\S+\.py)`", told)
+    files = re.findall(r"`(rewarm-staircase/\S+\.py)`", tutorial)
     (tmp_path / "rewarm-quickstart" / "recipes").mkdir(parents=True)
     (tmp_path / "rewarm-quickstart" / "recipes" / "rewarm.yaml").write_text(recipe_text)
-    said = {}
+    outputs = {}
     for kind, text in blocks:
         if kind == "python":
             path = tmp_path / files[python.index(text)]
@@ -56,15 +57,15 @@ def test_the_tutorial(shell, tmp_path, recipe_text):
             path.write_text(text)
             continue
         for line in text.strip().splitlines():
-            said[line] = shell(line)
-    assert said["rewarm schedules test staircase"].count("kept") == 10
-    assert "7 passed" in said["pytest rewarm-staircase"]
-    assert "The number of stairs, all of the same length." in said["rewarm schedules staircase"]
-    (plotted,) = (out for line, out in said.items() if "plot-schedule" in line)
-    assert "3e-4" in plotted
-    assert "3.75e-5" in plotted
-    (train,) = (line for line in said if line.startswith("rewarm train"))
-    assert "schedule" not in said[train]
+            outputs[line] = shell(line)
+    assert outputs["rewarm schedules test staircase"].count("kept") == 10
+    assert "7 passed" in outputs["pytest rewarm-staircase"]
+    assert "The number of stairs, all of the same length." in outputs["rewarm schedules staircase"]
+    (plot,) = (output for line, output in outputs.items() if "plot-schedule" in line)
+    assert "3e-4" in plot
+    assert "3.75e-5" in plot
+    (train,) = (line for line in outputs if line.startswith("rewarm train"))
+    assert "schedule" not in outputs[train]
     last = tmp_path / "runs" / "staircase" / "checkpoints" / "step-00000020"
     weights = (last / "model.safetensors").read_bytes()
     assert '"name": "staircase"' in (last / "progress.json").read_text()

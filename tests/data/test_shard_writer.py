@@ -74,6 +74,7 @@ def test_empty_documents_are_counted_and_left_out(tmp_path, tokenizer):
     assert len(documents_of(tmp_path / "out")) == 2
 
 
+@pytest.mark.slow
 def test_sharding_after_two_kills_gives_the_same_bytes(tmp_path, tokenizer_json):
     text = write_texts(tmp_path / "a.jsonl", "upstream", documents=30_000)
     command = [

@@ -109,6 +109,7 @@ def wait_until_a_run_is_halfway(study, process):
     pytest.fail("the study ended before it could be killed")
 
 
+@pytest.mark.slow
 def test_a_study_killed_three_times_and_resumed_by_two_workers_ends_the_same(
     study, command, monkeypatch
 ):

@@ -43,6 +43,7 @@ print(torch.equal(before, model.loss(tokens, tokens)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiler", ["/nowhere/c++", "/bin/false"])
 def test_a_compiler_that_is_missing_or_fails_costs_a_line_and_speed(tmp_path, compiler):
     away = {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
@@ -147,20 +148,20 @@ def test_another_batch_needs_another_number_and_a_word(recipe_text, tmp_path, mo
 def checked(text, *overrides):
     document = YamlDocument(text, "r.yaml")
     for override in overrides:
-        document.set(override)
+        document.apply_override(override)
     return validate_recipe(document)
 
 
 def test_the_arithmetic_holds_without_a_number(thousand_steps):
     auto = checked(thousand_steps, "batch.microbatch=auto")
-    assert (auto.steps, auto.sequences) == (1000, 100)
+    assert (auto.steps, auto.sequences_per_step) == (1000, 100)
     assert auto.document()["batch"]["microbatch"] == "auto"
     assert Recipe.model_validate(auto.document()) == auto
     with pytest.raises(RecipeError) as error:
         checked(thousand_steps, "batch.microbatch=auto", "batch.tokens=100_400")
     assert (
-        "batch.tokens: 100,400 is not a whole number of sequences of 1,000 tokens; the nearest "
-        "that fits is 100,000" in str(error.value)
+        "batch.tokens: should be a whole number of sequences of 1,000 tokens, got 100,400; "
+        "try 100,000" in str(error.value)
     )
     with pytest.raises(RecipeError, match=r"batch.microbatch: .*\(got 'most'\)"):
         checked(thousand_steps, "batch.microbatch=most")

@@ -1,4 +1,4 @@
-"""`rewarm schedules new` and `test`; the rest of the shelf is in test_cli.py."""
+"""`rewarm schedules new` and `test`, and slow imports; the list is tested in test_app.py too."""
 
 import json
 import subprocess
@@ -8,8 +8,8 @@ import pytest
 
 
 @pytest.fixture
-def written(command, tmp_path, monkeypatch):
-    """A distribution as `rewarm schedules new` leaves it, its module on the path."""
+def new_plugin(command, tmp_path, monkeypatch):
+    """The folder of a distribution that `rewarm schedules new` wrote."""
     monkeypatch.chdir(tmp_path)
     code, out, err = command("schedules", "new", "my-stairs")
     assert (code, err) == (0, "")
@@ -18,82 +18,84 @@ def written(command, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def installed(written, monkeypatch):
-    """What pip leaves of it: its module and its entry point, read from its pyproject.toml."""
+def installed_plugin(new_plugin, monkeypatch):
+    """The same on the path, with the entry point of its pyproject.toml, as pip installs it."""
     import tomllib
 
-    project = tomllib.loads((written / "pyproject.toml").read_text())["project"]
-    info = written / "rewarm_my_stairs-0.1.0.dist-info"
+    project = tomllib.loads((new_plugin / "pyproject.toml").read_text())["project"]
+    info = new_plugin / "rewarm_my_stairs-0.1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(
         f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
     )
-    ((group, offered),) = project["entry-points"].items()
-    entries = "".join(f"{name} = {value}\n" for name, value in offered.items())
+    ((group, entry_points),) = project["entry-points"].items()
+    entries = "".join(f"{name} = {value}\n" for name, value in entry_points.items())
     (info / "entry_points.txt").write_text(f"[{group}]\n{entries}")
-    monkeypatch.syspath_prepend(written)
-    monkeypatch.setenv("PYTHONPATH", str(written))
-    return written
+    monkeypatch.syspath_prepend(new_plugin)
+    monkeypatch.setenv("PYTHONPATH", str(new_plugin))
+    return new_plugin
 
 
-def test_what_new_writes_passes_its_own_test_and_the_linters(installed):
-    passed = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(installed)],
+@pytest.mark.slow
+def test_a_new_plugin_passes_its_own_tests_and_the_linters(installed_plugin):
+    tests = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(installed_plugin)],
         capture_output=True,
         text=True,
         check=False,
     )
-    assert passed.returncode == 0, passed.stdout
-    assert "6 passed" in passed.stdout
+    assert tests.returncode == 0, tests.stdout
+    assert "6 passed" in tests.stdout
     for tool in (["ruff", "check"], ["ruff", "format", "--check"], ["mypy", "--strict"]):
-        ended = subprocess.run(
-            [sys.executable, "-m", *tool, str(installed / "rewarm_my_stairs.py")],
+        linter = subprocess.run(
+            [sys.executable, "-m", *tool, str(installed_plugin / "rewarm_my_stairs.py")],
             capture_output=True,
             text=True,
             check=False,
         )
-        assert ended.returncode == 0, ended.stdout
+        assert linter.returncode == 0, linter.stdout
 
 
-def test_test_says_promise_by_promise(installed, command):
+def test_test_prints_a_line_for_each_promise(installed_plugin, command):
     code, out, _ = command("schedules", "test", "my-stairs")
     assert code == 0
     assert out.count("kept") == 10
     code, out, _ = command("schedules", "test", "my-stairs", "--set", "warmup=5%", "--json")
     assert code == 0
     assert set(json.loads(out).values()) == {None}
-    module = installed / "rewarm_my_stairs.py"
+    module = installed_plugin / "rewarm_my_stairs.py"
     module.write_text(module.read_text().replace("min(progress, 1)", "progress"))
     sys.modules.pop("rewarm_my_stairs")
     code, out, err = command("schedules", "test", "my-stairs")
     assert code == 2
     assert "gave -" in out
-    assert "error: schedule 'my-stairs' breaks 2 of 10 promises" in err
+    assert "error: schedule 'my-stairs' breaks 2 of 10 promises; fix it, or report it" in err
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
-        ("My-Stairs", "'My-Stairs' cannot be a schedule's name; wanted small letters"),
+        ("My-Stairs", "'My-Stairs' cannot be a schedule's name; use lower-case letters"),
         ("../x", "'../x' cannot be a schedule's name"),
         ("rewarm", "already offers a schedule named 'rewarm'; choose another"),
-        ("my-stairs", "rewarm-my-stairs: is there already; choose another name, or remove it"),
+        ("my-stairs", "rewarm-my-stairs: already exists; choose another name, or remove it"),
     ],
 )
-def test_names_that_new_refuses(written, command, name, said):
+def test_new_refuses_invalid_and_existing_names(new_plugin, command, name, message):
     code, out, err = command("schedules", "new", name)
     assert (code, out) == (2, "")
-    assert said in err
-    assert [path.name for path in written.parent.iterdir() if path.is_dir()] == [written.name]
+    assert message in err
+    folders = [path.name for path in new_plugin.parent.iterdir() if path.is_dir()]
+    assert folders == [new_plugin.name]
 
 
-def test_a_slow_import_is_remarked_on_and_a_hanging_one_broken_off(
+def test_the_time_of_a_slow_import_is_printed_and_a_hanging_one_is_stopped(
     command, distribution, monkeypatch
 ):
     from rewarm.cli.commands import schedules
 
-    monkeypatch.setattr(schedules, "_LONG", 0.1)
-    monkeypatch.setattr(schedules, "_TOO_LONG", 0.5)
+    monkeypatch.setattr(schedules, "_SLOW_IMPORT", 0.1)
+    monkeypatch.setattr(schedules, "_IMPORT_TIMEOUT", 0.5)
     distribution("slow_import", "import time; time.sleep(0.2)", slow="Slow")
     distribution("hanging_import", "import time; time.sleep(30)", hanging="Hanging")
     _, out, _ = command("schedules")

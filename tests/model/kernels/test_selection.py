@@ -30,6 +30,7 @@ def release(package):
     return tuple(map(int, re.findall(r"\d+", version(package))[:2]))
 
 
+@pytest.mark.slow
 def test_interpreted_kernels_equal_plain_pytorch():
     """Runs the test files that import interpreted.py, in a process of their own."""
     if not find_spec("triton"):
@@ -54,6 +55,7 @@ def test_interpreted_kernels_equal_plain_pytorch():
     assert " skipped" not in process.stdout
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_a_hopper_gpu(tmp_path):
     if not find_spec("triton"):
         pytest.skip("Triton is not installed")

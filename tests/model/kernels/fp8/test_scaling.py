@@ -107,6 +107,7 @@ def test_calibration_finds_the_same_scales_from_any_initial_ones(monkeypatch):
         torch.testing.assert_close(amaxes, calibrated[0], rtol=0.15, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory", ["fast", "lean"])
 def test_losses_in_fp8_are_close_to_those_in_fp32(memory):
     losses = {}
@@ -141,6 +142,7 @@ class Overflow:
         return tuple(gradient * self.factor for gradient in gradients)
 
 
+@pytest.mark.slow
 @compiles
 @pytest.mark.parametrize("memory", ["fast", "lean"])
 def test_compiled_layers_have_the_same_losses_and_amaxes(memory):
