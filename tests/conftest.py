@@ -25,9 +25,26 @@ settings.register_profile("calm", deadline=None, derandomize=True, database=None
 settings.load_profile("calm")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Runs folders of tests in one process per core; a single file or test runs in this process."""
+    option = config.option
+    if getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput"):
+        return  # pytest-xdist is not installed, -n is given, or this is one of its processes
+    single = any("::" in path or path.endswith(".py") for path in config.args)
+    on_one_gpu = "gpu" in option.markexpr
+    if not (single or on_one_gpu or option.collectonly):
+        option.numprocesses, option.dist = "auto", "worksteal"
+
+
+def pytest_collection_modifyitems(items):
+    """Puts slow tests first, so that at the end no process has to wait for one of them."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(autouse=True)
-def _forgetful_compiler():
-    """Has each test on a GPU compile anew: of a layer's forms PyTorch remembers eight at most."""
+def _reset_compiler():
+    """Compiles anew in each test on a GPU: PyTorch keeps at most eight variants of a layer."""
     yield
     if "torch" in sys.modules and (torch := sys.modules["torch"]).cuda.is_available():
         torch.compiler.reset()

@@ -1,7 +1,6 @@
 """Folders that are made once for all processes of a test session."""
 
 import fcntl
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory, name: str, make: Mak
     of the whole session. A test must not change a shared folder: it copies what it changes.
     """
     session = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
+    if session.name.startswith("popen-"):  # of one process of pytest-xdist
         session = session.parent
     folder, complete = session / name, session / f"{name}.complete"
     with (session / f"{name}.lock").open("w") as lock:
