@@ -75,8 +75,8 @@ case ${1-} in
     ls -l .whl
     ;;
   tests)
-    # SIGINT: an interrupted pytest still reports failures. addopts: no pytest-xdist is needed.
-    pytest=(python3 -m pytest -q -m gpu -p no:cacheprovider -o addopts=--import-mode=importlib)
+    # An interrupted pytest still reports failures.
+    pytest=(python3 -m pytest -m gpu -p no:cacheprovider)
     SIGNAL=INT run tests 300 "${pytest[@]}" --ignore tests/estimates/test_memory.py
     SIGNAL=INT run memory 170 "${pytest[@]}" tests/estimates/test_memory.py
     run saves 100 python3 benchmarks/save_stall.py
