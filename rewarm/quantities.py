@@ -29,10 +29,10 @@ _DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(
 
 
 def parse_count(written: object) -> int:
-    """Returns the whole number behind `10B`, `2_097_152`, `1.5M`, `1e9` or a plain int.
+    """Parses a count: `10B`, `2_097_152`, `1.5M`, `1e9` or an integer.
 
     Raises:
-        ValueError: it is not a whole number written in one of these ways.
+        ValueError: it is not an integer written in one of these ways.
     """
     if isinstance(written, int) and not isinstance(written, bool):
         return written
@@ -46,7 +46,7 @@ def parse_count(written: object) -> int:
 
 
 def parse_share(written: object) -> float:
-    """Returns the number behind `5%`, `0.05` or a plain number.
+    """Parses a share: `5%`, `0.05` or a number.
 
     Raises:
         ValueError: it is neither.
@@ -62,7 +62,7 @@ def parse_share(written: object) -> float:
 
 
 def parse_duration(written: str) -> float:
-    """Returns the seconds behind `3h55m`, `90s`, `2d` or `1h30m10s`.
+    """Parses a duration such as `3h55m`, `90s`, `2d` or `1h30m10s`; returns seconds.
 
     Raises:
         ValueError: it is not a duration above 0 written in one of these ways.
@@ -90,14 +90,14 @@ _SHARE_SCHEMA = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[
 Count = Annotated[
     int, BeforeValidator(parse_count), Field(gt=0, le=10**18), WithJsonSchema(_COUNT_SCHEMA)
 ]
-"""A positive whole number: `10B`, `2_097_152`, `1e9`."""
+"""A positive integer: `10B`, `2_097_152`, `1e9`."""
 
 Share = Annotated[float, BeforeValidator(parse_share), WithJsonSchema(_SHARE_SCHEMA)]
-"""A part of a whole: `0.05` or `5%`."""
+"""A fraction: `0.05` or `5%`."""
 
 
 class RateOfBase(float):
-    """A learning rate that was written as a multiple of the base's last one, and remembers it."""
+    """A learning rate that was written as a multiple of the base's last one, with that factor."""
 
     factor: float
     base_lr: float
@@ -109,13 +109,17 @@ class RateOfBase(float):
         return rate
 
 
-def _rate(written: Any, number: ValidatorFunctionWrapHandler, info: ValidationInfo) -> float:
-    """Returns a rate; `base_lr` in the context is a function that says, or raises, the base's."""
+def _validate_rate(
+    written: Any, validate_number: ValidatorFunctionWrapHandler, info: ValidationInfo
+) -> float:
+    """Validates a rate; `base_lr` in the context is a function that returns that of the base."""
     match = _OF_BASE.fullmatch(written.strip()) if isinstance(written, str) else None
     if match is None:
         if isinstance(written, str):
-            raise ValueError("should be a rate, such as 3e-4, or of the base's last: base, 5x base")
-        rate: float = number(written)
+            raise ValueError(
+                "should be a rate, such as 3e-4, or a multiple of the base's last: base, 5x base"
+            )
+        rate: float = validate_number(written)
         return rate
     base_lr = (info.context or {}).get("base_lr")
     if base_lr is None:
@@ -126,7 +130,7 @@ def _rate(written: Any, number: ValidatorFunctionWrapHandler, info: ValidationIn
 Rate = Annotated[
     float,
     Field(strict=True, ge=0, allow_inf_nan=False),
-    WrapValidator(_rate),
+    WrapValidator(_validate_rate),
     WithJsonSchema(
         {
             "anyOf": [
@@ -136,16 +140,16 @@ Rate = Annotated[
         }
     ),
 ]
-"""An absolute learning rate, `3e-4`, or one of the base's last rate: `base`, `5x base`.
+"""An absolute learning rate, `3e-4`, or a multiple of the base's last rate: `base`, `5x base`.
 
-The second kind is resolved when a recipe is read, and written down as the number that it was.
+A multiple is resolved when a recipe is read, and saved as the number that it resolves to.
 """
 
 
 class Budget(NamedTuple):
-    """The length of a run, which spans written in tokens or steps are measured against.
+    """The length of a run, or of a part of it, against which spans in tokens or steps are resolved.
 
-    That of a part of a run, too, which may end within a step.
+    A part of a run may end within a step.
     """
 
     steps: float
@@ -153,17 +157,17 @@ class Budget(NamedTuple):
 
 
 class Span(float):
-    """A stretch of the run as a fraction of its budget, which remembers how it was written.
+    """A length as a fraction of the run's budget, with the text that it was written as.
 
     Written as a share (`0.01`, `1%`), in tokens (`3B tokens`) or in steps (`500 steps`). The recipe
-    resolves the last two against its own budget, so a schedule sees a plain fraction; what is saved
-    is what was written, so a span in tokens keeps its place when the budget is extended.
+    resolves the last two against its own budget, so a schedule reads a plain fraction. The text is
+    saved, so a span in tokens keeps its length when the budget is extended.
     """
 
     written: str | float
 
     def __new__(cls, written: str | float, budget: Budget | None = None) -> Span:
-        """Resolves what was written; `budget` is needed for spans in tokens or steps.
+        """Resolves a span; `budget` is needed for spans in tokens or steps.
 
         Raises:
             ValueError: not a span, or it needs a budget and there is none.
@@ -180,10 +184,10 @@ class Span(float):
                 count = parse_count(amount)
                 if budget is None:
                     raise ValueError(
-                        "cannot be placed without a valid budget (`tokens` and `batch.tokens`)"
+                        "cannot be resolved without a valid budget (`tokens` and `batch.tokens`)"
                     )
-                whole = budget.steps * (budget.tokens_per_step if unit.startswith("tok") else 1)
-                return count / whole if whole else 0.0  # the recipe refuses a budget of no steps
+                total = budget.steps * (budget.tokens_per_step if unit.startswith("tok") else 1)
+                return count / total if total else 0.0  # the recipe refuses a budget of no steps
         try:
             return parse_share(written)
         except ValueError:
@@ -224,15 +228,15 @@ class Span(float):
 
 
 def as_written(text: str) -> Any:
-    """Returns the default of a setting that is read as if a recipe had it: `base`, `1 token`.
+    """Declares a setting's default as a recipe would write it: `base`, `1 token`.
 
-    What it comes to is known only with the recipe, so it is no Rate or Span yet.
+    It becomes a Rate or a Span when a recipe is read, so its type is Any here.
     """
     return text
 
 
 def format_count(count: float) -> str:
-    """Returns a count as people say it: `296.86B`, `2.10M`, `512`."""
+    """Formats a count: `296.86B`, `2.1M`, `512`."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e4, "k")):
         if abs(count) >= limit:
             divisor = 1e3 if suffix == "k" else limit
@@ -241,12 +245,12 @@ def format_count(count: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """Returns a number to three figures, or to a tenth: `0.0534`, `62.2`, `4,290.7`."""
+    """Formats a number to three significant digits, or to a tenth from 100: `62.2`, `4,290.7`."""
     return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
 
 
 def format_bytes(count: int) -> str:
-    """Returns a number of bytes as people say it: `4.86 GB`, `512 B`."""
+    """Formats a number of bytes: `4.86 GB`, `512 B`."""
     for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6)):
         if count >= size:
             return f"{count / size:.2f} {unit}"
@@ -254,5 +258,5 @@ def format_bytes(count: int) -> str:
 
 
 def perplexity(loss: float) -> float:
-    """Returns exp(loss), or infinity where that is too large for a number."""
+    """Returns exp(loss), or infinity where that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -1,9 +1,9 @@
-"""What every schedule promises, as a check that a plug-in's own tests can call.
+"""The contract of every schedule, as a check that a plug-in's own tests can call.
 
 ```python
 from rewarm.testing import check_schedule
 
-def test_it_keeps_the_contract():
+def test_contract():
     check_schedule("my-name")
 ```
 """
@@ -25,9 +25,9 @@ from rewarm.quantities import Budget, Span
 from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.schedules import Schedule
 
-_PLACES = [step / 1000 for step in range(1, 1001)]
-_BEYOND = (1.0 + 1e-9, 1.5, 10.0)
-_SECONDS = 200e-6  # a call may take; it is made once a step, and for every step of a preview
+_SAMPLES = [step / 1000 for step in range(1, 1001)]
+_PAST_THE_END = (1.0 + 1e-9, 1.5, 10.0)
+_MAX_SECONDS_PER_CALL = 200e-6  # it is called once a step, and for every step of a preview
 _BUDGETS = (Budget(1000, 64), Budget(131_296, 2_260_992))
 _BASE_LR = 3e-5  # for settings such as `5x base`
 
@@ -36,53 +36,57 @@ class _Case(NamedTuple):
     kind: type[Schedule]
     settings: dict[str, Any]
 
-    def made(self, budget: Budget = _BUDGETS[0], settings: Any = None) -> Schedule:
+    def build(self, budget: Budget = _BUDGETS[0], settings: Any = None) -> Schedule:
         context = {"budget": budget, "base_lr": lambda: _BASE_LR}
         return self.kind.model_validate(settings or self.settings, context=context)
 
     def curve(self, schedule: Schedule) -> list[float]:
-        return [schedules.rate(schedule, place) for place in _PLACES]
+        return [schedules.rate(schedule, progress) for progress in _SAMPLES]
 
 
 def check_schedule(name: str, **settings: Any) -> None:
-    """Checks that an installed schedule keeps the contract.
+    """Checks that an installed schedule fulfills the contract.
 
     Args:
         name: the schedule's name.
-        settings: its settings, as in a recipe; those not given are their fields' first `examples`.
+        settings: its settings, as in a recipe; the default is each field's first of `examples`.
 
     Raises:
         ScheduleError: there is no such schedule, or it cannot be imported.
-        AssertionError: it breaks a promise; the message names each that it breaks, and how.
+        AssertionError: it breaks the contract; the message lists each broken promise, and how.
     """
-    broken = {what: how for what, how in conformance(name, settings).items() if how}
-    lines = "".join(f"\n  {what}: {how}" for what, how in broken.items())
-    if broken:
+    violations = {
+        promise: violation
+        for promise, violation in conformance(name, settings).items()
+        if violation
+    }
+    lines = "".join(f"\n  {promise}: {violation}" for promise, violation in violations.items())
+    if violations:
         raise AssertionError(f"schedule {name!r} breaks its contract:{lines}")
 
 
 def rates(
     schedule: str | type[Schedule], steps: int, *, tokens_per_step: int = 64, **settings: Any
 ) -> list[float]:
-    """Returns the rate of every step of a run with a schedule; that of step k is at k - 1.
+    """Returns the rate of every step of a run; that of step k is at index k - 1.
 
     Args:
         schedule: an installed schedule's name, or a class.
         steps: the length of the run.
-        tokens_per_step: how long a step is, for settings in tokens.
+        tokens_per_step: the tokens of a step, for settings in tokens.
         settings: those of the schedule, as in a recipe; `base` is 3e-5.
 
     Raises:
-        ScheduleError: there is no such schedule, or it gave what is not a rate.
+        ScheduleError: there is no such schedule, or it returned something that is not a rate.
         ValidationError: the settings are wrong.
     """
     kind = schedules.find(schedule) if isinstance(schedule, str) else schedule
-    made = _Case(kind, settings).made(Budget(steps, tokens_per_step))
-    return [schedules.rate(made, step / steps) for step in range(1, steps + 1)]
+    built = _Case(kind, settings).build(Budget(steps, tokens_per_step))
+    return [schedules.rate(built, step / steps) for step in range(1, steps + 1)]
 
 
 def conformance(name: str, settings: dict[str, Any]) -> dict[str, str | None]:
-    """Returns each promise of a schedule, and how it is broken, or None where it is kept.
+    """Returns for each promise how a schedule breaks it, or None where it keeps it.
 
     Raises:
         ScheduleError: there is no such schedule, it cannot be imported, or its settings are wrong.
@@ -93,78 +97,78 @@ def conformance(name: str, settings: dict[str, Any]) -> dict[str, str | None]:
     }
     case = _Case(kind, {"name": name, **examples, **settings})
     try:
-        case.made()
+        case.build()
     except ValidationError as error:
         first = error.errors()[0]
         setting = ".".join(map(str, first["loc"])) or "its settings"
         raise ScheduleError(
-            f"schedule {name!r} cannot be made to be tested: {setting}: "
+            f"schedule {name!r} cannot be built for the test: {setting}: "
             f"{first['msg'].removeprefix('Value error, ')}; give the setting, or the field an "
             "example: Field(examples=[...])"
         ) from None
-    found: dict[str, str | None] = {}
-    for what, broken in _PROMISES.items():
+    results: dict[str, str | None] = {}
+    for promise, violations in _PROMISES.items():
         try:
-            found[what] = next(broken(case), None)
-        except Exception as error:  # a stranger's code may raise anything
-            found[what] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-    return found
+            results[promise] = next(violations(case), None)
+        except Exception as error:  # third-party code may raise anything
+            results[promise] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return results
 
 
-def _is_a_rate(case: _Case) -> Iterator[str]:
-    schedule = case.made()
-    for place in (*_PLACES, 1e-9, *_BEYOND):
+def _returns_rates(case: _Case) -> Iterator[str]:
+    schedule = case.build()
+    for progress in (*_SAMPLES, 1e-9, *_PAST_THE_END):
         try:
-            schedules.rate(schedule, place)
+            schedules.rate(schedule, progress)
         except ScheduleError as error:
             yield str(error)
 
 
 def _is_pure(case: _Case) -> Iterator[str]:
-    schedule, before = case.made(), case.made().model_dump_json()
-    expected = case.curve(case.made())
-    order = list(range(len(_PLACES)))
+    schedule, before = case.build(), case.build().model_dump_json()
+    expected = case.curve(case.build())
+    order = list(range(len(_SAMPLES)))
     random.Random(17).shuffle(order)
     for index in (*order, *reversed(order)):
-        rate = schedules.rate(schedule, _PLACES[index])
+        rate = schedules.rate(schedule, _SAMPLES[index])
         if rate != expected[index]:
             yield (
-                f"at progress {_PLACES[index]:g} it gave {expected[index]!r}, and {rate!r} when "
-                "asked in another order; the same progress should always give the same rate"
+                f"at progress {_SAMPLES[index]:g} it gave {expected[index]!r}, and {rate!r} when "
+                "called in another order; the same progress should always give the same rate"
             )
     if schedule.model_dump_json() != before:
         yield "its settings changed while it was called"
 
 
-def _holds(case: _Case) -> Iterator[str]:
-    schedule = case.made()
+def _is_constant_past_the_end(case: _Case) -> Iterator[str]:
+    schedule = case.build()
     end = schedules.rate(schedule, 1.0)
-    for place in _BEYOND:
-        if (rate := schedules.rate(schedule, place)) != end:
-            yield f"at the end it is {end!r}, and at progress {place!r} it is {rate!r}"
+    for progress in _PAST_THE_END:
+        if (rate := schedules.rate(schedule, progress)) != end:
+            yield f"at the end it is {end!r}, and at progress {progress!r} it is {rate!r}"
 
 
 def _is_fast(case: _Case) -> Iterator[str]:
-    schedule = case.made()
+    schedule = case.build()
     best = math.inf
     for _ in range(3):
-        began = time.perf_counter()
-        for place in _PLACES:
-            schedule(place)
-        best = min(best, (time.perf_counter() - began) / len(_PLACES))
-    if best > _SECONDS:
-        yield f"a call takes {best * 1e6:,.0f} µs; wanted at most {_SECONDS * 1e6:,.0f}"
+        start = time.perf_counter()
+        for progress in _SAMPLES:
+            schedule(progress)
+        best = min(best, (time.perf_counter() - start) / len(_SAMPLES))
+    if best > _MAX_SECONDS_PER_CALL:
+        yield f"a call takes {best * 1e6:,.0f} µs; at most {_MAX_SECONDS_PER_CALL * 1e6:,.0f} µs"
 
 
-def _sees_progress_only(case: _Case) -> Iterator[str]:
-    one = case.made()
-    if any(isinstance(span.written, str) and " " in span.written for span in _spans(one)):
-        return  # written in tokens or steps, it has another place in another budget
-    other = case.made(_BUDGETS[1])
-    for place, a, b in zip(_PLACES, case.curve(one), case.curve(other), strict=True):
+def _depends_on_progress_only(case: _Case) -> Iterator[str]:
+    short = case.build()
+    if any(isinstance(span.written, str) and " " in span.written for span in _spans(short)):
+        return  # a span in tokens or steps is another fraction of another budget
+    long = case.build(_BUDGETS[1])
+    for progress, a, b in zip(_SAMPLES, case.curve(short), case.curve(long), strict=True):
         if a != b:
             yield (
-                f"at progress {place:g} it is {a:g} in a run of {_BUDGETS[0].steps:,} steps and "
+                f"at progress {progress:g} it is {a:g} in a run of {_BUDGETS[0].steps:,} steps and "
                 f"{b:g} in one of {_BUDGETS[1].steps:,}"
             )
 
@@ -176,17 +180,18 @@ def _spans(value: Any) -> Iterator[Span]:
         for name in type(value).model_fields:
             yield from _spans(getattr(value, name))
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _spans(one)
+        for item in value:
+            yield from _spans(item)
 
 
-def _comes_back(case: _Case) -> Iterator[str]:
-    schedule = case.made()
-    plain = json.loads(schedule.model_dump_json(by_alias=True))
-    for way, read in (("JSON", plain), ("YAML", YamlDocument(write_yaml(plain), "settings").data)):
-        again = case.made(settings=read)
-        if again != schedule or case.curve(again) != case.curve(schedule):
-            yield f"read back from {way} it is another: {again!r}, and was {schedule!r}"
+def _survives_serialization(case: _Case) -> Iterator[str]:
+    schedule = case.build()
+    from_json = json.loads(schedule.model_dump_json(by_alias=True))
+    from_yaml = YamlDocument(write_yaml(from_json), "settings").data
+    for file_format, settings in (("JSON", from_json), ("YAML", from_yaml)):
+        restored = case.build(settings=settings)
+        if restored != schedule or case.curve(restored) != case.curve(schedule):
+            yield f"read back from {file_format} it is {restored!r}, and was {schedule!r}"
 
 
 def _is_documented(case: _Case) -> Iterator[str]:
@@ -197,16 +202,16 @@ def _is_documented(case: _Case) -> Iterator[str]:
             yield f"the setting {name} has no docstring under it"
 
 
-def _refuses_what_it_does_not_know(case: _Case) -> Iterator[str]:
+def _refuses_unknown_settings(case: _Case) -> Iterator[str]:
     try:
-        case.made(settings={**case.settings, "no_such_setting": 1})
+        case.build(settings={**case.settings, "no_such_setting": 1})
     except ValidationError:
         return
-    yield "a setting that it does not have is taken without a word; keep extra='forbid'"
+    yield "an unknown setting is ignored without an error; keep extra='forbid'"
 
 
 def _is_frozen(case: _Case) -> Iterator[str]:
-    schedule = case.made()
+    schedule = case.build()
     for name in case.kind.model_fields:
         try:
             setattr(schedule, name, getattr(schedule, name))
@@ -215,21 +220,22 @@ def _is_frozen(case: _Case) -> Iterator[str]:
         yield f"the setting {name} can be changed; keep frozen=True"
 
 
-def _marks_places(case: _Case) -> Iterator[str]:
-    for label, place in schedules.marks(case.made()).items():
-        if not 0 <= place <= 1:
-            yield f"the mark {label!r} is at {place:g}; a mark is a progress in [0, 1]"
+def _has_marks_within_the_run(case: _Case) -> Iterator[str]:
+    for label, progress in schedules.marks(case.build()).items():
+        if not 0 <= progress <= 1:
+            yield f"the mark {label!r} is at {progress:g}; a mark is a progress in [0, 1]"
 
 
 _PROMISES: dict[str, Callable[[_Case], Iterator[str]]] = {
-    "finite and not negative": _is_a_rate,
+    "finite and not negative": _returns_rates,
     "pure: the same in any order": _is_pure,
-    "holds past its end": _holds,
-    "sees progress only": _sees_progress_only,
+    "holds past its end": _is_constant_past_the_end,
+    "sees progress only": _depends_on_progress_only,
     "fast": _is_fast,
-    "comes back from YAML and JSON": _comes_back,
+    "comes back from YAML and JSON": _survives_serialization,
     "settings documented": _is_documented,
-    "refuses unknown settings": _refuses_what_it_does_not_know,
+    "refuses unknown settings": _refuses_unknown_settings,
     "frozen": _is_frozen,
-    "marks within the run": _marks_places,
+    "marks within the run": _has_marks_within_the_run,
 }
+"""By the names that `rewarm schedules test` prints."""

@@ -1,11 +1,12 @@
-"""Every promise, and a schedule that breaks it."""
+"""Each promise of the contract, and a schedule that breaks it."""
 
 import pytest
 
 from rewarm.errors import ScheduleError
 from rewarm.recipe.recipe import RecipeError, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
-from rewarm.testing import check_schedule, conformance
+from rewarm.schedules import Constant
+from rewarm.testing import check_schedule, conformance, rates
 
 SOURCE = '''
 import time
@@ -15,14 +16,14 @@ from rewarm import Rate, Schedule, Span, linear
 
 
 class Plain(Schedule):
-    """Falls in a line to 0."""
+    """Falls linearly to 0."""
 
     contract: ClassVar[int] = 1
     name: Literal["plain"] = "plain"
     peak_lr: Annotated[Rate, Field(examples=[3e-4])]
-    """Where it starts."""
+    """The rate at the start."""
     hold: Span = Span(0)
-    """How long it stays there."""
+    """How long the rate stays at the peak."""
 
     def __call__(self, progress):
         left = 1 - max(0.0, min(progress, 1) - self.hold) / (1 - self.hold)
@@ -30,7 +31,7 @@ class Plain(Schedule):
 '''
 
 
-def test_the_plain_one_keeps_them_all(distribution):
+def test_a_simple_schedule_keeps_all_promises(distribution):
     distribution("all_kept", SOURCE, plain="Plain")
     assert set(conformance("plain", {}).values()) == {None}
     check_schedule("plain")
@@ -40,19 +41,19 @@ def test_the_plain_one_keeps_them_all(distribution):
 
 @pytest.mark.parametrize("name", ["rewarm", "no-warmup"])
 @pytest.mark.parametrize("decay", ["cosine", "clipped-cosine", "linear", "1-sqrt"])
-def test_the_built_in_ones(name, decay):
+def test_builtin_schedules_keep_all_promises(name, decay):
     check_schedule(name, decay=decay)
     check_schedule(name, decay=decay, preheat="5%")
 
 
-def test_the_built_in_ones_with_settings_of_their_own():
+def test_builtin_schedules_keep_all_promises_with_other_settings():
     check_schedule("rewarm", decay="inverse-sqrt", warmup="2%", start_lr="base")
     check_schedule("rewarm", decay="none", min_lr=None)
     check_schedule("constant", lr="base")
 
 
 @pytest.mark.parametrize(
-    ("promise", "how", "body"),
+    ("promise", "violation", "body"),
     [
         (
             "finite and not negative",
@@ -103,12 +104,12 @@ def test_the_built_in_ones_with_settings_of_their_own():
         ),
         (
             "fast",
-            "µs; wanted at most 200",
+            "µs; at most 200",
             "def __call__(self, progress): return time.sleep(3e-4) or 1e-3",
         ),
         (
             "comes back from YAML and JSON",
-            "read back from JSON it is another",
+            "read back from JSON it is",
             "@field_serializer('peak_lr')\n"
             "    def _rounded(self, lr): return round(lr, 3)\n"
             "    def __call__(self, progress): return self.peak_lr",
@@ -120,7 +121,7 @@ def test_the_built_in_ones_with_settings_of_their_own():
         ),
         (
             "refuses unknown settings",
-            "is taken without a word",
+            "an unknown setting is ignored",
             "model_config = ConfigDict(extra='ignore')\n"
             "    def __call__(self, progress): return 1e-3",
         ),
@@ -137,31 +138,31 @@ def test_the_built_in_ones_with_settings_of_their_own():
         ),
     ],
 )
-def test_a_broken_promise_is_named(distribution, request, promise, how, body):
+def test_a_broken_promise_is_reported(distribution, request, promise, violation, body):
     module = f"broken_promise_{request.node.callspec.indices['promise']}"
-    source = f"{SOURCE}\n\nclass Broken(Plain):\n    '''It is.'''\n\n    "
+    source = f"{SOURCE}\n\nclass Broken(Plain):\n    '''A docstring.'''\n\n    "
     source += (
         f"contract: ClassVar[int] = 1\n    name: Literal['{module}'] = '{module}'\n    {body}\n"
     )
     distribution(module, source, **{module: "Broken"})
-    found = conformance(module, {})
-    assert how in found[promise]
+    results = conformance(module, {})
+    assert violation in results[promise]
     with pytest.raises(AssertionError, match=f"breaks its contract:(.|\n)*{promise}: "):
         check_schedule(module)
 
 
-def test_a_call_that_raises_is_a_broken_promise(distribution):
+def test_an_exception_is_a_broken_promise(distribution):
     body = "\n\nclass Raises(Plain):\n    contract: ClassVar[int] = 1\n"
     body += "    name: Literal['raises'] = 'raises'\n    def marks(self): return 1 / 0\n"
     distribution("one_raises", SOURCE + body, raises="Raises")
-    found = conformance("raises", {})
-    assert "raised ZeroDivisionError" in found["marks within the run"]
+    results = conformance("raises", {})
+    assert "raised ZeroDivisionError" in results["marks within the run"]
 
 
-def test_what_cannot_be_tested_is_told():
+def test_a_schedule_that_cannot_be_built_is_an_error():
     with pytest.raises(ScheduleError, match="no schedule named 'rewram'"):
         check_schedule("rewram")
-    with pytest.raises(ScheduleError, match=r"cannot be made to be tested: warmup: .*less than 1"):
+    with pytest.raises(ScheduleError, match=r"cannot be built for the test: warmup: .*less than 1"):
         check_schedule("rewarm", warmup=2)
 
 
@@ -174,6 +175,14 @@ def test_a_recipe_cannot_name_a_schedule_of_another_contract(distribution, thous
         distribution(module, source.replace('"plain"', f'"{module}"'), **{module: "Plain"})
         document = YamlDocument(thousand_steps, "r.yaml")
         document.apply_override(f"schedule={{name: {module}, peak_lr: 1e-3}}")
-        said = "contract 2" if contract else "no contract"
-        with pytest.raises(RecipeError, match=rf"built for {said}.*has contract 1; install"):
+        built_for = "contract 2" if contract else "no contract"
+        with pytest.raises(RecipeError, match=rf"built for {built_for}.*has contract 1; install"):
             validate_recipe(document)
+
+
+def test_rates_of_every_step_of_a_run():
+    curve = rates("rewarm", 4, peak_lr=2.0, min_lr="base", warmup="2 steps", decay="linear")
+    assert curve == [1.0, 2.0, pytest.approx(1 + 1.5e-5), 3e-5]
+    assert rates(Constant, 2, lr="base") == [3e-5, 3e-5]
+    warmup = {"peak_lr": 1.0, "decay": "none", "warmup": "20 tokens"}
+    assert rates("rewarm", 4, tokens_per_step=10, **warmup) == [0.5, 1.0, 1.0, 1.0]

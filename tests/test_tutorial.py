@@ -70,7 +70,7 @@ def test_the_commands_of_the_tutorial_work(shell, tmp_path, recipe_text):
     weights = (last / "model.safetensors").read_bytes()
     assert '"name": "staircase"' in (last / "progress.json").read_text()
     shutil.rmtree(last)
-    assert "everything goes on behind step 15" in shell(f"{train} --resume")
+    assert "resumes after step 15" in shell(f"{train} --resume")
     assert (last / "model.safetensors").read_bytes() == weights
     code = tmp_path / "site" / "rewarm_staircase.py"
     code.write_text(code.read_text().replace("2.0 **", "3.0 **"))

@@ -1,8 +1,8 @@
 """Learning-rate schedules: progress in (0, 1] in, absolute learning rate out.
 
-A schedule is a frozen pydantic model that can be called. It holds no state, so resuming a run,
-overriding a setting and drawing the curve call the same function with nothing to restore.
-Schedules are found by entry point, the built-in ones too: group `rewarm.schedules`.
+A schedule is a frozen pydantic model that can be called. It has no state, so resuming a run,
+overriding a setting and drawing the curve call the same function, with nothing to restore. All
+schedules, the built-in ones too, are found by entry points of the group `rewarm.schedules`.
 """
 
 from rewarm.schedules.base import CONTRACT, Schedule, cosine, linear

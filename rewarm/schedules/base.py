@@ -1,4 +1,4 @@
-"""The interface of a schedule: progress in (0, 1] in, learning rate out."""
+"""The interface of a schedule: progress in (0, 1] in, absolute learning rate out."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 CONTRACT = 1
-"""What `Schedule` asks of its subclasses, as a version: each says which one it was built for."""
+"""The version of what `Schedule` requires of its subclasses; each states the one it implements."""
 
 
 class Schedule(BaseModel, ABC):
-    """A learning-rate curve. `schedule(progress)` is the rate of the step that reaches `progress`.
+    """A learning-rate curve: `schedule(progress)` is the rate of the step that reaches `progress`.
 
     Step k of n has progress k / n, so the first update is never at progress 0 and the last is at
-    exactly 1. Subclasses set `contract: ClassVar[int] = 1`, the contract that they were built for,
-    and `name: Literal["my-name"] = "my-name"`, equal to their entry point.
+    exactly 1. Subclasses set `contract: ClassVar[int] = 1`, the contract that they implement, and
+    `name: Literal["my-name"] = "my-name"`, equal to their entry point.
     """
 
     model_config = ConfigDict(
@@ -29,18 +29,26 @@ class Schedule(BaseModel, ABC):
 
     @abstractmethod
     def __call__(self, progress: float) -> float:
-        """Returns the absolute learning rate at a progress in (0, 1]; beyond 1 the end holds."""
+        """Returns the absolute learning rate at a progress in (0, 1]; constant beyond 1."""
 
     def marks(self) -> dict[str, float]:
-        """Returns the places on the curve worth naming, as progress in [0, 1] by label."""
+        """Returns notable points of the curve: a progress in [0, 1] by label."""
         return {}
 
 
 def linear(x: float, start: float, end: float) -> float:
-    """Returns the straight line from `start` at x = 0 to `end` at x = 1."""
+    """Returns start · (1 - x) + end · x: a line from `start` at x = 0 to `end` at x = 1.
+
+    >>> [linear(x, 1.0, 3.0) for x in (0, 0.5, 1)]
+    [1.0, 2.0, 3.0]
+    """
     return start * (1 - x) + end * x  # exact at both ends
 
 
 def cosine(x: float, start: float, end: float) -> float:
-    """Returns half a cosine wave from `start` at x = 0 to `end` at x = 1."""
+    """Returns end + (start - end) · (1 + cos πx) / 2: half a cosine wave from `start` to `end`.
+
+    >>> [cosine(x, 3.0, 1.0) for x in (0, 0.5, 1)]
+    [3.0, 2.0, 1.0]
+    """
     return linear((1 - math.cos(math.pi * x)) / 2, start, end)

@@ -1,11 +1,11 @@
-"""Writes the beginnings of a schedule: a distribution that installs, is found and passes its test.
+"""Writes a new schedule plug-in: a distribution that installs and passes its tests.
 
 ```
 rewarm-NAME/
-    pyproject.toml             the entry point, by which rewarm finds the class
+    pyproject.toml             the entry point by which rewarm finds the class
     rewarm_NAME.py             the class
-    README.md                  what the curve is, and how to use it
-    tests/test_rewarm_NAME.py  the conformance check, and values worked out by hand
+    README.md                  how to use it
+    tests/test_rewarm_NAME.py  the conformance check, and values computed by hand
 ```
 """
 
@@ -45,7 +45,7 @@ from rewarm import Rate, Schedule, Span, linear
 
 
 class {kind}(Schedule):
-    """Rises in a line to the peak, and falls in a line to the minimum."""
+    """Rises linearly to the peak, then falls linearly to the minimum."""
 
     contract: ClassVar[int] = {contract}
     name: Literal["{name}"] = "{name}"
@@ -54,17 +54,17 @@ class {kind}(Schedule):
     min_lr: Annotated[Rate, Field(examples=[3e-5])]
     """The rate at the end of the run, which holds after it."""
     warmup: Annotated[Span, Field(ge=0, lt=1)] = Span("1%")
-    """How long the rise takes: a share of the run, or tokens, or steps."""
+    """How long the warm-up takes: a share of the run, or tokens, or steps."""
 
     def __call__(self, progress: float) -> float:
-        """Returns the rate of the step that brings the run to `progress`, in (0, 1]."""
+        """Returns the rate of the step that reaches `progress`, in (0, 1]."""
         if progress < self.warmup:
             return linear(progress / self.warmup, 0.0, self.peak_lr)
-        fallen = (min(progress, 1) - self.warmup) / (1 - self.warmup)
-        return linear(fallen, self.peak_lr, self.min_lr)
+        x = (min(progress, 1) - self.warmup) / (1 - self.warmup)
+        return linear(x, self.peak_lr, self.min_lr)
 
     def marks(self) -> dict[str, float]:
-        """Returns the places on the curve worth naming."""
+        """Returns notable points of the curve: a progress by label."""
         return {{"end of warm-up": float(self.warmup)}}
 '''
 
@@ -91,7 +91,7 @@ from rewarm import schedules
 from rewarm.testing import check_schedule
 
 
-def test_it_keeps_the_contract():
+def test_contract():
     check_schedule("{name}")
 
 
@@ -99,7 +99,7 @@ def test_it_keeps_the_contract():
     ("progress", "rate"),
     [(0.005, 1.5e-4), (0.01, 3e-4), (0.505, 1.65e-4), (1.0, 3e-5), (2.0, 3e-5)],
 )
-def test_values_worked_out_by_hand(progress, rate):
+def test_hand_computed_values(progress, rate):
     curve = schedules.find("{name}")(peak_lr=3e-4, min_lr=3e-5)
     assert curve(progress) == pytest.approx(rate, rel=1e-12)
 """
@@ -109,20 +109,20 @@ def write_plugin(name: str, parent: Path) -> list[Path]:
     """Writes the distribution `rewarm-NAME` into a folder, and returns its files.
 
     Raises:
-        ScheduleError: the name cannot be one, is taken, or the files cannot be written.
+        ScheduleError: the name is invalid or already used, or the files cannot be written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise ScheduleError(
-            f"{name!r} cannot be a schedule's name; wanted small letters, digits and single "
+            f"{name!r} cannot be a schedule's name; use lower-case letters, digits and single "
             "hyphens, such as my-schedule"
         )
-    if taken := [one for one in schedules.installed() if one.name == name]:
+    if existing := [plugin for plugin in schedules.installed() if plugin.name == name]:
         raise ScheduleError(
-            f"{taken[0].distribution} {taken[0].version} already offers a schedule named "
+            f"{existing[0].distribution} {existing[0].version} already offers a schedule named "
             f"{name!r}; choose another name"
         )
     module = name.replace("-", "_")
-    said = {
+    values = {
         "name": name,
         "module": module,
         "kind": "".join(part.capitalize() for part in name.split("-")),
@@ -140,11 +140,9 @@ def write_plugin(name: str, parent: Path) -> list[Path]:
         root.mkdir(parents=True)
         for path, template in files.items():
             path.parent.mkdir(exist_ok=True)
-            path.write_text(template.format(**said), encoding="utf-8")
+            path.write_text(template.format(**values), encoding="utf-8")
     except FileExistsError:
-        raise ScheduleError(
-            f"{root}: is there already; choose another name, or remove it"
-        ) from None
+        raise ScheduleError(f"{root}: already exists; choose another name, or remove it") from None
     except OSError as error:
         raise ScheduleError(f"{root}: cannot be written: {error.strerror}") from None
     return list(files)

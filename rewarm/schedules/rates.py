@@ -1,4 +1,4 @@
-"""Reads rates from a schedule, with every value checked."""
+"""Reads rates and marks from a schedule, and checks every value."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from rewarm.schedules.base import Schedule
 
 
 def rate(schedule: Schedule, progress: float) -> float:
-    """Returns `schedule(progress)`, having made sure that it is a rate.
+    """Returns `schedule(progress)`, having checked that it is a rate.
 
-    Training, `check` and `plot-schedule` all read the curve through this one function.
+    Training, `check` and `plot-schedule` all read the curve through this function.
 
     Raises:
-        ScheduleError: the schedule raised, or gave something negative, not finite or not a number.
+        ScheduleError: the schedule raised, or returned something negative, not finite or not a
+            number.
     """
     where = f"schedule {schedule.name!r} at progress {progress:.6g}"
     try:
         value = schedule(progress)
-    except Exception as error:  # a stranger's curve may raise anything
+    except Exception as error:  # third-party code may raise anything
         raise ScheduleError(f"{where} raised {type(error).__name__}: {error}") from error
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ScheduleError(f"{where} gave {value!r}; a rate is a number")
@@ -33,60 +34,60 @@ def rate(schedule: Schedule, progress: float) -> float:
     return float(value)
 
 
-def check_rates(schedule: Schedule, least: float) -> None:
-    """Makes sure, at 200 places and at each mark, that a schedule gives a rate, the same each time.
+def check_rates(schedule: Schedule, first_progress: float) -> None:
+    """Checks 200 points of a schedule and each mark: rates, and the same when read again.
 
     Args:
-        schedule: whose curve it is.
-        least: the progress of the first step.
+        schedule: the schedule to check.
+        first_progress: the progress of the first step.
 
     Raises:
-        ScheduleError: it does not.
+        ScheduleError: a check failed.
     """
-    places = [sample / 200 for sample in range(1, 201)]
-    places += [min(1.0, max(place, least)) for place in marks(schedule).values()]
-    first = {place: rate(schedule, place) for place in places}
-    for place in reversed(places):
-        if (again := rate(schedule, place)) != first[place]:
+    points = [sample / 200 for sample in range(1, 201)]
+    points += [min(1.0, max(mark, first_progress)) for mark in marks(schedule).values()]
+    rates = {progress: rate(schedule, progress) for progress in points}
+    for progress in reversed(points):
+        if (repeated := rate(schedule, progress)) != rates[progress]:
             raise ScheduleError(
-                f"schedule {schedule.name!r} at progress {place:.6g} gave {first[place]!r}, and "
-                f"{again!r} when asked again; a schedule keeps nothing between calls"
+                f"schedule {schedule.name!r} at progress {progress:.6g} gave {rates[progress]!r}, "
+                f"and {repeated!r} when called again; a schedule keeps no state between calls"
             )
 
 
 def sample_curve(schedule: Schedule) -> list[float]:
-    """Returns the rate at every hundredth of the run, by which a curve is known again."""
-    return [rate(schedule, place / 100) for place in range(1, 101)]
+    """Returns the rate at every hundredth of the run; checkpoints store it to compare curves."""
+    return [rate(schedule, sample / 100) for sample in range(1, 101)]
 
 
 def marks(schedule: Schedule) -> dict[str, float]:
-    """Returns `schedule.marks()`, having made sure that they are places.
+    """Returns `schedule.marks()`, having checked that each is a finite number.
 
     Raises:
-        ScheduleError: the schedule raised, or gave something that is not a number for each label.
+        ScheduleError: the schedule raised, or returned something else.
     """
     try:
-        places = schedule.marks()
-        if all(math.isfinite(place) for place in places.values()):
-            return places
-    except Exception as error:  # a stranger's marks may raise anything
+        points = schedule.marks()
+        if all(math.isfinite(progress) for progress in points.values()):
+            return points
+    except Exception as error:  # third-party code may raise anything
         raise ScheduleError(
             f"the marks of schedule {schedule.name!r} raised {type(error).__name__}: {error}"
         ) from error
-    raise ScheduleError(f"schedule {schedule.name!r} marks {places!r}; a mark is a finite number")
+    raise ScheduleError(f"schedule {schedule.name!r} marks {points!r}; a mark is a finite number")
 
 
 def of_base(schedule: BaseModel) -> Iterator[str]:
-    """Yields the arithmetic of every rate that was written as one of the base's."""
+    """Yields the arithmetic of every rate that was written relative to the base's last rate."""
 
-    def inside(label: str, value: Any) -> Iterator[str]:
+    def lines(path: str, value: Any) -> Iterator[str]:
         if isinstance(value, RateOfBase):
-            yield f"{label} = {value.factor:g} × {value.base_lr:g} (the base's last) = {value:g}"
+            yield f"{path} = {value.factor:g} × {value.base_lr:g} (the base's last) = {value:g}"
         elif isinstance(value, BaseModel):
             for name in type(value).model_fields:
-                yield from inside(f"{label}.{name}" if label else name, getattr(value, name))
+                yield from lines(f"{path}.{name}" if path else name, getattr(value, name))
         elif isinstance(value, list | tuple):
-            for index, one in enumerate(value):
-                yield from inside(f"{label}.{index}", one)
+            for index, item in enumerate(value):
+                yield from lines(f"{path}.{index}", item)
 
-    yield from inside("", schedule)
+    yield from lines("", schedule)

@@ -13,10 +13,11 @@ from rewarm.errors import ScheduleError, did_you_mean
 from rewarm.schedules.base import CONTRACT, Schedule
 
 GROUP = "rewarm.schedules"
+"""The group of the entry points, as in a plug-in's pyproject.toml."""
 
 
 class Installed(NamedTuple):
-    """One entry point of the group and the distribution that brought it."""
+    """A schedule's entry point and the distribution that it belongs to."""
 
     name: str
     distribution: str
@@ -25,50 +26,49 @@ class Installed(NamedTuple):
 
 
 def installed() -> list[Installed]:
-    """Returns every schedule on offer, by name; imports none of them."""
-    found = {
-        (entry.name, _said(entry, "Name"), entry.value): entry
+    """Returns all installed schedules, sorted by name, without importing any."""
+    entries = {
+        (entry.name, _distribution_metadata(entry, "Name"), entry.value): entry
         for entry in entry_points(group=GROUP)
     }
     return sorted(
         (
-            Installed(name, distribution, _said(entry, "Version"), entry)
-            for (name, distribution, _), entry in found.items()
+            Installed(name, distribution, _distribution_metadata(entry, "Version"), entry)
+            for (name, distribution, _), entry in entries.items()
         ),
-        key=lambda one: one[:3],
+        key=lambda plugin: plugin[:3],
     )
 
 
-def _said(entry: EntryPoint, key: str) -> str:
-    """Returns what a distribution's metadata say under a key, which may be nothing."""
+def _distribution_metadata(entry: EntryPoint, key: str) -> str:
+    """Returns a field of a distribution's metadata, or `?` where it is missing."""
     return next(iter((entry.dist and entry.dist.metadata.get_all(key)) or []), "?")
 
 
 def origin(name: str) -> Installed:
-    """Returns the one installed schedule of that name, without importing it.
+    """Returns the installed schedule of that name, without importing it.
 
     Raises:
-        ScheduleError: there is none, or two distributions offer it.
+        ScheduleError: there is none, or two distributions have one.
     """
-    offered = installed()
-    named = [one for one in offered if one.name == name]
-    if not named:
-        names = sorted({one.name for one in offered})
+    plugins = installed()
+    matching = [plugin for plugin in plugins if plugin.name == name]
+    if not matching:
+        names = sorted({plugin.name for plugin in plugins})
         raise ScheduleError(
             f"no schedule named {name!r}{did_you_mean(name, names)} "
-            f"(installed: {', '.join(names) or 'none; is rewarm installed?'}; others come with "
-            "plug-ins)"
+            f"(installed: {', '.join(names) or 'none; is rewarm installed?'}; plug-ins add others)"
         )
-    if len(named) > 1:
-        owners = " and ".join(f"{one.distribution} {one.version}" for one in named)
+    if len(matching) > 1:
+        owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in matching)
         raise ScheduleError(
             f"two distributions offer a schedule named {name!r}: {owners}; uninstall one of them"
         )
-    return named[0]
+    return matching[0]
 
 
 def identity(name: str) -> dict[str, str]:
-    """Returns what a checkpoint says of the plug-in that gave its rates.
+    """Returns what a checkpoint stores about the schedule that computed its rates.
 
     Raises:
         ScheduleError: there is none of that name, or two.
@@ -81,47 +81,52 @@ def find(name: str) -> type[Schedule]:
     """Returns the schedule class of that name, importing only that plug-in.
 
     Raises:
-        ScheduleError: it is missing, ambiguous, cannot be imported, or is not what it claims.
+        ScheduleError: it is missing, ambiguous, cannot be imported, or breaks the contract.
     """
     plugin = origin(name)
-    owner = f"schedule {name!r} of {plugin.distribution} {plugin.version}"
+    label = f"schedule {name!r} of {plugin.distribution} {plugin.version}"
     try:
-        loaded = plugin.entry.load()
-    except (Exception, SystemExit) as error:  # a stranger's import may raise anything
+        kind = plugin.entry.load()
+    except (Exception, SystemExit) as error:  # importing third-party code may raise anything
         raise ScheduleError(
-            f"{owner} cannot be imported: {type(error).__name__}: {error}; "
-            f"mend or uninstall {plugin.distribution}"
+            f"{label} cannot be imported: {type(error).__name__}: {error}; "
+            f"fix or uninstall {plugin.distribution}"
         ) from error
-    if not (isinstance(loaded, type) and issubclass(loaded, Schedule)):
-        raise ScheduleError(f"{owner} is not a rewarm.Schedule: {plugin.entry.value}")
-    built_for = vars(loaded).get("contract")  # its own, not one that it inherits
-    if built_for != CONTRACT:
-        said = f"contract {built_for!r}" if built_for else "no contract (contract: ClassVar[int])"
-        raise ScheduleError(
-            f"{owner} was built for {said} of rewarm schedules, and rewarm {version('rewarm')} has "
-            f"contract {CONTRACT}; install a {plugin.distribution} for contract {CONTRACT}"
+    if not (isinstance(kind, type) and issubclass(kind, Schedule)):
+        raise ScheduleError(f"{label} is not a rewarm.Schedule: {plugin.entry.value}")
+    contract = vars(kind).get("contract")  # its own, not an inherited one
+    if contract != CONTRACT:
+        built_for = (
+            f"contract {contract!r}" if contract else "no contract (contract: ClassVar[int])"
         )
-    if isabstract(loaded):
-        raise ScheduleError(f"{owner} has no __call__(self, progress): {plugin.entry.value}")
-    declared = loaded.model_fields["name"].default
+        raise ScheduleError(
+            f"{label} was built for {built_for} of rewarm schedules, and rewarm "
+            f"{version('rewarm')} has contract {CONTRACT}; install a {plugin.distribution} for "
+            f"contract {CONTRACT}"
+        )
+    if isabstract(kind):
+        raise ScheduleError(f"{label} has no __call__(self, progress): {plugin.entry.value}")
+    declared = kind.model_fields["name"].default
     if declared != name:
-        raise ScheduleError(f"{owner} calls itself {declared!r}; the two names must be the same")
-    return loaded
+        raise ScheduleError(
+            f"{label} declares the name {declared!r}; it should equal its entry point's"
+        )
+    return kind
 
 
 def read(written: Any, context: dict[str, Any]) -> Schedule:
-    """Returns the schedule that settings such as `{name: rewarm, peak_lr: 3e-4, ...}` say.
+    """Returns the schedule that settings such as `{name: rewarm, peak_lr: 3e-4, ...}` describe.
 
-    A recipe reads its schedule through this one function, and so does a schedule made of others.
+    Recipes, and schedules that contain others, read their schedules through this function.
 
     Args:
-        written: the settings, or a schedule, which is read again.
+        written: the settings, or a schedule, whose settings are read again.
         context: what spans and rates are resolved against: `budget`, a Budget, and `base_lr`, a
-            function that says the last rate of the base; each may be None.
+            function that returns the last rate of the base; each may be None.
 
     Raises:
-        ValueError: these are no settings, or the schedule broke while it checked them.
-        ValidationError: there is no such schedule, or its settings are wrong; each fault located.
+        ValueError: these are not settings, or the schedule failed while it checked them.
+        ValidationError: there is no such schedule, or its settings are wrong; each error located.
     """
     if isinstance(written, Schedule):
         written = written.model_dump(mode="json")
@@ -133,14 +138,14 @@ def read(written: Any, context: dict[str, Any]) -> Schedule:
             raise ScheduleError("required, but missing" if name is None else "should be text")
         kind = find(name)
     except ScheduleError as error:
-        fault = PydanticCustomError("recipe", str(error))
-        details = InitErrorDetails(type=fault, loc=("name",), input=name)
+        problem = PydanticCustomError("recipe", str(error))
+        details = InitErrorDetails(type=problem, loc=("name",), input=name)
         raise ValidationError.from_exception_data("schedule", [details]) from None
     try:
         return kind.model_validate(written, context=context)
     except ValidationError:
         raise
-    except Exception as error:  # a stranger's validator may raise anything
+    except Exception as error:  # a third-party validator may raise anything
         raise ValueError(
             f"{name!r} cannot check its settings: {type(error).__name__}: {error}"
         ) from error

@@ -78,7 +78,7 @@ def test_a_recipes_problems_are_lines_that_editors_can_jump_to(command, recipe):
             "--set batch.tokens=-1: batch.tokens: should be greater than 0 (got -1)",
             f"{recipe}:10:1: schedule.peak_lr: required, but missing",
             f"{recipe}:10:26: schedule.peek_lr: no such setting; did you mean 'peak_lr'?",
-            f"{recipe}:10:55: schedule.warmup: cannot be placed without a valid budget (`tokens` "
+            f"{recipe}:10:55: schedule.warmup: cannot be resolved without a valid budget (`tokens` "
             "and `batch.tokens`) (got '100 steps')",
         ]
 

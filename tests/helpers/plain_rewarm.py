@@ -1,5 +1,7 @@
-"""The curves of the core once more, step by step and as plainly as can be: for test_schedules.py
-and benchmarks/schedules.py, with the reference values. Spans are whole steps here."""
+"""The built-in schedules again, step by step and as simply as possible, with reference values.
+
+For tests/schedules and benchmarks/schedules.py. Spans are whole steps here.
+"""
 
 import math
 
@@ -30,8 +32,8 @@ REFERENCE = [
     )
     for column, decay in enumerate(["clipped-cosine", "cosine"])
 ]
-# By hand. The 1-sqrt is that of section 3 for the last 200 of 1000 steps, here all of 200 steps;
-# the inverse root is a half after four and a quarter after sixteen warm-ups (arXiv:1706.03762).
+# By hand. The 1-sqrt decay is that of section 3 for the last 200 of 1000 steps, here all of 200;
+# inverse-sqrt is at half after four and at a quarter after sixteen warm-ups (arXiv:1706.03762).
 REFERENCE += [
     (RISE | {"decay": "linear"}, 1000, {100: 1.5e-4, 200: 3e-4, 400: 2.325e-4, 600: 1.65e-4}),
     (
@@ -52,7 +54,7 @@ REFERENCE += [
     (BARE | {"decay": "linear"}, 1000, {500: 1.65e-4, 1000: 3e-5}),
     (BARE | {"decay": "1-sqrt"}, 200, {1: 2.8091e-4, 50: 1.65e-4, 100: 1.0908e-4, 200: 3e-5}),
     (BARE | {"decay": "cosine"}, 1000, {500: 1.65e-4, 1000: 3e-5}),
-    # arccos(-0.8) / π = 0.795167 of the run, behind which is the floor
+    # The floor begins at arccos(-0.8) / π = 0.795167 of the run.
     (BARE | {"decay": "clipped-cosine"}, 1000, {500: 1.5e-4, 796: 3e-5, 1000: 3e-5}),
     ({"name": "no-warmup", "peak_lr": 3e-4, "decay": "none"}, 1000, {1: 3e-4, 1000: 3e-4}),
     ({"name": "constant", "lr": 3e-5}, 1000, {1: 3e-5, 1000: 3e-5}),
@@ -78,29 +80,29 @@ def by_hand(
     steps, name, lr=None, start_lr=0.0, peak_lr=0.0, min_lr=0.0, preheat="0 steps",
     warmup="0 steps", decay="none",
 ):  # fmt: skip
-    """The rate of every step."""
+    """The rate of every step of a schedule with these settings."""
     if name == "constant":
         return [lr] * steps
-    heat, rise = int(preheat.split()[0]), int(warmup.split()[0])
+    preheat_steps, warmup_steps = int(preheat.split()[0]), int(warmup.split()[0])
     rates = []
     for step in range(1, steps + 1):
-        into = step - heat - rise
-        x = into / (steps - heat - rise)
-        if step <= heat:
+        elapsed = step - preheat_steps - warmup_steps
+        x = elapsed / (steps - preheat_steps - warmup_steps)
+        if step <= preheat_steps:
             rate = 0.0
-        elif into < 0:
-            rate = (start_lr * -into + peak_lr * (step - heat)) / rise
+        elif elapsed < 0:
+            rate = (start_lr * -elapsed + peak_lr * (step - preheat_steps)) / warmup_steps
         elif decay == "none":
             rate = peak_lr
         elif decay == "cosine":
             rate = min_lr + (peak_lr - min_lr) * math.cos(math.pi / 2 * x) ** 2
         elif decay == "clipped-cosine":
-            rate = max(peak_lr / 2 * (1 + math.cos(math.pi * into / steps)), min_lr)
+            rate = max(peak_lr / 2 * (1 + math.cos(math.pi * elapsed / steps)), min_lr)
         elif decay == "linear":
             rate = peak_lr - (peak_lr - min_lr) * x
         elif decay == "1-sqrt":
             rate = min_lr + (peak_lr - min_lr) * (1 - x**0.5)
         else:
-            rate = max(peak_lr * (rise / (step - heat)) ** 0.5, min_lr)
+            rate = max(peak_lr * (warmup_steps / (step - preheat_steps)) ** 0.5, min_lr)
         rates.append(rate)
     return rates

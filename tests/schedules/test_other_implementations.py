@@ -1,4 +1,4 @@
-"""Both tables of benchmarks/schedules.py, which docs/schedules-reference.md shows, held."""
+"""The comparisons of benchmarks/schedules.py, which docs/schedules-reference.md shows."""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -9,14 +9,14 @@ from repository import ROOT
 PATH = ROOT / "benchmarks" / "schedules.py"
 
 
-def loaded():
+def load_benchmark():
     spec = spec_from_file_location("benchmark_of_schedules", PATH)
     module = sys.modules[spec.name] = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-benchmark = loaded()
+benchmark = load_benchmark()
 PEERS = {peer.name: peer for peer in benchmark.peers()}
 
 
@@ -29,20 +29,20 @@ def test_every_schedule_is_exact():
 
 
 @pytest.mark.parametrize("name", PEERS)
-def test_what_means_the_same_is_the_same_curve(name):
+def test_equivalent_schedules_have_equal_curves(name):
     peer = PEERS[name]
     assert (benchmark.difference(peer).largest < 1e-11) == peer.same
 
 
-def test_the_differences_that_are_named():
-    found = {name: benchmark.difference(peer) for name, peer in PEERS.items()}
-    first_at_zero = {name for name, one in found.items() if one.first[0] == 0}
+def test_the_documented_differences():
+    differences = {name: benchmark.difference(peer) for name, peer in PEERS.items()}
+    first_at_zero = {name for name, difference in differences.items() if difference.first[0] == 0}
     assert first_at_zero == {
         *("linear", "cosine", "cosine_with_min_lr", "cosine_with_restarts (3 cycles)"),
         *("polynomial (power 1)", "constant_with_warmup", "inverse_sqrt"),
     }
-    assert all(ours > 0 for _, ours in (one.first for one in found.values()))
-    past = {name: one.past for name, one in found.items()}
+    assert all(difference.first[1] > 0 for difference in differences.values())
+    past = {name: difference.past for name, difference in differences.items()}
     assert {name for name, (theirs, ours) in past.items() if theirs and theirs > ours * 1.01} == {
         *("cosine", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "CosineAnnealingLR"),
         *("SequentialLR of LinearLR and CosineAnnealingLR", "CosineAnnealingWarmRestarts"),
@@ -57,13 +57,13 @@ def test_the_differences_that_are_named():
             assert "keeps falling past the end" in PEERS[name].note
 
 
-def test_the_cosine_of_one_cycle_differs_on_its_way_up_only():
+def test_the_cosine_of_one_cycle_differs_in_the_warm_up_only():
     peer = PEERS["OneCycleLR (default: cosine)"]
     assert benchmark.difference(peer._replace(but=tuple(range(1, 100)))).largest < 1e-11
 
 
 @pytest.mark.parametrize("name", [name for name, peer in PEERS.items() if peer.but])
-def test_their_restarts_come_a_step_early(name):
-    """At the steps that are left out, theirs is already at the start of what comes next."""
+def test_their_restarts_are_one_step_earlier(name):
+    """At the steps that are left out, theirs is already at the start of the next cycle."""
     peer = PEERS[name]
     assert benchmark.difference(peer._replace(but=())).largest > 0.5

@@ -1,4 +1,4 @@
-"""`rewarm schedules`: what is installed, the settings of one, and an author's `new` and `test`."""
+"""`rewarm schedules`: the installed schedules, the settings of one, and `new` and `test`."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from rewarm.cli.options import Json
 from rewarm.cli.terminal_tables import plain_table, print_table
 from rewarm.errors import ScheduleError
 
-_LONG = 1.0  # seconds that an import may take without being remarked on
-_TOO_LONG = 10.0
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+_SLOW_IMPORT = 1.0  # seconds after which the list notes an import's time
+_IMPORT_TIMEOUT = 10.0
 
 
-class _Shelf(TyperGroup):
-    """Takes what is none of its commands for the name of a schedule to show."""
+class _ScheduleNames(TyperGroup):
+    """Reads a word that is not a command as the name of a schedule to show."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        known = args[0] in self.commands or args[0].startswith("-")
-        return super().resolve_command(ctx, args if known else ["show", *args])
+        is_command = args[0] in self.commands or args[0].startswith("-")
+        return super().resolve_command(ctx, args if is_command else ["show", *args])
 
 
-schedules = typer.Typer(cls=_Shelf, invoke_without_command=True, subcommand_metavar="[NAME]")
+schedules = typer.Typer(
+    cls=_ScheduleNames, invoke_without_command=True, subcommand_metavar="[NAME]"
+)
 
 
 @schedules.callback()
@@ -52,26 +53,26 @@ def show(name: str, as_json: Json = False) -> None:
         return
     plugin = origin(name)
     print(f"{name}  ({plugin.distribution} {plugin.version})\n{_first_line(kind)}\n")
-    table = plain_table("setting", "default", "what it is")
+    table = plain_table("setting", "default", "description")
     for setting, field in kind.model_fields.items():
         if setting != "name":
-            default = "required" if field.is_required() else _plain(field.get_default())
-            said = " ".join((field.description or "").split())
+            default = "required" if field.is_required() else _as_text(field.get_default())
+            description = " ".join((field.description or "").split())
             choices = schema["properties"][setting].get("enum")
-            table.add_row(
-                setting, default, said + (f" One of: {', '.join(choices)}." if choices else "")
-            )
+            if choices:
+                description += f" One of: {', '.join(choices)}."
+            table.add_row(setting, default, description)
     print_table(table)
 
 
 @schedules.command()
 def new(
-    name: Annotated[str, typer.Argument(help="What recipes will call it.")],
+    name: Annotated[str, typer.Argument(help="The name by which recipes use it.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where rewarm-NAME is written.")
     ] = Path(),
 ) -> None:
-    """Write the beginnings of a schedule: a distribution that installs and passes its test."""
+    """Write a new schedule plug-in: a distribution that installs and passes its tests."""
     from rewarm.schedules.new_plugin import write_plugin
 
     files = write_plugin(name, out)
@@ -81,7 +82,7 @@ def new(
 
 
 @schedules.command("test")
-def conform(
+def check_conformance(
     name: str,
     overrides: Annotated[
         list[str] | None,
@@ -89,26 +90,26 @@ def conform(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Hold a schedule to what every schedule promises."""
+    """Check that a schedule keeps the contract of schedules."""
     from rewarm.recipe.yaml_document import YamlDocument
     from rewarm.testing import conformance
 
     settings = YamlDocument("", "settings")
     for override in overrides or []:
         settings.apply_override(override)
-    found = conformance(name, settings.data)
-    broken = sum(how is not None for how in found.values())
+    results = conformance(name, settings.data)
+    broken = sum(violation is not None for violation in results.values())
     if as_json:
-        print(json.dumps(found, indent=1))
+        print(json.dumps(results, indent=1))
     else:
         table = plain_table("promise", "")
-        for what, how in found.items():
-            table.add_row(what, how or "kept")
+        for promise, violation in results.items():
+            table.add_row(promise, violation or "kept")
         print_table(table)
     if broken:
         raise ScheduleError(
-            f"schedule {name!r} breaks {broken} of {len(found)} promises; mend it, or tell its "
-            "author"
+            f"schedule {name!r} breaks {broken} of {len(results)} promises; fix it, or report it "
+            "to its author"
         )
 
 
@@ -116,21 +117,21 @@ def _list(as_json: bool) -> None:
     from rewarm.schedules import find, installed
 
     rows: list[dict[str, str]] = []
-    for one in installed():
-        began = time.monotonic()
+    for plugin in installed():
+        start = time.monotonic()
         try:
-            with _limit(_TOO_LONG):
-                said = _first_line(find(one.name))
+            with _time_limit(_IMPORT_TIMEOUT):
+                description = _first_line(find(plugin.name))
         except ScheduleError as error:  # one broken plug-in must not hide the others
-            said = f"cannot be used: {error}"
-        if (took := time.monotonic() - began) > _LONG:
-            said += f" (its import took {took:.1f} s)"
+            description = f"cannot be used: {error}"
+        if (seconds := time.monotonic() - start) > _SLOW_IMPORT:
+            description += f" (its import took {seconds:.1f} s)"
         rows.append(
             {
-                "name": one.name,
-                "distribution": one.distribution,
-                "version": one.version,
-                "help": said,
+                "name": plugin.name,
+                "distribution": plugin.distribution,
+                "version": plugin.version,
+                "help": description,
             }
         )
     if as_json:
@@ -143,24 +144,24 @@ def _list(as_json: bool) -> None:
 
 
 @contextmanager
-def _limit(seconds: float) -> Iterator[None]:
-    """Breaks off what takes longer: an import that hangs must not hide the other plug-ins."""
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError after that time: a hanging import must not hide the other plug-ins."""
 
-    def too_long(*_: object) -> None:
+    def time_out(*_: object) -> None:
         raise TimeoutError(f"not imported within {seconds:g} s")
 
-    handler = signal.signal(signal.SIGALRM, too_long)
-    left = signal.setitimer(signal.ITIMER_REAL, seconds)
+    previous_handler = signal.signal(signal.SIGALRM, time_out)
+    previous_timer = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, *left)
-        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, *previous_timer)
+        signal.signal(signal.SIGALRM, previous_handler)
 
 
 def _first_line(kind: type) -> str:
     return (kind.__doc__ or "").strip().split("\n")[0]
 
 
-def _plain(value: object) -> str:
+def _as_text(value: object) -> str:
     return "null" if value is None else str(getattr(value, "written", value))
