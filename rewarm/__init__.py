@@ -1,4 +1,4 @@
-"""rewarm: continual pre-training of GPT-NeoX / Pythia models, with the learning rate in view."""
+"""rewarm: continual pre-training of GPT-NeoX / Pythia models."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rewarm.schedules import Schedule, cosine, linear
     from rewarm.version import __version__
 
-# Imported when first asked for: `rewarm --help` needs none of them.
+# Imported on first use: `rewarm --help` needs none of them.
 _EXPORTS = {
     "Rate": "rewarm.quantities",
     "Recipe": "rewarm.recipe",

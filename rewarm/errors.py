@@ -1,5 +1,4 @@
-"""All errors that rewarm raises for its users; each message says what was found, expected, and what
-to try.
+"""The errors that rewarm raises: each message says what was found, expected, and what to try.
 
 ```
 RewarmError

@@ -4,7 +4,7 @@ import signal
 
 DONE = 0
 UNEXPECTED = 1
-"""An error that rewarm does not expect."""
+"""An unexpected error."""
 BAD_RECIPE = 2
 """The command line, a recipe or a schedule is wrong."""
 UNUSABLE_INPUT = 3
@@ -16,4 +16,4 @@ STOPPED = 75
 INTERRUPTED = 128 + signal.SIGINT
 """Stopped by Ctrl-C, with everything saved: 130."""
 BROKEN_PIPE = 128 + signal.SIGPIPE
-"""Whatever read the output has ended: 141."""
+"""The process that read the output has ended: 141."""

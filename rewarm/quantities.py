@@ -123,7 +123,9 @@ def _validate_rate(
         return rate
     base_lr = (info.context or {}).get("base_lr")
     if base_lr is None:
-        raise ValueError("there is no base here whose last rate this could be; write a number")
+        raise ValueError(
+            "there is no base here, so there is no last rate of a base; write a number"
+        )
     return RateOfBase(float(match[1] or 1), base_lr())
 
 

@@ -41,7 +41,7 @@ class Architecture(BaseModel):
     attention_bias: bool = True
     """Biases on attention's two linear layers."""
     tied: bool = False
-    """Input and output embeddings are one matrix."""
+    """Input and output embeddings share one matrix."""
     layer_norm_eps: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 1e-5
     """Added to the variance in layer norms."""
 

@@ -72,10 +72,10 @@ def compare(kernel, reference, arguments, x, modules, dtype):
         lambda x: reference(x, *arguments), [x.to(dtype).float()], parameters
     )
     rtol, atol = TOLERANCES[dtype]
-    for actual, wanted in zip(runs[0], expected, strict=True):
+    for actual, reference_tensor in zip(runs[0], expected, strict=True):
         # A sum over many tokens is as exact as its largest terms are.
-        scaled_atol = atol * max(1.0, wanted.abs().max().item() / 4)
-        torch.testing.assert_close(actual.float(), wanted, rtol=rtol, atol=scaled_atol)
+        scaled_atol = atol * max(1.0, reference_tensor.abs().max().item() / 4)
+        torch.testing.assert_close(actual.float(), reference_tensor, rtol=rtol, atol=scaled_atol)
 
 
 def add_scales(linear):

@@ -1,4 +1,4 @@
-"""`memory: lean` gives the same numbers, stores less, and recomputes what it says."""
+"""`memory: lean` gives the same bits, stores less, and recomputes one matmul of each layer."""
 
 import pytest
 import torch
