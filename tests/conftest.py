@@ -145,7 +145,7 @@ def reached(tmp_path):
         folder.mkdir(parents=True)
         architecture = PRESETS[preset]
         empty = ("blocks", "carried", "corpora", "baseline", "losses", "guard", "schedule")
-        defaults = dict.fromkeys(empty, {}) | {"stream": "0" * 32, "lineage": [], "rewarm": "0"}
+        defaults = {name: {} for name in empty} | {"stream": "0" * 32, "lineage": [], "rewarm": "0"}
         texts = {
             "config.json": json.dumps(architecture.to_hugging_face()),
             "recipe.yaml": recipe,
