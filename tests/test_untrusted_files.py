@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 from damage import MANIFEST, MODEL, OPTIMIZER, rewrite_manifest
 from damaged_checkpoints import FOLDER_USES, INSPECTED, REFUSED, RUN_USES, DamageCase
-from training_runs import learnt
+from training_runs import trained_files
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.recipe.recipe import validate_recipe
@@ -61,7 +61,7 @@ def undamaged(tmp_path_factory, corpora):
 
     _, other_checkpoint = train_run("other", 6)
     recipe, last = train_run("run", 5)
-    final_state = learnt(last)
+    final_state = trained_files(last)
     shutil.rmtree(last)
     return UndamagedRun(root / "run", recipe, other_checkpoint, final_state)
 
@@ -176,7 +176,7 @@ def test_an_undamaged_checkpoint_is_accepted(use, undamaged, corpora, command, t
     code, out, err = command(*command_line(case, folder, tmp_path, corpora))
     assert code == 0, err
     if use == "resume":
-        assert learnt(Path(out.strip())) == undamaged.final_state
+        assert trained_files(Path(out.strip())) == undamaged.final_state
 
 
 @pytest.mark.parametrize("case", INSPECTED, ids=str)

@@ -7,7 +7,7 @@ import time
 from concurrent.futures import Future
 
 import pytest
-from training_runs import learnt, metrics, run
+from training_runs import metrics, run, trained_files
 
 from rewarm.checkpoints import write_checkpoint
 from rewarm.checkpoints.background_writer import BackgroundWriter, SaveResult
@@ -50,7 +50,7 @@ def test_a_full_disk_does_not_end_the_run(recipe_text, tmp_path, monkeypatch, ca
     err = capsys.readouterr().err
     assert "it needs 698,884 B, and this disk has 1,000 B free" in err
     assert "(on_save_error: continue)" in err
-    assert learnt(last) == learnt(straight)
+    assert trained_files(last) == trained_files(straight)
 
 
 def test_on_save_error_stop_ends_the_run(recipe_text, tmp_path, monkeypatch):
@@ -87,7 +87,7 @@ def test_a_signal_during_a_save_completes_both_checkpoints(recipe_text, tmp_path
     for checkpoint in (first, last):
         verify_checkpoint(checkpoint)
     resumed = run(recipe_text, tmp_path / "run", every__save=4, resume=True)
-    assert learnt(resumed) == learnt(straight)
+    assert trained_files(resumed) == trained_files(straight)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "straight")
 
 

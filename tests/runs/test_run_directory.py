@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from training_runs import StopAfter, metrics, run
+from training_runs import signal_in_step, metrics, run
 
 from rewarm.errors import CheckpointError, Preempted
 from rewarm.runs.run_directory import RunDirectory
@@ -44,7 +44,7 @@ def test_a_checkpoint_is_not_ahead_of_the_metrics(recipe_text, tmp_path, monkeyp
 
     with monkeypatch.context() as patch:
         patch.setattr(RunDirectory, "log_metrics", log_on_a_full_disk)
-        StopAfter(patch, 7)
+        signal_in_step(patch, 7)
         with pytest.raises(Preempted):
             run(recipe_text, tmp_path / "stopped")
     run(recipe_text, tmp_path / "stopped", resume=True)

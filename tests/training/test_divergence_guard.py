@@ -3,7 +3,7 @@ import re
 
 import pytest
 import torch
-from training_runs import StopAfter, learnt, metrics, run
+from training_runs import signal_in_step, trained_files, metrics, run
 
 from rewarm.data.batch_loader import DataPosition
 from rewarm.errors import Diverged, Preempted
@@ -151,11 +151,11 @@ def test_skipping_is_resumed_exactly(recipe_text, tmp_path, tampered, monkeypatc
         straight = run(recipe_text, tmp_path / "straight", **skip)
         assert same(before[24], before[25])
     monkeypatch.undo()
-    StopAfter(monkeypatch, 21)
+    signal_in_step(monkeypatch, 21)
     with pytest.raises(Preempted):
         run(recipe_text, tmp_path / "stopped", **skip)
     monkeypatch.undo()
     tampered(lambda loss: float(loss) + 3, 4)
-    assert learnt(run(recipe_text, tmp_path / "stopped", resume=True, **skip)) == learnt(straight)
+    assert trained_files(run(recipe_text, tmp_path / "stopped", resume=True, **skip)) == trained_files(straight)
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
     assert metrics(tmp_path / "straight")[-2]["skipped"] == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from training_runs import StopAfter, learnt, metrics, run
+from training_runs import signal_in_step, trained_files, metrics, run
 
 from rewarm.data.batch_loader import DataPosition
 from rewarm.errors import CheckpointError, Diverged, Preempted, RecipeError
@@ -191,10 +191,10 @@ def test_at_the_minimum_the_run_ends(recipe_text, tmp_path):
 def test_the_scale_is_resumed_exactly(recipe_text, tmp_path, monkeypatch, stop):
     straight = run(recipe_text, tmp_path / "straight", **WILD)
     with monkeypatch.context() as patch:
-        StopAfter(patch, stop)
+        signal_in_step(patch, stop)
         with pytest.raises(Preempted):
             run(recipe_text, tmp_path / "stopped", **WILD)
-    assert learnt(run(recipe_text, tmp_path / "stopped", resume=True, **WILD)) == learnt(straight)
+    assert trained_files(run(recipe_text, tmp_path / "stopped", resume=True, **WILD)) == trained_files(straight)
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
     kept = json.loads((straight / "progress.json").read_text())["guard"]["loss_scale"]
     assert 1 < kept["scale"] < 2**32
@@ -205,9 +205,9 @@ def test_the_scale_is_resumed_exactly(recipe_text, tmp_path, monkeypatch, stop):
     [
         ("loss_scale.initial=1000", "loss_scale.initial: should be a power of 2"),
         ("loss_scale.initial=2^12", "loss_scale.initial: "),
-        ("loss_scale={initial: 2, minimum: 4}", "initial 2 is below the minimum of 4"),
+        ("loss_scale={initial: 2, minimum: 4}", "initial should be at least the minimum of 4"),
         ("loss_scale.window=0", "loss_scale.window: should be greater than 0"),
-        ("tf32=true", "tf32: is how products are made with precision: fp32, and this run's is bf1"),
+        ("tf32=true", "tf32: should be false with precision: bf16, since TF32 is a way to"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(thousand_steps, changed, said):
@@ -215,7 +215,7 @@ def test_settings_that_make_no_sense_are_refused(thousand_steps, changed, said):
     from rewarm.recipe.yaml_document import YamlDocument
 
     document = YamlDocument(thousand_steps, "r.yaml")
-    document.set(changed)
+    document.apply_override(changed)
     with pytest.raises(RecipeError) as error:
         validate_recipe(document)
     assert said in str(error.value)

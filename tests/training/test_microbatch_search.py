@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from training_runs import StopAfter, learnt, run
+from training_runs import signal_in_step, trained_files, run
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.errors import CheckpointError, Preempted, RecipeError
@@ -119,7 +119,7 @@ def test_on_a_cpu_it_is_a_rule_and_written_down(recipe_text, tmp_path, monkeypat
     said = run(recipe_text, tmp_path / "said", **four)
     found = run(recipe_text, tmp_path / "auto", **AUTO)
     assert "at once 4 × 64 tokens (auto: the rule for a CPU)" in capsys.readouterr().err
-    assert learnt(found) == learnt(said)
+    assert trained_files(found) == trained_files(said)
     for path in (tmp_path / "auto" / "recipe.yaml", found / "recipe.yaml"):
         assert YamlDocument.load(path).data["batch"]["microbatch"] == 4
 
@@ -127,13 +127,13 @@ def test_on_a_cpu_it_is_a_rule_and_written_down(recipe_text, tmp_path, monkeypat
 def test_a_resume_takes_what_the_run_began_with(recipe_text, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(microbatch_search, "_ON_A_CPU", 300)
     straight = run(recipe_text, tmp_path / "straight", **AUTO)
-    StopAfter(monkeypatch, 7)
+    signal_in_step(monkeypatch, 7)
     with pytest.raises(Preempted):
         run(recipe_text, tmp_path / "stopped", **AUTO)
     monkeypatch.undo()  # now it would be 16
     with pytest.raises(CheckpointError, match="already has checkpoints"):
         run(recipe_text, tmp_path / "stopped", **AUTO)
-    assert learnt(run(recipe_text, tmp_path / "stopped", resume=True, **AUTO)) == learnt(straight)
+    assert trained_files(run(recipe_text, tmp_path / "stopped", resume=True, **AUTO)) == trained_files(straight)
     assert "at once 4 × 64 tokens, as the run began (auto)" in capsys.readouterr().err
 
 
@@ -272,9 +272,9 @@ def test_every_precision_trains_and_resumes_on_a_gpu(recipe_text, tmp_path, prec
     settings = {"precision": precision, **AUTO, "tokens": 10240, "deterministic": True}
     straight = run(recipe_text, tmp_path / "straight", **settings)
     with pytest.MonkeyPatch.context() as patch:
-        StopAfter(patch, 5)
+        signal_in_step(patch, 5)
         with pytest.raises(Preempted):
             run(recipe_text, tmp_path / "stopped", **settings)
     resumed = run(recipe_text, tmp_path / "stopped", resume=True, **settings)
-    assert learnt(resumed) == learnt(straight)
+    assert trained_files(resumed) == trained_files(straight)
     assert last_checkpoint(tmp_path / "stopped") == resumed

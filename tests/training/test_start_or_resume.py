@@ -12,7 +12,7 @@ import pytest
 import torch
 from rewarm_process import RewarmProcess
 from safetensors.torch import load_file
-from training_runs import StopAfter, learnt, metrics, run
+from training_runs import signal_in_step, trained_files, metrics, run
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.training_state import read_training_state
@@ -29,7 +29,7 @@ def test_twenty_steps_are_ten_and_ten(recipe_text, tmp_path):
     assert last_checkpoint(half).name == "step-00000010"
     resumed = run(recipe_text, half, resume=True)
     assert resumed.name == straight.name == "step-00000020"
-    assert learnt(resumed) == learnt(straight)
+    assert trained_files(resumed) == trained_files(straight)
     assert metrics(half) == metrics(tmp_path / "straight")
 
 
@@ -39,12 +39,12 @@ def test_a_run_stopped_by_a_signal_ends_as_if_it_had_not_been(
 ):
     straight = run(recipe_text, tmp_path / "straight")
     with monkeypatch.context() as patch:
-        StopAfter(patch, step)
+        signal_in_step(patch, step)
         with pytest.raises(Preempted, match=f"SIGTERM: stopped after step {step}, saved in"):
             run(recipe_text, tmp_path / "stopped")
     assert last_checkpoint(tmp_path / "stopped").name == f"step-{step:08d}"
     resumed = run(recipe_text, tmp_path / "stopped", resume=True)
-    assert learnt(resumed) == learnt(straight)
+    assert trained_files(resumed) == trained_files(straight)
     assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
 
 
@@ -79,7 +79,7 @@ def test_five_kills_at_any_moment_lose_nothing(recipe_text, tmp_path):
         process.signal(signal.SIGKILL)
         process.wait()
     assert RewarmProcess(tmp_path, *command).wait() == 0
-    assert learnt(last_checkpoint(directory)) == learnt(straight)
+    assert trained_files(last_checkpoint(directory)) == trained_files(straight)
     assert metrics(directory) == metrics(tmp_path / "straight")
     assert not list(directory.rglob("*.partial"))
 
@@ -201,7 +201,7 @@ def test_a_shard_that_goes_bad_stops_the_run_with_everything_saved(recipe_text, 
     assert "everything up to step" in str(error.value)
     assert read_training_state(last_checkpoint(tmp_path / "run")).step > 1
     bad.write_bytes(whole)
-    assert learnt(run(recipe_text, tmp_path / "run", resume=True, **where)) == learnt(straight)
+    assert trained_files(run(recipe_text, tmp_path / "run", resume=True, **where)) == trained_files(straight)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from compiled_graphs import compiles, graphs
 from safetensors.torch import load_file, save_file
 from torch import nn
-from training_runs import StopAfter, learnt, metrics, run
+from training_runs import metrics, run, signal_in_step, trained_files
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.manifest import MANIFEST, OPTIMIZER_FILE, build_manifest
@@ -209,10 +209,10 @@ def test_twenty_steps_equal_seven_and_thirteen_after_a_resume(recipe_text, tmp_p
     uninterrupted = run(text, tmp_path / "uninterrupted")
     resumed = tmp_path / "resumed"
     with monkeypatch.context() as patch:
-        StopAfter(patch, 7)
+        signal_in_step(patch, 7)
         with pytest.raises(Preempted):
             run(text, resumed)
-    assert learnt(run(text, resumed, resume=True)) == learnt(uninterrupted)
+    assert trained_files(run(text, resumed, resume=True)) == trained_files(uninterrupted)
     assert metrics(resumed) == metrics(tmp_path / "uninterrupted")
 
 
