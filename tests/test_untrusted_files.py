@@ -137,7 +137,6 @@ ADVICE = re.compile(
 )
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("case", REFUSED, ids=str)
 def test_a_damaged_checkpoint_is_refused(
