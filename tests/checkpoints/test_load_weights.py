@@ -1,3 +1,5 @@
+"""Weights of others are loaded as they are, and wrong or unsafe ones are refused."""
+
 import pickle
 import re
 
