@@ -7,7 +7,7 @@ from functorch.compile import nop
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
-from training_runs import learnt, metrics, run
+from training_runs import metrics, run, trained_files
 
 from rewarm.errors import CheckpointError
 from rewarm.model import activation_recompute
@@ -146,7 +146,7 @@ def test_a_run_learns_the_same_but_resumes_with_other_memory_only_if_accepted(
     recipe_text, tmp_path
 ):
     fast = run(recipe_text, tmp_path / "fast")
-    assert learnt(run(recipe_text, tmp_path / "lean", memory="lean")) == learnt(fast)
+    assert trained_files(run(recipe_text, tmp_path / "lean", memory="lean")) == trained_files(fast)
     assert metrics(tmp_path / "lean") == metrics(tmp_path / "fast")
     run(recipe_text, tmp_path / "both", tokens=10240)
     changed = {"resume": True, "tokens": 20480, "memory": "lean"}
