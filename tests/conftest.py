@@ -85,11 +85,8 @@ def corpora(tmp_path_factory, tokenizer_json) -> Path:
     return shared_folder(tmp_path_factory, "corpora", write_corpora)
 
 
-@pytest.fixture
-def recipe_text(corpora, tmp_path) -> str:
-    """A recipe from scratch: two mixed corpora, accumulation 2, 20 steps."""
-    return f"""\
-run: {tmp_path}/run
+_RECIPE = """\
+run: {run}
 seed: 5
 tokens: 20480
 model:
@@ -108,6 +105,24 @@ schedule: {{name: rewarm, peak_lr: 1e-2, min_lr: 1e-3, warmup: 10%}}
 precision: fp32
 every: {{log: 3, evaluate: 5, save: 10}}
 """
+
+
+@pytest.fixture
+def recipe_text(corpora, tmp_path) -> str:
+    """A recipe from scratch: two mixed corpora, accumulation 2, 20 steps."""
+    return _RECIPE.format(run=tmp_path / "run", corpora=corpora)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory, corpora) -> Path:
+    """The run directory of that recipe, trained once: tests read it, and copy what they change."""
+
+    def train_recipe(folder: Path) -> None:
+        from training_runs import run
+
+        run(_RECIPE.format(run=folder / "run", corpora=corpora), folder / "run")
+
+    return shared_folder(tmp_path_factory, "trained", train_recipe) / "run"
 
 
 @pytest.fixture

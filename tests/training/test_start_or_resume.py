@@ -12,7 +12,7 @@ import pytest
 import torch
 from rewarm_process import RewarmProcess
 from safetensors.torch import load_file
-from training_runs import signal_in_step, trained_files, metrics, run
+from training_runs import metrics, run, signal_in_step, trained_files
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.training_state import read_training_state
@@ -21,8 +21,8 @@ from rewarm.data.shard_source import ShardSource
 from rewarm.errors import CheckpointError, DataError, Preempted
 
 
-def test_twenty_steps_are_ten_and_ten(recipe_text, tmp_path):
-    straight = run(recipe_text, tmp_path / "straight")
+def test_twenty_steps_are_ten_and_ten(recipe_text, tmp_path, trained_run):
+    straight = last_checkpoint(trained_run)
     half = tmp_path / "half"
     run(recipe_text, half)
     shutil.rmtree(last_checkpoint(half))
@@ -30,14 +30,14 @@ def test_twenty_steps_are_ten_and_ten(recipe_text, tmp_path):
     resumed = run(recipe_text, half, resume=True)
     assert resumed.name == straight.name == "step-00000020"
     assert trained_files(resumed) == trained_files(straight)
-    assert metrics(half) == metrics(tmp_path / "straight")
+    assert metrics(half) == metrics(trained_run)
 
 
 @pytest.mark.parametrize("step", [1, 7, 13])
 def test_a_run_stopped_by_a_signal_ends_as_if_it_had_not_been(
-    recipe_text, tmp_path, monkeypatch, step
+    recipe_text, tmp_path, monkeypatch, trained_run, step
 ):
-    straight = run(recipe_text, tmp_path / "straight")
+    straight = last_checkpoint(trained_run)
     with monkeypatch.context() as patch:
         signal_in_step(patch, step)
         with pytest.raises(Preempted, match=f"SIGTERM: stopped after step {step}, saved in"):
@@ -45,7 +45,7 @@ def test_a_run_stopped_by_a_signal_ends_as_if_it_had_not_been(
     assert last_checkpoint(tmp_path / "stopped").name == f"step-{step:08d}"
     resumed = run(recipe_text, tmp_path / "stopped", resume=True)
     assert trained_files(resumed) == trained_files(straight)
-    assert metrics(tmp_path / "stopped") == metrics(tmp_path / "straight")
+    assert metrics(tmp_path / "stopped") == metrics(trained_run)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -201,7 +201,9 @@ def test_a_shard_that_goes_bad_stops_the_run_with_everything_saved(recipe_text, 
     assert "everything up to step" in str(error.value)
     assert read_training_state(last_checkpoint(tmp_path / "run")).step > 1
     bad.write_bytes(whole)
-    assert trained_files(run(recipe_text, tmp_path / "run", resume=True, **where)) == trained_files(straight)
+    assert trained_files(run(recipe_text, tmp_path / "run", resume=True, **where)) == trained_files(
+        straight
+    )
 
 
 @pytest.mark.parametrize(
