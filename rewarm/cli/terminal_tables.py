@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
-from rewarm.tables import Table as ResultTable
+if TYPE_CHECKING:  # `rewarm --help` imports this module, and should not import pydantic
+    from rewarm.tables import Table as ResultTable
 
 
 def plain_table(*columns: str) -> Table:

@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from rewarm.errors import CheckpointError
+from rewarm.study.runner import is_complete
+from rewarm.study.study_file import load_study
+
 FREQUENT_SAVES = "every: {log: 10, evaluate: 50, save: 20}"
 
 
@@ -71,17 +75,21 @@ def test_a_study_runs_completely_and_only_once(study, command):
     code, _, err = command("compare", study, "--set", "arms.constant.schedule.lr=2e-3")
     assert code == 3
     assert "constant/17" in err
-    assert "already complete, but by another recipe: schedule.lr: 0.001 → 0.002" in err
+    assert "schedule.lr: 0.001 → 0.002" in err
+    changed = load_study(study, ["arms.constant.schedule.lr=2e-3"]).runs_of("constant")[0]
+    expected = "already complete, but by another recipe: schedule.lr: 0.001 → 0.002"
+    with pytest.raises(CheckpointError, match=expected):
+        is_complete(changed.recipe)
 
 
 def test_a_failed_run_does_not_stop_the_others(study, command):
     text = study.read_text()
-    broken = "  broken: {data.train.downstream.shards: nowhere}\n"
-    study.write_text(text.replace("arms:\n", f"arms:\n{broken}"))
+    diverging = "  diverging: {schedule: {name: constant, lr: 1e+30}}\n"
+    study.write_text(text.replace("arms:\n", f"arms:\n{diverging}"))
     code, out, err = command("compare", study)
     assert code == 3
     assert "1 of 4 runs failed, the others are done:" in err
-    assert "broken/17: error: nowhere: no such folder" in err
+    assert re.search(r"diverging/17: error: .*: steps 2 to 4 were not finite", err)
     assert "constant/17  done" in err
     assert "rewarm" in out
 

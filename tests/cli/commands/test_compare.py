@@ -20,6 +20,13 @@ def test_an_invalid_arm_is_refused_before_any_run(study, command, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_missing_data_is_refused_before_any_run(study, command, tmp_path):
+    code, out, err = command("compare", study, "--set", "arms.b={}")
+    assert (code, out) == (3, "")
+    assert "a/17, b/17: data/new: no such folder" in err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_there_is_at_least_one_worker(study, command):
     code, _, err = command("compare", study, "--workers", "0")
     assert code == 2
