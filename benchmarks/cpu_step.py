@@ -74,7 +74,7 @@ def prepare(work: Path, steps: int) -> None:
     from rewarm.data.stored_blocks import StoredBlocks
     from rewarm.model.neox import NeoX, initialize_weights
     from rewarm.recipe.recipe import load_recipe
-    from rewarm.training.start_or_resume import open_corpora
+    from rewarm.runs.resolve import resolve
 
     write_quickstart_shards(work, "upstream")
     (work / "recipe.yaml").write_text(BASE_RECIPE.format(out=work))
@@ -86,8 +86,8 @@ def prepare(work: Path, steps: int) -> None:
     save_file(model.state_dict(), work / "base" / "model.safetensors")
     (work / "base" / "config.json").write_text(json.dumps(shape.to_hugging_face()))
     recipe = _recipe(work, "tokens", steps)
-    stream = BatchLoader(open_corpora(recipe, {}), recipe.corpus_weights, sequences=SEQUENCES)
-    batches = stream.batches(0)
+    corpora = list(resolve(recipe).corpora.values())
+    batches = BatchLoader(corpora, recipe.corpus_weights, sequences=SEQUENCES).batches(0)
     held_out_blocks = StoredBlocks(
         ShardSource(str(work / "shards" / "upstream" / "val")), context=CONTEXT, tokens=64 * CONTEXT
     )
@@ -111,11 +111,11 @@ def rewarm(work: Path, steps: int, run: str) -> list[StepEnd]:
     step_ends: list[StepEnd] = []
 
     class Clock(ProgressLine):
-        def step(self, step: int) -> None:
+        def show_step(self, step: int) -> None:
             step_ends.append(StepEnd.now())
-            super().step(step)
+            super().show_step(step)
 
-    train(_recipe(work, run, steps), screen=Clock)
+    train(_recipe(work, run, steps), progress_line=Clock)
     return step_ends
 
 

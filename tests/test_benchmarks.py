@@ -1,10 +1,12 @@
 """The benchmarks, as far as they run on a machine without a GPU."""
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -180,3 +182,14 @@ def test_every_stage_of_gpu_script_calls_valid_commands(tmp_path):
     unknown = subprocess.run(["bash", str(copy)], capture_output=True, text=True, check=False)
     assert unknown.returncode == 2
     assert "pytest -m gpu" in unknown.stderr
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda p: p.name)
+def test_names_imported_from_rewarm_exist(script):
+    tree = ast.parse(script.read_text())
+    for node in ast.walk(tree):  # also the deferred imports, which --help would not reach
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "rewarm":
+            module = import_module(node.module)
+            for name in node.names:
+                if not hasattr(module, name.name):
+                    import_module(f"{node.module}.{name.name}")
