@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rewarm.recipe.recipe import Recipe, validate_recipe
-from rewarm.recipe.yaml_document import YamlDocument
+from recipes import recipe_of
+from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.training import loop
 
@@ -17,11 +17,9 @@ TIMES = ("tokens_per_second", "mfu", "data_wait", "save_stall")
 
 
 def recipe_with(text: str, directory: Path, **settings: object) -> Recipe:
-    """Returns a recipe with other settings; `data__lanes` stands for `data.lanes`."""
-    document = YamlDocument(text, "recipe.yaml")
-    for name, value in {"run": str(directory), **settings}.items():
-        document.apply_override(f"{name.replace('__', '.')}={value}")
-    return validate_recipe(document)
+    """Returns the recipe of a run, with other settings; `data__lanes` stands for `data.lanes`."""
+    changes = (f"{name.replace('__', '.')}={value}" for name, value in settings.items())
+    return recipe_of(text, f"run={directory}", *changes)
 
 
 def run(

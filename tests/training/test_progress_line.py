@@ -1,7 +1,36 @@
-"""What a run prints never decides whether it goes on."""
+"""A bar on a terminal, lines elsewhere; a log that cannot be written never ends a run."""
 
 import errno
 import io
+
+from rich.console import Console
+
+from rewarm.training.progress_line import ProgressLine
+
+NUMBERS = {"loss": 2.5, "lr": 3e-4, "tokens_per_second": 1234.5, "mfu": None}
+
+
+def test_a_terminal_shows_a_bar_with_loss_rate_speed_and_time_left():
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    with ProgressLine(steps=40, done=10, console=console) as line:
+        line.show_training(20, NUMBERS)
+        line.show_evaluation(20, {"upstream": 2.0}, {"upstream": 1.5})
+        line._bar.refresh()
+    text = shown.getvalue()
+    for part in ("20/40", "loss 2.5000", "lr 3.000e-04", "tokens/s", "left", "(+0.5000)"):
+        assert part in text
+
+
+def test_without_a_terminal_there_are_plain_lines(capsys):
+    with ProgressLine(steps=40, done=0) as line:
+        line.show_step(19)
+        line.show_training(20, NUMBERS | {"mfu": 0.4})
+        line.show_evaluation(0, {"upstream": 2.0}, {"upstream": 2.0})
+    assert capsys.readouterr().err.splitlines() == [
+        "step 20/40  loss 2.5000  lr 3.000e-04  1,234 tokens/s  mfu 40.0%",
+        "step 0  evaluated: upstream 2.0000",
+    ]
 
 
 def test_a_full_disk_under_the_printed_log_does_not_end_the_run(recipe_file, command, monkeypatch):

@@ -1,21 +1,11 @@
-import io
+"""Tokens per second and MFU, without the time that other work took."""
+
 import time
 
 import pytest
 import torch
-from rich.console import Console
 
-from rewarm.estimates.throughput import peak_flops
-from rewarm.training.progress_line import ProgressLine
 from rewarm.training.speed_meter import SpeedMeter
-
-
-def test_peaks_are_found_by_the_devices_own_name():
-    assert peak_flops("NVIDIA H200") == 989.4e12
-    assert peak_flops("NVIDIA H100 80GB HBM3") == 989.4e12
-    assert peak_flops("NVIDIA H100 PCIe") == 756e12
-    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
-    assert peak_flops("cpu") is None
 
 
 def test_pauses_do_not_count():
@@ -30,21 +20,33 @@ def test_pauses_do_not_count():
     assert SpeedMeter(flops_per_token=10, peak=None).read()["mfu"] is None
 
 
-def test_a_terminal_shows_a_bar_with_loss_rate_speed_and_time_left():
-    shown = io.StringIO()
-    console = Console(file=shown, force_terminal=True, width=100)
-    with ProgressLine(steps=40, done=10, console=console) as screen:
-        numbers = {"loss": 2.5, "lr": 3e-4, "tokens_per_second": 1234.5, "mfu": None}
-        screen.trained(20, numbers)
-        screen.evaluated(20, {"upstream": 2.0}, {"upstream": 1.5})
-        screen._bar.refresh()
-    text = shown.getvalue()
-    for part in ("20/40", "loss 2.5000", "lr 3.000e-04", "tokens/s", "left", "(+0.5000)"):
-        assert part in text
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets: `clock[0]` is the time."""
+    seconds = [100.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: seconds[0])
+    return seconds
 
 
-def test_elsewhere_there_are_plain_lines(capsys):
-    with ProgressLine(steps=40, done=0) as screen:
-        screen.trained(20, {"loss": 2.5, "lr": 3e-4, "tokens_per_second": 1234.5, "mfu": 0.4})
-    said = capsys.readouterr().err
-    assert said == "step 20/40  loss 2.5000  lr 3.000e-04  1,234 tokens/s  mfu 40.0%\n"
+def test_readings_by_hand(clock):
+    meter = SpeedMeter(flops_per_token=10, peak=1e4)
+    for _ in range(4):
+        meter.count(500)
+    with meter.waiting():
+        clock[0] += 2
+    with meter.paused(torch.device("cpu")):
+        clock[0] += 50
+    clock[0] += 6
+    meter.add_stall(0.25)
+    assert meter.read() == {
+        "tokens_per_second": 250.0,  # 2,000 tokens in 2 + 6 seconds
+        "mfu": 0.25,
+        "data_wait": 0.25,
+        "save_stall": 0.25,
+    }
+    assert meter.step_seconds == 2.0
+    clock[0] += 1
+    assert meter.read() == {
+        "tokens_per_second": 0.0, "mfu": 0.0, "data_wait": 0.0, "save_stall": 0.0,
+    }  # fmt: skip
+    assert meter.step_seconds == 2.0  # no step since
