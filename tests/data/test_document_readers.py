@@ -64,8 +64,8 @@ THREE = ("one", "zwei\nLinien", "три")
         ("crlf.jsonl", lines(*THREE).replace(b"\n", b"\r\n")),
         ("a.jsonl.zst", zstandard.compress(lines(*THREE))),
         ("frames.jsonl.zst", b"".join(zstandard.compress(lines(text)) for text in THREE)),
-        ("a.jsonl.gz", gzip.compress(lines(*THREE))),
-        ("members.jsonl.gz", b"".join(gzip.compress(lines(text)) for text in THREE)),
+        ("a.jsonl.gz", gzip.compress(lines(*THREE), mtime=0)),
+        ("members.jsonl.gz", b"".join(gzip.compress(lines(text), mtime=0) for text in THREE)),
         ("a.parquet", parquet_of(*THREE)),
         ("a.arrow", arrow_of(*THREE)),
         (
@@ -151,7 +151,11 @@ def test_inputs_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
         ("a.jsonl", b'{"text": null}', "a.jsonl:1: no text in field 'text'"),
         ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl:1: not a line of JSON: 'utf-8' codec"),
         ("a.jsonl", b'{"text": ' + b"[" * 100_000, "a.jsonl:1: not a line of JSON"),
-        ("a.jsonl.gz", gzip.compress(lines("x") + b"{"), "a.jsonl.gz:2: not a line of JSON"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(lines("x") + b"{", mtime=0),
+            "a.jsonl.gz:2: not a line of JSON",
+        ),
         ("a.jsonl.zst", zstandard.compress(lines("x") + b"{"), "a.jsonl.zst:2: not a line of JSON"),
         ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot be read: Not a gzipped file"),
         ("a.jsonl.zst", b"plain", "a.jsonl.zst: damaged zstd"),
