@@ -37,7 +37,6 @@ from rewarm.model.architecture import Architecture
 from rewarm.model.published_checkpoints import published_architecture
 from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe
-from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.preconditions import (
     check_no_changes,
     check_same_shards,
@@ -45,7 +44,7 @@ from rewarm.runs.preconditions import (
     epoch_problems,
     run_directory_problems,
 )
-from rewarm.runs.resume_changes import recipe_changes, recorded_microbatch
+from rewarm.runs.resume_changes import read_saved_recipe, recipe_changes, recorded_microbatch
 from rewarm.runs.run_directory import checkpoint_path
 from rewarm.runs.start_record import StartRecord, describe_start
 from rewarm.safe_loading import check_files_inside
@@ -200,14 +199,14 @@ class _Resolver:
         state = read_training_state(checkpoint)
         expected = checkpoint_path(Path(recipe.run), state.step)
         check_training_state(recipe, checkpoint, expected, state)
-        changes = recipe_changes(checkpoint, recipe, state)
+        saved = read_saved_recipe(checkpoint)
+        changes = recipe_changes(saved, state, recipe)
         if not accept_changes:
             check_no_changes(recipe, changes)
-        settings = flatten_settings(YamlDocument.load(checkpoint / "recipe.yaml").data)
         self.architecture = read_architecture(checkpoint)
         self.model_directory = checkpoint
         self.ancestors, self.carried = state.lineage, state.carried
-        microbatch = recorded_microbatch(settings, recipe)
+        microbatch = recorded_microbatch(saved, recipe)
         self.resume = ResumeState(checkpoint, state, changes, microbatch)
         self._has_model = True
 

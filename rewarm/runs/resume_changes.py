@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rewarm import schedules
-from rewarm.checkpoints.lineage import recipe_of_checkpoint
 from rewarm.checkpoints.manifest import verify_checkpoint
-from rewarm.checkpoints.training_state import TrainingState, read_training_state
+from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError, RecipeError, printable
-from rewarm.recipe.recipe import Recipe
+from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 
 # Settings that may change on --resume without a question: they decide what is written, not what is
@@ -23,27 +22,46 @@ _HARMLESS = (
 )
 
 
-def recipe_changes(
-    checkpoint: Path, recipe: Recipe, state: TrainingState | None = None
-) -> list[str]:
-    """Returns how a recipe would change the outcome of a run that is resumed, a line each.
+class SavedRecipe(NamedTuple):
+    """The recipe in a checkpoint."""
 
-    Args:
-        checkpoint: the one that the run is resumed from.
-        recipe: the run's recipe now.
-        state: the checkpoint's training state, where it was read already.
+    settings: dict[str, Any]
+    """As {"a.b": value}, as they were written down."""
+    recipe: Recipe | None
+    """None where it cannot be validated any more: its plug-in may have been uninstalled."""
+
+
+def read_saved_recipe(checkpoint: Path) -> SavedRecipe:
+    """Returns the recipe that a checkpoint was made with.
 
     Raises:
         CheckpointError: the checkpoint is damaged.
     """
     verify_checkpoint(checkpoint, only="recipe.yaml")  # damage is no change of the recipe
-    before = _settings(checkpoint)
-    made_by = None
-    with contextlib.suppress(CheckpointError):  # its plug-in may have been uninstalled
-        made_by = recipe_of_checkpoint(checkpoint)
-        before = flatten_settings(made_by.document())  # with settings that are newer than it
+    try:
+        document = YamlDocument.load(checkpoint / "recipe.yaml")
+    except RecipeError as error:
+        raise CheckpointError(
+            f"{checkpoint}: its recipe cannot be read: {error.problems[0]}; use another checkpoint"
+        ) from None
+    recipe = None
+    with contextlib.suppress(RecipeError):
+        recipe = validate_recipe(document)
+    return SavedRecipe(flatten_settings(document.data), recipe)
+
+
+def recipe_changes(saved: SavedRecipe, state: TrainingState, recipe: Recipe) -> list[str]:
+    """Returns how a recipe would change the outcome of a run that is resumed, a line each.
+
+    Args:
+        saved: the recipe in the checkpoint that the run is resumed from.
+        state: the training state in that checkpoint.
+        recipe: the run's recipe now.
+    """
+    # The validated recipe also has the settings that are newer than the checkpoint.
+    before = flatten_settings(saved.recipe.document()) if saved.recipe else saved.settings
     now = flatten_settings(recipe.document())
-    if now["batch.microbatch"] == "auto" and recorded_microbatch(before, recipe):
+    if now["batch.microbatch"] == "auto" and recorded_microbatch(saved, recipe):
         now["batch.microbatch"] = before["batch.microbatch"]
     changed = [
         printable(f"{path}: {before.get(path, 'not set')} → {now.get(path, 'not set')}")
@@ -51,26 +69,17 @@ def recipe_changes(
         if before.get(path) != now.get(path)
         and not any(path == name or path.startswith(f"{name}.") for name in _HARMLESS)
     ]
-    if made_by is None:  # the recipe names another plug-in: that change is listed
+    if saved.recipe is None:  # the recipe names another plug-in: that change is listed
         return changed
-    return changed + _rate_changes(state or read_training_state(checkpoint), made_by, recipe)
+    return changed + _rate_changes(state, saved.recipe, recipe)
 
 
-def recorded_microbatch(settings: dict[str, Any], recipe: Recipe) -> int | None:
-    """Returns the microbatch in a run's saved settings, where it divides the recipe's batch."""
-    microbatch = settings.get("batch.microbatch")
+def recorded_microbatch(saved: SavedRecipe, recipe: Recipe) -> int | None:
+    """Returns the microbatch in a run's saved recipe, where it divides the recipe's batch."""
+    microbatch = saved.settings.get("batch.microbatch")
     if type(microbatch) is not int or microbatch <= 0:
         return None
     return None if recipe.sequences_per_step % microbatch else microbatch
-
-
-def _settings(checkpoint: Path) -> dict[str, Any]:
-    try:
-        return flatten_settings(YamlDocument.load(checkpoint / "recipe.yaml").data)
-    except RecipeError as error:
-        raise CheckpointError(
-            f"{checkpoint}: its recipe cannot be read: {error.problems[0]}; use another checkpoint"
-        ) from None
 
 
 def _rate_changes(state: TrainingState, made_by: Recipe, recipe: Recipe) -> list[str]:

@@ -23,11 +23,12 @@ from typing import IO, Literal, NamedTuple
 
 from rewarm import exit_codes
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
+from rewarm.checkpoints.training_state import read_training_state
 from rewarm.errors import CheckpointError, Preempted, RewarmError
 from rewarm.files import locked
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_file import read_metrics
-from rewarm.runs.resume_changes import recipe_changes
+from rewarm.runs.resume_changes import read_saved_recipe, recipe_changes
 from rewarm.study.outcomes import StudyResults, read_outcome
 from rewarm.study.study_file import StudyPlan, StudyRun
 
@@ -58,7 +59,8 @@ def is_complete(recipe: Recipe) -> bool:
     checkpoint = list_checkpoints(directory).get(recipe.steps)
     if checkpoint is None:
         return False
-    if changes := recipe_changes(checkpoint, recipe):
+    saved, state = read_saved_recipe(checkpoint), read_training_state(checkpoint)
+    if changes := recipe_changes(saved, state, recipe):
         raise CheckpointError(
             f"{directory}: already complete, but by another recipe: {'; '.join(changes[:3])}; "
             "move the run away, or undo the changes"
