@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
+from rewarm.errors import RewarmError
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.preconditions import in_use
 from rewarm.runs.resolve import Problem, preflight
+from rewarm.study.runner import is_complete
 from rewarm.study.study_file import StudyPlan, StudyRun
 
 
@@ -21,7 +23,7 @@ def check_study(plan: StudyPlan) -> None:
     runs_by_problem: dict[str, list[str]] = {}
     first: Problem | None = None
     for name, recipe in _recipes(plan).items():
-        for problem in preflight(recipe, resume=True):
+        for problem in _problems(recipe):
             if str(problem) == str(in_use(Path(recipe.run))):  # another worker of this study
                 continue
             first = first or problem
@@ -30,6 +32,19 @@ def check_study(plan: StudyPlan) -> None:
         lines = [f"{', '.join(runs)}: {text}" for text, runs in runs_by_problem.items()]
         first.args = ("\n".join(lines),)
         raise first
+
+
+def _problems(recipe: Recipe) -> list[Problem]:
+    """Returns what prevents a run of a study from starting or continuing; of a complete one, none.
+
+    A complete run of another recipe is a problem: its results are not this study's.
+    """
+    try:
+        if is_complete(recipe):
+            return []
+    except RewarmError as error:
+        return [error]
+    return preflight(recipe, resume=True)
 
 
 def _recipes(plan: StudyPlan) -> dict[str, Recipe]:
