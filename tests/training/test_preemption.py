@@ -7,8 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
+from rewarm_process import RewarmProcess
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
+from rewarm.checkpoints.training_state import read_training_state
 from rewarm.errors import Preempted
 from rewarm.recipe.recipe import load_recipe
 from rewarm.training.loop import train
@@ -20,6 +22,20 @@ with StopRequests():
     print("ready", flush=True)
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes in C, where no handler is called
 """
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_exits_with_its_own_code(recipe_text, tmp_path, number, code):
+    path = tmp_path / "recipe.yaml"
+    endless = recipe_text.replace("tokens: 20480\n", "tokens: 10M\n")
+    path.write_text(endless.replace("lanes: 2\n", "lanes: 2\n  max_epochs: null\n"))
+    process = RewarmProcess(tmp_path, "train", path)
+    assert process.wait_for("\nstep 3/"), "ended before step 3"
+    process.signal(number)
+    assert process.wait() == code
+    assert "Traceback" not in process.errors
+    assert "--resume" in process.errors
+    assert read_training_state(last_checkpoint(tmp_path / "run")).step >= 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -46,12 +62,3 @@ def test_a_time_limit_saves_and_exits(recipe_file, tmp_path):
     assert error.value.exit_code == 75
     assert time.monotonic() - started < 3
     assert last_checkpoint(Path(recipe.run))
-
-
-def test_train_accepts_a_time_limit(recipe_file, command):
-    code, _, errors = command("train", recipe_file, "--time-limit", "1ms")
-    assert code == 2
-    assert "should be a duration, such as 3h55m" in errors
-    words = [sys.executable, "-m", "rewarm", "train", str(recipe_file), "--time-limit", "1s"]
-    ended = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert ended.returncode == 75, ended.stderr

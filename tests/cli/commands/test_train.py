@@ -1,0 +1,42 @@
+"""`rewarm train`: its options, and what it prints where."""
+
+import subprocess
+import sys
+
+import pytest
+
+from rewarm.checkpoints.find_checkpoint import last_checkpoint
+
+
+def test_the_last_checkpoint_is_the_only_result(recipe_file, command, tmp_path):
+    code, out, errors = command("train", recipe_file, "--set", "tokens=2048")
+    assert code == 0
+    assert out == f"{last_checkpoint(tmp_path / 'run')}\n"
+    assert "steps   1 to 2 of 1,024 tokens; lr " in errors
+    assert "memory  " in errors
+
+
+def test_a_time_limit_has_a_unit(recipe_file, command, tmp_path):
+    code, _, errors = command("train", recipe_file, "--time-limit", "1ms")
+    assert code == 2
+    assert "should be a duration, such as 3h55m" in errors
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_time_limit_counts_from_the_start_of_the_process(recipe_file):
+    words = [sys.executable, "-m", "rewarm", "train", str(recipe_file), "--time-limit", "1s"]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.returncode == 75, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [("sede=1", "sede: no such setting"), ("batch.microbatch=7", "a whole number of microbatches")],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_created(
+    recipe_file, command, tmp_path, override, message
+):
+    code, out, errors = command("train", recipe_file, "--set", override)
+    assert (code, out) == (2, "")
+    assert message in errors
+    assert not (tmp_path / "run").exists()
