@@ -52,6 +52,7 @@ def last_weights(path):
     return {file.parts[-5]: file.read_bytes() for file in weights}
 
 
+@pytest.mark.slow
 def test_a_study_runs_completely_and_only_once(study, command):
     code, out, err = command("compare", study)
     assert code == 0, err
@@ -82,6 +83,7 @@ def test_a_study_runs_completely_and_only_once(study, command):
         is_complete(changed.recipe)
 
 
+@pytest.mark.slow
 def test_a_failed_run_does_not_stop_the_others(study, command):
     text = study.read_text()
     diverging = "  diverging: {schedule: {name: constant, lr: 1e+30}}\n"
