@@ -11,10 +11,11 @@ reading all of the data or the weights can tell is found by `train` alone (`thor
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from rewarm.checkpoints.find_checkpoint import (
@@ -64,44 +65,60 @@ class ResumeState(NamedTuple):
     """The number that `microbatch: auto` became when the run was started."""
 
 
+class ModelOrigin(NamedTuple):
+    """Where a run's model comes from."""
+
+    architecture: Architecture
+    directory: Path | None = None
+    """Its configuration, and its tokenizer if it has one; None for an architecture in a recipe."""
+    base: BaseCheckpoint | None = None
+    """None on resume, and for new weights that are of no base's shape."""
+    base_state: TrainingState | None = None
+    """The training state of a base that is a rewarm checkpoint."""
+    resume: ResumeState | None = None
+    ancestors: tuple[Ancestor, ...] = ()
+    """The models that the weights descend from, the direct parent last."""
+    carried: Mapping[str, int] = MappingProxyType({})
+    """Blocks of each corpus that were read before this run (data.carry)."""
+
+
 @dataclass(frozen=True)
 class ResolvedRun:
     """A recipe with everything on disk that it refers to; what could not be read is missing."""
 
     recipe: Recipe
-    resume: ResumeState | None = None
-    """None for a new run."""
-    base: BaseCheckpoint | None = None
-    """Where weights, or with `fresh` only the shape, come from; None on resume."""
-    base_state: TrainingState | None = None
-    """The training state of a base that is a rewarm checkpoint."""
-    architecture: Architecture | None = None
-    ancestors: list[Ancestor] = field(default_factory=list)
-    """The models that the weights descend from, the direct parent last."""
-    carried: dict[str, int] = field(default_factory=dict)
-    """Blocks of each corpus that were read before this run (data.carry)."""
-    corpora: dict[str, Corpus] = field(default_factory=dict)
+    origin: ModelOrigin | None
+    corpora: dict[str, Corpus]
     """The training corpora that could be opened."""
-    validation: dict[str, StoredBlocks] = field(default_factory=dict)
+    validation: dict[str, StoredBlocks]
     """The validation sets that could be opened."""
-    tokenizer_directory: Path | None = None
+    tokenizer_directory: Path | None
     """Where the tokenizer files come from that go into each checkpoint."""
-    start: StartRecord | None = None
-    problems: list[Problem] = field(default_factory=list)
+    start: StartRecord | None
+    problems: list[Problem]
+
+    @property
+    def resume(self) -> ResumeState | None:
+        """What the run is resumed from; None for a new run."""
+        return self.origin.resume if self.origin else None
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The model's, where it was found."""
+        return self.origin.architecture if self.origin else None
 
     @property
     def weights(self) -> Path | None:
         """The directory that weights are loaded from; None where new ones are drawn."""
         if self.resume:
             return self.resume.checkpoint
-        return self.base.directory if self.base and not self.recipe.model.fresh else None
+        base = self.origin.base if self.origin else None
+        return base.directory if base and not self.recipe.model.fresh else None
 
     @property
     def optimizer_state(self) -> Path | None:
         """The directory that optimizer state is loaded from; None where it is fresh."""
-        if self.resume:
-            return self.resume.checkpoint
-        return self.weights if self.recipe.optimizer.carry else None
+        return self.weights if self.resume or self.recipe.optimizer.carry else None
 
     def with_recipe(self, recipe: Recipe) -> ResolvedRun:
         """Returns the same run with a recipe that differs in its microbatch only."""
@@ -138,168 +155,151 @@ def resolve(
         thorough: also read what takes long: download a hub model, and compute the sha256 of every
             file of a checkpoint.
     """
-    resolver = _Resolver(recipe, thorough=thorough)
-    resolver.problems += run_directory_problems(Path(recipe.run), resume=resume)
-    with resolver.collecting():
-        if resume and (checkpoint := last_checkpoint(Path(recipe.run))):
-            resolver.resume_from(checkpoint, accept_changes=accept_changes)
+    directory, origin, start = Path(recipe.run), None, None
+    problems: list[Problem] = [*run_directory_problems(directory, resume=resume)]
+    known = len(problems)
+    with _collected(problems):
+        if resume and (checkpoint := last_checkpoint(directory)):
+            origin = _resumed(recipe, checkpoint, accept_changes=accept_changes, thorough=thorough)
         else:
-            resolver.find_model()
-    resolver.open_datasets()
-    resolver.match_model_and_data(accept_changes=accept_changes)
-    with resolver.collecting():
-        resolver.describe_start()
-    return ResolvedRun(
-        recipe=recipe,
-        resume=resolver.resume,
-        base=resolver.base,
-        base_state=resolver.base_state,
-        architecture=resolver.architecture,
-        ancestors=resolver.ancestors,
-        carried=resolver.carried,
-        corpora=resolver.corpora,
-        validation=resolver.validation,
-        tokenizer_directory=resolver.tokenizer_directory,
-        start=resolver.start,
-        problems=resolver.problems,
+            origin = _new_run(recipe, problems, thorough=thorough)
+    is_model_intact = len(problems) == known
+    corpora, validation = _open_datasets(recipe, origin, problems)
+    folder = _match_model_and_data(recipe, origin, corpora, problems, accept_changes=accept_changes)
+    if origin and is_model_intact:
+        with _collected(problems):
+            start = describe_start(
+                recipe,
+                list(origin.ancestors),
+                base=origin.base,
+                carried=dict(origin.carried),
+                resumed=origin.resume and (origin.resume.checkpoint, origin.resume.state),
+            )
+    return ResolvedRun(recipe, origin, corpora, validation, folder, start, problems)
+
+
+@contextmanager
+def _collected(problems: list[Problem]) -> Iterator[None]:
+    """Adds an error that is raised inside to the problems."""
+    try:
+        yield
+    except RewarmError as error:
+        problems.append(error)
+
+
+def _resumed(
+    recipe: Recipe, checkpoint: Path, *, accept_changes: bool, thorough: bool
+) -> ModelOrigin:
+    """Reads the checkpoint that a run is resumed from."""
+    verify_checkpoint(checkpoint, digests=thorough)
+    state = read_training_state(checkpoint)
+    check_training_state(recipe, checkpoint, checkpoint_path(Path(recipe.run), state.step), state)
+    saved = read_saved_recipe(checkpoint)
+    changes = recipe_changes(saved, state, recipe)
+    if not accept_changes:
+        check_no_changes(recipe, changes)
+    return ModelOrigin(
+        read_architecture(checkpoint),
+        checkpoint,
+        resume=ResumeState(checkpoint, state, changes, recorded_microbatch(saved, recipe)),
+        ancestors=tuple(state.lineage),
+        carried=state.carried,
     )
 
 
-class _Resolver:
-    """Gathers the parts of a `ResolvedRun`; each method takes up where the one before ended."""
-
-    def __init__(self, recipe: Recipe, *, thorough: bool) -> None:
-        self.recipe, self.thorough = recipe, thorough
-        self.problems: list[Problem] = []
-        self.resume: ResumeState | None = None
-        self.base: BaseCheckpoint | None = None
-        self.base_state: TrainingState | None = None
-        self.architecture: Architecture | None = None
-        self.model_directory: Path | None = None
-        self.ancestors: list[Ancestor] = []
-        self.carried: dict[str, int] = {}
-        self.corpora: dict[str, Corpus] = {}
-        self.validation: dict[str, StoredBlocks] = {}
-        self.tokenizer_directory: Path | None = None
-        self.start: StartRecord | None = None
-        self._has_model = False
-
-    @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Adds an error that is raised inside to the problems."""
-        try:
-            yield
-        except RewarmError as error:
-            self.problems.append(error)
-
-    def resume_from(self, checkpoint: Path, *, accept_changes: bool) -> None:
-        """Reads the checkpoint that the run is resumed from."""
-        recipe = self.recipe
-        verify_checkpoint(checkpoint, digests=self.thorough)
-        state = read_training_state(checkpoint)
-        expected = checkpoint_path(Path(recipe.run), state.step)
-        check_training_state(recipe, checkpoint, expected, state)
-        saved = read_saved_recipe(checkpoint)
-        changes = recipe_changes(saved, state, recipe)
-        if not accept_changes:
-            check_no_changes(recipe, changes)
-        self.architecture = read_architecture(checkpoint)
-        self.model_directory = checkpoint
-        self.ancestors, self.carried = state.lineage, state.carried
-        microbatch = recorded_microbatch(saved, recipe)
-        self.resume = ResumeState(checkpoint, state, changes, microbatch)
-        self._has_model = True
-
-    def find_model(self) -> None:
-        """Locates the base, and reads its architecture and lineage; or takes the recipe's."""
-        model = self.recipe.model
-        if model.base is None:
-            self.architecture, self._has_model = model.stated_architecture, True
-            return
-        base = _locate(model, weights=self.thorough and not model.fresh)
-        self.base, self.architecture = base, base.architecture
-        self.model_directory = base.directory
-        if base.kind == "rewarm checkpoint":
-            self.base_state = read_training_state(base.directory)
+def _new_run(recipe: Recipe, problems: list[Problem], *, thorough: bool) -> ModelOrigin:
+    """Locates the base of a new run, and reads its lineage; or takes the recipe's architecture."""
+    model = recipe.model
+    if model.base is None:
+        assert model.stated_architecture
+        return ModelOrigin(model.stated_architecture)
+    base = _locate(model, weights=thorough and not model.fresh)
+    origin = ModelOrigin(base.architecture, base.directory, base)
+    with _collected(problems):
+        is_checkpoint = base.kind == "rewarm checkpoint"
+        state = read_training_state(base.directory) if is_checkpoint else None
+        origin = origin._replace(base_state=state)
         if not model.fresh:
-            if base.kind == "rewarm checkpoint":
-                verify_checkpoint(base.directory, digests=self.thorough)
-            if self.thorough or base.kind != "hub model":  # a hub model may not be downloaded yet
+            if is_checkpoint:
+                verify_checkpoint(base.directory, digests=thorough)
+            if thorough or base.kind != "hub model":  # a hub model may not be downloaded yet
                 find_weight_files(base.directory, base.architecture)
-            self.ancestors = ancestry(base, self.base_state, digest=self.thorough)
-        if self.recipe.data.carry:
-            self.carried = carried_blocks(self.recipe, base, self.base_state)
-        self._has_model = True
+            origin = origin._replace(ancestors=tuple(ancestry(base, state, digest=thorough)))
+        if recipe.data.carry:
+            origin = origin._replace(carried=carried_blocks(recipe, base, state))
+    return origin
 
-    def open_datasets(self) -> None:
-        """Opens the index of every training corpus and validation set."""
-        data = self.recipe.data
-        sources: dict[str, ShardSource] = {}
 
-        def source(shards: str) -> ShardSource:
-            if shards not in sources:
-                sources[shards] = ShardSource(shards, cache_bytes=data.cache)
-            return sources[shards]
+def _open_datasets(
+    recipe: Recipe, origin: ModelOrigin | None, problems: list[Problem]
+) -> tuple[dict[str, Corpus], dict[str, StoredBlocks]]:
+    """Opens the index of every training corpus and validation set, each folder once."""
+    data, carried = recipe.data, dict(origin.carried) if origin else {}
+    sources: dict[str, ShardSource] = {}
+    corpora: dict[str, Corpus] = {}
+    validation: dict[str, StoredBlocks] = {}
 
-        for name, settings in data.train.items():
-            with self.collecting():
-                self.corpora[name] = Corpus(
-                    name,
-                    source(settings.shards),
-                    context=data.context,
-                    seed=self.recipe.seed,
-                    lanes=data.lanes,
-                    order=settings.order,
-                    skip=self.carried.get(name, 0),
-                    verify=data.verify,
-                )
-        for name, validation in data.validation.items():
-            with self.collecting():
-                self.validation[name] = StoredBlocks(
-                    source(validation.shards), context=data.context, tokens=validation.tokens
-                )
-        self.problems += epoch_problems(self.recipe, self.corpora, self.carried)
-        if sources:
-            with self.collecting():
-                check_same_tokenizer({name: one.index for name, one in sources.items()})
+    def source(shards: str) -> ShardSource:
+        if shards not in sources:
+            sources[shards] = ShardSource(shards, cache_bytes=data.cache)
+        return sources[shards]
 
-    def match_model_and_data(self, *, accept_changes: bool) -> None:
-        """Checks that model, tokenizer, context, precision and shards go together."""
-        recipe, architecture = self.recipe, self.architecture
-        if architecture:
-            with self.collecting():
-                recipe.check_widths(architecture)
-        if not self.corpora:
-            return
-        corpus = next(iter(self.corpora.values()))
+    for name, settings in data.train.items():
+        with _collected(problems):
+            corpora[name] = Corpus(
+                name,
+                source(settings.shards),
+                context=data.context,
+                seed=recipe.seed,
+                lanes=data.lanes,
+                order=settings.order,
+                skip=carried.get(name, 0),
+                verify=data.verify,
+            )
+    for name, validation_set in data.validation.items():
+        with _collected(problems):
+            shards = source(validation_set.shards)
+            tokens = validation_set.tokens
+            validation[name] = StoredBlocks(shards, context=data.context, tokens=tokens)
+    problems += epoch_problems(recipe, corpora, carried)
+    if sources:
+        with _collected(problems):
+            check_same_tokenizer({name: opened.index for name, opened in sources.items()})
+    return corpora, validation
+
+
+def _match_model_and_data(
+    recipe: Recipe,
+    origin: ModelOrigin | None,
+    corpora: dict[str, Corpus],
+    problems: list[Problem],
+    *,
+    accept_changes: bool,
+) -> Path | None:
+    """Checks that model, precision, context and shards match; returns the tokenizer's folder."""
+    if origin:
+        with _collected(problems):
+            recipe.check_widths(origin.architecture)
+    if not corpora:
+        return None
+    corpus = next(iter(corpora.values()))
+    if origin:
         info, shards = corpus.index.tokenizer, str(corpus.source)
-        if architecture:
-            with self.collecting():
-                context = recipe.data.context
-                check_model_matches_shards(
-                    architecture, self.model_directory, info, shards, context
-                )
-        with self.collecting():
-            own = self.model_directory
-            has_own = own is not None and (own / "tokenizer.json").is_file()
-            folder = own if own and has_own else corpus.source.tokenizer_folder()
-            check_files_inside(folder)  # its tokenizer files are copied into every checkpoint
-            self.tokenizer_directory = folder
-        before = self.resume.state if self.resume else None
-        if recipe.data.carry and not before:
-            before = self.base_state
-        if before and not accept_changes:
-            with self.collecting():
-                check_same_shards(recipe, self.corpora, before, resumed=bool(self.resume))
-
-    def describe_start(self) -> None:
-        """Writes the start record, where the model was found."""
-        if not self._has_model:
-            return
-        resumed = (self.resume.checkpoint, self.resume.state) if self.resume else None
-        self.start = describe_start(
-            self.recipe, self.ancestors, base=self.base, carried=self.carried, resumed=resumed
-        )
+        with _collected(problems):
+            check_model_matches_shards(
+                origin.architecture, origin.directory, info, shards, recipe.data.context
+            )
+        before = origin.resume.state if origin.resume else origin.base_state
+        if before and (origin.resume or recipe.data.carry) and not accept_changes:
+            with _collected(problems):
+                check_same_shards(recipe, corpora, before, resumed=bool(origin.resume))
+    with _collected(problems):
+        own = origin.directory if origin else None
+        has_own = own is not None and (own / "tokenizer.json").is_file()
+        folder = own if own and has_own else corpus.source.tokenizer_folder()
+        check_files_inside(folder)  # its tokenizer files are copied into every checkpoint
+        return folder
+    return None
 
 
 def _locate(model: ModelSettings, *, weights: bool) -> BaseCheckpoint:

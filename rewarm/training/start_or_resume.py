@@ -153,7 +153,8 @@ def _check_guard_state(resume: ResumeState) -> None:
 
 def _training_state(resolved: ResolvedRun) -> TrainingState:
     """Returns the training state to start with, or to resume from."""
-    recipe = resolved.recipe
+    recipe, origin = resolved.recipe, resolved.origin
+    assert origin
     current = {
         "corpora": {name: corpus.index.digest() for name, corpus in resolved.corpora.items()},
         "schedule": schedules.identity(recipe.schedule.name),
@@ -167,12 +168,12 @@ def _training_state(resolved: ResolvedRun) -> TrainingState:
         tokens=0,
         lrs=None,
         blocks=dict.fromkeys(recipe.data.train, 0),
-        carried=resolved.carried,
+        carried=dict(origin.carried),
         stream=EMPTY_DIGEST,
         baseline={},
         losses={},
         guard={},
-        lineage=resolved.ancestors,
+        lineage=list(origin.ancestors),
         **current,
     )
 
