@@ -23,10 +23,10 @@ from rewarm.cli.commands.report import report
 from rewarm.cli.commands.schedules import schedules
 from rewarm.cli.commands.schema import schema
 from rewarm.cli.commands.shard import shard
-from rewarm.cli.commands.train import train
+from rewarm.cli.commands.train import train_command
 from rewarm.cli.commands.verify import verify
-from rewarm.cli.commands.verify_resume import verify_resume
-from rewarm.cli.process import let_threads_sleep
+from rewarm.cli.commands.verify_resume import verify_resume_command
+from rewarm.cli.process_setup import let_threads_sleep
 from rewarm.errors import RecipeError, RewarmError
 
 # ClickException: of click, or of the copy that typer brings itself from some version on.
@@ -53,12 +53,12 @@ app.command(rich_help_panel=PREPARE)(new)
 app.command(rich_help_panel=PREPARE)(shard)
 app.command(rich_help_panel=PREPARE)(verify)
 app.command(rich_help_panel=TRAIN)(quickstart)
-app.command(rich_help_panel=TRAIN)(train)
+app.command("train", rich_help_panel=TRAIN)(train_command)
 app.command(rich_help_panel=TRAIN)(compare)
 app.command("eval", rich_help_panel=TRAIN)(evaluate)
 app.command(rich_help_panel=AFTER)(report)
 app.command(rich_help_panel=AFTER)(lineage)
-app.command(rich_help_panel=AFTER)(verify_resume)
+app.command("verify-resume", rich_help_panel=AFTER)(verify_resume_command)
 
 
 def _print_version(wanted: bool) -> None:

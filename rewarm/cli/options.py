@@ -25,7 +25,7 @@ AcceptChanges = Annotated[
 ]
 
 
-def load_recipe(path: Path, overrides: list[str] | None) -> Recipe:
+def load_recipe_file(path: Path, overrides: list[str] | None) -> Recipe:
     """Returns a recipe with its overrides; its rates may be multiples of the base's last one."""
     from rewarm.checkpoints.lineage import last_lr_of_base
     from rewarm.recipe import recipe

@@ -67,4 +67,4 @@ class Attention(nn.Module):
             out_BHTK = functional.scaled_dot_product_attention(
                 q_BHTK, k_BHTK, v_BHTK, attn_mask=mask, is_causal=mask is None
             )
-        return self.kernels.linear(out_BHTK.transpose(1, 2).reshape(B, T, D), self.dense)
+        return self.kernels.linear_layer(out_BHTK.transpose(1, 2).reshape(B, T, D), self.dense)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewarm.cli.options import AcceptChanges, Json, RecipeFile, Resume, Set, load_recipe
+from rewarm.cli.options import AcceptChanges, Json, RecipeFile, Resume, Set, load_recipe_file
 
 
 def check(
@@ -27,7 +27,9 @@ def check(
     from rewarm.estimates.run_plan import plan_as_text, plan_run
     from rewarm.runs.resolve import resolve
 
-    resolved = resolve(load_recipe(recipe, overrides), resume=resume, accept_changes=accept_changes)
+    resolved = resolve(
+        load_recipe_file(recipe, overrides), resume=resume, accept_changes=accept_changes
+    )
     plan = plan_run(resolved)
     print(plan.model_dump_json(indent=1, by_alias=True) if as_json else plan_as_text(plan))
     resolved.raise_problems()

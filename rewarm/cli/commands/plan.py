@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rewarm.cli.options import Json, Set, load_recipe
+from rewarm.cli.options import Json, Set, load_recipe_file
 
 if TYPE_CHECKING:
     from rewarm.estimates.cost import CostEstimate
@@ -80,5 +80,5 @@ def _estimate(
     if is_study(file):
         study = load_study(file, overrides)
         return estimate_study_cost(study, gpus=gpus, on_gpu=on_gpu, speed_of=speed_of)
-    recipe = load_recipe(file, overrides)
+    recipe = load_recipe_file(file, overrides)
     return estimate_recipe_cost(recipe, gpus=gpus, on_gpu=on_gpu, speed_of=speed_of)

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from rewarm.cli.options import Set, load_recipe
+from rewarm.cli.options import Set, load_recipe_file
 from rewarm.cli.terminal_tables import print_table
 
 if TYPE_CHECKING:
@@ -110,7 +110,9 @@ def _load_recipes(
         raise typer.BadParameter("--tokens needs --schedule; for a recipe, use --set tokens=COUNT")
     stems = [path.stem for path in files]
     names = stems if len({*stems, *schedules}) == len(stems + schedules) else map(str, files)
-    named = [(name, load_recipe(path, overrides)) for name, path in zip(names, files, strict=True)]
+    named = [
+        (name, load_recipe_file(path, overrides)) for name, path in zip(names, files, strict=True)
+    ]
     named += [
         (text, recipe_for_schedule(text, tokens, overrides, base_lr=last_lr_of_base))
         for text in schedules

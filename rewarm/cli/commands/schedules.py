@@ -65,8 +65,8 @@ def show(name: str, as_json: Json = False) -> None:
     print_table(table)
 
 
-@schedules.command()
-def new(
+@schedules.command("new")
+def new_schedule(
     name: Annotated[str, typer.Argument(help="The name by which recipes use it.")],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Where rewarm-NAME is written.")

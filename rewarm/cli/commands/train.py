@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from rewarm.cli.options import AcceptChanges, RecipeFile, Resume, Set, load_recipe
-from rewarm.cli.process import STARTED
+from rewarm.cli.options import AcceptChanges, RecipeFile, Resume, Set, load_recipe_file
+from rewarm.cli.process_setup import STARTED
 
 
-def train(
+def train_command(
     recipe: RecipeFile,
     overrides: Set = None,
     resume: Resume = False,
@@ -30,7 +30,9 @@ def train(
         deadline = STARTED + parse_duration(time_limit) if time_limit else math.inf
     except ValueError as error:
         raise typer.BadParameter(f"--time-limit {time_limit}: {error}") from None
-    loaded = load_recipe(recipe, overrides)  # a mistake in it is reported before torch is imported
+    loaded = load_recipe_file(
+        recipe, overrides
+    )  # a mistake in it is reported before torch is imported
     from rewarm.training.loop import train
 
     print(train(loaded, resume=resume, accept_changes=accept_changes, deadline=deadline))

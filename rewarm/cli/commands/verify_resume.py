@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from rewarm.cli.options import RecipeFile, Set, load_recipe
+from rewarm.cli.options import RecipeFile, Set, load_recipe_file
 from rewarm.errors import CheckpointError
 
 
-def verify_resume(
+def verify_resume_command(
     recipe: RecipeFile,
     overrides: Set = None,
     steps: Annotated[int, typer.Option(help="Steps to run, interrupted half-way.", min=2)] = 40,
@@ -19,7 +19,7 @@ def verify_resume(
     """Prove on this machine that an interrupted run ends, bit for bit, as an uninterrupted one."""
     import tempfile
 
-    loaded = load_recipe(recipe, overrides)
+    loaded = load_recipe_file(recipe, overrides)
     from rewarm.training.device_setup import find_device
     from rewarm.training.verify_resume import verify_resume
 

@@ -53,7 +53,7 @@ def norms(
     return first(x_fp32_BTD), second(x_fp32_BTD), x_BTD
 
 
-def linear(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
+def linear_layer(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
     """Returns the linear layer of x: attention's output projection."""
     return cast(Tensor, dense(x_BTD))
 

@@ -29,7 +29,7 @@ class Kernels(NamedTuple):
 
     rotary: Callable[[Tensor, nn.Linear, int, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     norms: Callable[[Tensor, nn.LayerNorm, nn.LayerNorm], tuple[Tensor, Tensor, Tensor]]
-    linear: Callable[[Tensor, nn.Linear], Tensor]
+    linear_layer: Callable[[Tensor, nn.Linear], Tensor]
     mlp: Callable[[Tensor, nn.Linear, nn.Linear, str], Tensor]
     cross_entropy: Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
 
@@ -44,7 +44,7 @@ KERNEL_NAMES = Kernels._fields
 PYTORCH_KERNELS = Kernels(
     pytorch_reference.rotary,
     pytorch_reference.norms,
-    pytorch_reference.linear,
+    pytorch_reference.linear_layer,
     pytorch_reference.mlp,
     pytorch_reference.cross_entropy,
 )
@@ -61,7 +61,7 @@ def triton_kernels() -> Kernels:
     return Kernels(
         rotary.rotary,
         layer_norm.norms,
-        pytorch_reference.linear,
+        pytorch_reference.linear_layer,
         gelu.mlp,
         cross_entropy.cross_entropy,
     )
@@ -70,14 +70,14 @@ def triton_kernels() -> Kernels:
 def fp8_kernels(kernels: Kernels) -> Kernels:
     """Returns the kernels with a layer's linear layers in fp8, at the scales of `Fp8Scaling`.
 
-    Each stays in plain PyTorch or in Triton; `linear` is in Triton where any other kernel is.
+    Each stays in plain PyTorch or in Triton; `linear_layer` is in Triton where any other kernel is.
     """
     fp8_linear: Any = fp8_reference
     if {kernels.rotary, kernels.norms, kernels.mlp} - set(PYTORCH_KERNELS):
         from rewarm.model.kernels.fp8 import linear as fp8_linear
     return kernels._replace(
         rotary=(fp8_reference if kernels.rotary is PYTORCH_KERNELS.rotary else fp8_linear).rotary,
-        linear=fp8_linear.linear,
+        linear_layer=fp8_linear.linear_layer,
         mlp=(fp8_reference if kernels.mlp is PYTORCH_KERNELS.mlp else fp8_linear).mlp,
     )
 

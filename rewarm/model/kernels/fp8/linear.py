@@ -24,8 +24,8 @@ from rewarm.model.kernels.fp8.scaling import GRADIENT, INPUT, WEIGHT, LinearScal
 from rewarm.model.kernels.launch import autocast_dtype
 
 
-def linear(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
-    """The Triton version of `fp8.pytorch_reference.linear`."""
+def linear_layer(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
+    """The Triton version of `fp8.pytorch_reference.linear_layer`."""
     return linear_rounded_by(round_to_fp8, x_BTD, dense)
 
 
@@ -82,8 +82,8 @@ def mlp(
     if not torch.is_grad_enabled():
         return gelu.mlp(x_BTD, dense_h_to_4h, dense_4h_to_h, activation)
     if activation not in gelu.GELUS:
-        inner_BTF = pytorch_reference.activate(linear(x_BTD, dense_h_to_4h), activation)
-        return linear(inner_BTF, dense_4h_to_h)
+        inner_BTF = pytorch_reference.activate(linear_layer(x_BTD, dense_h_to_4h), activation)
+        return linear_layer(inner_BTF, dense_4h_to_h)
     up, down = dense_h_to_4h, dense_4h_to_h
     y_ND = _fp8_mlp(
         x_BTD.flatten(0, -2),

@@ -116,8 +116,8 @@ def linear_rounded_by(round_: RoundToFp8, x: Tensor, dense: nn.Linear) -> Tensor
     return y_NO.view(*x.shape[:-1], -1)
 
 
-def linear(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
-    """The fp8 version of `kernels.pytorch_reference.linear`."""
+def linear_layer(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
+    """The fp8 version of `kernels.pytorch_reference.linear_layer`."""
     return linear_rounded_by(round_to_fp8, x_BTD, dense)
 
 
@@ -125,7 +125,7 @@ def rotary(
     x_BTD: Tensor, query_key_value: nn.Linear, heads: int, cos_TR: Tensor, sin_TR: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fp8 version of `kernels.pytorch_reference.rotary`; only its matmuls are in fp8."""
-    packed = linear(x_BTD, query_key_value)
+    packed = linear_layer(x_BTD, query_key_value)
     return pytorch_reference.split_and_rotate(packed, heads, cos_TR, sin_TR)
 
 
@@ -133,5 +133,5 @@ def mlp(
     x_BTD: Tensor, dense_h_to_4h: nn.Linear, dense_4h_to_h: nn.Linear, activation: str
 ) -> Tensor:
     """The fp8 version of `kernels.pytorch_reference.mlp`; only its matmuls are in fp8."""
-    inner_BTF = pytorch_reference.activate(linear(x_BTD, dense_h_to_4h), activation)
-    return linear(inner_BTF, dense_4h_to_h)
+    inner_BTF = pytorch_reference.activate(linear_layer(x_BTD, dense_h_to_4h), activation)
+    return linear_layer(inner_BTF, dense_4h_to_h)

@@ -15,7 +15,8 @@ from interpreted import (
 def test_linear_gives_the_bits_of_the_reference():
     dense, x = make_linear(48, 96), normal(2, 40, 48)
     actual, expected = (
-        fp8_results(kernels.linear, (dense,), x, [dense]) for kernels in (TRITON_FP8, PYTORCH_FP8)
+        fp8_results(kernels.linear_layer, (dense,), x, [dense])
+        for kernels in (TRITON_FP8, PYTORCH_FP8)
     )
     assert all(torch.equal(*pair) for pair in zip(actual, expected, strict=True))
 

@@ -50,7 +50,7 @@ def test_a_linear_layer_and_its_gradients_are_those_of_the_rounded_operands(bias
     linear.scales = scales = make_scales(64.0, 512.0, 2.0**12)
     x = torch.randn(2, 16, 32, requires_grad=True)
     dy = torch.randn(2, 16, 48) / 100
-    fp8_reference.linear(x, linear).backward(dy)
+    fp8_reference.linear_layer(x, linear).backward(dy)
 
     def rounded(tensor, operand):
         factor = scales[operand].factor
@@ -59,7 +59,7 @@ def test_a_linear_layer_and_its_gradients_are_those_of_the_rounded_operands(bias
     x8, weight8, dy8 = rounded(x, INPUT), rounded(linear.weight, WEIGHT), rounded(dy, GRADIENT)
     expected = x8 @ weight8.T + (linear.bias.detach() if bias else 0)
     with torch.enable_grad():
-        torch.testing.assert_close(fp8_reference.linear(x, linear).double(), expected)
+        torch.testing.assert_close(fp8_reference.linear_layer(x, linear).double(), expected)
     torch.testing.assert_close(x.grad.double(), dy8 @ weight8)
     torch.testing.assert_close(linear.weight.grad.double(), dy8.flatten(0, 1).T @ x8.flatten(0, 1))
     if bias:
