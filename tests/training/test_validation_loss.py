@@ -1,7 +1,6 @@
 """Losses of checkpoints on named validation sets."""
 
 import pytest
-from text_corpora import write_texts
 from training_runs import run
 
 from rewarm.data.shard_source import ShardSource
@@ -38,7 +37,8 @@ def test_perplexity_is_of_the_loss():
 
 
 def test_a_set_smaller_than_a_block_is_refused(checkpoint, corpora, tmp_path):
-    text = write_texts(tmp_path / "t.jsonl", "third", documents=1)
+    text = tmp_path / "text.jsonl"
+    text.write_text('{"text": "the rate"}\n')
     write_shards([text], tmp_path / "small", load_tokenizer(str(corpora / "third" / "train")))
     with pytest.raises(DataError, match="too little data to measure a loss on"):
         measure(checkpoint, tmp_path / "small", context=60, tokens=60)
