@@ -204,60 +204,74 @@ class Faulty(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def main() -> None:
-    """Builds the corpora, and prints a row for each fault."""
-    global LATE  # noqa: PLW0603 - which tar is opened last depends on the corpora
-    with tempfile.TemporaryDirectory() as work:
-        root = Path(work)
-        os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+class FaultyRuns:
+    """Trains a recipe with a fault in corpus a, fixes the fault and resumes."""
+
+    def __init__(self, root: Path) -> None:
+        """Builds the corpora and trains without a fault."""
+        global LATE  # noqa: PLW0603 - which tar is opened last depends on the corpora
+        self.root, self.recipe, self.corpus = root, root / "recipe.yaml", root / "a"
         build(root)
         from rewarm.data.corpus import Corpus
         from rewarm.data.shard_source import ShardSource
 
-        corpus = Corpus("a", ShardSource(str(root / "a")), context=64, seed=5, lanes=1)
+        corpus = Corpus("a", ShardSource(str(self.corpus)), context=64, seed=5, lanes=1)
         LATE = corpus.shard_of_block(450)  # of the 512 that the run takes of it
-        recipe = root / "recipe.yaml"
-        recipe.write_text(RECIPE.format(run=root / "whole", a=root / "a", b=root / "b"))
-        assert rewarm("train", recipe).returncode == 0
-        expected = weights(root / "whole")
+        self.recipe.write_text(RECIPE.format(run=root / "whole", a=self.corpus, b=root / "b"))
+        assert rewarm("train", self.recipe).returncode == 0
+        self.expected = weights(root / "whole")
+        shutil.copytree(self.corpus, root / "a-good")
+
+    def restore(self) -> None:
+        """Replaces corpus a by its undamaged copy."""
+        shutil.rmtree(self.corpus)
+        shutil.copytree(self.root / "a-good", self.corpus)
+
+    def print_row(self, fault: str, shards: object, fix: Callable[[], object]) -> None:
+        """Trains with a fault, resumes without it, and prints a row."""
+        run = self.root / "run"
+        for folder in (run, self.root / "cache"):
+            shutil.rmtree(folder, ignore_errors=True)
+        command = ["train", self.recipe, "--resume", "--set", f"run={run}"]
+        command += ["--set", f"data.train.a.shards={shards}"]
+        ended = rewarm(*command)
+        saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+        fix()
+        resumed = rewarm(*command, "--accept-changes")
+        same = resumed.returncode == 0 and weights(run) == self.expected
+        saved_at = f"saved at {saved[-1]}; " if saved else "refused before step 1; "
+        lost = "nothing: same weights once fixed" if same else resumed.stderr.strip()[-90:]
+        row(fault, ended, saved_at + lost, self.root)
+
+
+def main() -> None:
+    """Prints a row for each fault."""
+    with tempfile.TemporaryDirectory() as work:
+        root = Path(work)
+        os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+        runs = FaultyRuns(root)
         print("| fault | what the user saw | exit | lost |\n|---|---|---|---|")
-
-        def run_with(fault: str, shards: object, fix: Callable[[], object]) -> None:
-            run = root / "run"
-            for folder in (run, root / "cache"):
-                shutil.rmtree(folder, ignore_errors=True)
-            command = ["train", recipe, "--resume", "--set", f"run={run}"]
-            ended = rewarm(*command, "--set", f"data.train.a.shards={shards}")
-            saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
-            fix()
-            resumed = rewarm(*command, "--accept-changes", "--set", f"data.train.a.shards={shards}")
-            same = resumed.returncode == 0 and weights(run) == expected
-            saved_at = f"saved at {saved[-1]}; " if saved else "refused before step 1; "
-            lost = "nothing: same weights once fixed" if same else resumed.stderr.strip()[-90:]
-            row(fault, ended, saved_at + lost, root)
-
-        def restore() -> None:
-            shutil.rmtree(root / "a")
-            shutil.copytree(root / "a-good", root / "a")
-
-        shutil.copytree(root / "a", root / "a-good")
         for fault, damage in FAULTS.items():
             damage(root / "a")
-            run_with(fault, root / "a", restore)
+            runs.print_row(fault, root / "a", runs.restore)
         shutil.rmtree(root / "a")
         shard(root, "a", root / "a", tokenizer="other")
-        run_with("shards of another tokenizer", root / "a", restore)
-        row("`pipe:` URL", rewarm("train", recipe, "--set", "data.train.a.shards=pipe:cat x"),
-            "nothing: refused", root)  # fmt: skip
-
-        handler = functools.partial(Faulty, directory=str(root))
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            for Faulty.fault in ("404", "connection closed in mid-transfer"):
-                run_with(f"HTTP: {Faulty.fault}", f"http://127.0.0.1:{server.server_port}/a",
-                      lambda: setattr(Faulty, "fault", ""))  # fmt: skip
-            server.shutdown()
+        runs.print_row("shards of another tokenizer", root / "a", runs.restore)
+        pipe = rewarm("train", runs.recipe, "--set", "data.train.a.shards=pipe:cat x")
+        row("`pipe:` URL", pipe, "nothing: refused", root)
+        http_faults(runs)
         sharding_faults(root)
+
+
+def http_faults(runs: FaultyRuns) -> None:
+    """Reads a corpus from a server that fails."""
+    handler = functools.partial(Faulty, directory=str(runs.root))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a"
+        for Faulty.fault in ("404", "connection closed in mid-transfer"):
+            runs.print_row(f"HTTP: {Faulty.fault}", url, lambda: setattr(Faulty, "fault", ""))
+        server.shutdown()
 
 
 def sharding_faults(root: Path) -> None:

@@ -23,7 +23,6 @@ import importlib.util
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from spread import spread
 
 PEERS = {
     "rewarm": "rewarm",
@@ -160,8 +160,13 @@ def measure(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     return {"first_batch_s": first_batch, "tokens_per_s": speed, "peak_mb": peak}
 
 
-def main() -> None:
-    """Runs every loader in turn, each in a separate process, and prints the table."""
+Case = tuple[str, int, int]
+"""A loader, its workers, and the percentage of the data that it starts at."""
+Results = dict[Case, list[dict[str, float]]]
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Returns the parser of the command's arguments."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--context", type=int, default=2048)
@@ -174,24 +179,35 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--resume", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    return parser
+
+
+def measure_all(options: argparse.Namespace, peers: list[str], work: str) -> Results:
+    """Runs every loader in turn, each in a separate process."""
+    prepare(options.folder, Path(work), options.context)
+    cases = [(p, w, r) for p in peers for w, r in ((0, 0), (1, 0), (2, 0), (1, 90))]
+    results: Results = {case: [] for case in cases}
+    for _ in range(options.repeats):
+        for name, workers, resume in cases:
+            command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
+            command += ["--workers", str(workers), "--resume", str(resume), "--work", work]
+            process = subprocess.run(command, capture_output=True, text=True, check=False)
+            if process.returncode:
+                print(f"{name} failed: {process.stderr.strip().splitlines()[-1:]}")
+                continue
+            results[name, workers, resume].append(json.loads(process.stdout.splitlines()[-1]))
+    return results
+
+
+def main() -> None:
+    """Measures every loader and prints the table."""
+    options = arguments().parse_args()
     if options.only:
         print(json.dumps(measure(options.folder, options)), flush=True)
         os._exit(0)  # DataLoader workers would keep some peers alive for seconds
     peers = [name for name, module in PEERS.items() if importlib.util.find_spec(module)]
     with tempfile.TemporaryDirectory() as work:
-        prepare(options.folder, Path(work), options.context)
-        cases = [(p, w, r) for p in peers for w, r in ((0, 0), (1, 0), (2, 0), (1, 90))]
-        results: dict[tuple[str, int, int], list[dict[str, float]]] = {case: [] for case in cases}
-        for _ in range(options.repeats):
-            for name, workers, resume in cases:
-                command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
-                command += ["--workers", str(workers), "--resume", str(resume), "--work", work]
-                process = subprocess.run(command, capture_output=True, text=True, check=False)
-                if process.returncode:
-                    print(f"{name} failed: {process.stderr.strip().splitlines()[-1:]}")
-                    continue
-                results[name, workers, resume].append(json.loads(process.stdout.splitlines()[-1]))
+        results = measure_all(options, peers, work)
     print(
         f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python "
         f"{platform.python_version()}, {', '.join(_versions(peers))}; context {options.context}, "
@@ -204,20 +220,17 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for (name, workers, resume), runs in results.items():
         if runs:
-            cells = [_cell(runs, "tokens_per_s", 1e6, 1), _cell(runs, "first_batch_s", 1, 2)]
-            cells.append(_cell(runs, "peak_mb", 1, 0))
+            cells = [
+                spread([run["tokens_per_s"] / 1e6 for run in runs], 1),
+                spread([run["first_batch_s"] for run in runs], 2),
+                spread([run["peak_mb"] for run in runs], 0),
+            ]
             print(f"| {name} | {workers} | {resume} % | {' | '.join(cells)} |")
     if options.out:
         rows = [
             {"loader": n, "workers": w, "resume": r, "runs": x} for (n, w, r), x in results.items()
         ]
         options.out.write_text(json.dumps(rows, indent=1) + "\n")
-
-
-def _cell(runs: list[dict[str, float]], key: str, unit: float, digits: int) -> str:
-    values = sorted(run[key] / unit for run in runs)
-    middle = statistics.median(values)
-    return f"{middle:.{digits}f} ({values[0]:.{digits}f} to {values[-1]:.{digits}f})"
 
 
 def _versions(peers: list[str]) -> list[str]:

@@ -150,13 +150,9 @@ def interpret() -> None:
     )
 
 
-def main() -> None:
-    """Trains the arms, and writes the figures and the picture."""
-    on_gpu = torch.cuda.is_available()
-    interpreted = not on_gpu and os.environ.get("TRITON_INTERPRET") == "1"
-    if interpreted:
-        interpret()
-    parser = argparse.ArgumentParser()
+def arguments(*, on_gpu: bool) -> argparse.ArgumentParser:
+    """Returns the parser of the command's arguments."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--model", default="preset: pythia-70m" if on_gpu else SMALL)
@@ -166,29 +162,44 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--evaluated", type=int, default=2_000_000 if on_gpu else 20_000)
     parser.add_argument("--arm", action="append", default=[])
-    options = parser.parse_args()
+    return parser
+
+
+def write_recipe(name: str, options: argparse.Namespace, *, evaluations: int) -> Path:
+    """Writes the recipe of an arm without its own settings."""
+    path: Path = options.out / f"{name}.yaml"
+    text = RECIPE.format(
+        out=options.out,
+        name=name,
+        tokens=options.steps * options.batch,
+        model=options.model,
+        context=options.context,
+        batch=options.batch,
+        microbatch=options.microbatch,
+        lr=options.lr,
+        floor=options.lr / 10,
+        evaluated=options.evaluated,
+        evaluate_every=max(1, options.steps // evaluations),
+    )
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def main() -> None:
+    """Trains the arms, and writes the figures and the picture."""
+    on_gpu = torch.cuda.is_available()
+    interpreted = not on_gpu and os.environ.get("TRITON_INTERPRET") == "1"
+    if interpreted:
+        interpret()
+    options = arguments(on_gpu=on_gpu).parse_args()
     skipped = () if on_gpu else ("fp32", "tf32", "fp16") if interpreted else ON_A_GPU
     arms = {name: settings for name, settings in ARMS.items() if name not in skipped}
     arms |= dict(addition.split("=", 1) for addition in options.arm)
     write_quickstart_shards(options.out)
     results, runs = {}, {}
     for name, settings in arms.items():
-        document = options.out / f"{name}.yaml"
-        text = RECIPE.format(
-            out=options.out,
-            name=name,
-            tokens=options.steps * options.batch,
-            model=options.model,
-            context=options.context,
-            batch=options.batch,
-            microbatch=options.microbatch,
-            lr=options.lr,
-            floor=options.lr / 10,
-            evaluated=options.evaluated,
-            evaluate_every=max(1, options.steps // (4 if interpreted else 20)),
-        )
-        document.write_text(text, encoding="utf-8")
-        results[name] = arm(document, settings)
+        recipe = write_recipe(name, options, evaluations=4 if interpreted else 20)
+        results[name] = arm(recipe, settings)
         runs[name] = options.out / "runs" / name
         assert len({figures["stream"] for figures in results.values()}) == 1, "not the same tokens"
         report(options, results, runs, on_gpu=on_gpu, interpreted=interpreted)

@@ -43,6 +43,54 @@ def outcome(run: Path) -> tuple[list[bytes], list[dict[str, object]]]:
     return [(last / name).read_bytes() for name in names], metrics
 
 
+class Counts:
+    """The kills, the runs that ended, and the problems so far."""
+
+    def __init__(self) -> None:
+        self.kills, self.runs = 0, 0
+        self.hits = Counter[str]()
+        """Kills while saving and elsewhere."""
+        self.problems: list[str] = []
+
+
+def run_until_killed(command: list[str], run: Path, limit: float | None, counts: Counts) -> bool:
+    """Runs a command and kills it after `limit` seconds; returns whether it ended by itself."""
+    process = subprocess.Popen(
+        [*command, "--set", f"run={run}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        _, errors = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        counts.kills += 1
+        partial = any((run / "checkpoints").glob("*.partial"))
+        counts.hits["while saving" if partial else "elsewhere"] += 1
+        try:
+            read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
+        except RewarmError as error:
+            counts.problems.append(str(error))
+        return False
+    if process.returncode:
+        counts.problems.append(errors.strip().splitlines()[-1])
+    return True
+
+
+def training_command(root: Path) -> list[str]:
+    """Writes shards and a recipe, and returns the command that trains or resumes it."""
+    build(root)
+    (root / "recipe.yaml").write_text(
+        RECIPE.format(run=root / "uninterrupted", a=root / "a", b=root / "b")
+    )
+    settings = {**FREQUENT, "data.validation": f"{{a: {{shards: {root}/a, tokens: 1280}}}}"}
+    overrides = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
+    recipe = str(root / "recipe.yaml")
+    return [sys.executable, "-m", "rewarm", "train", recipe, "--resume", *overrides]
+
+
 def main() -> None:
     """Kills, resumes and compares runs, and prints the counts."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -50,55 +98,30 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     random_numbers = random.Random(options.seed)
+    counts = Counts()
     with tempfile.TemporaryDirectory() as work:
         root = Path(work)
-        build(root)
-        (root / "recipe.yaml").write_text(
-            RECIPE.format(run=root / "uninterrupted", a=root / "a", b=root / "b")
-        )
-        command = [sys.executable, "-m", "rewarm", "train", str(root / "recipe.yaml"), "--resume"]
-        settings = {**FREQUENT, "data.validation": f"{{a: {{shards: {root}/a, tokens: 1280}}}}"}
-        for name, value in settings.items():
-            command += ["--set", f"{name}={value}"]
+        command = training_command(root)
         started = time.perf_counter()
         subprocess.run(command, check=True, capture_output=True)
         seconds, uninterrupted = time.perf_counter() - started, outcome(root / "uninterrupted")
-        kills, runs, hits, problems = 0, 0, Counter[str](), []
-        while kills < options.kills or (not problems and (root / f"run{runs}").exists()):
-            run = root / f"run{runs}"
-            process = subprocess.Popen(
-                [*command, "--set", f"run={run}"],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            try:
-                limit = (
-                    random_numbers.uniform(0.3, 1.0) * seconds if kills < options.kills else None
-                )
-                _, error = process.communicate(timeout=limit)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
-                kills += 1
-                partial = any((run / "checkpoints").glob("*.partial"))
-                hits["while saving" if partial else "elsewhere"] += 1
-                try:
-                    read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-                except RewarmError as error_found:
-                    problems.append(str(error_found))
-                continue
-            if process.returncode:
-                problems.append(error.strip().splitlines()[-1])
-            elif outcome(run) != uninterrupted:
-                problems.append(f"{run.name}: differs from the uninterrupted run")
-            runs += 1
+        while (more := counts.kills < options.kills) or (
+            not counts.problems and (root / f"run{counts.runs}").exists()
+        ):
+            run = root / f"run{counts.runs}"
+            limit = random_numbers.uniform(0.3, 1.0) * seconds if more else None
+            problems = len(counts.problems)
+            if run_until_killed(command, run, limit, counts):
+                if len(counts.problems) == problems and outcome(run) != uninterrupted:
+                    counts.problems.append(f"{run.name}: differs from the uninterrupted run")
+                counts.runs += 1
     print(
-        f"{kills} kills over {runs} runs of {seconds:.1f} s each: "
-        + ", ".join(f"{count} {moment}" for moment, count in sorted(hits.items()))
+        f"{counts.kills} kills over {counts.runs} runs of {seconds:.1f} s each: "
+        + ", ".join(f"{count} {moment}" for moment, count in sorted(counts.hits.items()))
     )
-    print("\n".join(problems) or "every run ended byte for byte like the one that was not killed")
-    sys.exit(bool(problems))
+    success = "every run ended byte for byte like the one that was not killed"
+    print("\n".join(counts.problems) or success)
+    sys.exit(bool(counts.problems))
 
 
 if __name__ == "__main__":

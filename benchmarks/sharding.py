@@ -24,6 +24,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+from spread import spread
+
 _DATASETS = """
 import os, sys
 from datasets import load_dataset
@@ -67,6 +69,40 @@ def timed(command: list[str]) -> tuple[float, float]:
     return time.perf_counter() - started, max(memory)
 
 
+Measurements = dict[str, list[tuple[float, float]]]
+"""The (seconds, peak MB) of each repeat, by program."""
+
+
+def measure(
+    rewarm: list[str], options: argparse.Namespace, peers: list[str], work: Path
+) -> tuple[Measurements, int]:
+    """Runs the programs in turn; returns the measurements and the number of tokens."""
+    runs: Measurements = {name: [] for name in peers}
+    texts, tokens = str(options.texts), 0
+    for repeat in range(options.repeats):
+        out = work / f"out{repeat}"
+        runs["rewarm"].append(timed([*rewarm, texts, "--out", str(out)]))
+        index = json.loads((out / "index.json").read_text())
+        tokens = sum(shard["tokens"] for shard in index["shards"])
+        if "datasets" in peers:
+            cache = str(work / f"cache{repeat}")
+            command = [sys.executable, "-c", _DATASETS, texts, options.tokenizer, cache]
+            runs["datasets"].append(timed(command))
+    return runs, tokens
+
+
+def measure_large(rewarm: list[str], options: argparse.Namespace, work: Path) -> None:
+    """Prints time and peak memory of `rewarm shard` on a file of `--large` bytes."""
+    large = work / "large.jsonl"
+    size = int(float(options.large.rstrip("G")) * 2**30)
+    lines = unpacked_lines(options.texts)
+    with large.open("wb") as file:
+        while file.tell() < size:
+            file.write(lines)
+    seconds, memory = timed([*rewarm, str(large), "--out", str(work / "large")])
+    print(f"rewarm on {size:,} bytes: {seconds:.1f} s, peak memory {memory:,.0f} MB")
+
+
 def main() -> None:
     """Runs both in turn and prints the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
@@ -77,29 +113,9 @@ def main() -> None:
     options = parser.parse_args()
     rewarm = [sys.executable, "-m", "rewarm", "shard", "--tokenizer", options.tokenizer]
     peers = ["rewarm", *(["datasets"] if importlib.util.find_spec("datasets") else [])]
-    runs: dict[str, list[tuple[float, float]]] = {name: [] for name in peers}
-    tokens = 0
+    cores = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as work:
-        for repeat in range(options.repeats):
-            out = Path(work) / f"out{repeat}"
-            runs["rewarm"].append(timed([*rewarm, str(options.texts), "--out", str(out)]))
-            index = json.loads((out / "index.json").read_text())
-            tokens = sum(shard["tokens"] for shard in index["shards"])
-            if "datasets" in peers:
-                cache = str(Path(work) / f"cache{repeat}")
-                runs["datasets"].append(
-                    timed(
-                        [
-                            sys.executable,
-                            "-c",
-                            _DATASETS,
-                            str(options.texts),
-                            options.tokenizer,
-                            cache,
-                        ]
-                    )
-                )
-        cores = os.cpu_count() or 1
+        runs, tokens = measure(rewarm, options, peers, Path(work))
         print(
             f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, "
             f"{', '.join(f'{name} {version(name)}' for name in [*peers, 'tokenizers'])}; "
@@ -109,21 +125,12 @@ def main() -> None:
             print("not importable here: datasets")
         print("| | seconds | tokens/s per core | peak memory, MB |\n|---|---|---|---|")
         for name, measurements in runs.items():
-            seconds, memory = (sorted(column) for column in zip(*measurements, strict=True))
-            median = statistics.median(seconds)
-            print(
-                f"| {name} | {median:.1f} ({seconds[0]:.1f} to {seconds[-1]:.1f}) "
-                f"| {tokens / median / cores:,.0f} | {statistics.median(memory):,.0f} |"
-            )
+            seconds, memory = (list(column) for column in zip(*measurements, strict=True))
+            speed = tokens / statistics.median(seconds) / cores
+            peak = statistics.median(memory)
+            print(f"| {name} | {spread(seconds, 1)} | {speed:,.0f} | {peak:,.0f} |")
         if options.large:
-            large = Path(work) / "large.jsonl"
-            size = int(float(options.large.rstrip("G")) * 2**30)
-            lines = unpacked_lines(options.texts)
-            with large.open("wb") as file:
-                while file.tell() < size:
-                    file.write(lines)
-            seconds, memory = timed([*rewarm, str(large), "--out", str(Path(work) / "large")])
-            print(f"rewarm on {size:,} bytes: {seconds:.1f} s, peak memory {memory:,.0f} MB")
+            measure_large(rewarm, options, Path(work))
 
 
 def unpacked_lines(path: Path) -> bytes:
