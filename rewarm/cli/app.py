@@ -37,11 +37,11 @@ app = typer.Typer(
     help="Continual pre-training of GPT-NeoX / Pythia models: re-warm, decay, measure.",
     no_args_is_help=True,
     add_completion=False,
-    rich_markup_mode="markdown",
+    rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
 
-BEFORE, PREPARE, TRAIN, AFTER = "Look ahead", "Prepare", "Train and measure", "Look back"
+BEFORE, PREPARE, TRAIN, AFTER = "Before training", "Prepare", "Train and measure", "Results"
 """The panels of `rewarm --help`."""
 
 app.command(rich_help_panel=BEFORE)(check)
