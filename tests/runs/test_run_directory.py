@@ -1,12 +1,55 @@
 """The run directory: metrics survive full disks and kills; leftovers are removed and reported."""
 
+import fcntl
+import json
+import math
 from pathlib import Path
 
 import pytest
-from training_runs import signal_in_step, metrics, run
+from training_runs import metrics, run, signal_in_step
 
 from rewarm.errors import CheckpointError, Preempted
 from rewarm.runs.run_directory import RunDirectory
+
+
+def test_one_process_at_a_time_opens_it(tmp_path):
+    with RunDirectory(tmp_path / "run") as directory:
+        assert directory.checkpoints.is_dir()
+        with (tmp_path / "run" / "lock").open("a") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(CheckpointError, match="in use by another process"):
+            RunDirectory(tmp_path / "run")
+    with RunDirectory(tmp_path / "run"):
+        pass
+
+
+def test_another_last_checkpoint_than_expected_is_refused(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000010"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "MANIFEST.json").touch()
+    with pytest.raises(CheckpointError, match="another process saved step-00000010 while this one"):
+        RunDirectory(tmp_path / "run")
+    with RunDirectory(tmp_path / "run", checkpoint):  # the refused one holds no lock
+        pass
+
+
+def test_metrics_after_the_resumed_step_are_removed(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000010"
+    with RunDirectory(tmp_path / "run") as directory:
+        directory.prepare("", 0)
+        for step in (5, 10, 15):
+            directory.log_metrics("train", step=step, loss=math.nan if step == 5 else 2.5)
+    checkpoint.mkdir()
+    (checkpoint / "MANIFEST.json").touch()
+    with RunDirectory(tmp_path / "run", checkpoint) as directory:
+        directory.prepare("run: x\n", 10)
+        directory.log_event("start", step=10)
+    assert metrics(tmp_path / "run") == [
+        {"kind": "train", "step": 5, "loss": None}, {"kind": "train", "step": 10, "loss": 2.5},
+    ]  # fmt: skip
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == "run: x\n"
+    event = json.loads((tmp_path / "run" / "events.jsonl").read_text())
+    assert event.items() >= {"kind": "start", "step": 10}.items()
 
 
 def test_metrics_wait_until_the_disk_has_space(tmp_path):

@@ -14,7 +14,7 @@ from rewarm.model.architecture import PRESETS
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.yaml_document import YamlDocument
-from rewarm.runs.resolve import ResolvedRun, resolve
+from rewarm.runs.resolve import resolve
 from rewarm.training import microbatch_search
 from rewarm.training.microbatch_search import divisors, largest_that_fits, resolve_microbatch
 
@@ -126,8 +126,7 @@ def tried(monkeypatch, tmp_path):
 def search(text, *overrides):
     """The microbatch that `auto` becomes for pythia-14m, and the line that is printed."""
     recipe = recipe_of(text, "batch.microbatch=auto", *overrides)
-    resolved = ResolvedRun(recipe, architecture=PRESETS["pythia-14m"])
-    resolved, (line,) = resolve_microbatch(resolved)
+    resolved, (line,) = resolve_microbatch(resolve(recipe))
     return resolved.recipe.batch.microbatch, line
 
 
@@ -174,7 +173,7 @@ def test_the_search_on_a_gpu_ends_at_the_largest(thousand_steps, monkeypatch, tm
     overrides = ("batch={tokens: 64_000, microbatch: auto}", "kernels=plain", compiled)
     recipe, architecture = recipe_of(thousand_steps, *overrides), PRESETS["pythia-14m"]
     before = torch.cuda.memory_allocated()
-    resolved, _ = resolve_microbatch(ResolvedRun(recipe, architecture=architecture))
+    resolved, _ = resolve_microbatch(resolve(recipe))
     most = resolved.recipe.microbatch
     fits = partial(
         microbatch_search._fits, recipe, architecture, device=CUDA, free=int(0.95 * 8e9),
