@@ -92,12 +92,14 @@ def rewrite(
     folder: Path, name: str, data: bytes, kind: bytes = tarfile.REGTYPE, count: int = 1
 ) -> None:
     """Replaces the members of the tar, and updates its size and sha256 in the index."""
+    size = tar(folder).stat().st_size
     with tarfile.open(tar(folder), "w", format=tarfile.USTAR_FORMAT) as out:
         for _ in range(count):
             info = tarfile.TarInfo(name)
             info.type, info.size = kind, 0 if kind == tarfile.SYMTYPE else len(data)
             info.linkname = "/etc/passwd" if kind == tarfile.SYMTYPE else ""
             out.addfile(info, io.BytesIO(data))
+    os.truncate(tar(folder), size)  # an index with more tokens than bytes would be refused
     reindex(folder)
 
 
@@ -134,7 +136,7 @@ def edit_index(folder: Path, change: Callable[[dict], None]) -> None:
 
 FAULTS: dict[str, Callable[[Path], object]] = {
     "truncated tar": lambda f: os.truncate(tar(f), 5000),
-    "truncated tar, index updated to it": lambda f: (os.truncate(tar(f), 5000), reindex(f)),
+    "truncated tar, index updated to it": lambda f: (os.truncate(tar(f), 20_000), reindex(f)),
     "one bit flipped": flip,
     "tar deleted": lambda f: tar(f).unlink(),
     "tar empty": lambda f: os.truncate(tar(f), 0),
