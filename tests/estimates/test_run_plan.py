@@ -1,4 +1,7 @@
+"""The plan of a run: its arithmetic by hand, as text and as JSON."""
+
 import json
+import re
 
 import pytest
 
@@ -9,7 +12,7 @@ from rewarm.errors import DataError, RecipeError
 from rewarm.estimates.run_plan import RunPlan, plan_as_text, plan_run
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
-from rewarm.runs.resolve import resolve
+from rewarm.runs.resolve_run import resolve
 
 
 def write_index(folder, tokens: int) -> None:
@@ -180,33 +183,23 @@ def test_missing_corpora_are_listed_and_the_rest_is_planned(text, tmp_path):
     assert "no shards found" in plan_as_text(plan)
 
 
-def test_check_prints_the_plan_and_then_the_problems(text, data, tmp_path, command):
-    path = tmp_path / "r.yaml"
-    path.write_text(text)
-    code, out, err = command("check", path)
-    assert (code, err) == (0, "")
-    assert "4,768 steps" in out
-    (tmp_path / "old-val" / "index.json").unlink()
-    code, out, err = command("check", path)
-    assert code == 3
-    assert "4,768 steps" in out
-    assert "9.5B tokens of 4.75B" in out
-    assert f"{tmp_path}/old-val: no index.json in this folder" in err
-
-
-def test_check_json_is_the_plan(text, data, tmp_path, command):
-    path = tmp_path / "r.yaml"
-    path.write_text(text)
-    code, out, _ = command("check", path, "--json")
-    printed = json.loads(out)
-    assert code == 0
-    assert printed["steps"] == 4768
+def test_the_json_form_keeps_its_names(text, data):
+    plan, _ = planned(text)
+    printed = json.loads(plan.model_dump_json(by_alias=True))
     assert printed["train"]["upstream"]["there"] == 1_000_000_000
-    assert RunPlan.model_validate(printed) == planned(text)[0]
-    (tmp_path / "old-val" / "index.json").unlink()
-    code, out, _ = command("check", path, "--json")
-    assert code == 3
-    assert len(json.loads(out)["problems"]) == 1
+    assert printed["begins"]["weights"].startswith("new weights")
+    assert RunPlan.model_validate(printed) == plan
+
+
+def test_with_an_automatic_microbatch_memory_is_of_one_sequence(text, data):
+    plan, _ = planned(text, "batch.microbatch=auto", "data.context=1024")
+    assert (plan.microbatch, plan.accumulation, plan.memory.accumulates) == (None, None, True)
+    text_of_plan = plan_as_text(plan)
+    assert "2,048 sequences × 1,024 tokens = 2,097,152 tokens, as many at once as" in text_of_plan
+    assert "logits, with one sequence at once\n" in text_of_plan
+    assert re.search(r"\n +[\d.]+ GB at the peak with memory: lean$", text_of_plan)
+    lean = plan_as_text(planned(text, "batch.microbatch=auto", "memory=lean")[0])
+    assert re.search(r"MB recomputed, with one sequence .+\n +[\d.]+ GB at .+ memory: fast$", lean)
 
 
 @pytest.fixture

@@ -1,0 +1,123 @@
+"""`rewarm plan`: its table, its notes, and what it refuses."""
+
+import re
+
+import pytest
+from planned_studies import write_study_with_base
+from repository import ROOT
+
+from rewarm.estimates import measure_step_time
+from rewarm.estimates.cost import CostEstimate
+
+PAPER = ROOT / "recipes" / "pythia-410m-rewarm.yaml"
+
+
+def test_a_table_and_where_each_figure_comes_from(command):
+    code, out, err = command("plan", PAPER, "--gpu", "h100", "--gpus", 8, "--price", 2.5)
+    assert (code, err) == (0, "")
+    head, row, *notes = out.splitlines()
+    assert head.split("  ")[0] == "run"
+    assert re.split(r"  +", row)[1:6] == ["296.86B", "131,296", "8.10e20", "62.2 h", "497.4"]
+    headings = [line[:10].strip() for line in notes]
+    assert headings == ["speed", "time", "GPUs", "FLOPs", "memory", "disk", "cost", "problems"]
+    assert "the busiest runs 9 of a step's 69 microbatches of 16" in out
+    assert notes[-1].endswith("training here; `rewarm check` lists them")
+    code, out, _ = command("plan", PAPER, "--gpu", "h100", "--price", "2.5", "--json")
+    estimate = CostEstimate.model_validate_json(out)
+    assert estimate.cost == pytest.approx(2.5 * 476.75, abs=0.05)
+
+
+def test_without_a_speed_there_are_no_hours(command):
+    code, out, _ = command("plan", PAPER)
+    assert code == 0
+    assert "GPU hours" not in out.splitlines()[0]
+    assert "time      name a GPU that was measured (--gpu h100), or --measure here" in out
+
+
+def test_a_run_that_does_not_fit_is_reported(command):
+    _, out, _ = command("plan", PAPER, "--gpu", "h100", "--set", "model={preset: pythia-12b}")
+    assert "memory    more than the 80.00 GB of h100: at this microbatch it does not fit" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--gpu", "h1000"], "was not measured; did you mean 'h100'? (measured: h100)"),
+        (["--gpu", "h100", "--measure"], "--gpu and --measure: choose one"),
+        (["--price", "2"], "--price: needs hours; name a --gpu, or --measure"),
+        (["--gpus", "0"], "greater than or equal to 1"),
+        (["--gpu", "h100", "--set", "precision=fp16"], "h100 in fp16 was not measured"),
+        (["--gpu", "h100", "--set", "compile=false"], "in bf16, not compiled was not measured"),
+        (["--set", "sede=1"], "sede: no such setting"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_options(command, options, message):
+    code, out, err = command("plan", PAPER, *options)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.replace("│", "").split())
+
+
+def test_a_base_that_does_not_exist(command, tmp_path):
+    code, _, err = command("plan", PAPER, "--set", f"model={{base: {tmp_path}/nowhere}}")
+    assert code == 3
+    assert "nowhere: no such folder, and not a hub name" in err
+
+
+@pytest.fixture
+def few_steps(monkeypatch):
+    monkeypatch.setattr(measure_step_time, "MIN_SECONDS", 0.0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def test_measured_cost_of_a_recipe(few_steps, recipe_file, command, tmp_path):
+    # Neither its base nor its data is needed.
+    changed = ("--set", "batch.microbatch=auto", "--set", "data.validation.downstream.tokens=1280")
+    code, out, err = command("plan", recipe_file, "--measure", "--json", *changed)
+    assert code == 0
+    assert "measuring 58,240 parameters, 1,024 tokens a step" in err
+    (cost,) = CostEstimate.model_validate_json(out).costs
+    assert all(hours > 0 for hours in cost.time.model_dump().values())
+    assert cost.microbatch == 16  # 2,048 tokens at once would be 32; the batch has 16
+    assert cost.memory_measured
+    assert 100e6 < cost.memory < 4e9
+    assert re.match(r"[\d,]+ tokens/s: \d+ steps of a real run on this machine", cost.source)
+    assert not (tmp_path / "run").exists()
+
+
+def test_runs_of_the_same_speed_are_measured_once(few_steps, recipe_file, tmp_path, command):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"study: {tmp_path}/runs\nrecipe: {recipe_file.name}\n"
+        "arms: {a: , b: {schedule.peak_lr: 1e-3}}\n"
+    )
+    code, out, err = command("plan", path, "--measure", "--gpus", 2)
+    assert code == 0
+    assert err.count("measuring") == 1
+    assert "memory    the peak of the process that took the steps" in out
+    assert "(rewarm compare --workers 2)" in out
+
+
+def test_a_study_has_a_row_for_each_arm_and_one_for_all(tmp_path, thousand_steps, command):
+    study = write_study_with_base(tmp_path, thousand_steps)
+    code, out, _ = command("plan", study, "--gpu", "h100", "--gpus", 2)
+    assert code == 0
+    rows = [line.split()[:3] for line in out.splitlines()[:5]]
+    assert rows == [
+        ["run", "runs", "tokens"],
+        ["bases/up", "50M", "500"],
+        ["a", "2", "100M"],
+        ["b", "2", "200M"],
+        ["all", "5", "650M"],
+    ]
+
+
+def test_examples_in_the_documentation_are_what_it_prints(command, monkeypatch):
+    text = (ROOT / "docs" / "plan.md").read_text()
+    monkeypatch.chdir(ROOT / "recipes")
+    examples = re.findall(r"\$ rewarm (plan [^\n]*)\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 2
+    for line, printed in examples:
+        code, out, _ = command(*line.split())
+        assert code == 0
+        assert out == printed
