@@ -74,7 +74,7 @@ def prepare(work: Path, steps: int) -> None:
     from rewarm.data.stored_blocks import StoredBlocks
     from rewarm.model.neox import NeoX, initialize_weights
     from rewarm.recipe.recipe import load_recipe
-    from rewarm.runs.resolve import resolve
+    from rewarm.runs.resolve_run import resolve
 
     write_quickstart_shards(work, "upstream")
     (work / "recipe.yaml").write_text(BASE_RECIPE.format(out=work))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rewarm.data.standard_library_text import (
+from rewarm.data.quickstart_text import (
     train_byte_level_bpe,
     write_standard_library_text,
     write_text_shards,

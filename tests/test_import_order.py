@@ -22,7 +22,9 @@ MODULES = {
 
 # The lowest layer first: a module may import from its own layer and from those above it here.
 LAYERS = {
-    "used everywhere": "errors exit_codes files quantities safe_loading storage tables version",
+    "used everywhere": (
+        "errors exit_codes files quantities remote_storage safe_loading table_cells version"
+    ),
     "learning rates": "schedules",
     "kernels": "model.kernels",
     "the model": "model",

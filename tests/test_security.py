@@ -36,7 +36,7 @@ CALLS_THAT_RUN_CODE = {
 # Files that may read JSON without the limits of rewarm.safe_loading, and what they read.
 MAY_READ_JSON = {
     "rewarm/safe_loading.py": "it implements the limits",
-    "rewarm/data/standard_library_text.py": "text that this module has written",
+    "rewarm/data/quickstart_text.py": "text that this module has written",
     "rewarm/recipe/recipe.py": "what pydantic has just written",
     "rewarm/testing.py": "what pydantic has just written",
     "rewarm/runs/metrics_file.py": "the metrics of the user's own run",

@@ -16,7 +16,7 @@ from rewarm.checkpoints.manifest import MANIFEST, sha256_in_manifest
 from rewarm.checkpoints.training_state import Ancestor, TrainingState, read_training_state
 from rewarm.checkpoints.weight_files import weights_digest
 from rewarm.errors import CheckpointError, RecipeError, RewarmError
-from rewarm.model.published_checkpoints import published_training
+from rewarm.model.published_pythia import published_training
 from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe, base_lr_in_recipe, load_recipe
 

@@ -9,17 +9,17 @@ from rich.console import Console
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.cli.terminal_tables import print_result_table
-from rewarm.data.shard_format import read_shard_index
-from rewarm.data.standard_library_text import (
+from rewarm.data.quickstart_text import (
     VOCABULARY_SIZE,
     train_byte_level_bpe,
     write_standard_library_text,
     write_text_shards,
 )
+from rewarm.data.shard_format import read_shard_index
 from rewarm.plots.loss_figure import save_losses
 from rewarm.recipe.recipe import Recipe, load_recipe
-from rewarm.study.comparison_rows import start_to_end_table
-from rewarm.study.outcomes import RunOutcome, read_outcome
+from rewarm.study.comparison_tables import start_to_end_table
+from rewarm.study.run_outcomes import RunOutcome, read_outcome
 
 BASE_RECIPE = """\
 # Pre-train a small model on the English of Python's standard library: the base to continue from.

@@ -20,9 +20,9 @@ from rewarm.estimates.throughput import measured_gpus, speed_on_gpu
 from rewarm.files import atomic_write
 from rewarm.quantities import format_count, format_number
 from rewarm.recipe.recipe import Recipe
-from rewarm.study.comparison_rows import claims_table, comparison_table
-from rewarm.study.outcomes import UPSTREAM, StudyResults, same_batches
+from rewarm.study.comparison_tables import claims_table, comparison_table
 from rewarm.study.results_json import StudySummary, results_as_json, study_pareto_front
+from rewarm.study.run_outcomes import UPSTREAM, StudyResults, same_batches
 from rewarm.study.runner import RunStatus, StudyRunner
 from rewarm.study.study_file import StudyPlan
 

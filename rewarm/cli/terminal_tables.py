@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:  # `rewarm --help` imports this module, and should not import pydantic
-    from rewarm.tables import Table as ResultTable
+    from rewarm.table_cells import Table as ResultTable
 
 
 def plain_table(*columns: str) -> Table:

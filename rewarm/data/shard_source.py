@@ -25,7 +25,7 @@ from rewarm.data.shard_format import (
 )
 from rewarm.errors import DataError
 from rewarm.files import cache_dir
-from rewarm.storage import DEFAULT_CACHE_BYTES, RemoteFolder, is_url
+from rewarm.remote_storage import DEFAULT_CACHE_BYTES, RemoteFolder, is_url
 
 _PATTERN = re.compile(r"[{*?\[]")
 

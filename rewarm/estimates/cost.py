@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from rewarm.estimates.run_plan import RunPlan, plan_run
 from rewarm.estimates.throughput import Speed, SpeedOf
 from rewarm.recipe.recipe import Recipe
-from rewarm.runs.resolve import resolve
+from rewarm.runs.resolve_run import resolve
 from rewarm.study.study_file import StudyPlan
 
 

@@ -13,7 +13,7 @@ from rewarm.estimates.memory import MemoryEstimate, estimate_recipe_memory
 from rewarm.model.architecture import Architecture
 from rewarm.quantities import format_bytes, format_count
 from rewarm.recipe.recipe import Recipe
-from rewarm.runs.resolve import ResolvedRun
+from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.runs.start_record import StartRecord
 
 

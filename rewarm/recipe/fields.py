@@ -23,7 +23,7 @@ from rewarm.errors import did_you_mean
 from rewarm.model.architecture import PRESETS, Architecture
 from rewarm.quantities import Count, Share, Span, parse_count, parse_share
 from rewarm.recipe.yaml_document import KeyPath
-from rewarm.storage import URL_SCHEMES
+from rewarm.remote_storage import URL_SCHEMES
 
 Steps = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
 Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]

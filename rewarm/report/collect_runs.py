@@ -21,8 +21,8 @@ from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.safe_loading import parse_json, read_json_as
-from rewarm.study.outcomes import RunOutcome, StudyResults, outcome_from_metrics
 from rewarm.study.results_json import JudgedClaim, StudySummary
+from rewarm.study.run_outcomes import RunOutcome, StudyResults, outcome_from_metrics
 from rewarm.study.study_file import Study, is_study
 
 JsonLine = dict[str, Any]

@@ -36,8 +36,8 @@ from rewarm.report.run_tables import (
     settings_table,
 )
 from rewarm.report.summary import applied_rates_sentence, summary_sentences
-from rewarm.study.comparison_rows import claims_table
-from rewarm.tables import plural
+from rewarm.study.comparison_tables import claims_table
+from rewarm.table_cells import plural
 from rewarm.version import __version__
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from rewarm.report.html_writer import Markup, join, tag
-from rewarm.tables import Cell, Table
+from rewarm.table_cells import Cell, Table
 
 
 def html_tables(*tables: Table) -> Markup:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from rewarm.report.collect_runs import CollectedRuns
-from rewarm.study.comparison_rows import comparison_table, mean_cell
+from rewarm.study.comparison_tables import comparison_table, mean_cell
 from rewarm.study.intervals import Estimate, estimate_mean
 from rewarm.study.loss_history import FIGURES, FittedLine, final_loss, fit_line
-from rewarm.study.outcomes import UPSTREAM, pareto_front
-from rewarm.tables import Cell, Table, tokens_cell
+from rewarm.study.run_outcomes import UPSTREAM, pareto_front
+from rewarm.table_cells import Cell, Table, tokens_cell
 
 
 def final_losses_table(collected: CollectedRuns) -> Table:

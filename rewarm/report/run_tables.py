@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from rewarm.report.collect_runs import CollectedRuns, RunRecord
-from rewarm.study.outcomes import same_batches
-from rewarm.tables import Cell, Table, count_cell, number_cell, tokens_cell
+from rewarm.study.run_outcomes import same_batches
+from rewarm.table_cells import Cell, Table, count_cell, number_cell, tokens_cell
 
 
 def runs_table(collected: CollectedRuns) -> Table:

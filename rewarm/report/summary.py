@@ -8,9 +8,9 @@ from rewarm.quantities import format_count
 from rewarm.report.collect_runs import CollectedRuns
 from rewarm.report.loss_tables import final_losses, pareto_arms, set_pairs
 from rewarm.report.run_tables import same_batches_table
-from rewarm.study.comparison_rows import mean_cell
+from rewarm.study.comparison_tables import mean_cell
 from rewarm.study.loss_history import final_loss
-from rewarm.tables import plural
+from rewarm.table_cells import plural
 
 
 def summary_sentences(collected: CollectedRuns) -> list[str]:

@@ -22,8 +22,8 @@ from rewarm.report.run_tables import (
     settings_table,
 )
 from rewarm.report.summary import applied_rates_sentence, summary_sentences
-from rewarm.study.comparison_rows import claims_table
-from rewarm.tables import Table
+from rewarm.study.comparison_tables import claims_table
+from rewarm.table_cells import Table
 
 
 def as_markdown(collected: CollectedRuns) -> str:

@@ -1,6 +1,6 @@
 """What has to hold before a run can start: one function for each precondition.
 
-Each returns or raises the error that `rewarm train` ends with; `resolve.py` calls them all, for
+Each returns or raises the error that `rewarm train` ends with; `resolve_run.py` calls them all, for
 `check`, `train`, `plan` and `compare`.
 """
 

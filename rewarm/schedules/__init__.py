@@ -7,7 +7,7 @@ schedules, the built-in ones too, are found by entry points of the group `rewarm
 
 from rewarm.schedules.base import CONTRACT, Schedule, cosine, linear
 from rewarm.schedules.builtin import Constant, Decay, NoWarmup, Rewarm
-from rewarm.schedules.rates import check_rates, marks, of_base, rate, sample_curve
+from rewarm.schedules.checked_rates import check_rates, marks, of_base, rate, sample_curve
 from rewarm.schedules.registry import GROUP, Installed, find, identity, installed, origin, read
 
 __all__ = [

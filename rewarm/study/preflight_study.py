@@ -8,7 +8,7 @@ from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.errors import RewarmError
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.preconditions import in_use
-from rewarm.runs.resolve import Problem, preflight
+from rewarm.runs.resolve_run import Problem, preflight
 from rewarm.study.runner import is_complete
 from rewarm.study.study_file import StudyPlan, StudyRun
 

@@ -30,7 +30,7 @@ from rewarm.study.loss_history import (
     final_loss,
     fit_line,
 )
-from rewarm.study.outcomes import UPSTREAM, StudyResults, pareto_front, same_batches
+from rewarm.study.run_outcomes import UPSTREAM, StudyResults, pareto_front, same_batches
 from rewarm.study.study_file import StudyPlan
 
 

@@ -29,7 +29,7 @@ from rewarm.files import locked
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.runs.resume_changes import read_saved_recipe, recipe_changes
-from rewarm.study.outcomes import StudyResults, read_outcome
+from rewarm.study.run_outcomes import StudyResults, read_outcome
 from rewarm.study.study_file import StudyPlan, StudyRun
 
 _POLL_SECONDS = 0.5  # between two looks at the folder

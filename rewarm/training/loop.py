@@ -23,7 +23,7 @@ from rewarm.data.batch_loader import TokenBlocks
 from rewarm.errors import CheckpointError, DataError
 from rewarm.model.neox import NeoX
 from rewarm.recipe.recipe import Recipe
-from rewarm.runs.resolve import resolve
+from rewarm.runs.resolve_run import resolve
 from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
 from rewarm.training.device_setup import (

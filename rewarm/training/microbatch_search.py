@@ -26,7 +26,7 @@ from rewarm.model.kernels.fp8.scaling import check_fp8_device
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, Kernels, choose_kernels
 from rewarm.model.neox import NeoX
 from rewarm.recipe.recipe import Recipe
-from rewarm.runs.resolve import ResolvedRun
+from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.safe_loading import read_json
 from rewarm.training.device_setup import autocast, device_name, find_device
 from rewarm.training.layer_compilation import compile_or_run_eagerly, run_trial_pass

@@ -27,7 +27,7 @@ from rewarm.model.kernels.fp8.scaling import check_fp8_device
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.recipe.recipe import Recipe
-from rewarm.runs.resolve import ResolvedRun, ResumeState
+from rewarm.runs.resolve_run import ResolvedRun, ResumeState
 from rewarm.runs.start_record import StartRecord
 from rewarm.safe_loading import first_validation_error
 from rewarm.training.device_setup import autocast, device_name, find_device

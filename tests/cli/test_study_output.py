@@ -7,7 +7,7 @@ from loss_histories import outcome
 
 from rewarm.cli import study_output
 from rewarm.cli.study_output import print_study_plan, run_and_print_study
-from rewarm.study.outcomes import StudyResults
+from rewarm.study.run_outcomes import StudyResults
 from rewarm.study.study_file import load_study
 
 

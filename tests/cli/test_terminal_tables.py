@@ -1,7 +1,7 @@
 """Tables printed in a pipe: whole rows, no markup."""
 
 from rewarm.cli.terminal_tables import plain_table, print_result_table, print_table
-from rewarm.tables import Cell, Table
+from rewarm.table_cells import Cell, Table
 
 
 def test_rows_in_a_pipe_are_whole_lines(capsys):

@@ -1,7 +1,7 @@
 """Loss histories from lists of losses."""
 
 from rewarm.study.loss_history import LossHistory, LossPoint
-from rewarm.study.outcomes import RunOutcome
+from rewarm.study.run_outcomes import RunOutcome
 
 
 def history(*losses, tokens_per_step=100):

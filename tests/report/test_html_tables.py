@@ -3,7 +3,7 @@
 import math
 
 from rewarm.report.html_tables import html_tables
-from rewarm.tables import Cell, Table
+from rewarm.table_cells import Cell, Table
 
 
 def test_cells_have_sort_values_and_classes():

@@ -3,8 +3,8 @@
 import pytest
 from loss_histories import outcome
 
-from rewarm.study.outcomes import StudyResults
 from rewarm.study.results_json import StudySummary, results_as_json
+from rewarm.study.run_outcomes import StudyResults
 from rewarm.study.study_file import load_study
 
 

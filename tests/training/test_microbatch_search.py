@@ -14,7 +14,7 @@ from rewarm.model.architecture import PRESETS
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.yaml_document import YamlDocument
-from rewarm.runs.resolve import resolve
+from rewarm.runs.resolve_run import resolve
 from rewarm.training import microbatch_search
 from rewarm.training.microbatch_search import divisors, largest_that_fits, resolve_microbatch
 

@@ -14,7 +14,7 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.training_state import read_training_state
 from rewarm.errors import Preempted
-from rewarm.runs.resolve import resolve
+from rewarm.runs.resolve_run import resolve
 from rewarm.training.start_or_resume import start_or_resume
 
 

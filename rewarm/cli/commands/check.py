@@ -25,7 +25,7 @@ def check(
         check_study(study)
         return
     from rewarm.estimates.run_plan import plan_as_text, plan_run
-    from rewarm.runs.resolve import resolve
+    from rewarm.runs.resolve_run import resolve
 
     resolved = resolve(
         load_recipe_file(recipe, overrides), resume=resume, accept_changes=accept_changes

@@ -149,7 +149,7 @@ def _compute_curves(recipes: dict[str, Recipe], zoom: str, out: Path | None) -> 
 
 def _save_curves(curves: list[Curve], out: Path) -> None:
     from rewarm.plots.schedule_figure import save_schedules
-    from rewarm.tables import plural
+    from rewarm.table_cells import plural
 
     save_schedules(curves, out)
     print(f"{out}: {plural(len(curves), 'curve')}")

@@ -50,7 +50,7 @@ def write_report(paths: list[Path], out: Path, report_format: str) -> str:
     from rewarm.report.collect_runs import collect_runs
     from rewarm.report.html_page import html_page
     from rewarm.report.text_exports import as_csv, as_markdown
-    from rewarm.tables import plural
+    from rewarm.table_cells import plural
 
     collected = collect_runs(paths)
     if report_format in ("png", "svg"):

@@ -27,7 +27,7 @@ from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.recipe.fields import OptimizerSettings
 from rewarm.recipe.recipe import load_recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
-from rewarm.runs.resolve import preflight
+from rewarm.runs.resolve_run import preflight
 from rewarm.training import microbatch_search
 from rewarm.training.device_setup import autocast
 from rewarm.training.loop import take_step

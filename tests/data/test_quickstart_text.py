@@ -4,14 +4,14 @@ import json
 
 import pytest
 
-from rewarm.data import standard_library_text
-from rewarm.data.shard_format import read_shard_index
-from rewarm.data.standard_library_text import (
+from rewarm.data import quickstart_text
+from rewarm.data.quickstart_text import (
     split_docstrings,
     train_byte_level_bpe,
     write_standard_library_text,
     write_text_shards,
 )
+from rewarm.data.shard_format import read_shard_index
 from rewarm.errors import DataError
 
 DOCSTRING = "Words. " * 40
@@ -29,8 +29,8 @@ def library(tmp_path, monkeypatch):
     (root / "short.py").write_text('"""Short."""\n')
     (root / "invalid.py").write_text(f"def broken(:\n{CODE}")
     (root / "latin.py").write_bytes(b"# \xff\n" + CODE.encode())
-    monkeypatch.setattr(standard_library_text.sysconfig, "get_path", lambda _: str(root))
-    monkeypatch.setattr(standard_library_text, "_language_reference", lambda: iter(()))
+    monkeypatch.setattr(quickstart_text.sysconfig, "get_path", lambda _: str(root))
+    monkeypatch.setattr(quickstart_text, "_language_reference", lambda: iter(()))
     return root
 
 
@@ -67,7 +67,7 @@ def test_a_python_without_source_code_is_reported(library, tmp_path):
 
 
 def test_the_sample_has_as_many_characters_of_each_text():
-    sample = standard_library_text._sample_equally([["aaaa", "aa"], ["bb", "bb", "bb", "bb"]])
+    sample = quickstart_text._sample_equally([["aaaa", "aa"], ["bb", "bb", "bb", "bb"]])
     assert sample == ["aaaa", "aa", "bb", "bb", "bb"]
 
 

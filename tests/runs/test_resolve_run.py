@@ -16,8 +16,8 @@ from rewarm.checkpoints.training_state import read_training_state
 from rewarm.data import corpus, stored_blocks
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import CheckpointError, DataError, RewarmError
-from rewarm.runs import resolve as resolve_module
-from rewarm.runs.resolve import preflight, resolve
+from rewarm.runs import resolve_run as resolve_module
+from rewarm.runs.resolve_run import preflight, resolve
 from rewarm.training import loop
 
 

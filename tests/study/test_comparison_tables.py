@@ -4,9 +4,9 @@ import math
 
 from loss_histories import outcome
 
-from rewarm.study.comparison_rows import claims_table, comparison_table, start_to_end_table
-from rewarm.study.outcomes import StudyResults
+from rewarm.study.comparison_tables import claims_table, comparison_table, start_to_end_table
 from rewarm.study.results_json import JudgedClaim
+from rewarm.study.run_outcomes import StudyResults
 
 
 def test_start_to_end_table():

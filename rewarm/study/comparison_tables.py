@@ -9,9 +9,9 @@ from statistics import fmean
 from rewarm.quantities import perplexity
 from rewarm.study.intervals import Estimate
 from rewarm.study.loss_history import LossHistory, final_loss
-from rewarm.study.outcomes import UPSTREAM, RunOutcome, StudyResults
 from rewarm.study.results_json import JudgedClaim, MeanWithInterval
-from rewarm.tables import EMPTY, Cell, Table, number_cell, tokens_cell
+from rewarm.study.run_outcomes import UPSTREAM, RunOutcome, StudyResults
+from rewarm.table_cells import EMPTY, Cell, Table, number_cell, tokens_cell
 
 
 def start_to_end_table(outcomes: dict[str, RunOutcome]) -> Table:

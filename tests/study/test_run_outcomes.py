@@ -7,7 +7,7 @@ from loss_histories import outcome
 
 from rewarm.study.claims import FigureRequest
 from rewarm.study.loss_history import final_loss
-from rewarm.study.outcomes import StudyResults, pareto_front, read_outcome, same_batches
+from rewarm.study.run_outcomes import StudyResults, pareto_front, read_outcome, same_batches
 
 
 def test_pareto_front():

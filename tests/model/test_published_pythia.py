@@ -1,7 +1,7 @@
 import pytest
 
 from rewarm.model.architecture import PRESETS
-from rewarm.model.published_checkpoints import published_architecture, published_training
+from rewarm.model.published_pythia import published_architecture, published_training
 
 
 @pytest.mark.parametrize("name", ["EleutherAI/pythia-410m", "EleutherAI/pythia-410m-deduped"])

@@ -35,7 +35,7 @@ from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.data.tokenizer import check_model_matches_shards, check_same_tokenizer
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
-from rewarm.model.published_checkpoints import published_architecture
+from rewarm.model.published_pythia import published_architecture
 from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.preconditions import (

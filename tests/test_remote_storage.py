@@ -1,0 +1,121 @@
+"""Files at a URL, downloaded from a real HTTP server that fails on demand."""
+
+import hashlib
+import os
+
+import pytest
+from http_folder import FaultyServer, serve
+
+from rewarm.errors import DataError
+from rewarm.remote_storage import RemoteFolder, is_url
+
+CONTENT = bytes(range(256)) * 40
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def remote(tmp_path):
+    """A function that opens the served folder with a cache of its own."""
+    (tmp_path / "served").mkdir()
+    for number in range(4):
+        (tmp_path / "served" / f"{number}.tar").write_bytes(CONTENT)
+    (tmp_path / "served" / "index.json").write_text('{"a": 1}')
+    with serve(tmp_path / "served") as url:
+
+        def open_remote(**settings):
+            return RemoteFolder(
+                url=url,
+                cache=tmp_path / "cache",
+                evict="*.tar",
+                attempts=2,
+                timeout=1.0,
+                **settings,
+            )
+
+        yield open_remote
+
+
+def cached_files(tmp_path):
+    return sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
+
+
+def test_a_file_is_downloaded_once(remote, tmp_path):
+    for _ in range(2):
+        path = remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+        assert path.read_bytes() == CONTENT
+    assert FaultyServer.requests == ["0.tar"]
+    assert cached_files(tmp_path) == ["0.tar"]
+
+
+@pytest.mark.parametrize("fault", ["500", "cut", "stall"])
+def test_a_failed_download_is_retried(remote, fault):
+    FaultyServer.faults["0.tar"] = [fault]
+    path = remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+    assert path.read_bytes() == CONTENT
+    assert FaultyServer.requests == ["0.tar"] * 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("404", "FileNotFoundError"), ("cut", "download failed after 2 attempts"), ("500", "500")],
+)
+def test_a_download_that_keeps_failing_is_named_and_leaves_nothing(
+    remote, tmp_path, fault, message
+):
+    FaultyServer.faults["0.tar"] = [fault] * 9
+    with pytest.raises(DataError, match=r"0\.tar") as error:
+        remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+    assert message in str(error.value)
+    assert cached_files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "sha256", "message"),
+    [
+        (len(CONTENT), "0" * 64, f"its sha256 is {SHA256[:12]}, expected 000000000000"),
+        (len(CONTENT) + 1, SHA256, "received 10,240 of 10,241 bytes"),
+        (len(CONTENT) - 1, SHA256, "received more than 10,239 bytes"),
+    ],
+)
+def test_a_file_that_is_not_as_expected_is_refused(remote, tmp_path, size, sha256, message):
+    with pytest.raises(DataError, match=message):
+        remote().fetch("0.tar", size=size, sha256=sha256)
+    assert cached_files(tmp_path) == []
+
+
+def test_the_least_recently_used_files_are_evicted(remote, tmp_path):
+    folder = remote(cache_bytes=2 * len(CONTENT))
+    folder.fetch_unverified("index.json", max_bytes=100)
+    for name in ("0.tar", "1.tar"):
+        path = folder.fetch(name, size=len(CONTENT), sha256=SHA256)
+        os.utime(path, (1, 1))  # long ago
+    for name in ("0.tar", "2.tar"):  # uses the first again
+        folder.fetch(name, size=len(CONTENT), sha256=SHA256)
+    assert cached_files(tmp_path) == ["0.tar", "2.tar", "index.json"]
+
+
+def test_a_small_file_is_read_without_the_cache(remote, tmp_path):
+    assert remote().read("index.json", max_bytes=8) == b'{"a": 1}'
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_small_file_that_is_too_large_is_refused(remote, tmp_path):
+    with pytest.raises(DataError, match=r"index\.json: larger than 7 bytes"):
+        remote().read("index.json", max_bytes=7)
+    with pytest.raises(DataError, match="received more than 7 bytes"):
+        remote().fetch_unverified("index.json", max_bytes=7)
+    assert cached_files(tmp_path) == []
+
+
+def test_a_cache_that_cannot_be_written_is_named(remote, tmp_path):
+    (tmp_path / "cache").touch()
+    with pytest.raises(DataError, match="cache: cannot be written"):
+        remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+
+
+def test_only_known_url_schemes_are_accepted():
+    assert is_url("https://host/a")
+    assert is_url("s3://bucket/a")
+    assert not is_url("data/a")
+    with pytest.raises(ValueError, match=r"ftp: cannot be read \(supported: local folders, http"):
+        is_url("ftp://host/a")
