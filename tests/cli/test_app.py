@@ -1,13 +1,11 @@
-import json
-import os
+"""The command line as a whole: help, usage errors, exit codes, located problems."""
+
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-
-from rewarm.cli.app import main
 
 REWARM = Path(sys.executable).with_name("rewarm")
 
@@ -23,11 +21,11 @@ def test_version(command):
     assert command("--version") == (0, f"rewarm {version('rewarm')}\n", "")
 
 
-def test_the_module_is_the_command():
-    said = subprocess.run(
+def test_python_m_rewarm_is_the_same_command():
+    ended = subprocess.run(
         [sys.executable, "-m", "rewarm", "--version"], capture_output=True, text=True, check=True
     )
-    assert said.stdout == f"rewarm {version('rewarm')}\n"
+    assert ended.stdout == f"rewarm {version('rewarm')}\n"
 
 
 def test_help_names_every_command_with_a_line(command):
@@ -37,14 +35,14 @@ def test_help_names_every_command_with_a_line(command):
         assert f" {name} " in out
 
 
-def test_nothing_to_do_is_help_and_a_usage_error(command):
+def test_without_a_command_help_is_printed_and_the_code_is_2(command):
     code, out, err = command()
     assert code == 2
     assert "plot-schedule" in out + err
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["chekc"], "No such command 'chekc'"),
         (["check"], "Missing argument 'RECIPE'"),
@@ -62,14 +60,14 @@ def test_nothing_to_do_is_help_and_a_usage_error(command):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_usage(command, words, said):
+def test_wrong_usage(command, words, message):
     code, out, err = command(*words)
     assert (code, out) == (2, "")
-    assert said in " ".join(err.split())
+    assert message in " ".join(err.split())
     assert "not an error that rewarm expects" not in err
 
 
-def test_a_recipes_problems_are_lines_that_editors_can_jump_to(command, recipe):
+def test_problems_of_a_recipe_start_with_file_line_and_column(command, recipe):
     recipe.write_text(recipe.read_text().replace("peak_lr", "peek_lr").replace("seed", "sede"))
     for name in ("check", "plot-schedule", "train"):
         code, out, err = command(name, recipe, "--set", "batch.tokens=-1")
@@ -85,14 +83,14 @@ def test_a_recipes_problems_are_lines_that_editors_can_jump_to(command, recipe):
 
 @pytest.mark.parametrize("line", [100, 1234])
 def test_a_line_number_is_not_an_emoji(command, recipe, line):
-    """Rich takes `:100:` for one."""
+    """Rich would print one for `:100:`."""
     recipe.write_text("\n" * (line - 1) + "sede: 1\n" + recipe.read_text())
     _, _, err = command("check", recipe)
     assert f"{recipe}:{line}:1: sede: no such setting; did you mean 'seed'?" in err
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (["check", "none.yaml"], 2, "none.yaml: no such file; a recipe is a YAML file"),
         (["schedules", "rewram"], 2, "error: no schedule named 'rewram'; did you mean 'rewarm'?"),
@@ -101,29 +99,29 @@ def test_a_line_number_is_not_an_emoji(command, recipe, line):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_what_is_not_there(command, tmp_path, monkeypatch, words, code, said):
+def test_missing_files_and_names(command, tmp_path, monkeypatch, words, code, message):
     monkeypatch.chdir(tmp_path)
-    ended, out, err = command(*words)
-    assert (ended, out) == (code, "")
-    assert err.startswith(said) or f" {said}" in err
+    exit_code, out, err = command(*words)
+    assert (exit_code, out) == (code, "")
+    assert err.startswith(message) or f" {message}" in err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_codes_of_the_real_command(recipe):
+def test_exit_codes_of_the_installed_command(recipe):
     for words, code in ((["check", recipe], 3), (["check", recipe, "--set", "seed=x"], 2)):
         ended = subprocess.run([REWARM, *words], capture_output=True, text=True, check=False)
         assert ended.returncode == code
         assert "Traceback" not in ended.stdout + ended.stderr
 
 
-def test_a_reader_that_leaves_is_not_an_error():
+def test_a_closed_pipe_is_not_an_error():
     with subprocess.Popen([REWARM, "schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as p:
         p.stdout.close()
         assert p.stderr.read() == b""
     assert p.returncode in (1, 141)
 
 
-def test_what_nobody_expected_is_one_message(command, distribution, monkeypatch):
+def test_an_unexpected_error_is_one_message_without_a_traceback(command, distribution, monkeypatch):
     source = """
 from typing import ClassVar, Literal
 from rewarm import Schedule
@@ -147,56 +145,3 @@ class Odd(Schedule):
     monkeypatch.setenv("REWARM_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="out of"):
         command("schedules", "odd")
-
-
-# Schedules and the schema.
-
-
-def test_schedules_are_listed(command, distribution):
-    distribution("broken_list", "raise RuntimeError('no [red]markup[/] here')", broken="Broken")
-    code, out, err = command("schedules")
-    assert (code, err) == (0, "")
-    rows = {line.split()[0]: line for line in out.splitlines()}
-    assert rows["name"].split() == ["name", "distribution", "version", "help"]
-    assert rows["rewarm"].split()[1:3] == ["rewarm", version("rewarm")]
-    assert "Rises linearly to the peak" in rows["rewarm"]
-    assert "cannot be used: schedule 'broken' of broken_list 1.0" in rows["broken"]
-    assert "RuntimeError: no [red]markup[/] here" in rows["broken"]
-    _, out, _ = command("schedules", "--json")
-    listed = {one["name"]: one for one in json.loads(out)}
-    assert listed.keys() >= {"constant", "no-warmup", "rewarm", "broken"}
-    assert listed["constant"]["help"] == "Keeps one rate throughout."
-
-
-def test_the_settings_of_one_schedule(command):
-    code, out, _ = command("schedules", "rewarm")
-    assert code == 0
-    rows = {line.split()[0]: line.split()[1] for line in out.splitlines() if line}
-    assert rows.items() >= {
-        ("setting", "default"),
-        ("peak_lr", "required"),
-        ("min_lr", "null"),
-        ("start_lr", "0.0"),
-        ("warmup", "1%"),
-        ("decay", "cosine"),
-    }
-    assert "One of: cosine, clipped-cosine, linear, 1-sqrt, inverse-sqrt, none." in out
-    _, out, _ = command("schedules", "rewarm", "--json")
-    assert set(json.loads(out)["required"]) == {"peak_lr"}
-
-
-def test_schema(command):
-    code, out, _ = command("schema")
-    assert code == 0
-    assert set(json.loads(out)["required"]) >= {"run", "tokens", "model", "schedule"}
-
-
-@pytest.mark.parametrize(("said", "found"), [(None, "1000"), ("7", "7")])
-def test_threads_of_a_cpu_wait_asleep_unless_someone_says_otherwise(monkeypatch, said, found):
-    monkeypatch.setattr("sys.argv", ["rewarm", "--version"])
-    monkeypatch.setenv("GOMP_SPINCOUNT", said or "")
-    if said is None:
-        monkeypatch.delenv("GOMP_SPINCOUNT")
-    with pytest.raises(SystemExit):
-        main()
-    assert os.environ["GOMP_SPINCOUNT"] == found

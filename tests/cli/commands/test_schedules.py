@@ -1,10 +1,44 @@
-"""`rewarm schedules new` and `test`, and slow imports; the list is tested in test_app.py too."""
+"""`rewarm schedules`: the list, the settings of each, `new` and `test`, and slow imports."""
 
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+
+
+def test_schedules_are_listed(command, distribution):
+    distribution("broken_list", "raise RuntimeError('no [red]markup[/] here')", broken="Broken")
+    code, out, err = command("schedules")
+    assert (code, err) == (0, "")
+    rows = {line.split()[0]: line for line in out.splitlines()}
+    assert rows["name"].split() == ["name", "distribution", "version", "help"]
+    assert rows["rewarm"].split()[1:3] == ["rewarm", version("rewarm")]
+    assert "Rises linearly to the peak" in rows["rewarm"]
+    assert "cannot be used: schedule 'broken' of broken_list 1.0" in rows["broken"]
+    assert "RuntimeError: no [red]markup[/] here" in rows["broken"]
+    _, out, _ = command("schedules", "--json")
+    listed = {entry["name"]: entry for entry in json.loads(out)}
+    assert listed.keys() >= {"constant", "no-warmup", "rewarm", "broken"}
+    assert listed["constant"]["help"] == "Keeps one rate throughout."
+
+
+def test_the_settings_of_one_schedule(command):
+    code, out, _ = command("schedules", "rewarm")
+    assert code == 0
+    rows = {line.split()[0]: line.split()[1] for line in out.splitlines() if line}
+    assert rows.items() >= {
+        ("setting", "default"),
+        ("peak_lr", "required"),
+        ("min_lr", "null"),
+        ("start_lr", "0.0"),
+        ("warmup", "1%"),
+        ("decay", "cosine"),
+    }
+    assert "One of: cosine, clipped-cosine, linear, 1-sqrt, inverse-sqrt, none." in out
+    _, out, _ = command("schedules", "rewarm", "--json")
+    assert set(json.loads(out)["required"]) == {"peak_lr"}
 
 
 @pytest.fixture
