@@ -15,21 +15,21 @@ AttentionMask = Tensor | BlockMask
 """Which positions each position attends to. Without a mask: itself and all before it."""
 
 
-def document_mask(tokens_BT: Tensor, separator: int) -> AttentionMask:
-    """Returns the causal mask within documents; a separator is its document's last token.
+def document_mask(tokens_BT: Tensor, separator_id: int) -> AttentionMask:
+    """Returns the causal mask within documents; a separator_id is its document's last token.
 
     Rotary positions need not restart in each document: attention depends on differences of
     positions alone (arXiv:2104.09864, equation 16).
 
     Args:
         tokens_BT: the input tokens.
-        separator: the token that ends a document.
+        separator_id: the token that ends a document.
 
     Returns:
         On a GPU a sparse block mask for flex attention; on a CPU a boolean tensor, (B, 1, T, T).
     """
     B, T = tokens_BT.shape
-    ends_BT = (tokens_BT == separator).long()
+    ends_BT = (tokens_BT == separator_id).long()
     document_BT = ends_BT.cumsum(1) - ends_BT
     if tokens_BT.is_cuda:
 

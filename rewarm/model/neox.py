@@ -111,18 +111,18 @@ class NeoX(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, tokens_BT: Tensor, separator: int | None = None) -> Tensor:
+    def forward(self, tokens_BT: Tensor, separator_id: int | None = None) -> Tensor:
         """Returns logits, (B, T, V), for T up to the architecture's positions.
 
-        With a `separator`, no token attends across one: each document of a sequence is separate.
+        With a `separator_id`, no token attends across one: each document of a sequence is separate.
         """
-        return cast(Tensor, self.embed_out(self._hidden_states(tokens_BT, separator)))
+        return cast(Tensor, self.embed_out(self._hidden_states(tokens_BT, separator_id)))
 
-    def _hidden_states(self, tokens_BT: Tensor, separator: int | None) -> Tensor:
+    def _hidden_states(self, tokens_BT: Tensor, separator_id: int | None) -> Tensor:
         """Returns the input of the output head, (B, T, D)."""
         length = tokens_BT.shape[1]
         cos_TR, sin_TR = cast(Tensor, self.cos)[:length], cast(Tensor, self.sin)[:length]
-        mask = None if separator is None else document_mask(tokens_BT, separator)
+        mask = None if separator_id is None else document_mask(tokens_BT, separator_id)
         x_BTD = self.gpt_neox.embed_in(tokens_BT)
         # The residual stream has the dtype of matmuls, as when GPT-NeoX trained Pythia: reading or
         # writing it moves half the bytes of fp32.
@@ -136,11 +136,11 @@ class NeoX(nn.Module):
         inputs_BT: Tensor,
         targets_BT: Tensor,
         *,
-        separator: int | None = None,
+        separator_id: int | None = None,
         reduction: str = "mean",
     ) -> Tensor:
         """Returns the cross-entropy in nats, in fp32; targets of -100 do not count."""
-        x_BTD = self._hidden_states(inputs_BT, separator)
+        x_BTD = self._hidden_states(inputs_BT, separator_id)
         return self.kernels.cross_entropy(x_BTD, self.embed_out, targets_BT, reduction)
 
     def configure(self, kernels: Kernels, *, memory: str = "fast", precision: str = "fp32") -> None:

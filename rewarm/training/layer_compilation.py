@@ -47,7 +47,7 @@ def run_trial_pass(
     microbatch: int,
     context: int,
     cast: AbstractContextManager[object],
-    separator: int | None = None,
+    separator_id: int | None = None,
     parts: int = 1,
 ) -> None:
     """Runs `parts` microbatches of zeros forward and backward, and discards their gradients."""
@@ -55,7 +55,7 @@ def run_trial_pass(
     tokens = torch.zeros(microbatch, context + 1, dtype=torch.int64, device=device)
     for _ in range(parts):
         with cast:
-            loss = model.loss(tokens[:, :-1], tokens[:, 1:], separator=separator)
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:], separator_id=separator_id)
         torch.autograd.backward(loss)
     model.zero_grad()
     if model.fp8_scaling:

@@ -63,7 +63,7 @@ def take_step(
     clip: float | None,
     cast: AbstractContextManager[object],
     judge: Callable[[Tensor, Tensor], Tensor] = not_finite,
-    separator: int | None = None,
+    separator_id: int | None = None,
     scale: Tensor | None = None,
 ) -> StepResult:
     """Takes one optimizer step on tokens of shape (sequences, context + 1).
@@ -79,7 +79,7 @@ def take_step(
 
     def add_gradient(part: Tensor) -> Tensor:
         with cast:
-            part_loss = model.loss(part[:, :-1], part[:, 1:], separator=separator) / len(parts)
+            part_loss = model.loss(part[:, :-1], part[:, 1:], separator_id=separator_id) / len(parts)
         torch.autograd.backward(part_loss, scale)
         return part_loss.detach()
 
@@ -170,7 +170,7 @@ def _run_steps(run: StartedRun, recorder: RunRecorder, stop_requests: StopReques
                 clip=recipe.optimizer.clip,
                 cast=cast,
                 judge=guard.judge,
-                separator=run.separator,
+                separator_id=run.separator_id,
                 scale=guard.scale,
             )
             state = state.after_step(step, recipe.batch.tokens, lr, position)

@@ -181,7 +181,7 @@ def _peak_of_trial(
         microbatch=microbatch,
         context=recipe.data.context,
         cast=autocast(recipe.precision, device),
-        separator=0 if recipe.data.documents == "separate" else None,
+        separator_id=0 if recipe.data.documents == "separate" else None,
     )
     if recipe.compile:
         compile_or_run_eagerly(model, attempt)

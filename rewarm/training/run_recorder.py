@@ -112,7 +112,7 @@ class RunRecorder:
                 self._run.validation,
                 microbatch=self._recipe.microbatch,
                 precision=self._recipe.precision,
-                separator=self._run.separator,
+                separator_id=self._run.separator_id,
             )
             seconds = time.perf_counter() - started
         losses = {name: result.loss for name, result in measured.items()}

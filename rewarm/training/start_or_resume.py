@@ -46,7 +46,7 @@ class StartedRun(NamedTuple):
     loader: BatchLoader
     validation: dict[str, StoredBlocks]
     tokenizer: TokenizerSource
-    separator: int | None
+    separator_id: int | None
     """The end-of-text token, where documents must not attend to each other."""
     state: TrainingState
     start: StartRecord
@@ -75,8 +75,8 @@ def start_or_resume(resolved: ResolvedRun) -> StartedRun:
         load_optimizer_state(resolved.optimizer_state, model, optimizer)
     corpora = list(resolved.corpora.values())
     info = corpora[0].index.tokenizer
-    separator = info.eos if recipe.data.documents == "separate" else None
-    compile_lines = _compile(model, recipe, separator)
+    separator_id = info.eos if recipe.data.documents == "separate" else None
+    compile_lines = _compile(model, recipe, separator_id)
     loader = BatchLoader(
         corpora,
         recipe.corpus_weights,
@@ -90,7 +90,7 @@ def start_or_resume(resolved: ResolvedRun) -> StartedRun:
         loader,
         resolved.validation,
         TokenizerSource(resolved.tokenizer_directory, info.eos, info.eos_token),
-        separator,
+        separator_id,
         state,
         start,
         [
@@ -120,7 +120,7 @@ def _build_model(resolved: ResolvedRun) -> tuple[NeoX, str | None]:
     return model, tensors
 
 
-def _compile(model: NeoX, recipe: Recipe, separator: int | None) -> list[str]:
+def _compile(model: NeoX, recipe: Recipe, separator_id: int | None) -> list[str]:
     """Compiles the layers on a GPU; returns a warning where that fails."""
     device = next(model.parameters()).device
     if device.type != "cuda" or not recipe.compile:
@@ -131,7 +131,7 @@ def _compile(model: NeoX, recipe: Recipe, separator: int | None) -> list[str]:
         microbatch=recipe.microbatch,
         context=recipe.data.context,
         cast=autocast(recipe.precision, device),
-        separator=separator,
+        separator_id=separator_id,
     )
     return compile_or_run_eagerly(model, attempt)
 

@@ -40,7 +40,7 @@ def measure_loss(
     *,
     microbatch: int,
     precision: str = "fp32",
-    separator: int | None = None,
+    separator_id: int | None = None,
 ) -> SetLoss:
     """Returns the model's loss on blocks of shape (context + 1,), in their stored order.
 
@@ -49,7 +49,7 @@ def measure_loss(
         blocks: what to measure on.
         microbatch: sequences at once.
         precision: of the forward pass; sums are in double precision.
-        separator: the end-of-text token, where documents must not attend to each other.
+        separator_id: the end-of-text token, where documents must not attend to each other.
 
     Raises:
         DataError: a shard is missing or damaged.
@@ -66,7 +66,7 @@ def measure_loss(
             inputs = torch.nn.functional.pad(inputs, (0, 0, 0, missing))
             targets = torch.nn.functional.pad(targets, (0, 0, 0, missing), value=-100)
         with autocast(precision, device):
-            total += model.loss(inputs, targets, separator=separator, reduction="sum")
+            total += model.loss(inputs, targets, separator_id=separator_id, reduction="sum")
     return SetLoss(float(total) / blocks.tokens, blocks.tokens)
 
 
@@ -76,12 +76,12 @@ def measure_losses(
     *,
     microbatch: int,
     precision: str,
-    separator: int | None = None,
+    separator_id: int | None = None,
 ) -> dict[str, SetLoss]:
     """Returns the loss on each validation set, by name; arguments as for `measure_loss`."""
     return {
         name: measure_loss(
-            model, blocks, microbatch=microbatch, precision=precision, separator=separator
+            model, blocks, microbatch=microbatch, precision=precision, separator_id=separator_id
         )
         for name, blocks in sets.items()
     }

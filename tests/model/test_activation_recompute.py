@@ -43,7 +43,7 @@ def loss_and_gradients(model, precision="fp32", **loss_arguments):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("loss_arguments", [{}, {"separator": 3}, {"reduction": "sum"}], ids=str)
+@pytest.mark.parametrize("loss_arguments", [{}, {"separator_id": 3}, {"reduction": "sum"}], ids=str)
 @pytest.mark.parametrize("changed", SHAPES.values(), ids=SHAPES)
 def test_loss_and_gradients_have_the_same_bits(changed, loss_arguments, precision):
     fast, lean = (
@@ -158,8 +158,8 @@ def test_a_run_learns_the_same_but_resumes_with_other_memory_only_if_accepted(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @compiles
 @pytest.mark.parametrize("kernels", ["plain", "auto"])
-@pytest.mark.parametrize("separator", [None, 7])
-def test_on_a_gpu_compiled_gradients_are_the_same(kernels, separator):
+@pytest.mark.parametrize("separator_id", [None, 7])
+def test_on_a_gpu_compiled_gradients_are_the_same(kernels, separator_id):
     from rewarm.model.kernels.selection import choose_kernels
 
     device, results = torch.device("cuda"), {}
@@ -173,7 +173,7 @@ def test_on_a_gpu_compiled_gradients_are_the_same(kernels, separator):
         model.configure(choose_kernels(kernels, device)[0], memory=memory)
         model.compile_layers()
         with autocast("bf16", device):
-            loss = model.loss(tokens[:, :-1], tokens[:, 1:], separator=separator)
+            loss = model.loss(tokens[:, :-1], tokens[:, 1:], separator_id=separator_id)
         loss.backward()
         results[memory] = [loss.detach(), *(p.grad for p in model.parameters())]
         model.zero_grad()

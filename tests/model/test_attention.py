@@ -8,11 +8,11 @@ from rewarm.model.rotary_embedding import rotary_angles
 
 
 def test_the_document_mask_by_hand():
-    mask = document_mask(torch.tensor([[5, 0, 6, 7]]), separator=0)
+    mask = document_mask(torch.tensor([[5, 0, 6, 7]]), separator_id=0)
     assert mask.shape == (1, 1, 4, 4)
     assert mask[0, 0].int().tolist() == [
         [1, 0, 0, 0],
-        [1, 1, 0, 0],  # the separator belongs to the document that it ends
+        [1, 1, 0, 0],  # the separator_id belongs to the document that it ends
         [0, 0, 1, 0],
         [0, 0, 1, 1],
     ]
@@ -36,8 +36,8 @@ def test_separate_documents_do_not_attend_to_each_other():
     documents = [[5, 6, 7, 0], [8, 9, 0], [10, 11, 12, 13, 14, 0]]
     packed = torch.tensor([[token for document in documents for token in document]])
     separate = torch.cat([model(torch.tensor([document]))[0] for document in documents])
-    assert (model(packed, separator=0)[0] - separate).abs().max() < 1e-5
-    assert (model(packed)[0] - separate).abs().max() > 1e-3  # without a separator they do
+    assert (model(packed, separator_id=0)[0] - separate).abs().max() < 1e-5
+    assert (model(packed)[0] - separate).abs().max() > 1e-3  # without a separator_id they do
 
 
 @pytest.mark.gpu
@@ -47,6 +47,6 @@ def test_on_a_gpu_separate_documents_equal_those_on_a_cpu():
     model = NeoX(Architecture(layers=2, hidden=256, heads=4, vocabulary=50, positions=256))
     initialize_weights(model, 1)
     tokens = torch.randint(0, 50, (4, 256))
-    expected = model(tokens, separator=0)
+    expected = model(tokens, separator_id=0)
     model.cuda().compile_layers()
-    assert (model(tokens.cuda(), separator=0).cpu() - expected).abs().max() < 2e-2
+    assert (model(tokens.cuda(), separator_id=0).cpu() - expected).abs().max() < 2e-2

@@ -67,6 +67,6 @@ def test_a_trial_pass_changes_no_weight_and_leaves_no_gradient():
     model = tiny_model()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     cast = torch.autocast("cpu", enabled=False)
-    run_trial_pass(model, microbatch=2, context=16, cast=cast, separator=0, parts=2)
+    run_trial_pass(model, microbatch=2, context=16, cast=cast, separator_id=0, parts=2)
     assert same_tensors(before, model.state_dict())
     assert all(parameter.grad is None for parameter in model.parameters())

@@ -132,7 +132,7 @@ def test_what_is_printed_before_the_first_step(recipe_text, tmp_path, straight):
     recipe = recipe_with(recipe_text, tmp_path / "run", model=f"{{base: {straight}}}", tokens=2048)
     run_parts = start_or_resume(resolve(recipe, thorough=True))
     assert run_parts.start.tensors == "28 of 28 tensors matched"
-    assert run_parts.separator is None
+    assert run_parts.separator_id is None
     headings = [line[:8].strip() for line in run_parts.lines]
     assert headings == ["start", "", "", "", "", "model", "device", "memory", "steps"]
     assert run_parts.lines[5:7] == [

@@ -46,13 +46,13 @@ def amaxes(model):
         {"tied": True, "activation": "gelu_new", "rotary": 1.0},
     ],
 )
-@pytest.mark.parametrize("separator", [None, 5])
-def test_loss_and_gradients_equal_those_of_plain_pytorch(changed, separator):
+@pytest.mark.parametrize("separator_id", [None, 5])
+def test_loss_and_gradients_equal_those_of_plain_pytorch(changed, separator_id):
     torch.manual_seed(0)
     model, tokens = make_model(**changed), torch.randint(0, 97, (2, 22))
     names = list(model.state_dict())
-    expected = loss_and_gradients(model, PYTORCH_KERNELS, tokens, separator=separator)
-    actual = loss_and_gradients(model, TRITON, tokens, separator=separator)
+    expected = loss_and_gradients(model, PYTORCH_KERNELS, tokens, separator_id=separator_id)
+    actual = loss_and_gradients(model, TRITON, tokens, separator_id=separator_id)
     for pair in zip(actual, expected, strict=True):
         torch.testing.assert_close(*pair, rtol=1e-4, atol=1e-6)
     assert list(model.state_dict()) == names

@@ -227,21 +227,21 @@ def test_a_compiled_model_in_bf16_has_the_gradients_of_plain_fp32():
 @pytest.mark.parametrize(
     "changed", [{}, {"parallel_residual": False}, {"tied": True, "rotary": 1.0}]
 )
-@pytest.mark.parametrize("separator", [None, 7])
-def test_other_architectures_and_separate_documents_equal_the_cpu(changed, separator):
+@pytest.mark.parametrize("separator_id", [None, 7])
+def test_other_architectures_and_separate_documents_equal_the_cpu(changed, separator_id):
     model = NeoX(Architecture(**SMALL, **changed))
     initialize_weights(model, 1)
     tokens = torch.randint(0, 50, (4, 257))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    expected = model.loss(inputs, targets, separator=separator)
+    expected = model.loss(inputs, targets, separator_id=separator_id)
     model.to(DEVICE).configure(triton_kernels())
     model.compile_layers()
     inputs, targets = inputs.to(DEVICE), targets.to(DEVICE)
-    loss = model.loss(inputs, targets, separator=separator)
+    loss = model.loss(inputs, targets, separator_id=separator_id)
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
     with torch.autocast(DEVICE, torch.float16):
-        fp16_loss = model.loss(inputs, targets, separator=separator)
+        fp16_loss = model.loss(inputs, targets, separator_id=separator_id)
     (1024 * fp16_loss).backward()
     assert fp16_loss.item() == pytest.approx(expected.item(), rel=2e-3)
     assert all(p.grad.isfinite().all() for p in model.parameters())
