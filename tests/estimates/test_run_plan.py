@@ -81,7 +81,7 @@ def test_steps_parameters_memory_and_disk_by_hand(text, data):
     assert (plan.steps, plan.accumulation, plan.tokens) == (4768, 64, 9_999_220_736)
     assert plan.model.parameters == 405_334_016
     assert f"{plan.model.flops_per_token:.4e}" == "2.7269e+09"
-    # 4 bytes a parameter for weights and for gradients, 8 for two moments; 12 are saved.
+    # 4 bytes a parameter for weights and for gradients, 8 for Adam's two moments; 12 are saved.
     memory = plan.memory
     assert (memory.weights, memory.gradients) == (1_621_336_064, 1_621_336_064)
     assert (memory.moments, memory.resting) == (3_242_672_128, 6_485_344_256)
@@ -97,7 +97,7 @@ def test_steps_parameters_memory_and_disk_by_hand(text, data):
 def test_rates_at_marks_by_hand(text, data):
     plan, _ = planned(text)
     # Step 1 of a rise over 47.68 steps; T/2 and the floor as in the paper's table.
-    assert [(one.step, one.what, f"{one.lr:.4e}") for one in plan.rates] == [
+    assert [(rate.step, rate.what, f"{rate.lr:.4e}") for rate in plan.rates] == [
         (1, "first", "3.5663e-05"),
         (48, "end of warm-up", "3.0000e-04"),
         (2384, "middle", "1.5471e-04"),
@@ -156,7 +156,7 @@ def test_without_periodic_evaluations_and_saves(text, data):
 def test_run_of_one_step(text, data):
     plan, _ = planned(text, "tokens=2_097_152")
     assert (plan.steps, plan.checkpoints, plan.evaluations) == (1, 1, 2)
-    assert [(one.step, one.what) for one in plan.rates] == [(1, "last")]
+    assert [(rate.step, rate.what) for rate in plan.rates] == [(1, "last")]
 
 
 def test_too_many_epochs_are_a_problem(text, data):
@@ -171,7 +171,7 @@ def test_missing_corpora_are_listed_and_the_rest_is_planned(text, tmp_path):
     (tmp_path / "new").mkdir()
     plan, problem = planned(text)
     assert problem.exit_code == 3
-    assert [one.partition(": ")[0] for one in plan.problems] == [
+    assert [problem.partition(": ")[0] for problem in plan.problems] == [
         f"{tmp_path}/{name}" for name in ("new", "new-val", "old-val")
     ]
     assert "no index.json in this folder" in plan.problems[0]
