@@ -52,7 +52,7 @@ def rewarm(folder: Path, options: argparse.Namespace) -> Iterator[Any]:
     corpus = Corpus(
         "a", ShardSource(str(folder)), context=options.context, seed=1, lanes=options.lanes
     )
-    skipped = corpus.blocks * options.resume // 100 // options.batch * options.batch
+    skipped = corpus.blocks_per_epoch * options.resume // 100 // options.batch * options.batch
     stream = BatchLoader(
         [corpus], {"a": [(0, 1)]}, sequences=options.batch, position=DataPosition({"a": skipped})
     )

@@ -108,7 +108,7 @@ class TrainingState(BaseModel):
                 "step": step,
                 "tokens": self.tokens + tokens,
                 "lrs": (first, max(highest, lr), lr),
-                "blocks": position.blocks,
+                "blocks": position.blocks_read,
                 "stream": position.digest,
             }
         )

@@ -5,11 +5,11 @@
    |
  mixture      which corpus gives the next block: never a whole block away from its weight
    |
- TokenBatch   tokens, and the data position after it: blocks used per corpus, digest of all tokens
+ TokenBatch   tokens, and the data position after it: blocks read per corpus, digest of all tokens
 ```
-The state is one integer per corpus. The tokens depend neither on how often a run was stopped nor on
-how many threads or processes read. Resuming opens the tars of one window per corpus, as their
-blocks are needed, and reads nothing before the position.
+The state is one integer per corpus. The tokens depend neither on how many times a run was stopped
+nor on the number of threads or processes that read. Resuming opens the shards of one shuffle window
+per corpus, each when its first block is needed, and reads nothing before the data position.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ EMPTY_DIGEST = "0" * 32
 
 
 class DataPosition(NamedTuple):
-    """How many blocks of each corpus were used, and a digest that proves which tokens they were."""
+    """The number of blocks read from each corpus, and a digest of all their tokens."""
 
-    blocks: dict[str, int]
-    """Blocks used so far, per corpus."""
+    blocks_read: dict[str, int]
+    """Blocks read so far, per corpus."""
     digest: str = EMPTY_DIGEST
-    """Digest of every token so far; two runs with the same digest saw the same tokens."""
+    """Digest of every token so far; two runs with the same digest read the same tokens."""
 
 
 class TokenBatch(NamedTuple):
@@ -56,23 +56,26 @@ class _PlannedBlock(NamedTuple):
     """A block of a batch, before it is read."""
 
     corpus: str
-    number: int
-    """In the corpus's endless sequence."""
-    stream_number: int
-    """In the mixture of all corpora."""
+    block_index: int
+    """Zero-based index in the corpus's infinite sequence."""
+    stream_index: int
+    """Zero-based index in the mixture of all corpora."""
 
 
 class _BatchPlan(NamedTuple):
-    """The blocks of a batch that this process reads, and the block counts after the batch."""
+    """The blocks of a batch that this process reads, and the counts after the batch."""
 
     blocks: list[_PlannedBlock]
-    counts: dict[str, int]
+    blocks_read: dict[str, int]
+    """Blocks read per corpus after this batch, by all processes."""
 
 
 class _ReadBatch(NamedTuple):
+    """The tokens of one batch, as read by this process."""
+
     tokens: TokenBlocks
     digest: int
-    """What these blocks add to the digest of the stream."""
+    """Sum of the digests of its blocks, which is added to the digest of the stream."""
 
 
 def _unchanged(tokens: TokenBlocks) -> TokenBlocks:
@@ -80,11 +83,11 @@ def _unchanged(tokens: TokenBlocks) -> TokenBlocks:
 
 
 class BatchLoader:
-    """An endless sequence of batches from a mixture of corpora, starting at any position.
+    """An infinite sequence of batches from a mixture of corpora, starting at any position.
 
-    Of `world_size` processes, each reads every `world_size`-th row of a batch. What they read
-    together does not depend on their number, and their digests add up, modulo 2**128, to the digest
-    that one process computes.
+    Of `world_size` processes, each reads every `world_size`-th row of a batch. The tokens that
+    they read together do not depend on `world_size`, and the sum of their digests modulo 2**128 is
+    the digest that a single process computes.
     """
 
     def __init__(
@@ -100,11 +103,11 @@ class BatchLoader:
         """Starts at `position`, or at the beginning.
 
         Args:
-            corpora: to mix; at least one.
-            weights: of each corpus, by name.
-            sequences: blocks in a batch, of all processes together.
-            position: where to start.
-            rank: number of this process.
+            corpora: the corpora to mix; at least one.
+            weights: weight of each corpus, by name.
+            sequences: number of blocks in a batch, of all processes together.
+            position: the data position to start at; None for the beginning.
+            rank: zero-based number of this process.
             world_size: number of processes.
 
         Raises:
@@ -114,24 +117,25 @@ class BatchLoader:
         self._corpora = {corpus.name: corpus for corpus in corpora}
         self._mixture = Mixture(weights)
         self._sequences = sequences
-        self._own_rows = range(rank, sequences, world_size)
+        self._rows_of_rank = range(rank, sequences, world_size)
         self._position = position or DataPosition(dict.fromkeys(self._corpora, 0))
-        if self._position.blocks.keys() != self._corpora.keys():
+        if self._position.blocks_read.keys() != self._corpora.keys():
             raise DataError(
-                f"the data position is of corpora {', '.join(self._position.blocks)}, and the "
+                f"the data position is of corpora {', '.join(self._position.blocks_read)}, and the "
                 f"recipe has {', '.join(self._corpora)}"
             )
         if rank:  # the digest of earlier tokens counts once, on rank 0
             self._position = self._position._replace(digest=EMPTY_DIGEST)
 
-    def shards_of_batch(self, before: DataPosition) -> dict[str, list[str]]:
-        """Returns the tars, by corpus, that the batch after a position is read from."""
+    def shards_of_batch(self, position: DataPosition) -> dict[str, list[str]]:
+        """Returns the names of the shards, by corpus, that the batch after a position reads."""
         shards: dict[str, set[str]] = {}
-        counts = dict(before.blocks)
+        blocks_read = dict(position.blocks_read)
         for _ in range(self._sequences):
-            name = self._mixture.next_corpus(counts)
-            shards.setdefault(name, set()).add(self._corpora[name].shard_of_block(counts[name]))
-            counts[name] += 1
+            name = self._mixture.next_corpus(blocks_read)
+            shard = self._corpora[name].shard_of_block(blocks_read[name])
+            shards.setdefault(name, set()).add(shard)
+            blocks_read[name] += 1
         return {name: sorted(names) for name, names in shards.items()}
 
     def batches(
@@ -143,46 +147,48 @@ class BatchLoader:
         """Yields the batches, in order, read ahead of time by threads.
 
         Args:
-            workers: threads that read; with 0, a batch is read when it is asked for.
-            ahead: batches that may be ready at once.
-            transform: applied to a batch's tokens by the thread that read them.
+            workers: number of threads that read; with 0, each batch is read when it is requested.
+            ahead: maximum number of batches that are read ahead of time.
+            transform: function applied to a batch's tokens by the thread that read them.
 
         Raises:
-            DataError: a shard is missing or damaged; raised when its batch is due.
+            DataError: a shard is missing or damaged; raised when its batch is requested.
         """
         digest = int(self._position.digest, 16)
-        for batch, counts in self._read_in_order(workers, ahead, transform):
+        for batch, blocks_read in self._read_in_order(workers, ahead, transform):
             digest = (digest + batch.digest) % 2**128
-            yield TokenBatch(batch.tokens, DataPosition(counts, f"{digest:032x}"))
+            yield TokenBatch(batch.tokens, DataPosition(blocks_read, f"{digest:032x}"))
 
     def _read_in_order(
         self, workers: int, ahead: int, transform: Callable[[TokenBlocks], TokenBlocks]
     ) -> Iterator[tuple[_ReadBatch, dict[str, int]]]:
-        """Yields each batch and the block counts after it."""
+        """Yields each batch, and the blocks read per corpus after it."""
         if not workers:
-            yield from ((self._read(p.blocks, transform), p.counts) for p in self._plans())
+            yield from ((self._read(p.blocks, transform), p.blocks_read) for p in self._plans())
         with ThreadPoolExecutor(workers, "rewarm-loader") as pool:
             pending: deque[tuple[Future[_ReadBatch], dict[str, int]]] = deque()
             try:
                 for plan in self._plans():
-                    pending.append((pool.submit(self._read, plan.blocks, transform), plan.counts))
+                    batch = pool.submit(self._read, plan.blocks, transform)
+                    pending.append((batch, plan.blocks_read))
                     if len(pending) > ahead:
-                        batch, counts = pending.popleft()
-                        yield batch.result(), counts
+                        batch, blocks_read = pending.popleft()
+                        yield batch.result(), blocks_read
             finally:
                 pool.shutdown(cancel_futures=True)
 
     def _plans(self) -> Iterator[_BatchPlan]:
-        """Yields which blocks each batch consists of."""
-        counts = dict(self._position.blocks)
+        """Yields the blocks of each batch that this process reads."""
+        blocks_read = dict(self._position.blocks_read)
         while True:
             blocks = []
             for row in range(self._sequences):
-                name = self._mixture.next_corpus(counts)
-                if row in self._own_rows:
-                    blocks.append(_PlannedBlock(name, counts[name], sum(counts.values())))
-                counts[name] += 1
-            yield _BatchPlan(blocks, dict(counts))
+                name = self._mixture.next_corpus(blocks_read)
+                if row in self._rows_of_rank:
+                    stream_index = sum(blocks_read.values())
+                    blocks.append(_PlannedBlock(name, blocks_read[name], stream_index))
+                blocks_read[name] += 1
+            yield _BatchPlan(blocks, dict(blocks_read))
 
     def _read(
         self,
@@ -190,18 +196,18 @@ class BatchLoader:
         transform: Callable[[TokenBlocks], TokenBlocks],
     ) -> _ReadBatch:
         """Reads blocks, transforms their tokens and computes their digest."""
-        rows = [self._corpora[block.corpus].block(block.number) for block in blocks]
+        rows = [self._corpora[block.corpus].block(block.block_index) for block in blocks]
         digest = sum(
-            _block_digest(block.stream_number, row) for block, row in zip(blocks, rows, strict=True)
+            _block_digest(block.stream_index, row) for block, row in zip(blocks, rows, strict=True)
         )
         return _ReadBatch(transform(np.stack(rows).astype(np.int64)), digest)
 
 
-def _block_digest(stream_number: int, tokens: Tokens) -> int:
-    """Returns the digest of a block and its number in the stream.
+def _block_digest(stream_index: int, tokens: Tokens) -> int:
+    """Returns the digest of a block's tokens and its index in the stream.
 
-    The digest of a stream is the sum of these, so that the digests of processes which read
-    different rows can be added.
+    The digest of a stream is the sum of its block digests, so that the digests of processes that
+    read different rows can be added.
     """
-    data = stream_number.to_bytes(8, "little") + tokens.astype("<u4").tobytes()
+    data = stream_index.to_bytes(8, "little") + tokens.astype("<u4").tobytes()
     return int.from_bytes(hashlib.blake2b(data, digest_size=16).digest(), "little")

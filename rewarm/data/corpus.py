@@ -1,4 +1,4 @@
-"""Opens the shards of a corpus and reads its blocks in the order of block_order.py."""
+"""Opens the shards of a corpus and reads its blocks in the order defined by block_order.py."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from rewarm.data.block_order import BlockAddress, BlockOrder, BlockWindow, Permutation
+from rewarm.data.block_order import BlockAddress, BlockOrder, Permutation, ShuffleWindow
 from rewarm.data.shard_format import Shard, ShardIndex, Tokens
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import DataError
 
 
 class Corpus:
-    """An endless, shuffled sequence of token blocks; `corpus.block(n)` returns the n-th.
+    """An infinite, shuffled sequence of token blocks; `corpus.block(n)` returns the n-th.
 
-    Several threads may read from one corpus.
+    `n` counts from zero and continues over epochs. Several threads may read from one corpus.
     """
 
     def __init__(
@@ -32,27 +32,27 @@ class Corpus:
         skip: int = 0,
         verify: bool = True,
     ) -> None:
-        """Computes the order; a tar is opened when its first block is read.
+        """Computes the order; a shard is opened when its first block is read.
 
         Args:
-            name: of the corpus; it seeds the order, together with `seed`.
-            source: of its shards.
+            name: name of the corpus; together with `seed`, it seeds the shuffles.
+            source: the corpus's shards.
             context: tokens in a sequence.
-            seed: of the order.
-            lanes: tars whose blocks are shuffled together.
-            order: `sequential` for tars, documents and blocks in their stored order.
-            skip: blocks at the beginning of the sequence to leave out: block 0 follows them.
-            verify: check each tar's sha256 when it is first opened.
+            seed: seed of the shuffles.
+            lanes: number of shards whose blocks are shuffled together (one shuffle window).
+            order: `sequential` reads shards, documents and blocks in their stored order.
+            skip: number of blocks to leave out; block 0 is the first one after them.
+            verify: check each shard's sha256 when it is first opened.
 
         Raises:
-            DataError: it holds less than one block.
+            DataError: no shard holds a whole block.
         """
         self.name = name
         self.source = source
         self.index = source.index
         self._context = context
         self._skip = skip
-        self._unverified = set(range(len(self.index.shards))) if verify else set()
+        self._unverified_shards = set(range(len(self.index.shards))) if verify else set()
         self._order = BlockOrder(
             seed=seed,
             corpus=name,
@@ -60,30 +60,29 @@ class Corpus:
             lanes=lanes,
             order=order,
         )
-        self.blocks = self._order.epoch_blocks
-        """Blocks in one epoch."""
-        if not self.blocks:
+        self.blocks_per_epoch = self._order.blocks_per_epoch
+        if not self.blocks_per_epoch:
             largest = max(shard.tokens for shard in self.index.shards)
             raise DataError(
                 f"{source}: too little data for corpus {name!r}: its largest shard has "
                 f"{largest:,} tokens, and a block takes context + 1 = {context + 1:,}"
             )
-        # The current window, and the one before while threads still read from it.
+        # The current window, and the previous one, which other threads may still read from.
         self._windows: deque[_OpenWindow] = deque(maxlen=2)
         self._lock = threading.Lock()
 
-    def block(self, number: int) -> Tokens:
-        """Returns block `number` of the endless sequence, shape (context + 1,).
+    def block(self, block_index: int) -> Tokens:
+        """Returns a block of the infinite sequence by its zero-based index, shape (context + 1,).
 
         Raises:
             DataError: its shard is missing or damaged, or holds a token outside the vocabulary.
         """
-        with self._lock:  # so that each tar is opened once
-            window, address = self._locate(number)
-            if address.shard not in window.documents:
-                window.documents[address.shard] = self._open(address.shard, window.order.epoch)
-            documents = window.documents[address.shard]
-        tokens = documents.block(address.block, self._context)
+        with self._lock:  # so that each shard is opened once
+            window, address = self._locate(block_index)
+            if address.shard not in window.opened_shards:
+                window.opened_shards[address.shard] = self._open(address.shard, window.order.epoch)
+            shard = window.opened_shards[address.shard]
+        tokens = shard.block(address.block, self._context)
         if tokens.max() >= self.index.tokenizer.vocabulary:
             raise DataError(
                 f"{self.source}: {self.index.shards[address.shard].name}: token {tokens.max()} is "
@@ -92,80 +91,89 @@ class Corpus:
             )
         return tokens
 
-    def shard_of_block(self, number: int) -> str:
-        """Returns the name of the tar that holds block `number` of the endless sequence."""
+    def shard_of_block(self, block_index: int) -> str:
+        """Returns the file name of the shard that holds a block, by its zero-based index."""
         with self._lock:
-            _, address = self._locate(number)
+            _, address = self._locate(block_index)
         return self.index.shards[address.shard].name
 
-    def _locate(self, number: int) -> tuple[_OpenWindow, BlockAddress]:
+    def _locate(self, block_index: int) -> tuple[_OpenWindow, BlockAddress]:
         """Returns the window and the address of a block; call it with the lock held."""
-        number += self._skip
+        block_index += self._skip
         for window in self._windows:
-            if number in window.order.numbers:
-                return window, window.order.address(number)
-        self._windows.append(_OpenWindow(self._order.window(number), {}))
-        return self._windows[-1], self._windows[-1].order.address(number)
+            if block_index in window.order.block_indices:
+                return window, window.order.address(block_index)
+        self._windows.append(_OpenWindow(self._order.window_of_block(block_index), {}))
+        return self._windows[-1], self._windows[-1].order.address(block_index)
 
-    def _open(self, number: int, epoch: int) -> _JoinedDocuments:
-        shard_info = self.index.shards[number]
+    def _open(self, shard_number: int, epoch: int) -> _JoinedDocuments:
+        """Opens a shard, and joins its documents in their order in an epoch."""
+        shard_info = self.index.shards[shard_number]
         folder = self.source.fetch_shard(shard_info)
-        verify = number in self._unverified
+        verify = shard_number in self._unverified_shards
         shard = Shard(folder, shard_info, self.index.dtype, verify=verify)
-        self._unverified.discard(number)
-        return _JoinedDocuments(shard, self._order.document_order(epoch, number, len(shard)))
+        self._unverified_shards.discard(shard_number)
+        return _JoinedDocuments(shard, self._order.document_order(epoch, shard_number, len(shard)))
 
 
 class _OpenWindow(NamedTuple):
-    """A window, and those of its tars that were opened so far, by number."""
+    """A shuffle window and its opened shards, keyed by shard number."""
 
-    order: BlockWindow
-    documents: dict[int, _JoinedDocuments]
+    order: ShuffleWindow
+    opened_shards: dict[int, _JoinedDocuments]
 
 
 class _JoinedDocuments:
-    """A tar's documents joined in a given order, cut into blocks."""
+    """A shard's documents joined in a given order, cut into blocks."""
 
-    def __init__(self, shard: Shard, order: Permutation) -> None:
+    def __init__(self, shard: Shard, document_order: Permutation) -> None:
         self._shard = shard
-        self._order = order
-        self._ends = np.cumsum(shard.lengths[order])
+        self._document_order = document_order
+        self._document_ends = np.cumsum(shard.lengths[document_order])
 
     def block(self, number: int, context: int) -> Tokens:
-        """Returns tokens [number · context, number · context + context] of the joined documents."""
-        position, end = number * context, (number + 1) * context + 1
-        row = int(np.searchsorted(self._ends, position, side="right"))
+        """Returns context + 1 tokens starting at number · context.
+
+        Consecutive blocks overlap by one token: inputs are [:-1], targets [1:].
+        """
+        token_index, end = number * context, (number + 1) * context + 1
+        i = int(np.searchsorted(self._document_ends, token_index, side="right"))
         parts = []
-        while position < end:
-            document = self._shard[int(self._order[row])]
-            start = position - (int(self._ends[row]) - len(document))
-            parts.append(document[start : start + end - position])
-            position += len(parts[-1])
-            row += 1
+        while token_index < end:
+            document = self._shard[int(self._document_order[i])]
+            offset = token_index - (int(self._document_ends[i]) - len(document))
+            parts.append(document[offset : offset + end - token_index])
+            token_index += len(parts[-1])
+            i += 1
         joined: Tokens = np.concatenate(parts)
         return joined
 
 
 def check_epochs(
-    name: str, index: ShardIndex, blocks: float, *, context: int, max_epochs: float | None
+    name: str,
+    index: ShardIndex,
+    needed_blocks: float,
+    *,
+    context: int,
+    max_epochs: float | None,
 ) -> None:
-    """Checks that a run does not repeat a corpus more often than allowed.
+    """Checks that a run makes at most the maximum number of passes over a corpus.
 
     Args:
-        name: of the corpus.
-        index: its shards.
-        blocks: how many of its blocks the run needs.
+        name: name of the corpus.
+        index: index of its shards.
+        needed_blocks: number of its blocks that the run needs.
         context: tokens in a sequence.
-        max_epochs: how often it may be repeated; None for any number.
+        max_epochs: maximum number of passes over the corpus; None for no limit.
 
     Raises:
-        DataError: `blocks` are more than `max_epochs` times what the corpus has.
+        DataError: the run needs more than `max_epochs` times the blocks of the corpus.
     """
-    available = sum(index.shard_blocks(context))
-    if max_epochs is not None and blocks > max_epochs * available:
+    available_blocks = sum(index.shard_blocks(context))
+    if max_epochs is not None and needed_blocks > max_epochs * available_blocks:
         raise DataError(
-            f"corpus {name!r}: the run needs {round(blocks) * context:,} tokens of it and it has "
-            f"{available * context:,}: {blocks / available:.2f} epochs, and data.max_epochs is "
-            f"{max_epochs:g}; give it more text or less weight, or set data.max_epochs (null for "
-            "no limit)"
+            f"corpus {name!r}: the run needs {round(needed_blocks) * context:,} tokens of it and "
+            f"it has {available_blocks * context:,}: {needed_blocks / available_blocks:.2f} "
+            f"epochs, and data.max_epochs is {max_epochs:g}; give it more text or less weight, or "
+            "set data.max_epochs (null for no limit)"
         )

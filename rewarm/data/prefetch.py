@@ -14,13 +14,13 @@ Item = TypeVar("Item")
 def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item]:
     """Yields the same items in the same order, up to `depth` of them computed ahead of time.
 
-    An error of the iterator is raised where its item would have come.
+    An error that the iterator raises is raised here after all items that came before it.
     """
     ready: queue.Queue[Future[Item] | None] = queue.Queue(depth)
-    stop = threading.Event()
+    stopped = threading.Event()
 
     def put(entry: Future[Item] | None) -> bool:
-        while not stop.is_set():
+        while not stopped.is_set():
             try:
                 ready.put(entry, timeout=0.1)
                 return True
@@ -48,5 +48,5 @@ def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item]:
         while (entry := ready.get()) is not None:
             yield entry.result()
     finally:
-        stop.set()
+        stopped.set()
         thread.join()

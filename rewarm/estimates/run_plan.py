@@ -97,7 +97,7 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None) -> RunPlan:
     recipe, architecture = resolved.recipe, resolved.architecture
     plugin = schedules.origin(recipe.schedule.name)
     triton = recipe.kernels == "auto" and (_has_gpu() if on_gpu is None else on_gpu)
-    needed = Mixture(recipe.corpus_weights).exact(recipe.steps * recipe.sequences_per_step)
+    needed = Mixture(recipe.corpus_weights).exact_shares(recipe.steps * recipe.sequences_per_step)
     return RunPlan(
         run=recipe.run,
         start=resolved.start,

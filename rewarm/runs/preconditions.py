@@ -73,7 +73,7 @@ def check_no_changes(recipe: Recipe, changes: list[str]) -> None:
     """Makes sure that a resumed run has the recipe that it was started with.
 
     Raises:
-        CheckpointError: it has not.
+        CheckpointError: there are changes.
     """
     if changes:
         raise CheckpointError(
@@ -86,10 +86,10 @@ def check_no_changes(recipe: Recipe, changes: list[str]) -> None:
 def check_training_state(
     recipe: Recipe, checkpoint: Path, expected: Path, state: TrainingState
 ) -> None:
-    """Makes sure that a checkpoint's training state is of its step and of the recipe's corpora.
+    """Makes sure that a training state matches its checkpoint's step and the recipe's corpora.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it does not match.
     """
     if checkpoint != expected:
         raise CheckpointError(
@@ -97,7 +97,7 @@ def check_training_state(
         )
     if state.blocks.keys() != recipe.data.train.keys():
         raise CheckpointError(
-            f"{checkpoint}: its data position is one in {', '.join(state.blocks)}, and the recipe "
+            f"{checkpoint}: its data position is for {', '.join(state.blocks)}, and the recipe "
             f"reads {', '.join(recipe.data.train)}; resume with the same corpora"
         )
 
@@ -106,7 +106,7 @@ def epoch_problems(
     recipe: Recipe, corpora: dict[str, Corpus], carried: dict[str, int]
 ) -> Iterator[DataError]:
     """Yields an error for each corpus that would be read more often than `data.max_epochs`."""
-    needed = Mixture(recipe.corpus_weights).exact(recipe.steps * recipe.sequences_per_step)
+    needed = Mixture(recipe.corpus_weights).exact_shares(recipe.steps * recipe.sequences_per_step)
     for name, corpus in corpora.items():
         try:
             check_epochs(
@@ -121,29 +121,29 @@ def epoch_problems(
 
 
 def check_same_shards(
-    recipe: Recipe, corpora: dict[str, Corpus], before: TrainingState, *, resumed: bool
+    recipe: Recipe, corpora: dict[str, Corpus], earlier_state: TrainingState, *, is_resume: bool
 ) -> None:
-    """Makes sure that a data position is one in these very shards.
+    """Makes sure that the shards are those in which a data position was reached.
 
     Args:
-        recipe: the run's.
+        recipe: the recipe to run.
         corpora: its training corpora.
-        before: the state that holds the position: the run's own where it is `resumed`, else the
-            base's, whose data is carried on.
-        resumed: which of the two it is.
+        earlier_state: the training state with the data position: the run's own if `is_resume`,
+            else that of the base, whose data position is carried over.
+        is_resume: whether the run is resumed.
 
     Raises:
-        CheckpointError: the shards of a corpus are others.
+        CheckpointError: the shards of a corpus have changed.
     """
     digests = {name: corpus.index.digest() for name, corpus in corpora.items()}
     # A corpus that the base did not have starts at its beginning; a run's own cannot be new.
     changed = [
         name
         for name, digest in digests.items()
-        if before.corpora.get(name, "" if resumed else digest) != digest
+        if earlier_state.corpora.get(name, "" if is_resume else digest) != digest
     ]
     if changed:
-        owner = "the run was started with" if resumed else "the base was trained on"
+        owner = "the run was started with" if is_resume else "the base was trained on"
         raise CheckpointError(
             f"{recipe.run}: the shards of {', '.join(changed)} are not those that {owner}; restore "
             "them, or continue with these at the same position with --accept-changes"

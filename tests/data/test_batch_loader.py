@@ -37,7 +37,7 @@ def test_processes_share_the_rows_of_one_process(corpora, world_size):
     for step, batch in enumerate(alone):
         for rank in range(world_size):
             assert np.array_equal(ranks[rank][step].tokens, batch.tokens[rank::world_size])
-            assert ranks[rank][step].position.blocks == batch.position.blocks
+            assert ranks[rank][step].position.blocks_read == batch.position.blocks_read
         digest = digest_of_all(batches[step].position for batches in ranks)
         assert digest == batch.position.digest
 
@@ -51,7 +51,7 @@ def test_resume_at_any_step_continues_token_for_token(corpora):
 
 
 def test_epochs_end_at_different_times_and_nothing_is_lost(corpora):
-    counts = list(islice(loader(corpora).batches(0), 60))[-1].position.blocks
+    counts = list(islice(loader(corpora).batches(0), 60))[-1].position.blocks_read
     assert sum(counts.values()) == 480
     assert counts == {"upstream": 144, "downstream": 288, "third": 48}
 
@@ -81,10 +81,10 @@ def test_shards_of_batch_are_those_that_its_blocks_are_read_from(corpora):
     after = next(batches).position
     expected = {
         name: {
-            open_corpus(corpora, name).shard_of_block(number)
-            for number in range(before.blocks[name], after.blocks[name])
+            open_corpus(corpora, name).shard_of_block(n)
+            for n in range(before.blocks_read[name], after.blocks_read[name])
         }
-        for name in before.blocks
+        for name in before.blocks_read
     }
     assert loader(corpora).shards_of_batch(before) == {
         name: sorted(shards) for name, shards in expected.items() if shards
@@ -112,8 +112,9 @@ def test_one_digest_for_any_number_of_processes_threads_and_resumes(corpora):
     whole = changing_batches(corpora, rank=0, world_size=1, workers=0, position=None)
     alone = list(islice(whole, steps))
     last = alone[-1].position
-    assert last.blocks["downstream"] > open_corpus(corpora, "downstream").blocks  # an epoch ended
-    assert abs(last.blocks["upstream"] - 8 * (200 * 0.05 + 200 * 0.3 / 1.25)) < 1
+    # The downstream corpus has begun a second epoch.
+    assert last.blocks_read["downstream"] > open_corpus(corpora, "downstream").blocks_per_epoch
+    assert abs(last.blocks_read["upstream"] - 8 * (200 * 0.05 + 200 * 0.3 / 1.25)) < 1
     resumes = sorted(random.Random(1).sample(range(1, steps), 20))
     for world_size in (1, 2, 4, 8):
         for workers in (0, 1, 3):

@@ -2,7 +2,7 @@ from collections import Counter
 
 from rewarm.data.block_order import BlockOrder
 
-SIZES = [3, 0, 5, 4, 2]  # blocks of each tar
+SIZES = [3, 0, 5, 4, 2]  # blocks of each shard
 
 
 def block_order(*, seed=17, lanes=2, order="shuffled", sizes=SIZES):
@@ -10,7 +10,7 @@ def block_order(*, seed=17, lanes=2, order="shuffled", sizes=SIZES):
 
 
 def addresses(order, numbers):
-    return [order.window(number).address(number) for number in numbers]
+    return [order.window_of_block(number).address(number) for number in numbers]
 
 
 def test_the_order_is_the_same_on_every_machine():
@@ -26,18 +26,18 @@ def test_every_epoch_has_every_address_once_in_a_new_order():
     assert first != second
 
 
-def test_windows_partition_the_sequence_into_lanes():
+def test_windows_of_lanes_shards_partition_the_sequence():
     order = block_order(lanes=2)
     windows, number = [], 0
-    while number < order.epoch_blocks:
-        windows.append(order.window(number))
-        assert windows[-1].numbers.start == number
-        number = windows[-1].numbers.stop
+    while number < order.blocks_per_epoch:
+        windows.append(order.window_of_block(number))
+        assert windows[-1].block_indices.start == number
+        number = windows[-1].block_indices.stop
     assert number == sum(SIZES)
     assert [len(window.shards) for window in windows] == [2, 2, 1]
     assert sorted(shard for window in windows for shard in window.shards) == list(range(5))
     for window in windows:
-        assert {window.address(n).shard for n in window.numbers} <= set(window.shards)
+        assert {window.address(n).shard for n in window.block_indices} <= set(window.shards)
 
 
 def test_sequential_order_is_the_stored_order():

@@ -27,45 +27,46 @@ def test_a_block_is_context_plus_one_and_shares_one_token_with_the_next(corpora)
         for token in joined.block(block, CONTEXT)[:-1].tolist()
     ]
     # Independently: the joined tokens are the documents, each once, in some order.
-    left = Counter(map(tuple, documents))
+    remaining = Counter(map(tuple, documents))
     start = 0
     while 0 in tokens[start:]:
         end = tokens.index(0, start) + 1
-        left[tuple(tokens[start:end])] -= 1
+        remaining[tuple(tokens[start:end])] -= 1
         start = end
-    assert min(left.values()) >= 0
-    assert sum(left.values()) <= 2  # in the incomplete block at the end
+    assert min(remaining.values()) >= 0
+    assert sum(remaining.values()) <= 2  # in the incomplete block at the end
 
 
-def test_an_epoch_gives_every_block_once_and_the_next_in_another_order(corpora):
+def test_an_epoch_gives_every_block_once_and_the_next_epoch_in_another_order(corpora):
     corpus = open_corpus(corpora, "downstream")
     windows = -(-len(corpus.index.shards) // 2)
     assert windows > 2
-    epochs = [
-        [corpus.block(n).tobytes() for n in range(e * corpus.blocks, (e + 1) * corpus.blocks)]
-        for e in range(2)
-    ]
-    assert len(set(epochs[0])) == corpus.blocks
-    assert epochs[0] != epochs[1]
+    size = corpus.blocks_per_epoch
+    first, second = (
+        [corpus.block(n).tobytes() for n in range(epoch * size, (epoch + 1) * size)]
+        for epoch in range(2)
+    )
+    assert len(set(first)) == size
+    assert first != second
 
 
-def test_every_shard_gives_as_many_blocks_as_it_holds(corpora):
+def test_every_block_of_every_shard_is_read_once_per_epoch(corpora):
     corpus = open_corpus(corpora, "downstream")
-    read = Counter(corpus.shard_of_block(number) for number in range(corpus.blocks))
+    read = Counter(corpus.shard_of_block(n) for n in range(corpus.blocks_per_epoch))
     assert read == {s.name: (s.tokens - 1) // CONTEXT for s in corpus.index.shards}
 
 
 def test_any_block_can_be_read_at_once(corpora):
     in_order = open_corpus(corpora, "upstream")
-    sequence = [in_order.block(n).tolist() for n in range(3 * in_order.blocks)]
+    sequence = [in_order.block(n).tolist() for n in range(3 * in_order.blocks_per_epoch)]
     for n in random.Random(0).sample(range(len(sequence)), 40):
         assert open_corpus(corpora, "upstream").block(n).tolist() == sequence[n]
 
 
 def test_resuming_opens_one_window_of_shards(corpora):
     corpus = open_corpus(corpora, "downstream", lanes=2)
-    corpus.block(corpus.blocks * 9 // 10)
-    assert [len(window.documents) for window in corpus._windows] == [1]
+    corpus.block(corpus.blocks_per_epoch * 9 // 10)
+    assert [len(window.opened_shards) for window in corpus._windows] == [1]
     assert len(corpus._windows[0].order.shards) <= 2
 
 
@@ -82,16 +83,16 @@ def test_sequential_is_the_stored_order(corpora):
             joined[start : start + CONTEXT + 1].tolist()
             for start in range(0, len(joined) - CONTEXT, CONTEXT)
         ]
-    assert [corpus.block(n).tolist() for n in range(corpus.blocks)] == expected
-    assert corpus.block(corpus.blocks).tolist() == expected[0]  # the next epoch
+    assert [corpus.block(n).tolist() for n in range(corpus.blocks_per_epoch)] == expected
+    assert corpus.block(corpus.blocks_per_epoch).tolist() == expected[0]  # the next epoch
 
 
 def test_skipped_blocks_are_left_out(corpora):
     source = ShardSource(str(corpora / "upstream" / "train"))
     rest = Corpus("upstream", source, context=CONTEXT, seed=1, lanes=2, skip=37)
     corpus = open_corpus(corpora, "upstream")
-    for number in (0, 1, corpus.blocks):
-        assert rest.block(number).tolist() == corpus.block(37 + number).tolist()
+    for n in (0, 1, corpus.blocks_per_epoch):
+        assert rest.block(n).tolist() == corpus.block(37 + n).tolist()
 
 
 def test_too_little_data_is_refused_with_the_arithmetic(corpora):

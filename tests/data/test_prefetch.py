@@ -6,7 +6,7 @@ import pytest
 from rewarm.data.prefetch import prefetch
 
 
-def test_prefetch_keeps_the_order_and_raises_an_error_in_its_turn():
+def test_prefetch_keeps_the_order_and_raises_an_error_after_the_items_before_it():
     def items():
         yield from range(10)
         raise ValueError("here")

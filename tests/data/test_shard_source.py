@@ -29,7 +29,7 @@ def test_shards_at_a_url_give_the_same_blocks(url, corpora):
     )
     remote = Corpus("a", open_source(url), context=16, seed=1, lanes=2)
     assert FaultyServer.requests == ["index.json"]
-    for n in range(0, local.blocks, 7):
+    for n in range(0, local.blocks_per_epoch, 7):
         assert remote.block(n).tolist() == local.block(n).tolist()
     tars = [name for name in FaultyServer.requests if name.endswith(".tar")]
     assert sorted(tars) == sorted({*tars})  # each is downloaded once
@@ -84,7 +84,7 @@ def test_braces_and_wildcards_choose_tars(corpora):
     names = [shard.name for shard in ShardSource(f"{folder}/{{00000..00002}}.tar").index.shards]
     assert names == ["00000.tar", "00001.tar", "00002.tar"]
     assert ShardSource(f"{folder}/*.tar").index == read_shard_index(folder)
-    with pytest.raises(DataError, match=r"no tar 00099\.tar in its index"):
+    with pytest.raises(DataError, match=r"no shard 00099\.tar in its index"):
         ShardSource(f"{folder}/{{00000,00099}}.tar")
 
 
