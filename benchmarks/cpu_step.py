@@ -115,7 +115,7 @@ def rewarm(work: Path, steps: int, run: str) -> list[StepEnd]:
             step_ends.append(StepEnd.now())
             super().show_step(step)
 
-    train(_recipe(work, run, steps), progress_line=Clock)
+    train(_recipe(work, run, steps), progress_line_class=Clock)
     return step_ends
 
 

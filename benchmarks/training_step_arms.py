@@ -113,9 +113,9 @@ def rewarm(settings: StepSettings, weights: Path, device: Any) -> Arm:
             tokens,
             microbatch=settings.microbatch,
             lr=LR,
-            clip=adamw.clip,
-            cast=cast,
-            judge=guard.judge,
+            max_grad_norm=adamw.clip,
+            autocast_context=cast,
+            should_skip=guard.should_skip,
             **({"scale": guard.scale} if fp16 else {}),
         ).loss
 

@@ -2,11 +2,11 @@
 
 ```
  recipe ──> run directory ──> base or checkpoint ──> datasets ──> start record ──> ResolvedRun
-                 └────────────────┴── what prevents a start ──┴────────┴──> problems
+                 └───────────────────┴──── problems ────┴──────────────┘
 ```
-`check`, `train`, `plan` and `compare` all take what they need from a `ResolvedRun`, so that what
-`train` refuses before its first step is refused by `check` too, in the same words. What only
-reading all of the data or the weights can tell is found by `train` alone (`thorough`).
+`check`, `train`, `plan` and `compare` all use a `ResolvedRun`, so `check` reports the same problems
+as `train`, in the same words. Problems that need all data or weights to be read are found only by
+`train` (`thorough`).
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ class ResumeState(NamedTuple):
     checkpoint: Path
     state: TrainingState
     changes: list[str]
-    """What the recipe changes, accepted by --accept-changes."""
+    """Differences from the saved recipe that change the result, accepted by --accept-changes."""
     microbatch: int | None
-    """The number that `microbatch: auto` became when the run was started."""
+    """The microbatch that `auto` resolved to when the run was started."""
 
 
 class ModelOrigin(NamedTuple):
@@ -70,21 +70,22 @@ class ModelOrigin(NamedTuple):
 
     architecture: Architecture
     directory: Path | None = None
-    """Its configuration, and its tokenizer if it has one; None for an architecture in a recipe."""
+    """Directory with the model's configuration and, if any, tokenizer; None without a base."""
     base: BaseCheckpoint | None = None
-    """None on resume, and for new weights that are of no base's shape."""
+    """The base model; None on resume, and if the recipe gives the architecture itself."""
     base_state: TrainingState | None = None
     """The training state of a base that is a rewarm checkpoint."""
-    resume: ResumeState | None = None
+    resume_state: ResumeState | None = None
+    """None for a new run."""
     ancestors: tuple[Ancestor, ...] = ()
     """The models that the weights descend from, the direct parent last."""
     carried: Mapping[str, int] = MappingProxyType({})
-    """Blocks of each corpus that were read before this run (data.carry)."""
+    """Blocks of each corpus that the base has read (data.carry)."""
 
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """A recipe with everything on disk that it refers to; what could not be read is missing."""
+    """A recipe with everything on disk that it refers to; what could not be read is left out."""
 
     recipe: Recipe
     origin: ModelOrigin | None
@@ -93,39 +94,40 @@ class ResolvedRun:
     validation: dict[str, StoredBlocks]
     """The validation sets that could be opened."""
     tokenizer_directory: Path | None
-    """Where the tokenizer files come from that go into each checkpoint."""
+    """Directory from which the tokenizer files are copied into each checkpoint."""
     start: StartRecord | None
     problems: list[Problem]
 
     @property
-    def resume(self) -> ResumeState | None:
+    def resume_state(self) -> ResumeState | None:
         """What the run is resumed from; None for a new run."""
-        return self.origin.resume if self.origin else None
+        return self.origin.resume_state if self.origin else None
 
     @property
     def architecture(self) -> Architecture | None:
-        """The model's, where it was found."""
+        """The model's architecture; None if it was not found."""
         return self.origin.architecture if self.origin else None
 
     @property
-    def weights(self) -> Path | None:
-        """The directory that weights are loaded from; None where new ones are drawn."""
-        if self.resume:
-            return self.resume.checkpoint
+    def weights_directory(self) -> Path | None:
+        """The directory that weights are loaded from; None if they are newly initialized."""
+        if self.resume_state:
+            return self.resume_state.checkpoint
         base = self.origin.base if self.origin else None
         return base.directory if base and not self.recipe.model.fresh else None
 
     @property
-    def optimizer_state(self) -> Path | None:
-        """The directory that optimizer state is loaded from; None where it is fresh."""
-        return self.weights if self.resume or self.recipe.optimizer.carry else None
+    def optimizer_state_directory(self) -> Path | None:
+        """The directory that optimizer state is loaded from; None if it is fresh."""
+        is_loaded = self.resume_state or self.recipe.optimizer.carry
+        return self.weights_directory if is_loaded else None
 
     def with_recipe(self, recipe: Recipe) -> ResolvedRun:
         """Returns the same run with a recipe that differs in its microbatch only."""
         return replace(self, recipe=recipe)
 
     def raise_problems(self) -> None:
-        """Makes sure that the run can start.
+        """Raises all problems as one error, if there are any.
 
         Raises:
             RewarmError: all problems in one message, with the exit code of the first.
@@ -146,40 +148,42 @@ def preflight(
 def resolve(
     recipe: Recipe, *, resume: bool = False, accept_changes: bool = False, thorough: bool = False
 ) -> ResolvedRun:
-    """Returns a recipe with everything on disk that it refers to, and what is wrong with that.
+    """Returns a recipe with everything on disk that it refers to, and a list of problems.
 
     Args:
-        recipe: the run's.
-        resume: continue after the run directory's last checkpoint, if it has one.
-        accept_changes: although the recipe changes the outcome of the run.
-        thorough: also read what takes long: download a hub model, and compute the sha256 of every
+        recipe: the recipe to run.
+        resume: continue after the last checkpoint in the run directory, if there is one.
+        accept_changes: resume even if the recipe has changed in a way that changes the result.
+        thorough: also do what takes long: download a hub model, and compute the sha256 of every
             file of a checkpoint.
     """
     directory, origin, start = Path(recipe.run), None, None
     problems: list[Problem] = [*run_directory_problems(directory, resume=resume)]
-    known = len(problems)
-    with _collected(problems):
+    problems_so_far = len(problems)
+    with _collect_errors(problems):
         if resume and (checkpoint := last_checkpoint(directory)):
-            origin = _resumed(recipe, checkpoint, accept_changes=accept_changes, thorough=thorough)
+            origin = _origin_from_own_checkpoint(
+                recipe, checkpoint, accept_changes=accept_changes, thorough=thorough
+            )
         else:
-            origin = _new_run(recipe, problems, thorough=thorough)
-    is_model_intact = len(problems) == known
+            origin = _origin_of_new_run(recipe, problems, thorough=thorough)
+    is_model_intact = len(problems) == problems_so_far
     corpora, validation = _open_datasets(recipe, origin, problems)
     folder = _match_model_and_data(recipe, origin, corpora, problems, accept_changes=accept_changes)
     if origin and is_model_intact:
-        with _collected(problems):
+        with _collect_errors(problems):
             start = describe_start(
                 recipe,
                 list(origin.ancestors),
                 base=origin.base,
                 carried=dict(origin.carried),
-                resumed=origin.resume and (origin.resume.checkpoint, origin.resume.state),
+                resume_state=origin.resume_state and origin.resume_state[:2],
             )
     return ResolvedRun(recipe, origin, corpora, validation, folder, start, problems)
 
 
 @contextmanager
-def _collected(problems: list[Problem]) -> Iterator[None]:
+def _collect_errors(problems: list[Problem]) -> Iterator[None]:
     """Adds an error that is raised inside to the problems."""
     try:
         yield
@@ -187,10 +191,10 @@ def _collected(problems: list[Problem]) -> Iterator[None]:
         problems.append(error)
 
 
-def _resumed(
+def _origin_from_own_checkpoint(
     recipe: Recipe, checkpoint: Path, *, accept_changes: bool, thorough: bool
 ) -> ModelOrigin:
-    """Reads the checkpoint that a run is resumed from."""
+    """Returns the origin of a run that is resumed from its own checkpoint."""
     verify_checkpoint(checkpoint, digests=thorough)
     state = read_training_state(checkpoint)
     check_training_state(recipe, checkpoint, checkpoint_path(Path(recipe.run), state.step), state)
@@ -201,21 +205,21 @@ def _resumed(
     return ModelOrigin(
         read_architecture(checkpoint),
         checkpoint,
-        resume=ResumeState(checkpoint, state, changes, recorded_microbatch(saved, recipe)),
+        resume_state=ResumeState(checkpoint, state, changes, recorded_microbatch(saved, recipe)),
         ancestors=tuple(state.lineage),
         carried=state.carried,
     )
 
 
-def _new_run(recipe: Recipe, problems: list[Problem], *, thorough: bool) -> ModelOrigin:
-    """Locates the base of a new run, and reads its lineage; or takes the recipe's architecture."""
+def _origin_of_new_run(recipe: Recipe, problems: list[Problem], *, thorough: bool) -> ModelOrigin:
+    """Returns the origin of a new run: its base, or the architecture in the recipe."""
     model = recipe.model
     if model.base is None:
         assert model.stated_architecture
         return ModelOrigin(model.stated_architecture)
     base = _locate(model, weights=thorough and not model.fresh)
     origin = ModelOrigin(base.architecture, base.directory, base)
-    with _collected(problems):
+    with _collect_errors(problems):
         is_checkpoint = base.kind == "rewarm checkpoint"
         state = read_training_state(base.directory) if is_checkpoint else None
         origin = origin._replace(base_state=state)
@@ -239,16 +243,16 @@ def _open_datasets(
     corpora: dict[str, Corpus] = {}
     validation: dict[str, StoredBlocks] = {}
 
-    def source(shards: str) -> ShardSource:
+    def open_source(shards: str) -> ShardSource:
         if shards not in sources:
             sources[shards] = ShardSource(shards, cache_bytes=data.cache)
         return sources[shards]
 
     for name, settings in data.train.items():
-        with _collected(problems):
+        with _collect_errors(problems):
             corpora[name] = Corpus(
                 name,
-                source(settings.shards),
+                open_source(settings.shards),
                 context=data.context,
                 seed=recipe.seed,
                 lanes=data.lanes,
@@ -257,13 +261,13 @@ def _open_datasets(
                 verify=data.verify,
             )
     for name, validation_set in data.validation.items():
-        with _collected(problems):
-            shards = source(validation_set.shards)
+        with _collect_errors(problems):
+            shards = open_source(validation_set.shards)
             tokens = validation_set.tokens
             validation[name] = StoredBlocks(shards, context=data.context, tokens=tokens)
     problems += epoch_problems(recipe, corpora, carried)
     if sources:
-        with _collected(problems):
+        with _collect_errors(problems):
             check_same_tokenizer({name: opened.index for name, opened in sources.items()})
     return corpora, validation
 
@@ -278,25 +282,26 @@ def _match_model_and_data(
 ) -> Path | None:
     """Checks that model, precision, context and shards match; returns the tokenizer's folder."""
     if origin:
-        with _collected(problems):
+        with _collect_errors(problems):
             recipe.check_widths(origin.architecture)
     if not corpora:
         return None
     corpus = next(iter(corpora.values()))
     if origin:
         info, shards = corpus.index.tokenizer, str(corpus.source)
-        with _collected(problems):
+        with _collect_errors(problems):
             check_model_matches_shards(
                 origin.architecture, origin.directory, info, shards, recipe.data.context
             )
-        before = origin.resume.state if origin.resume else origin.base_state
-        if before and (origin.resume or recipe.data.carry) and not accept_changes:
-            with _collected(problems):
-                check_same_shards(recipe, corpora, before, resumed=bool(origin.resume))
-    with _collected(problems):
-        own = origin.directory if origin else None
-        has_own = own is not None and (own / "tokenizer.json").is_file()
-        folder = own if own and has_own else corpus.source.tokenizer_folder()
+        is_resume = origin.resume_state is not None
+        earlier_state = origin.resume_state.state if origin.resume_state else origin.base_state
+        if earlier_state and (is_resume or recipe.data.carry) and not accept_changes:
+            with _collect_errors(problems):
+                check_same_shards(recipe, corpora, earlier_state, is_resume=is_resume)
+    with _collect_errors(problems):
+        model = origin.directory if origin else None
+        has_tokenizer = model is not None and (model / "tokenizer.json").is_file()
+        folder = model if model and has_tokenizer else corpus.source.tokenizer_folder()
         check_files_inside(folder)  # its tokenizer files are copied into every checkpoint
         return folder
     return None
@@ -314,34 +319,34 @@ def _locate(model: ModelSettings, *, weights: bool) -> BaseCheckpoint:
 def carried_blocks(
     recipe: Recipe, base: BaseCheckpoint, state: TrainingState | None
 ) -> dict[str, int]:
-    """Returns the blocks of each corpus that the base has read, for a run that continues there.
+    """Returns the blocks of each corpus that the base has read, to continue after them.
 
     Raises:
-        CheckpointError: the base has no position in this data.
+        CheckpointError: the data position of the base cannot be used with this recipe.
     """
-    prefix = f"{base.name}: data.carry continues in the base's data, and"
+    prefix = f"{base.name}: data.carry continues reading the base's data, and"
     if state is None:
         raise CheckpointError(
             f"{prefix} this is a {base.kind}, which records no data position; remove data.carry, "
             "or name a rewarm checkpoint"
         )
-    made_by = recipe_of_checkpoint(base.directory)
+    base_recipe = recipe_of_checkpoint(base.directory)
     settings: dict[str, tuple[object, object]] = {
-        "seed": (made_by.seed, recipe.seed),
-        "data.context": (made_by.data.context, recipe.data.context),
-        "data.lanes": (made_by.data.lanes, recipe.data.lanes),
+        "seed": (base_recipe.seed, recipe.seed),
+        "data.context": (base_recipe.data.context, recipe.data.context),
+        "data.lanes": (base_recipe.data.lanes, recipe.data.lanes),
     }
-    common = [name for name in recipe.data.train if name in made_by.data.train]
+    common = [name for name in recipe.data.train if name in base_recipe.data.train]
     for name in common:
-        orders = (made_by.data.train[name].order, recipe.data.train[name].order)
+        orders = (base_recipe.data.train[name].order, recipe.data.train[name].order)
         settings[f"data.train.{name}.order"] = orders
     differences = [f"{path} was {a} and is {b}" for path, (a, b) in settings.items() if a != b]
     if not common:
-        mine, its = ", ".join(recipe.data.train), ", ".join(made_by.data.train)
-        differences = [f"no corpus in common: it has {its}, the recipe {mine}"]
+        corpora, base_corpora = ", ".join(recipe.data.train), ", ".join(base_recipe.data.train)
+        differences = [f"no corpus in common: it has {base_corpora}, the recipe {corpora}"]
     if differences:
         raise CheckpointError(
-            f"{prefix} its blocks come in another order here: {'; '.join(differences)}; make them "
+            f"{prefix} the data order would differ: {'; '.join(differences)}; make them "
             "the same, or remove data.carry"
         )
     return {

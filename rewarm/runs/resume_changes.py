@@ -28,7 +28,7 @@ class SavedRecipe(NamedTuple):
     settings: dict[str, Any]
     """As {"a.b": value}, as they were written down."""
     recipe: Recipe | None
-    """None where it cannot be validated any more: its plug-in may have been uninstalled."""
+    """None if it cannot be validated any more: its plug-in may have been uninstalled."""
 
 
 def read_saved_recipe(checkpoint: Path) -> SavedRecipe:
@@ -56,7 +56,7 @@ def recipe_changes(saved: SavedRecipe, state: TrainingState, recipe: Recipe) -> 
     Args:
         saved: the recipe in the checkpoint that the run is resumed from.
         state: the training state in that checkpoint.
-        recipe: the run's recipe now.
+        recipe: the recipe to resume with.
     """
     # The validated recipe also has the settings that are newer than the checkpoint.
     before = flatten_settings(saved.recipe.document()) if saved.recipe else saved.settings

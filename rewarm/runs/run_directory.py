@@ -24,62 +24,62 @@ from rewarm.runs.preconditions import in_use, unwritable
 class RunDirectory:
     """An open run directory; a context manager, which holds its lock."""
 
-    def __init__(self, directory: Path, resumed: Path | None = None) -> None:
+    def __init__(self, path: Path, resumed_from: Path | None = None) -> None:
         """Creates the directory where it is missing, and locks it.
 
         Args:
-            directory: the run's.
-            resumed: its last checkpoint, which the run is resumed from; None for a new run.
+            path: the run directory.
+            resumed_from: its last checkpoint, if the run is resumed; None for a new run.
 
         Raises:
-            CheckpointError: it cannot be written, another process has locked it, or it has another
-                last checkpoint by now.
+            CheckpointError: the directory cannot be written, another process has locked it, or it
+                has a newer checkpoint than `resumed_from`.
         """
-        self.directory = directory
-        self.checkpoints = directory / "checkpoints"
-        self.resumed = resumed
+        self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.resumed_from = resumed_from
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = locked(directory / "lock")
+            lock = locked(path / "lock")
         except OSError as error:
-            raise unwritable(directory, error.strerror) from None
+            raise unwritable(path, error.strerror) from None
         if lock is None:
-            raise in_use(directory)
+            raise in_use(path)
         self._lock = lock
-        if (last := last_checkpoint(directory)) != resumed:
+        if (last := last_checkpoint(path)) != resumed_from:
             self._lock.close()
             raise CheckpointError(
-                f"{directory}: another process saved {last and last.name} while this one was "
+                f"{path}: another process saved {last and last.name} while this one was "
                 "starting; run the command again"
             )
 
     def prepare(self, recipe_yaml: str, step: int) -> list[str]:
-        """Writes the recipe, and removes the metrics of steps after `step`: they are taken again.
+        """Writes the recipe, and removes incomplete checkpoints and the metrics after `step`.
 
-        Returns a line for each partly written or partly deleted checkpoint, which it removes.
+        Returns a message for each incomplete checkpoint: partly written, or partly deleted.
 
         Raises:
             CheckpointError: the directory cannot be written, or its metrics are damaged.
         """
-        partial = [
+        incomplete = [
             path
             for path in sorted(self.checkpoints.iterdir())
             if path.name.startswith("step-") and path.suffix in (".partial", DELETING_SUFFIX)
         ]
-        for path in partial:
-            shutil.rmtree(path, ignore_errors=True)
-        path = self.directory / "metrics.jsonl"
+        for checkpoint in incomplete:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        metrics = self.path / "metrics.jsonl"
         kept = []
-        if self.resumed and path.exists():
-            kept = [line for line in read_metrics(path) if line["step"] <= step]
+        if self.resumed_from and metrics.exists():
+            kept = [line for line in read_metrics(metrics) if line["step"] <= step]
         try:
-            atomic_write(path, "".join(json.dumps(line) + "\n" for line in kept))
-            atomic_write(self.directory / "recipe.yaml", recipe_yaml)
-            self._metrics = path.open("ab", buffering=0)
+            atomic_write(metrics, "".join(json.dumps(line) + "\n" for line in kept))
+            atomic_write(self.path / "recipe.yaml", recipe_yaml)
+            self._metrics = metrics.open("ab", buffering=0)
         except OSError as error:
-            raise unwritable(self.directory, error.strerror) from None
+            raise unwritable(self.path, error.strerror) from None
         self._unwritten = b""
-        return [f"{path.name}: incomplete, removed" for path in partial]
+        return [f"{path.name}: incomplete, removed" for path in incomplete]
 
     def log_metrics(self, kind: str, **values: Any) -> None:
         """Appends a line to metrics.jsonl; a number that is not finite is null there."""
@@ -91,14 +91,14 @@ class RunDirectory:
         self.flush_metrics()
 
     def flush_metrics(self) -> str | None:
-        """Writes the lines of metrics that are pending, or returns why they cannot be written."""
+        """Writes pending metric lines; returns an error message if that failed, else None."""
         try:
-            # A full disk may take a part of them: the rest follows it with the next line.
+            # A full disk may store a part of them: the rest is written with the next line.
             self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
             if self._unwritten:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
-            return f"{self.directory / 'metrics.jsonl'}: cannot be written: {error.strerror}"
+            return f"{self.path / 'metrics.jsonl'}: cannot be written: {error.strerror}"
         return None
 
     def log_event(self, kind: str, **values: Any) -> None:
@@ -109,13 +109,13 @@ class RunDirectory:
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         with (
             contextlib.suppress(OSError),  # on a full disk the run matters, its event log does not
-            (self.directory / "events.jsonl").open("a", encoding="utf-8") as file,
+            (self.path / "events.jsonl").open("a", encoding="utf-8") as file,
         ):
             file.write(json.dumps({"kind": kind, "time": now, **values}) + "\n")
 
     def checkpoint_path(self, step: int) -> Path:
         """Returns where the checkpoint of a step belongs."""
-        return checkpoint_path(self.directory, step)
+        return checkpoint_path(self.path, step)
 
     def __enter__(self) -> Self:
         return self

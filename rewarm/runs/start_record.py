@@ -26,7 +26,7 @@ class StartRecord(BaseModel):
     weights: str
     """Where the weights come from."""
     sha256: str | None
-    """Digest of the weights, where it is known."""
+    """Digest of the weights, if it is known."""
     tensors: str | None = None
     """How many of the model's tensors were in the weights, once they are loaded."""
     optimizer: str
@@ -38,7 +38,7 @@ class StartRecord(BaseModel):
     first_lr: float
     """The rate of this run's next update."""
     tokens_before: int | None
-    """Tokens that the model was trained on before this run; None where that is not known."""
+    """Tokens that the model was trained on before this run; None if that is not known."""
     tokens_after: int | None
     """Tokens that it will have been trained on at the end of this run."""
     of_base: list[str] = []
@@ -80,28 +80,28 @@ def describe_start(
     *,
     base: BaseCheckpoint | None = None,
     carried: dict[str, int] | None = None,
-    resumed: tuple[Path, TrainingState] | None = None,
+    resume_state: tuple[Path, TrainingState] | None = None,
 ) -> StartRecord:
     """Returns the record of a start.
 
     Args:
-        recipe: the run's.
+        recipe: the recipe to run.
         ancestors: the models that the weights descend from, the direct parent last.
-        base: where the weights or the shape come from, if from anywhere.
+        base: the base model that weights or architecture come from, if any.
         carried: blocks of each corpus that the base has read (data.carry).
-        resumed: the run's own checkpoint and training state, on --resume.
+        resume_state: the run's own checkpoint and training state, on --resume.
 
     Raises:
         CheckpointError: optimizer state is to be carried and the base has none, or
             `model.base_lr` contradicts the base.
     """
-    if resumed:
-        start = _resumed(recipe, *resumed)
+    if resume_state:
+        start = _resumed(recipe, *resume_state)
     elif base and not recipe.model.fresh:
         start = _from_base(recipe, base, ancestors[-1] if ancestors else None, carried or {})
     else:
-        shape = recipe.model.preset or recipe.model.base or "the architecture in the recipe"
-        start = Starting(weights=f"new weights (seed {recipe.seed}) in the shape of {shape}")
+        source = recipe.model.preset or recipe.model.base or "the recipe"
+        start = Starting(weights=f"new weights (seed {recipe.seed}), architecture of {source}")
     counts = [ancestor.tokens for ancestor in ancestors]
     before = None if None in counts else sum(count for count in counts if count is not None)
     return StartRecord(

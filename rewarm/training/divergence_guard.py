@@ -1,8 +1,8 @@
 """Guards the loss: steps that are not finite are not applied, and spikes are found.
 
 ```
- loss, gradient norm ── judge ──> found_inf ──> AdamW leaves weights and Adam moments as they are
-      (on the device)     └────── read, when metrics are ──> events, or a reason to stop
+ loss, gradient norm ── should_skip ──> found_inf ──> AdamW changes no weight and no Adam moment
+      (on the device)        └─── read, when metrics are ──> events, or a reason to stop
 ```
 A step is judged on the device, so that no step waits for the host. A rise of the loss while the
 rate is raised is expected: it is measured as the stability gap, without a warning.
@@ -32,7 +32,7 @@ class StopReason(NamedTuple):
     """Why the run has to stop."""
 
     reason: str
-    before: DataPosition
+    position_before_batch: DataPosition
     """The data position at which the batch of the deciding step starts."""
     first_bad_step: int
     """Checkpoints of earlier steps are good."""
@@ -51,11 +51,11 @@ class GuardState(BaseModel):
     """Steps that were not applied, in the whole run."""
     gap: StabilityGap | None = None
     loss_scale: LossScaleState | None = None
-    """None where the precision needs none."""
+    """None if the precision needs none."""
 
 
 def not_finite(loss: Tensor, grad_norm: Tensor) -> Tensor:
-    """Returns 1 where loss or gradient norm is not finite, else 0; shape (), on the device."""
+    """Returns 1 if loss or gradient norm is not finite, else 0; shape (), on the device."""
     return (~(torch.isfinite(loss) & torch.isfinite(grad_norm))).float()
 
 
@@ -105,11 +105,11 @@ class DivergenceGuard:
 
     @property
     def scale(self) -> Tensor | None:
-        """The loss scale of the step that is judged next; None where the precision needs none."""
+        """The loss scale of the next step; None if the precision needs none."""
         return self._scaler.scale if self._scaler else None
 
-    def judge(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
-        """Returns 1 where the step should not be applied, else 0; shape (), on the device."""
+    def should_skip(self, loss: Tensor, grad_norm: Tensor) -> Tensor:
+        """Returns 1 if the step should not be applied, else 0; shape (), on the device."""
         unfit = not_finite(loss, grad_norm).bool()
         overflow, scale = torch.zeros_like(unfit), torch.ones_like(loss)
         if self._scaler:
@@ -142,7 +142,7 @@ class DivergenceGuard:
         return torch.where(enough, (loss - median) / sigma, 0.0)
 
     @property
-    def in_trouble(self) -> bool:
+    def last_step_not_finite(self) -> bool:
         """Whether the last step that was read was not finite."""
         return self._unfit_read > 0
 

@@ -1,8 +1,9 @@
-"""Training: one optimizer step, and the loop around it.
+"""Training: one optimizer step, and the loop around it. A run starts in `train`.
 
 ```
- BatchLoader ── TokenBatch ──> take_step ── loss, gradient norm ──> DivergenceGuard ── applied?
-      position after the batch ──> TrainingState ──> RunRecorder ── metrics, checkpoints
+ train ── resolve ──> start_or_resume ──> _run_steps, for each step:
+   BatchLoader ── tokens ──> take_step ── loss, gradient norm ──> DivergenceGuard ── skip or apply
+        └── data position after the batch ──> TrainingState ──> RunRecorder ── metrics, checkpoints
 ```
 """
 
@@ -50,7 +51,7 @@ class StepResult(NamedTuple):
     grad_norm: Tensor
     """Norm of the whole gradient before clipping."""
     skipped: Tensor
-    """1 where the update was not applied, else 0."""
+    """1 if the update was not applied, else 0."""
 
 
 def take_step(
@@ -60,35 +61,45 @@ def take_step(
     *,
     microbatch: int,
     lr: float,
-    clip: float | None,
-    cast: AbstractContextManager[object],
-    judge: Callable[[Tensor, Tensor], Tensor] = not_finite,
+    max_grad_norm: float | None,
+    autocast_context: AbstractContextManager[object],
+    should_skip: Callable[[Tensor, Tensor], Tensor] = not_finite,
     separator_id: int | None = None,
-    scale: Tensor | None = None,
+    loss_scale: Tensor | None = None,
 ) -> StepResult:
-    """Takes one optimizer step on tokens of shape (sequences, context + 1).
+    """Takes one optimizer step, and returns its loss, gradient norm and whether it was skipped.
 
-    `judge` is given the loss and the gradient norm, and returns 1 where the update should not be
-    applied, else 0. `scale` is the loss scale of fp16. The first step in fp8 runs its first
-    microbatch several times more, to calibrate the scales.
+    Args:
+        model: the model to train.
+        optimizer: its optimizer; gradients are zero before and after the step.
+        tokens: the batch, shape (sequences, context + 1).
+        microbatch: sequences per forward and backward pass.
+        lr: the learning rate of this step.
+        max_grad_norm: the norm that the gradient is clipped to; None for no clipping.
+        autocast_context: the precision of the forward pass.
+        should_skip: is given loss and gradient norm; returns 1 to skip the update, else 0.
+        separator_id: the end-of-text token, if documents must not attend to each other.
+        loss_scale: the loss scale of fp16.
+
+    The first step in fp8 runs its first microbatch several extra times, to calibrate the scales.
     """
     device = next(model.parameters()).device
-    blocks = tokens.to(device, non_blocking=True)
-    parts = torch.split(blocks, microbatch)
+    microbatches = torch.split(tokens.to(device, non_blocking=True), microbatch)
     loss = torch.zeros((), device=device)
 
     def add_gradient(part: Tensor) -> Tensor:
-        with cast:
-            part_loss = model.loss(part[:, :-1], part[:, 1:], separator_id=separator_id) / len(parts)
-        torch.autograd.backward(part_loss, scale)
+        with autocast_context:
+            part_loss = model.loss(part[:, :-1], part[:, 1:], separator_id=separator_id)
+            part_loss = part_loss / len(microbatches)
+        torch.autograd.backward(part_loss, loss_scale)
         return part_loss.detach()
 
     if model.fp8_scaling and model.fp8_scaling.needs_calibration:
-        model.fp8_scaling.calibrate(lambda: (add_gradient(parts[0]), optimizer.zero_grad()))
-    for part in parts:
+        model.fp8_scaling.calibrate(lambda: (add_gradient(microbatches[0]), optimizer.zero_grad()))
+    for part in microbatches:
         loss += add_gradient(part)
-    norm = clip_gradient(model, clip, scale)
-    skipped = judge(loss, norm)
+    norm = clip_gradient(model, max_grad_norm, loss_scale)
+    skipped = should_skip(loss, norm)
     apply_update(optimizer, lr, skipped)
     optimizer.zero_grad()
     if model.fp8_scaling:
@@ -101,65 +112,67 @@ def train(
     *,
     resume: bool = False,
     accept_changes: bool = False,
-    until: int | None = None,
+    stop_after_step: int | None = None,
     deadline: float = math.inf,
-    progress_line: type[ProgressLine] = ProgressLine,
+    progress_line_class: type[ProgressLine] = ProgressLine,
 ) -> Path:
-    """Runs a recipe to its end, and returns the last checkpoint.
+    """Runs a recipe to its end, and returns the path of the last checkpoint.
 
     Args:
-        recipe: the run's.
-        resume: continue after the run directory's last checkpoint, if it has one.
-        accept_changes: although the recipe changes the outcome of the run.
-        until: stop after this step, saved, as if a signal had asked for it.
-        deadline: save and exit by this `time.monotonic()`.
-        progress_line: shows the progress.
+        recipe: the recipe to run.
+        resume: continue after the last checkpoint in the run directory, if there is one.
+        accept_changes: resume even if the recipe has changed in a way that changes the result.
+        stop_after_step: save and stop after this step, as on SIGTERM.
+        deadline: a `time.monotonic()` value by which to save and exit.
+        progress_line_class: the class that displays progress.
 
     Raises:
-        RewarmError: see `errors`; what was reached before is saved.
+        RewarmError: see rewarm.errors.
     """
     keep_freed_memory()
     set_up_device(find_device(), tf32=recipe.tf32, deterministic=recipe.deterministic)
     resolved = resolve(recipe, resume=resume, accept_changes=accept_changes, thorough=True)
     resolved.raise_problems()
-    resumed = resolved.resume
-    if resumed and resumed.state.step >= recipe.steps:
+    resume_state = resolved.resume_state
+    if resume_state and resume_state.state.step >= recipe.steps:
         print(f"complete: step {recipe.steps:,} of {recipe.steps:,} is saved", file=sys.stderr)
-        return resumed.checkpoint
-    resolved, microbatch_lines = resolve_microbatch(resolved)
-    with RunDirectory(Path(recipe.run), resumed.checkpoint if resumed else None) as directory:
+        return resume_state.checkpoint
+    resolved, microbatch_messages = resolve_microbatch(resolved)
+    checkpoint = resume_state.checkpoint if resume_state else None
+    with RunDirectory(Path(recipe.run), checkpoint) as run_directory:
         run = start_or_resume(resolved)
-        removed = directory.prepare(run.recipe.to_yaml(), run.state.step)
-        environment = {"environment": describe_environment(find_device())}
-        record = environment | run.start.model_dump(mode="json")
-        directory.log_event("start", step=run.state.step, pid=os.getpid(), **record)
+        cleanup_messages = run_directory.prepare(run.recipe.to_yaml(), run.state.step)
+        record = run.start_record.model_dump(mode="json")
+        record["environment"] = describe_environment(find_device())
+        run_directory.log_event("start", step=run.state.step, pid=os.getpid(), **record)
         with (
-            progress_line(steps=recipe.steps, done=run.state.step) as line,
-            StopRequests(until, deadline) as stop_requests,
+            progress_line_class(steps=recipe.steps, done=run.state.step) as progress_line,
+            StopRequests(stop_after_step, deadline) as stop_requests,
         ):
-            for text in [*run.lines, *microbatch_lines, *removed]:
-                line.print(text)
-            return _run_steps(run, RunRecorder(run, directory, line), stop_requests)
+            for message in [*run.start_messages, *microbatch_messages, *cleanup_messages]:
+                progress_line.print(message)
+            recorder = RunRecorder(run, run_directory, progress_line)
+            return _run_steps(run, recorder, stop_requests)
 
 
 def _run_steps(run: StartedRun, recorder: RunRecorder, stop_requests: StopRequests) -> Path:
-    """Takes the steps that are left; periodic work is a line each."""
-    recipe, model, optimizer = run.recipe, run.model, run.optimizer
-    meter, guard, state, every = recorder.meter, recorder.guard, run.state, recipe.every
+    """Runs the remaining steps, with logging, evaluation and saving; returns the checkpoint."""
+    recipe, model, optimizer, state = run.recipe, run.model, run.optimizer, run.state
+    speed_meter, guard, every = recorder.speed_meter, recorder.guard, recipe.every
     device = next(model.parameters()).device
-    cast = autocast(recipe.precision, device)
+    autocast_context = autocast(recipe.precision, device)
     if state.step == 0:
         state = recorder.evaluate(state)
     batches = run.loader.batches(
-        recipe.data.workers, transform=_pin_memory if device.type == "cuda" else _as_read
+        recipe.data.workers, transform=_pin_memory if device.type == "cuda" else _unchanged
     )
-    meter.read()
+    speed_meter.reset()
     try:
         for step in range(state.step + 1, recipe.steps + 1):
-            with meter.waiting():
-                tokens, position = next(batches)
-            lr, last = recipe.lr(step), step == recipe.steps
-            probe = AppliedRateProbe(model, optimizer) if step in run.start.rates else None
+            with speed_meter.waiting():
+                tokens, data_position = next(batches)
+            lr, is_last = recipe.lr(step), step == recipe.steps
+            probe = AppliedRateProbe(model, optimizer) if recorder.checks_rate(step) else None
             guard.start_step(step, lr, state.position)
             result = take_step(
                 model,
@@ -167,26 +180,27 @@ def _run_steps(run: StartedRun, recorder: RunRecorder, stop_requests: StopReques
                 torch.from_numpy(tokens),
                 microbatch=recipe.microbatch,
                 lr=lr,
-                clip=recipe.optimizer.clip,
-                cast=cast,
-                judge=guard.judge,
+                max_grad_norm=recipe.optimizer.clip,
+                autocast_context=autocast_context,
+                should_skip=guard.should_skip,
                 separator_id=run.separator_id,
-                scale=guard.scale,
+                loss_scale=guard.scale,
             )
-            state = state.after_step(step, recipe.batch.tokens, lr, position)
+            state = state.after_step(step, recipe.batch.tokens, lr, data_position)
             recorder.count_step(step)
             if probe and not result.skipped.item():
-                recorder.record_rate(step, run.start.rates[step], probe)
-            stop = stop_requests.reason_to_stop(step, recorder.seconds_to_exit)
-            if last or _is_due(step, every.log):
+                recorder.check_applied_rate(step, probe)
+            stop_reason = stop_requests.reason_to_stop(step, recorder.seconds_to_exit)
+            must_save = is_last or stop_reason is not None
+            if is_last or _is_due(step, every.log):
                 recorder.log(state, result.loss, result.grad_norm)
-            if last or _is_due(step, every.evaluate):
+            if is_last or _is_due(step, every.evaluate):
                 state = recorder.evaluate(state)
-            if last or stop or _is_due(step, every.save) or step == recorder.branch_step:
-                recorder.save(state, required=last or bool(stop))
-            recorder.report_save(wait=last or bool(stop))
-            if stop and not last:
-                raise stop_requests.preempted(stop, step, recorder.checkpoint_path(step))
+            if must_save or _is_due(step, every.save) or step == recorder.branch_step:
+                recorder.save(state, even_if_unhealthy=must_save)
+            recorder.finish_save(wait=must_save)
+            if stop_reason and not is_last:
+                raise stop_requests.stopped(stop_reason, step, recorder.checkpoint_path(step))
     except DataError as error:
         raise DataError(f"{error}{recorder.save_after_data_error(state)}") from error
     except Exception:
@@ -194,8 +208,8 @@ def _run_steps(run: StartedRun, recorder: RunRecorder, stop_requests: StopReques
         raise
     finally:
         batches.close()
-    if pending := recorder.flush_metrics():
-        raise CheckpointError(pending)
+    if write_error := recorder.flush_metrics():
+        raise CheckpointError(write_error)
     return recorder.checkpoint_path(recipe.steps)
 
 
@@ -203,7 +217,7 @@ def _is_due(step: int, every: int | None) -> bool:
     return every is not None and step % every == 0
 
 
-def _as_read(blocks: TokenBlocks) -> TokenBlocks:
+def _unchanged(blocks: TokenBlocks) -> TokenBlocks:
     return blocks
 
 

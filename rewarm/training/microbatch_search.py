@@ -50,8 +50,8 @@ def resolve_microbatch(resolved: ResolvedRun) -> tuple[ResolvedRun, list[str]]:
     if recipe.batch.microbatch is not None:
         return resolved, []
     device = find_device()
-    if resolved.resume and resolved.resume.microbatch:
-        microbatch, source = resolved.resume.microbatch, "as the run was started"
+    if resolved.resume_state and resolved.resume_state.microbatch:
+        microbatch, source = resolved.resume_state.microbatch, "as the run was started"
     elif device.type == "cpu":
         most = max(1, _CPU_TOKENS // recipe.data.context)
         microbatch = max(n for n in divisors(recipe.sequences_per_step) if n <= most)

@@ -83,7 +83,7 @@ class StopRequests:
             return "time limit"
         return f"step {step:,}" if step == self._until else None
 
-    def preempted(self, reason: str, step: int, checkpoint: Path) -> Preempted:
+    def stopped(self, reason: str, step: int, checkpoint: Path) -> Preempted:
         """Returns the error that ends the run after its checkpoint is saved."""
         error = Preempted(
             f"{reason}: stopped after step {step:,}, saved in {checkpoint}; continue with the same "

@@ -1,4 +1,4 @@
-"""Records a run beside its steps: metrics, evaluations, checkpoints, and what the guard found."""
+"""Records a run during training: metrics, evaluations, checkpoints, and guard events."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ from rewarm.training.speed_meter import SpeedMeter
 from rewarm.training.start_or_resume import StartedRun
 from rewarm.training.validation_loss import measure_losses
 
-_STARTUP_AND_EXIT = 2.0  # seconds in which Python starts, before a time limit counts, and exits
+_STARTUP_AND_EXIT = 2.0  # seconds: start of Python, before the time limit counts, plus its exit
 
 
 class RunRecorder:
     """Writes a run's metrics, events and checkpoints, and shows its progress."""
 
-    def __init__(self, run: StartedRun, directory: RunDirectory, line: ProgressLine) -> None:
-        """Opens nothing: `directory` is open already."""
+    def __init__(
+        self, run: StartedRun, run_directory: RunDirectory, progress_line: ProgressLine
+    ) -> None:
+        """Takes an open run directory and progress line."""
         recipe = run.recipe
-        self._run, self._recipe, self._directory, self._line = run, recipe, directory, line
+        self._run, self._recipe = run, recipe
+        self._run_directory, self._progress_line = run_directory, progress_line
         self._device = next(run.model.parameters()).device
-        self.meter = SpeedMeter(
+        self.speed_meter = SpeedMeter(
             run.model.architecture.flops_per_token(recipe.data.context),
             peak_flops(device_name(self._device)),
         )
@@ -42,70 +45,82 @@ class RunRecorder:
             recipe.guard,
             self._device,
             run.state.guard,
-            run.start.base_lr,
+            run.start_record.base_lr,
             recipe.loss_scale if recipe.precision == "fp16" else None,
         )
         self.branch_step = recipe.step_before_decay if recipe.has_plateau_before_decay else None
-        """The step whose checkpoint others will want to branch from; it is always saved."""
+        """The last step before the final decay; always saved, for other runs to start from."""
         self.writer = BackgroundWriter(
-            directory.checkpoint_path,
+            run_directory.checkpoint_path,
             run.model,
             run.optimizer,
             recipe.to_yaml(),
             run.tokenizer,
-            prune=lambda: prune_checkpoints(directory.directory, recipe.keep, self.branch_step),
+            prune=lambda: prune_checkpoints(run_directory.path, recipe.keep, self.branch_step),
         )
-        self._saved_steps = {run.state.step} if directory.resumed else set[int]()
+        self._saved_steps = {run.state.step} if run_directory.resumed_from else set[int]()
 
     @property
     def seconds_to_exit(self) -> float:
-        """Seconds that one more step, a checkpoint and the exit take, by those so far."""
-        return self.meter.step_seconds + self.writer.seconds_to_finish + _STARTUP_AND_EXIT
+        """Estimated seconds for one more step, a checkpoint and the exit, based on earlier ones."""
+        return self.speed_meter.step_seconds + self.writer.seconds_to_finish + _STARTUP_AND_EXIT
 
     def checkpoint_path(self, step: int) -> Path:
         """Returns where the checkpoint of a step belongs."""
-        return self._directory.checkpoint_path(step)
+        return self._run_directory.checkpoint_path(step)
 
     def flush_metrics(self) -> str | None:
-        """Writes the lines of metrics that are pending, or returns why they cannot be written."""
-        return self._directory.flush_metrics()
+        """Writes pending metric lines; returns an error message if that failed, else None."""
+        return self._run_directory.flush_metrics()
 
     def count_step(self, step: int) -> None:
-        """Counts a step that was taken."""
-        self.meter.count(self._recipe.batch.tokens)
-        self._line.show_step(step)
+        """Counts a completed step, and shows it."""
+        self.speed_meter.count(self._recipe.batch.tokens)
+        self._progress_line.show_step(step)
 
-    def record_rate(self, step: int, scheduled: float, probe: AppliedRateProbe) -> None:
-        """Writes down the rate that a step was applied at, measured on the weights.
+    def checks_rate(self, step: int) -> bool:
+        """Returns whether the applied learning rate of a step is measured."""
+        return step in self._run.start_record.rates
+
+    def check_applied_rate(self, step: int, probe: AppliedRateProbe) -> None:
+        """Logs the learning rate of a step, computed from the change of the weights.
 
         Raises:
-            ScheduleError: it is not the scheduled one.
+            ScheduleError: the applied learning rate differs from the scheduled one.
         """
-        measured = probe.check(scheduled, step)
-        self._directory.log_event("rate", step=step, scheduled=scheduled, measured=measured)
+        scheduled_lr = self._run.start_record.rates[step]
+        applied_lr = probe.check(scheduled_lr, step)
+        self._run_directory.log_event(
+            "rate", step=step, scheduled=scheduled_lr, measured=applied_lr
+        )
 
     def log(self, state: TrainingState, loss: Tensor, grad_norm: Tensor) -> None:
-        """Logs the numbers of a step. Waits for the device."""
-        self._read_guard()
-        numbers = {
+        """Logs the metrics of a step. Waits for the device."""
+        self._log_guard_events()
+        metrics = {
             "tokens": state.tokens,
             "lr": state.lr,
             "loss": loss.item(),
             "grad_norm": grad_norm.item(),
             "skipped": self.guard.skipped,
             **({"loss_scale": scale} if (scale := self.guard.loss_scale) else {}),
-            **self.meter.read(),
+            **self.speed_meter.read(),
         }
         context = self._recipe.data.context
-        corpora = {f"{name}/tokens": blocks * context for name, blocks in state.blocks.items()}
-        self._directory.log_metrics(
-            "train", step=state.step, **numbers, **corpora, stream=state.stream
+        tokens_per_corpus = {
+            f"{name}/tokens": blocks * context for name, blocks in state.blocks.items()
+        }
+        self._run_directory.log_metrics(
+            "train", step=state.step, **metrics, **tokens_per_corpus, stream=state.stream
         )
-        self._line.show_training(state.step, numbers)
+        self._progress_line.show_training(state.step, metrics)
 
     def evaluate(self, state: TrainingState) -> TrainingState:
-        """Logs the loss of every validation set; before the first step, it is the baseline too."""
-        with self.meter.paused(self._device):
+        """Logs the loss on every validation set, and returns the state with these losses.
+
+        Before the first step they are also the baseline that forgetting is measured against.
+        """
+        with self.speed_meter.paused(self._device):
             started = time.perf_counter()
             measured = measure_losses(
                 self._run.model,
@@ -117,71 +132,77 @@ class RunRecorder:
             seconds = time.perf_counter() - started
         losses = {name: result.loss for name, result in measured.items()}
         baseline = state.baseline if state.step else losses
-        line: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name, result in measured.items():
-            line |= {f"{name}/loss": result.loss, f"{name}/perplexity": result.perplexity}
-            if name in baseline:  # a set that --resume added has none
-                line[f"{name}/forgetting"] = result.loss - baseline[name]
+            metrics |= {f"{name}/loss": result.loss, f"{name}/perplexity": result.perplexity}
+            if name in baseline:  # a validation set added on --resume has no baseline
+                metrics[f"{name}/forgetting"] = result.loss - baseline[name]
         if losses:
-            self._directory.log_metrics("evaluate", step=state.step, tokens=state.tokens, **line)
-            self._directory.log_event("evaluate", step=state.step, seconds=seconds)
-            self._line.show_evaluation(state.step, losses, baseline)
+            self._run_directory.log_metrics(
+                "evaluate", step=state.step, tokens=state.tokens, **metrics
+            )
+            self._run_directory.log_event("evaluate", step=state.step, seconds=seconds)
+            self._progress_line.show_evaluation(state.step, losses, baseline)
         # JSON has no NaN: a checkpoint that held one could not be read again.
         return state.model_copy(update={"losses": _finite(losses), "baseline": _finite(baseline)})
 
-    def save(self, state: TrainingState, *, required: bool) -> None:
-        """Starts to write a checkpoint; unless `required`, not of a model that may be broken."""
-        with self.meter.paused(self._device):
-            self._read_guard()
-            if self.guard.in_trouble and not required:
-                self._line.print(f"step {state.step:,}  not saved: its loss was not finite")
+    def save(self, state: TrainingState, *, even_if_unhealthy: bool) -> None:
+        """Starts writing a checkpoint; skipped if the last loss was not finite, unless told so."""
+        with self.speed_meter.paused(self._device):
+            self._log_guard_events()
+            if self.guard.last_step_not_finite and not even_if_unhealthy:
+                self._progress_line.print(
+                    f"step {state.step:,}  not saved: its loss was not finite"
+                )
                 return
             guard = self.guard.state()
-            self.flush_metrics()  # a resume continues after this step, and would miss pending lines
-            self._record_save(self.writer.start_save(state.model_copy(update={"guard": guard})))
+            self.flush_metrics()  # a resume starts after this step: unwritten lines would be lost
+            self._log_save(self.writer.start_save(state.model_copy(update={"guard": guard})))
         self._saved_steps.add(state.step)
 
-    def report_save(self, *, wait: bool) -> None:
-        """Records how a save went that has ended by now; with `wait`, it has to end, and well.
+    def finish_save(self, *, wait: bool) -> None:
+        """Logs the result of the background save if it has finished; with `wait`, waits for it.
 
         Raises:
-            CheckpointError: it failed, and the recipe wants to stop then, or has to.
+            CheckpointError: the save failed, and `wait` is set or `on_save_error` is `stop`.
         """
         if wait:
-            with self.meter.paused(self._device):
-                self._record_save(self.writer.wait_for_save(), required=True)
+            with self.speed_meter.paused(self._device):
+                self._log_save(self.writer.wait_for_save(), must_succeed=True)
         else:
-            self._record_save(self.writer.poll_save())
+            self._log_save(self.writer.poll_save())
 
     def save_after_data_error(self, state: TrainingState) -> str:
-        """Saves what was reached before the data failed; returns what to add to the message."""
+        """Saves what was reached before the data failed; returns a suffix for the error message."""
         if state.step and state.step not in self._saved_steps:
-            self.save(state, required=True)
-        self.report_save(wait=True)
-        last = last_checkpoint(self._directory.directory)
+            self.save(state, even_if_unhealthy=True)
+        self.finish_save(wait=True)
+        last = last_checkpoint(self._run_directory.path)
         return f"; everything up to step {state.step:,} is saved in {last}" if last else ""
 
-    def _record_save(self, save: SaveResult | None, *, required: bool = False) -> None:
+    def _log_save(self, save: SaveResult | None, *, must_succeed: bool = False) -> None:
         if save is None:
             return
-        self.meter.add_stall(save.stall)
+        self.speed_meter.add_stall(save.stall)
         error = save.error and str(save.error)
-        self._directory.log_event("save", **save._asdict() | {"error": error})
-        if save.error and (required or self._recipe.on_save_error == "stop"):
+        self._run_directory.log_event("save", **save._asdict() | {"error": error})
+        if save.error and (must_succeed or self._recipe.on_save_error == "stop"):
             raise save.error
         if save.error:
-            self._line.print(f"warning: {error}; training continues (on_save_error: continue)")
+            self._progress_line.print(
+                f"warning: {error}; training continues (on_save_error: continue)"
+            )
 
-    def _read_guard(self) -> None:
+    def _log_guard_events(self) -> None:
         """Logs what the guard found since it was last read.
 
         Raises:
-            Diverged: it found a reason to stop.
+            Diverged: the guard found a reason to stop.
         """
         events, stop = self.guard.read(self._recipe.batch.tokens)
         for event in events:
-            self._directory.log_metrics(event.kind, step=event.step, **event.values)
-            self._line.print(event.message())
+            self._run_directory.log_metrics(event.kind, step=event.step, **event.values)
+            self._progress_line.print(event.message())
         if stop:
             self.writer.wait_for_save()
             raise Diverged(self._divergence_message(stop))
@@ -189,14 +210,14 @@ class RunRecorder:
     def _divergence_message(self, stop: StopReason) -> str:
         shards = "; ".join(
             f"{name}: {', '.join(tars)}"
-            for name, tars in self._run.loader.shards_of_batch(stop.before).items()
+            for name, tars in self._run.loader.shards_of_batch(stop.position_before_batch).items()
         )
-        checkpoints = list_checkpoints(self._directory.directory)
-        good = [path for step, path in checkpoints.items() if step < stop.first_bad_step]
-        last = f"the last checkpoint before it is {good[-1]}" if good else "nothing was saved"
+        checkpoints = list_checkpoints(self._run_directory.path)
+        earlier = [path for step, path in checkpoints.items() if step < stop.first_bad_step]
+        last = f"the last checkpoint before it is {earlier[-1]}" if earlier else "nothing was saved"
         return (
-            f"{self._directory.directory}: {stop.reason}; its batch was read from {shards}; "
-            f"{last}; try a lower peak_lr, a longer warmup, or check those shards"
+            f"{self._run_directory.path}: {stop.reason}; the batch of that step was read from "
+            f"{shards}; {last}; try a lower peak_lr, a longer warmup, or check those shards"
         )
 
 

@@ -32,6 +32,10 @@ class SpeedMeter:
         """Adds seconds that training waited for a save."""
         self._stalled += seconds
 
+    def reset(self) -> None:
+        """Starts a new interval."""
+        self.read()
+
     def read(self) -> dict[str, float | None]:
         """Returns tokens_per_second, mfu, data_wait, save_stall since the last reading.
 

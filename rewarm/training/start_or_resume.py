@@ -47,10 +47,10 @@ class StartedRun(NamedTuple):
     validation: dict[str, StoredBlocks]
     tokenizer: TokenizerSource
     separator_id: int | None
-    """The end-of-text token, where documents must not attend to each other."""
+    """The end-of-text token, if documents must not attend to each other."""
     state: TrainingState
-    start: StartRecord
-    lines: list[str]
+    start_record: StartRecord
+    start_messages: list[str]
     """What to print before the first step."""
 
 
@@ -59,8 +59,8 @@ def start_or_resume(resolved: ResolvedRun) -> StartedRun:
     recipe, start = resolved.recipe, resolved.start
     assert start
     assert resolved.tokenizer_directory
-    if resolved.resume:
-        _check_guard_state(resolved.resume)
+    if resolved.resume_state:
+        _check_guard_state(resolved.resume_state)
     state = _training_state(resolved)
     model, tensors = _build_model(resolved)
     start = start.model_copy(update={"tensors": tensors})
@@ -71,8 +71,8 @@ def start_or_resume(resolved: ResolvedRun) -> StartedRun:
     model.configure(kernels, memory=recipe.memory, precision=recipe.precision)
     if model.fp8_scaling:
         kernels_text += check_fp8_device(device)
-    if resolved.optimizer_state:
-        load_optimizer_state(resolved.optimizer_state, model, optimizer)
+    if resolved.optimizer_state_directory:
+        load_optimizer_state(resolved.optimizer_state_directory, model, optimizer)
     corpora = list(resolved.corpora.values())
     info = corpora[0].index.tokenizer
     separator_id = info.eos if recipe.data.documents == "separate" else None
@@ -95,7 +95,7 @@ def start_or_resume(resolved: ResolvedRun) -> StartedRun:
         start,
         [
             *(f"{heading:<8}{text}" for heading, text in start.lines()),
-            *_resume_lines(resolved.resume, state),
+            *_resume_lines(resolved.resume_state, state),
             _model_line(model, info.vocabulary),
             _device_line(recipe, device, kernels_text),
             *compile_lines,
@@ -109,11 +109,11 @@ def _build_model(resolved: ResolvedRun) -> tuple[NeoX, str | None]:
     """Returns the model on the CPU, and how many tensors of loaded weights matched."""
     architecture = resolved.architecture
     assert architecture
-    if resolved.weights is None:
+    if resolved.weights_directory is None:
         model = NeoX(architecture)
         initialize_weights(model, resolved.recipe.seed)
         return model, None
-    model, counts = load_model(architecture, resolved.weights)
+    model, counts = load_model(architecture, resolved.weights_directory)
     tensors = f"{counts.loaded:,} of {len(model.state_dict()):,} tensors matched"
     if counts.derived:
         tensors += f", {counts.derived:,} that follow from the configuration ignored"
@@ -161,8 +161,8 @@ def _training_state(resolved: ResolvedRun) -> TrainingState:
         "curve": schedules.sample_curve(recipe.schedule),
         "rewarm": __version__,
     }
-    if resolved.resume:
-        return resolved.resume.state.model_copy(update=current)
+    if resolved.resume_state:
+        return resolved.resume_state.state.model_copy(update=current)
     return TrainingState(
         step=0,
         tokens=0,

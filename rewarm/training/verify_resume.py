@@ -28,7 +28,7 @@ from rewarm.training.loop import train
 path, run, resume, until = sys.argv[1:]
 try:
     recipe = load_recipe(Path(path), [f"run={run}", "keep={}", "deterministic=true"])
-    train(recipe, resume=resume == "resume", until=int(until))
+    train(recipe, resume=resume == "resume", stop_after_step=int(until))
 except Preempted:
     pass
 except RewarmError as error:

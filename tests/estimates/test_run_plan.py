@@ -123,7 +123,7 @@ def test_tokens_and_epochs_by_hand(text, data):
 def test_text_shows_the_same_numbers(text, data):
     text_of_plan = plan_as_text(planned(text)[0])
     for line in (
-        "start       new weights (seed 17) in the shape of pythia-410m",
+        "start       new weights (seed 17), architecture of pythia-410m",
         "model       405,334,016 parameters: 24 layers × 1,024 wide, 16 heads, ",
         "10,000,000,000 tokens / 2,097,152 a step = 4,768 steps (9,999,220,736 tokens)",
         "16 sequences × 2,048 tokens × 64 accumulated = 2,097,152 tokens",
@@ -246,7 +246,7 @@ def test_rates_as_multiples_of_the_base(text, data, base):
 
 def test_fresh_keeps_only_the_shape_of_the_base(text, data, base):
     plan, _ = planned(text, f"model={{base: {base}, fresh: true}}", "seed=3")
-    assert plan.start.weights == f"new weights (seed 3) in the shape of {base}"
+    assert plan.start.weights == f"new weights (seed 3), architecture of {base}"
     assert plan.model.parameters == 70_426_624
 
 

@@ -28,7 +28,12 @@ def take_tiny_step(
     model: NeoX, optimizer: torch.optim.Optimizer, tokens: Tensor, **changed: object
 ) -> StepResult:
     """Takes a step of one microbatch at 1e-3, or with other arguments."""
-    arguments = {"microbatch": 4, "lr": 1e-3, "clip": 1.0, "cast": nullcontext()} | changed
+    arguments = {
+        "microbatch": 4,
+        "lr": 1e-3,
+        "max_grad_norm": 1.0,
+        "autocast_context": nullcontext(),
+    } | changed
     return take_step(model, optimizer, tokens, **arguments)
 
 

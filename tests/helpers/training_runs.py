@@ -33,7 +33,7 @@ def run(
 ) -> Path:
     """Trains a recipe with other settings; returns the last checkpoint."""
     recipe = recipe_with(text, directory, **settings)
-    return loop.train(recipe, resume=resume, accept_changes=accept_changes, until=until)
+    return loop.train(recipe, resume=resume, accept_changes=accept_changes, stop_after_step=until)
 
 
 def metrics(directory: Path, kind: str | None = None) -> list[dict[str, Any]]:

@@ -115,7 +115,7 @@ def test_weights_and_optimizer_state_of_each_way_to_start(recipe_text, tmp_path,
         directory = base if resume else tmp_path / "run"
         resolved = resolve(recipe_with(recipe_text, directory, **settings), resume=resume)
         assert resolved.problems == []
-        return resolved.weights, resolved.optimizer_state
+        return resolved.weights_directory, resolved.optimizer_state_directory
 
     assert sources() == (None, None)
     assert sources(model=f"{{base: {base}}}") == (checkpoint, None)
@@ -126,9 +126,9 @@ def test_weights_and_optimizer_state_of_each_way_to_start(recipe_text, tmp_path,
 
 def test_what_a_resume_starts_from(recipe_text, base):
     resolved = resolve(recipe_with(recipe_text, base), resume=True)
-    assert resolved.resume.checkpoint == last_checkpoint(base)
-    assert resolved.resume.state == read_training_state(last_checkpoint(base))
-    assert (resolved.resume.changes, resolved.resume.microbatch) == ([], 8)
+    assert resolved.resume_state.checkpoint == last_checkpoint(base)
+    assert resolved.resume_state.state == read_training_state(last_checkpoint(base))
+    assert (resolved.resume_state.changes, resolved.resume_state.microbatch) == ([], 8)
     assert resolved.origin.base is None
     assert resolved.tokenizer_directory == last_checkpoint(base)
     assert "resumes after step 20" in resolved.start.weights

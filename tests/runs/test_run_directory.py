@@ -69,7 +69,7 @@ def test_metrics_wait_until_the_disk_has_space(tmp_path):
         file, directory._metrics = directory._metrics, FullDisk(directory._metrics)
         directory.log_metrics("train", step=1)
         assert "No space left" in directory.flush_metrics()
-        assert metrics(directory.directory) == []  # a partial line is ignored, as after a kill
+        assert metrics(directory.path) == []  # a partial line is ignored, as after a kill
         directory._metrics = file
         directory.log_metrics("train", step=2)
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]

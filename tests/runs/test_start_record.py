@@ -36,7 +36,7 @@ def recipe(thousand_steps):
 def test_new_weights(recipe):
     start = describe_start(recipe, [])
     assert start.lines() == [
-        ("start", "new weights (seed 17) in the shape of pythia-14m"),
+        ("start", "new weights (seed 17), architecture of pythia-14m"),
         ("", "fresh optimizer state; data from the beginning"),
         ("", "trained on 0 tokens → 100M at the end of this run"),
     ]

@@ -21,7 +21,7 @@ def judge_losses(guard, losses, *, first=1):
     skipped = []
     for step, loss in enumerate(losses, start=first):
         guard.start_step(step, 1e-3, DataPosition({}))
-        if guard.judge(torch.tensor(loss), torch.tensor(1.0)).item():
+        if guard.should_skip(torch.tensor(loss), torch.tensor(1.0)).item():
             skipped.append(step)
     return skipped
 
@@ -79,7 +79,7 @@ def test_a_rise_of_the_loss_while_the_rate_rises_is_no_spike():
     judge_losses(guard, CALM_LOSSES)
     for step in range(41, 51):
         guard.start_step(step, 1e-3 * (step - 39), DataPosition({}))
-        assert not guard.judge(torch.tensor(3.0 + (step - 40) / 10), torch.tensor(1.0)).item()
+        assert not guard.should_skip(torch.tensor(3.0 + (step - 40) / 10), torch.tensor(1.0)).item()
 
 
 @pytest.fixture
@@ -89,13 +89,14 @@ def change_loss(monkeypatch):
     def change(new_loss, *steps):
         take_step, weights = loop.take_step, []
 
-        def take_with_changed_loss(model, *args, judge, **kwargs):
+        def take_with_changed_loss(model, *args, should_skip, **kwargs):
             weights.append({name: t.clone() for name, t in model.state_dict().items()})
             shown = new_loss if len(weights) in steps else float
-            return take_step(
-                model, *args, judge=lambda loss, norm: judge(torch.tensor(shown(loss)), norm),
-                **kwargs,
-            )  # fmt: skip
+
+            def judge_changed_loss(loss, norm):
+                return should_skip(torch.tensor(shown(loss)), norm)
+
+            return take_step(model, *args, should_skip=judge_changed_loss, **kwargs)
 
         monkeypatch.setattr(loop, "take_step", take_with_changed_loss)
         return weights

@@ -80,7 +80,7 @@ def take_two_steps(scale, clip):
     model = tiny_model()
     optimizer = build_adamw(model, OptimizerSettings())
     torch.manual_seed(0)
-    arguments = {"microbatch": 2, "clip": clip, "scale": scale}
+    arguments = {"microbatch": 2, "max_grad_norm": clip, "loss_scale": scale}
     norms = [
         take_tiny_step(model, optimizer, random_tokens(), **arguments).grad_norm.item()
         for _ in range(2)
@@ -103,7 +103,7 @@ def judge_steps(guard, pairs):
     skipped = []
     for step, (loss, norm) in enumerate(pairs, start=1):
         guard.start_step(step, 1e-3, DataPosition({}))
-        if guard.judge(torch.tensor(loss), torch.tensor(norm)).item():
+        if guard.should_skip(torch.tensor(loss), torch.tensor(norm)).item():
             skipped.append(step)
     return skipped
 
@@ -229,8 +229,8 @@ def test_no_step_waits_for_the_scale():
         torch.cuda.set_sync_debug_mode("error" if step > 2 else "default")
         try:
             take_tiny_step(
-                model, optimizer, tokens, judge=guard.judge, scale=guard.scale,
-                cast=torch.autocast("cuda", torch.float16),
+                model, optimizer, tokens, should_skip=guard.should_skip, loss_scale=guard.scale,
+                autocast_context=torch.autocast("cuda", torch.float16),
             )  # fmt: skip
         finally:
             torch.cuda.set_sync_debug_mode("default")

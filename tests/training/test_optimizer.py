@@ -18,7 +18,7 @@ def test_a_step_is_adamw_with_clipping_and_decay_on_matrices_only():
     tokens = random_tokens()
     model, reference = tiny_model(), tiny_model()
     optimizer = build_adamw(model, OptimizerSettings(weight_decay=0.3, eps=1e-3))
-    take_tiny_step(model, optimizer, tokens, lr=2e-3, clip=0.5)
+    take_tiny_step(model, optimizer, tokens, lr=2e-3, max_grad_norm=0.5)
 
     # Written out: in Adam's first step, bias-corrected, m̂ = g and v̂ = g². The large eps keeps
     # rounding in tiny gradients from mattering.

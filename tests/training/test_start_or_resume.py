@@ -131,11 +131,11 @@ def test_carried_optimizer_state_is_the_bases_own(recipe_text, tmp_path, straigh
 def test_what_is_printed_before_the_first_step(recipe_text, tmp_path, straight):
     recipe = recipe_with(recipe_text, tmp_path / "run", model=f"{{base: {straight}}}", tokens=2048)
     run_parts = start_or_resume(resolve(recipe, thorough=True))
-    assert run_parts.start.tensors == "28 of 28 tensors matched"
+    assert run_parts.start_record.tensors == "28 of 28 tensors matched"
     assert run_parts.separator_id is None
-    headings = [line[:8].strip() for line in run_parts.lines]
+    headings = [line[:8].strip() for line in run_parts.start_messages]
     assert headings == ["start", "", "", "", "", "model", "device", "memory", "steps"]
-    assert run_parts.lines[5:7] == [
+    assert run_parts.start_messages[5:7] == [
         "model   58,240 parameters, 512 embedding rows, 135 of them padding",
         "device  cpu, fp32",
     ]

@@ -51,7 +51,9 @@ def batch(seed=0, sequences=8):
 
 def step(model, optimizer, tokens, precision="fp8"):
     cast = autocast(precision, CPU)
-    return take_step(model, optimizer, tokens, microbatch=4, lr=1e-3, clip=1.0, cast=cast)
+    return take_step(
+        model, optimizer, tokens, microbatch=4, lr=1e-3, max_grad_norm=1.0, autocast_context=cast
+    )
 
 
 def test_scales_are_the_largest_powers_of_two_that_clamp_nothing():
@@ -309,7 +311,15 @@ def test_on_a_gpu_twenty_compiled_steps_have_the_losses_of_bf16(setting, memory)
         generator = torch.Generator().manual_seed(2)
         tokens = torch.randint(0, 700, (20, 4, 2049), generator=generator)
         results = [
-            take_step(model, optimizer, block, microbatch=2, lr=3e-4, clip=1.0, cast=cast)
+            take_step(
+                model,
+                optimizer,
+                block,
+                microbatch=2,
+                lr=3e-4,
+                max_grad_norm=1.0,
+                autocast_context=cast,
+            )
             for block in tokens
         ]
         losses[precision] = [float(result.loss) for result in results]
