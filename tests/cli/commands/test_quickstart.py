@@ -21,7 +21,8 @@ README = ROOT / "README.md"
 PAGES = [
     page
     for page in (README, *sorted((ROOT / "docs").glob("*.md")))
-    if "```console" in page.read_text() and page.name != "plan.md"  # tests/cli/commands/test_plan.py
+    if "```console" in page.read_text()
+    and page.name != "plan.md"  # tests/cli/commands/test_plan.py
 ]
 
 
