@@ -106,6 +106,7 @@ def changing_batches(corpora, *, rank, world_size, workers, position):
     ).batches(workers)
 
 
+@pytest.mark.slow
 def test_one_digest_for_any_number_of_processes_threads_and_resumes(corpora):
     """400 batches: every combination reads the same tokens, as its digest proves."""
     steps = 400

@@ -177,6 +177,7 @@ def test_overflows_at_the_minimum_end_the_run(recipe_text, tmp_path):
         run(recipe_text, tmp_path / "run", **lowest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [6, 17])
 def test_the_scale_is_resumed_exactly(recipe_text, tmp_path, monkeypatch, stop):
     straight = run(recipe_text, tmp_path / "straight", **OVERFLOWING)

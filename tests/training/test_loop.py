@@ -52,6 +52,7 @@ def test_a_refused_run_creates_nothing(recipe_text, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_five_percent_of_replay_is_five_percent_of_the_tokens(recipe_text, tmp_path):
     run(
         recipe_text,

@@ -85,6 +85,7 @@ def test_measured_cost_of_a_recipe(few_steps, recipe_file, command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_runs_of_the_same_speed_are_measured_once(few_steps, recipe_file, tmp_path, command):
     path = tmp_path / "study.yaml"
     path.write_text(

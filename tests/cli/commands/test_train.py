@@ -23,6 +23,7 @@ def test_a_time_limit_has_a_unit(recipe_file, command, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_time_limit_counts_from_the_start_of_the_process(recipe_file):
     words = [sys.executable, "-m", "rewarm", "train", str(recipe_file), "--time-limit", "1s"]
     ended = subprocess.run(words, capture_output=True, text=True, check=False)
