@@ -1,7 +1,7 @@
 """Folders at URLs (https, s3, gs, hf), read through fsspec and a local cache of bounded size.
 
-A download that fails is retried; one whose size or sha256 is wrong counts as failed. When the cache
-grows too large, the files that were not used for the longest time are deleted.
+A failed download is retried, also if its size or sha256 is wrong. If the cache grows too large, the
+least recently used files are deleted.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _CHUNK = 1 << 20
 
 
 def is_url(address: str) -> bool:
-    """Returns whether an address is a URL that can be read; False for a path on this machine.
+    """Returns whether an address is a URL; False for a path on this machine.
 
     Raises:
-        ValueError: it is a URL of a scheme that is not supported.
+        ValueError: the URL's scheme is not supported.
     """
     scheme, separator, _ = address.partition("://")
     if separator and scheme not in URL_SCHEMES:
@@ -44,31 +44,31 @@ def is_url(address: str) -> bool:
 class RemoteFolder:
     """A folder at a URL, and its copy in a cache on this machine.
 
-    Several folders may share a cache: each has a subfolder of its own, and `cache_bytes` bounds
-    all of them together.
+    Several folders may share a cache: each has its own subfolder, and `cache_bytes` limits their
+    total size.
     """
 
     url: str
     cache: Path
-    """The cache, under `rewarm.files.cache_dir()`."""
-    evict: str
-    """Pattern of the file names that may be deleted when the cache is too large: `*.tar`."""
+    """Directory of the cache, under `rewarm.files.cache_dir()`."""
+    evictable_files: str
+    """Pattern of the file names that may be deleted if the cache is too large: `*.tar`."""
     cache_bytes: int = DEFAULT_CACHE_BYTES
     attempts: int = 5
-    """How often a download is tried."""
+    """Maximum number of attempts per download."""
     timeout: float = 60.0
-    """Seconds without a byte after which an attempt has failed."""
+    """Seconds without any data received after which an attempt fails."""
 
     @property
-    def local(self) -> Path:
+    def local_folder(self) -> Path:
         """The cache's subfolder for this URL."""
         return self.cache / hashlib.sha256(self.url.encode()).hexdigest()[:16]
 
     def read(self, name: str, *, max_bytes: int) -> bytes:
-        """Returns the content of a small file, which is not cached.
+        """Returns the content of a small file without caching it.
 
         Raises:
-            DataError: it is missing or larger than `max_bytes`, or the download failed.
+            DataError: the file is missing or larger than `max_bytes`, or the download failed.
         """
 
         def read_all(file: IO[bytes]) -> bytes:
@@ -84,34 +84,34 @@ class RemoteFolder:
         return self._with_retries(name, read_all)
 
     def fetch(self, name: str, *, size: int, sha256: str) -> Path:
-        """Returns a file's copy in the cache, downloaded and verified unless it is there already.
+        """Returns the path of a file in the cache; downloads and verifies it if it is not there.
 
         Raises:
-            DataError: it is missing or is not as stated, the download failed, or the cache cannot
-                be written.
+            DataError: the file is missing, its size or sha256 is wrong, the download failed, or
+                the cache cannot be written.
         """
-        target = self.local / name
+        target = self.local_folder / name
         if target.is_file() and target.stat().st_size == size:
-            os.utime(target)  # eviction goes by the time of last use
+            os.utime(target)  # eviction goes by the modification time
             return target
         self._download(name, target, max_bytes=size, sha256=sha256)
         self._evict_least_recently_used(keep=target)
         return target
 
     def fetch_unverified(self, name: str, *, max_bytes: int) -> Path:
-        """Returns a file's copy in the cache, where its size and sha256 are not known.
+        """Returns the path in the cache of a file whose size and sha256 are not known in advance.
 
         Raises:
-            DataError: it is missing or larger than `max_bytes`, the download failed, or the cache
-                cannot be written.
+            DataError: the file is missing or larger than `max_bytes`, the download failed, or the
+                cache cannot be written.
         """
-        target = self.local / name
+        target = self.local_folder / name
         if not target.is_file():
             self._download(name, target, max_bytes=max_bytes, sha256=None)
         return target
 
     def _download(self, name: str, target: Path, *, max_bytes: int, sha256: str | None) -> None:
-        """Downloads beside the target, verifies, renames. Without a sha256 any content will do."""
+        """Downloads a file to `target`, and verifies it if `sha256` is given."""
         partial = target.with_name(f"{name}.{os.getpid()}.partial")
 
         def copy(file: IO[bytes]) -> None:
@@ -143,8 +143,8 @@ class RemoteFolder:
             with contextlib.suppress(OSError):
                 partial.unlink()
 
-    def _with_retries(self, name: str, use: Callable[[IO[bytes]], Result]) -> Result:
-        """Returns the result of `use(file)`; opens the file again after a failed transfer."""
+    def _with_retries(self, name: str, read_from: Callable[[IO[bytes]], Result]) -> Result:
+        """Returns `read_from(file)`; opens the file again after a failed transfer."""
         location = f"{self.url}/{name}"
         reason = ""
         for attempt in range(self.attempts):
@@ -152,12 +152,12 @@ class RemoteFolder:
                 time.sleep(min(30.0, 0.5 * 2**attempt))
             try:
                 with self._open(location) as file:
-                    return use(file)
+                    return read_from(file)
             except (FileNotFoundError, PermissionError) as error:
                 raise DataError(f"{location}: {type(error).__name__}: {error}") from None
             except DataError:
                 raise
-            except Exception as error:  # every protocol has errors of its own
+            except Exception as error:  # each protocol raises its own errors
                 if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                     raise
                 reason = f"{type(error).__name__}: {error}".rstrip(": ")
@@ -186,8 +186,10 @@ class RemoteFolder:
         return opened
 
     def _evict_least_recently_used(self, *, keep: Path) -> None:
-        """Deletes files of the cache, the least recently used first, until it is small enough."""
-        files = sorted(self.cache.glob(f"*/{self.evict}"), key=lambda path: path.stat().st_mtime)
+        """Deletes the least recently used files until the cache is within its limit."""
+        files = sorted(
+            self.cache.glob(f"*/{self.evictable_files}"), key=lambda path: path.stat().st_mtime
+        )
         total = sum(path.stat().st_size for path in files)
         for path in files:
             if total <= self.cache_bytes:

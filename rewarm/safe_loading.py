@@ -1,7 +1,7 @@
-"""Reads untrusted files: regular files of a limited size, and JSON without ambiguities.
+"""Reads untrusted files: only regular files of a limited size, and JSON without ambiguities.
 
-Errors here are `OSError` and `ValueError` with the reason alone: the caller adds the name of the
-file and what to try.
+The errors raised here are `OSError` and `ValueError` with the reason only; the caller adds the name
+of the file and what to try.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MAX_BYTES = 16_000_000
 _MAX_DEPTH = 32
 _MAX_DIGITS = 40
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
-# The kinds of files that are read from a model folder, or copied from it into checkpoints.
+# Suffixes of the files that are read from a model directory or copied from it into checkpoints.
 _CHECKED_SUFFIXES = {".json", ".safetensors", ".bin", ".txt", ".yaml", ".yml", ".pt"}
 
 
@@ -32,9 +32,9 @@ def read_limited(path: Path, max_bytes: int = _MAX_BYTES) -> bytes:
     """Returns the content of a file.
 
     Raises:
-        OSError: it does not exist, or cannot be read.
-        ValueError: it is not a regular file (reading a pipe could block forever), or is larger than
-            `max_bytes`.
+        OSError: the file does not exist, or cannot be read.
+        ValueError: the file is larger than `max_bytes`, or is not a regular file (reading a pipe
+            could block forever).
     """
     if path.exists() and not path.is_file():
         raise ValueError("not a regular file")
@@ -49,22 +49,22 @@ def read_json(path: Path, max_bytes: int = _MAX_BYTES) -> Any:
     """Returns the data in a JSON file.
 
     Raises:
-        OSError: it does not exist, or cannot be read.
-        ValueError: it is not a regular file, too large, or not JSON that `parse_json` accepts.
+        OSError: the file does not exist, or cannot be read.
+        ValueError: the file is not regular, is too large, or is not JSON that `parse_json` accepts.
     """
     return parse_json(read_limited(path, max_bytes))
 
 
-def read_json_as(kind: type[AnyModel], path: Path) -> AnyModel:
-    """Returns a JSON file as an instance of a pydantic model.
+def read_json_as(model_class: type[AnyModel], path: Path) -> AnyModel:
+    """Returns the data in a JSON file as an instance of a pydantic model.
 
     Raises:
-        OSError: it does not exist, or cannot be read.
-        ValueError: as from `read_json`, or the data does not fit the model; the first problem is
-            named.
+        OSError: the file does not exist, or cannot be read.
+        ValueError: as in `read_json`, or the data is not valid for `model_class`; the message names
+            the first problem.
     """
     try:
-        return kind.model_validate(read_json(path))
+        return model_class.model_validate(read_json(path))
     except ValidationError as error:
         raise ValueError(first_validation_error(error)) from None
 
@@ -77,11 +77,11 @@ def first_validation_error(error: ValidationError) -> str:
 
 
 def parse_json(data: bytes) -> Any:
-    """Returns the data in JSON that every parser reads in the same way.
+    """Returns the data in a JSON document; refuses JSON that parsers may read differently.
 
     Raises:
-        ValueError: it is not JSON in UTF-8, is nested too deeply, or contains a key twice in one
-            object, a number of too many digits or one that is not finite.
+        ValueError: `data` is not JSON in UTF-8, is nested too deeply, or contains a duplicate key
+            in an object, a number with too many digits or a number that is not finite.
     """
     try:
         parsed = json.loads(
@@ -120,7 +120,7 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _parse_integer(text: str) -> int:
     if len(text) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(text):,} digits")
+        raise ValueError(f"a number with {len(text):,} digits")
     return int(text)
 
 
@@ -132,20 +132,20 @@ def _parse_finite(text: str) -> float:
 
 
 def is_plain_file_name(name: str) -> bool:
-    """Returns whether a name is that of a file in the same folder, and not a path to elsewhere."""
+    """Returns whether a name is a plain file name, and not a path to another folder."""
     return bool(_PLAIN_NAME.fullmatch(name))
 
 
 def check_files_inside(folder: Path) -> None:
-    """Checks that the files of a folder are regular files inside it, not links out of it or pipes.
+    """Checks that the files of a folder are regular files inside it, not pipes or links out of it.
 
-    A link out of a model folder could make rewarm read a private file, and copy it into a
-    checkpoint that is published. The hub's cache is allowed: its snapshots are links to blobs, in
-    the model's own folder or one level above.
+    A link out of a model directory could make rewarm read a private file, and copy it into a
+    checkpoint that is published. Links within the hub's cache are allowed: its snapshots are links
+    to blobs, in the model's cache folder or one level above.
 
     Raises:
-        CheckpointError: one of them is not.
-        OSError: it is not a folder, or cannot be read.
+        CheckpointError: a file is not regular, or is a link out of the folder.
+        OSError: `folder` is not a folder, or cannot be read.
     """
     folder_path = folder.resolve()
     allowed = [folder_path]
@@ -157,7 +157,7 @@ def check_files_inside(folder: Path) -> None:
             continue
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: not a file, or a broken link; replace it with the file itself"
+                f"{path}: not a regular file, or a broken link; replace it with the file itself"
             )
         target = Path(os.path.realpath(path))
         if not any(target.is_relative_to(root) for root in allowed):

@@ -15,7 +15,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 @pytest.fixture
 def remote(tmp_path):
-    """A function that opens the served folder with a cache of its own."""
+    """Returns a function that opens the served folder, with a cache for this test."""
     (tmp_path / "served").mkdir()
     for number in range(4):
         (tmp_path / "served" / f"{number}.tar").write_bytes(CONTENT)
@@ -26,7 +26,7 @@ def remote(tmp_path):
             return RemoteFolder(
                 url=url,
                 cache=tmp_path / "cache",
-                evict="*.tar",
+                evictable_files="*.tar",
                 attempts=2,
                 timeout=1.0,
                 **settings,

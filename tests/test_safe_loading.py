@@ -1,4 +1,4 @@
-"""Untrusted JSON, files and links are refused; ordinary ones are read."""
+"""Untrusted JSON, files and links are refused; valid ones are read."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from rewarm.safe_loading import check_files_inside, is_plain_file_name, parse_js
         (b'{"a": 1e999}', "1e999 is not a finite number"),
         (b"[" * 33 + b"]" * 33, "nested deeper than 32 levels"),
         (b"[" * 100_000, "nested deeper than 32 levels"),
-        (b"9" * 5000, "a number of 5,000 digits"),
+        (b"9" * 5000, "a number with 5,000 digits"),
         (b'"\xff"', "can't decode"),
         (b"{", "Expecting property name"),
     ],
@@ -27,7 +27,7 @@ def test_ambiguous_or_invalid_json_is_refused(data, message):
         parse_json(data)
 
 
-def test_ordinary_json_is_read():
+def test_valid_json_is_read():
     data = {"a": [1, -2.5, None, True, "é\n"], "b": {"c": [[[]]] * 3, "d": 10**30}}
     assert parse_json(json.dumps(data).encode()) == data
     assert parse_json(b"[" * 32 + b"]" * 32)

@@ -27,30 +27,30 @@ READABLE_SUFFIXES = (
 
 
 class TextDocument(NamedTuple):
-    """One document, and how much of the input was read up to its end."""
+    """One document, and its end in the input."""
 
     content: str | Tokens
-    """Its text; or its token ids, location the file holds ids (Megatron's .bin and .idx)."""
+    """Its text, or its token ids if the file holds token ids (Megatron's .bin and .idx)."""
     bytes_read: int
-    """Bytes of all the input files up to its end."""
+    """Bytes of all input files up to the end of this document."""
 
 
 def find_input_files(inputs: list[Path]) -> list[Path]:
-    """Returns the files to read: the inputs themselves, and those in folders, sorted by path.
+    """Returns the files to read: the inputs in order, with each folder's files sorted by path.
 
     Raises:
-        DataError: an input does not exist, its format is unknown, or a folder has no such file.
+        DataError: an input does not exist, its format is unknown, or a folder has no readable file.
     """
     suffixes = ", ".join(READABLE_SUFFIXES)
     files: list[Path] = []
     for path in inputs:
         if path.is_dir():
-            inside = sorted(
+            files_in_folder = sorted(
                 file for file in path.rglob("*") if file.name.endswith(READABLE_SUFFIXES)
             )
-            if not inside:
+            if not files_in_folder:
                 raise DataError(f"{path}: no text in this folder (looked for {suffixes})")
-            files += inside
+            files += files_in_folder
         elif not path.exists():
             raise DataError(f"{path}: no such file")
         elif not path.name.endswith(READABLE_SUFFIXES):
@@ -64,20 +64,20 @@ def read_documents(paths: list[Path], field: str) -> Iterator[TextDocument]:
     """Yields every document of the files, in order.
 
     Args:
-        paths: from `find_input_files`.
-        field: the JSON field or table column that holds the text; .txt files are one document.
+        paths: the files that `find_input_files` returned.
+        field: the JSON field or table column that holds the text; a .txt file is one document.
 
     Raises:
-        DataError: a file is damaged, or a line has no such text; names file and line.
+        DataError: a file is damaged, or a line has no text in `field`; names file and line.
     """
-    before = 0
+    bytes_before = 0  # of this file
     for path in paths:
         try:
             for content, end in _read_file(path, field):
-                yield TextDocument(content, before + end)
+                yield TextDocument(content, bytes_before + end)
         except (OSError, EOFError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
-        before += path.stat().st_size
+        bytes_before += path.stat().st_size
 
 
 def _read_file(path: Path, field: str) -> Iterator[tuple[str | Tokens, int]]:
@@ -99,7 +99,7 @@ def _read_file(path: Path, field: str) -> Iterator[tuple[str | Tokens, int]]:
 
 
 def _read_tar(path: Path, field: str) -> Iterator[tuple[str, int]]:
-    """Yields the .txt and .json members of a WebDataset tar; the others are metadata."""
+    """Yields the documents in the .txt and .json members of a WebDataset tar; skips the others."""
     try:
         with tarfile.open(path) as tar:
             for member in tar:
@@ -138,7 +138,10 @@ def _decompressed_lines(raw: IO[bytes], path: Path) -> Iterator[bytes]:
 
 
 def _decompress_zstd(raw: IO[bytes], path: Path) -> Iterator[bytes]:
-    """Yields the content of zstd frames; zstandard's own reader accepts a truncated file."""
+    """Yields the content of zstd frames, and refuses a truncated file.
+
+    zstandard's own reader returns what it could read of one.
+    """
     import zstandard
 
     frame = None
@@ -155,11 +158,11 @@ def _decompress_zstd(raw: IO[bytes], path: Path) -> Iterator[bytes]:
 
 
 def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    left = b""
+    rest = b""
     for chunk in chunks:
-        *whole, left = (left + chunk).split(b"\n")
-        yield from whole
-    yield left
+        *complete_lines, rest = (rest + chunk).split(b"\n")
+        yield from complete_lines
+    yield rest
 
 
 def _text_of_line(line: bytes, field: str, location: str) -> str:
@@ -179,7 +182,7 @@ def _text_of_line(line: bytes, field: str, location: str) -> str:
 
 
 def _read_table(path: Path, field: str) -> Iterator[tuple[str, int]]:
-    """Yields a column of a parquet file, or of an Arrow file of a `datasets` folder."""
+    """Yields the texts in a column of a parquet file, or of an Arrow file that `datasets` saved."""
     try:
         import pyarrow
         from pyarrow import parquet

@@ -2,10 +2,14 @@ r"""Reads the token files of Megatron-LM and GPT-NeoX: token ids in a .bin, thei
 
 The .idx, all little-endian (Megatron-LM, `indexed_dataset.py`):
 
-    9 bytes   "MMIDIDX\0\0"        8 bytes   version, 1        1 byte   code of the dtype
-    8 bytes   number of sequences S   8 bytes   length of the document list, D
-    S × int32 tokens of each sequence     S × int64 its first byte in the .bin
-    D × int64 number of the first sequence of each document, and S at the end
+    9 bytes    "MMIDIDX\0\0"
+    8 bytes    version, 1
+    1 byte     code of the dtype
+    8 bytes    number of sequences, S
+    8 bytes    length of the document list, D
+    S × int32  number of tokens in each sequence
+    S × int64  offset of each sequence in the .bin, in bytes
+    D × int64  number of the first sequence of each document, and S at the end
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ def read_megatron_documents(path: Path) -> Iterator[tuple[Tokens, int]]:
     """Yields the token ids of each document of a .bin file, and the byte at which it ends.
 
     Raises:
-        DataError: its .idx is missing, or the two do not match.
+        DataError: the .idx is missing or damaged, or does not match the .bin.
     """
     index_path = path.with_suffix(".idx")
     try:
@@ -38,16 +42,16 @@ def read_megatron_documents(path: Path) -> Iterator[tuple[Tokens, int]]:
     except FileNotFoundError:
         raise DataError(f"{path}: its index is missing: {index_path.name}") from None
     size = path.stat().st_size
-    ends = index.starts + index.lengths * index.dtype.itemsize
+    ends = index.byte_offsets + index.lengths * index.dtype.itemsize
     if len(ends) and int(ends.max()) > size:
         raise DataError(
             f"{path}: {size:,} bytes, and {index_path.name} refers to {int(ends.max()):,}; one of "
             "them is truncated or belongs to another data set"
         )
     tokens = np.memmap(path, dtype=index.dtype, mode="r") if size else np.empty(0, index.dtype)
-    for first, end in pairwise(index.firsts.tolist()):
+    for first, end in pairwise(index.first_sequences.tolist()):
         parts = [
-            tokens[index.starts[i] // index.dtype.itemsize :][: index.lengths[i]]
+            tokens[index.byte_offsets[i] // index.dtype.itemsize :][: index.lengths[i]]
             for i in range(first, end)
         ]
         joined = np.concatenate(parts) if parts else tokens[:0]
@@ -61,10 +65,10 @@ class _SequenceIndex(NamedTuple):
 
     dtype: np.dtype[Any]
     lengths: npt.NDArray[np.int64]
-    """Tokens of each sequence."""
-    starts: npt.NDArray[np.int64]
-    """First byte of each sequence in the .bin."""
-    firsts: npt.NDArray[np.int64]
+    """Number of tokens in each sequence."""
+    byte_offsets: npt.NDArray[np.int64]
+    """Offset of each sequence in the .bin."""
+    first_sequences: npt.NDArray[np.int64]
     """Number of the first sequence of each document, and the number of sequences at the end."""
 
 
@@ -72,19 +76,19 @@ def _parse_index(path: Path, data: bytes) -> _SequenceIndex:
     if not data.startswith(_MAGIC):
         raise DataError(f"{path}: not an index of Megatron or GPT-NeoX (MMIDIDX)")
     try:
-        version, code, sequences, listed = struct.unpack_from("<QBQQ", data, len(_MAGIC))
-        at = len(_MAGIC) + struct.calcsize("<QBQQ")
-        lengths = np.frombuffer(data, "<i4", sequences, at).astype(np.int64)
-        at += 4 * sequences
-        starts = np.frombuffer(data, "<i8", sequences, at)
-        firsts = np.frombuffer(data, "<i8", listed, at + 8 * sequences)
+        version, code, sequences, entries = struct.unpack_from("<QBQQ", data, len(_MAGIC))
+        offset = len(_MAGIC) + struct.calcsize("<QBQQ")
+        lengths = np.frombuffer(data, "<i4", sequences, offset).astype(np.int64)
+        offset += 4 * sequences
+        byte_offsets = np.frombuffer(data, "<i8", sequences, offset)
+        first_sequences = np.frombuffer(data, "<i8", entries, offset + 8 * sequences)
     except (struct.error, ValueError):
         raise DataError(f"{path}: truncated") from None
     if version != 1 or code not in _DTYPES:
         raise DataError(f"{path}: version {version}, dtype code {code}: cannot be read")
-    steps = np.diff(firsts)
-    if not listed or firsts[0] != 0 or firsts[-1] != sequences or (steps < 0).any():
+    covers_all = entries and first_sequences[0] == 0 and first_sequences[-1] == sequences
+    if not covers_all or (np.diff(first_sequences) < 0).any():
         raise DataError(f"{path}: its documents do not cover its {sequences:,} sequences")
-    if (lengths < 0).any() or (starts < 0).any():
+    if (lengths < 0).any() or (byte_offsets < 0).any():
         raise DataError(f"{path}: damaged: negative lengths or offsets")
-    return _SequenceIndex(np.dtype(_DTYPES[code]), lengths, starts, firsts)
+    return _SequenceIndex(np.dtype(_DTYPES[code]), lengths, byte_offsets, first_sequences)

@@ -1,7 +1,7 @@
-"""Text for the quickstart from the running Python's own standard library, and a tokenizer for it.
+"""Text for the quickstart, taken from the Python standard library, and a tokenizer for it.
 
-`upstream` is its English: the language reference and the docstrings. `downstream` is its source
-code without those docstrings.
+The corpus `upstream` is English: the language reference and the docstrings. The corpus `downstream`
+is the source code without those docstrings.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MIN_CHARACTERS = 200  # shorter documents are left out
 
 
 def write_standard_library_text(folder: Path) -> dict[str, Path]:
-    """Writes upstream.jsonl and downstream.jsonl, unless both exist, and returns them by corpus.
+    """Writes upstream.jsonl and downstream.jsonl, unless both exist; returns their paths by corpus.
 
     Raises:
         DataError: this Python has no source code of its standard library.
@@ -39,7 +39,10 @@ def write_standard_library_text(folder: Path) -> dict[str, Path]:
 
 
 def train_byte_level_bpe(out: Path, texts: Iterable[Path]) -> None:
-    """Trains a tokenizer on as many characters of each text and writes it, unless `out` exists."""
+    """Trains a tokenizer on the same number of characters of each text, and writes it to `out`.
+
+    Does nothing if `out` exists.
+    """
     if out.exists():
         return
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -58,7 +61,9 @@ def train_byte_level_bpe(out: Path, texts: Iterable[Path]) -> None:
 
 
 def write_text_shards(text: Path, folder: Path, tokenizer: Path) -> None:
-    """Writes shards of a text to folder/train and, a twentieth, folder/val, unless `folder` exists.
+    """Writes 95% of a text as shards to folder/train and 5% to folder/val.
+
+    Does nothing if `folder` exists.
 
     Raises:
         RewarmError: as `write_shards` and `load_tokenizer`.
@@ -68,7 +73,7 @@ def write_text_shards(text: Path, folder: Path, tokenizer: Path) -> None:
 
 
 def _standard_library() -> tuple[list[str], list[str]]:
-    """Returns the English and the code of the standard library, as documents."""
+    """Returns the documents in English, and those in Python, of the standard library."""
     root = Path(sysconfig.get_path("stdlib"))
     english, code = list(_language_reference()), []
     for path in sorted(root.rglob("*.py")):
@@ -78,7 +83,7 @@ def _standard_library() -> tuple[list[str], list[str]]:
         try:
             docstrings, bare_code = split_docstrings(path.read_text(encoding="utf-8"))
         except (UnicodeDecodeError, SyntaxError, OSError):
-            continue  # some files are invalid on purpose, such as those for lib2to3
+            continue  # some files are invalid on purpose, such as lib2to3's test data
         english.append(docstrings)
         code.append(bare_code)
     english = [text for text in english if len(text) > _MIN_CHARACTERS]
@@ -97,15 +102,15 @@ def _language_reference() -> Iterator[str]:
 
 
 def split_docstrings(source: str) -> tuple[str, str]:
-    """Returns the docstrings of a file, and the file without them.
+    """Returns the docstrings of a source file, and the source without them.
 
     Raises:
-        SyntaxError: it is not valid Python.
+        SyntaxError: `source` is not valid Python.
     """
     docstrings, lines = [], source.splitlines(keepends=True)
-    with_docstring = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    documented_nodes = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, with_docstring) and (text := ast.get_docstring(node)):
+        if isinstance(node, documented_nodes) and (text := ast.get_docstring(node)):
             docstrings.append(text)
             literal = node.body[0]
             for line in range(literal.lineno - 1, literal.end_lineno or literal.lineno):

@@ -2,11 +2,11 @@
 
 ```
 DIR/index.json      documents, tokens, bytes, sha256 of each shard; tokenizer, dtype
-DIR/tokenizer.json  the tokenizer, so that a folder of shards is complete
+DIR/tokenizer.json  the tokenizer that the shards were written with
 DIR/00000.tar       00000-000000.npy, 00000-000001.npy, ...: one document each, end-of-text last
 ```
-`webdataset.WebDataset("DIR/{00000..00007}.tar").decode()` reads them too. rewarm reads the arrays'
-bytes in place, through a memory map.
+`webdataset.WebDataset("DIR/{00000..00007}.tar").decode()` can read them too. rewarm maps each tar
+into memory and reads the arrays without a copy.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 MAX_INDEX_BYTES = 256_000_000
 """Upper bound on the size of an index, or of the tokenizer beside it."""
 
-_TAR_BLOCK = 512  # a tar consists of blocks of so many bytes
+_TAR_BLOCK = 512  # bytes; a tar consists of such blocks
 _NPY = re.compile(
     rb"\{'descr': '<(u2|u4)', 'fortran_order': False, 'shape': \((\d{1,15}),\), \}\s*", re.DOTALL
 )
@@ -41,7 +41,7 @@ class _FrozenModel(BaseModel):
 
 
 class TokenizerInfo(_FrozenModel):
-    """The tokenizer that shards were written with; models and other shards must have the same."""
+    """The tokenizer that shards were written with; it must be the same as the model's."""
 
     digest: str
     vocabulary: Annotated[int, Field(strict=True, gt=0, le=2**32)]
@@ -50,7 +50,7 @@ class TokenizerInfo(_FrozenModel):
 
 
 class ShardInfo(_FrozenModel):
-    """Name, counts, size and sha256 of one tar."""
+    """Name, counts, size and sha256 of one shard."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*\.tar$")]
     documents: _Count
@@ -60,7 +60,7 @@ class ShardInfo(_FrozenModel):
 
 
 class ShardIndex(_FrozenModel):
-    """index.json: the tars of one folder, in their stored order."""
+    """index.json: the shards of one folder, in their stored order."""
 
     format: Literal["rewarm-shards/1"] = "rewarm-shards/1"
     tokenizer: TokenizerInfo
@@ -89,22 +89,23 @@ class ShardIndex(_FrozenModel):
         return sum(shard.tokens for shard in self.shards)
 
     def shard_blocks(self, context: int) -> list[int]:
-        """Returns how many blocks of context + 1 tokens each shard holds.
+        """Returns the number of blocks of context + 1 tokens in each shard.
 
-        Neighbouring blocks share one token.
+        Neighboring blocks share one token.
         """
         return [max(0, shard.tokens - 1) // context for shard in self.shards]
 
     def digest(self) -> str:
-        """Returns one sha256 over the whole index, and so over all shards."""
+        """Returns the sha256 of the index, which contains those of all shards."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def read_shard_index(folder: Path) -> ShardIndex:
-    """Returns a shard folder's index.
+    """Returns the index of a shard folder.
 
     Raises:
-        DataError: the folder or its index is missing, damaged, or empty.
+        DataError: the folder or its index is missing, or the index is damaged, empty or out of
+            date.
     """
     path = folder / "index.json"
     try:
@@ -124,14 +125,14 @@ def read_shard_index(folder: Path) -> ShardIndex:
 
 
 def parse_shard_index(data: bytes, source: str) -> ShardIndex:
-    """Returns the index in the bytes of an index.json.
+    """Returns the index that is stored in an index.json.
 
     Args:
-        data: its bytes.
-        source: its path or URL, for error messages.
+        data: content of the file.
+        source: path or URL of the file, for error messages.
 
     Raises:
-        DataError: it is damaged, or lists no documents.
+        DataError: the index is damaged, or lists no documents.
     """
     try:
         index = ShardIndex.model_validate_json(data)
@@ -146,21 +147,21 @@ def parse_shard_index(data: bytes, source: str) -> ShardIndex:
 
 
 class Shard:
-    """One tar, mapped into memory: `shard[i]` is document i, without a copy."""
+    """One shard, mapped into memory: `shard[i]` is document i, without a copy."""
 
     def __init__(
         self, folder: Path, shard_info: ShardInfo, dtype: str, *, verify: bool = True
     ) -> None:
-        """Maps the tar and finds its documents.
+        """Maps the shard into memory and locates its documents.
 
         Args:
-            folder: where the tar is.
-            shard_info: its entry in the index.
-            dtype: of its arrays.
-            verify: compare its sha256 with the index's, which reads all of it once.
+            folder: folder that contains the shard.
+            shard_info: entry of the shard in the index.
+            dtype: NumPy dtype of the token arrays.
+            verify: compare the sha256 with the index, which reads the whole file once.
 
         Raises:
-            DataError: it is missing, or differs from the index.
+            DataError: the shard is missing, or differs from the index.
         """
         self.path = folder / shard_info.name
         self._dtype = np.dtype(dtype).newbyteorder("<")
@@ -203,36 +204,39 @@ class Shard:
         )
 
     def _members(self) -> Iterator[tuple[int, int]]:
-        """Yields (first byte, tokens) of each document, read from the tar headers.
+        """Yields (offset of the array, number of tokens) of each document, from the tar headers.
 
-        Anything but regular files is refused: links, devices, long-name records.
+        Members that are not regular files are refused: links, devices, long-name records.
         """
-        data, at = self._map, 0
-        while at + _TAR_BLOCK <= len(data) and data[at] != 0:
-            header = data[at : at + _TAR_BLOCK]
+        data, offset = self._map, 0
+        while offset + _TAR_BLOCK <= len(data) and data[offset] != 0:
+            header = data[offset : offset + _TAR_BLOCK]
             name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
             if header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
-                raise self._error(f"entry {name!r} at byte {at:,} is not a plain tar member")
+                raise self._error(f"entry {name!r} at byte {offset:,} is not a plain tar member")
             try:
                 size = int(header[124:136].rstrip(b"\0 "), 8)
             except ValueError:
-                raise self._error(f"entry {name!r} at byte {at:,} has a damaged header") from None
-            at += _TAR_BLOCK
-            yield self._array(name, at, size)
-            at += -(-size // _TAR_BLOCK) * _TAR_BLOCK
-        if at + _TAR_BLOCK > len(data):
+                raise self._error(
+                    f"entry {name!r} at byte {offset:,} has a damaged header"
+                ) from None
+            offset += _TAR_BLOCK
+            yield self._locate_array(name, offset, size)
+            offset += -(-size // _TAR_BLOCK) * _TAR_BLOCK
+        if offset + _TAR_BLOCK > len(data):
             raise self._error("truncated: the end of the tar is missing")
 
-    def _array(self, name: str, at: int, size: int) -> tuple[int, int]:
-        """Returns (first byte, tokens) of the .npy file of `size` bytes at byte `at`."""
-        header_end = at + 10 + int.from_bytes(self._map[at + 8 : at + 10], "little")
-        match = _NPY.fullmatch(self._map[at + 10 : min(header_end, at + size)])
-        if not name.endswith(".npy") or self._map[at : at + 8] != b"\x93NUMPY\1\0" or not match:
+    def _locate_array(self, name: str, offset: int, size: int) -> tuple[int, int]:
+        """Returns (offset of the array, number of tokens) of a .npy file of `size` bytes."""
+        data, file_end = self._map, offset + size
+        header_end = offset + 10 + int.from_bytes(data[offset + 8 : offset + 10], "little")
+        match = _NPY.fullmatch(data[offset + 10 : min(header_end, file_end)])
+        if not name.endswith(".npy") or data[offset : offset + 8] != b"\x93NUMPY\1\0" or not match:
             raise self._error(f"member {name!r} is not a one-dimensional .npy array of tokens")
         if match[1].decode() != self._dtype.str[1:]:
             raise self._error(f"member {name!r} holds {match[1].decode()}, not {self._dtype.name}")
         length = int(match[2])
-        if not length or header_end + length * self._dtype.itemsize != at + size:
+        if not length or header_end + length * self._dtype.itemsize != file_end:
             raise self._error(
                 f"member {name!r} does not hold the {length} tokens that its header states"
             )

@@ -1,12 +1,12 @@
-"""The shards of one corpus: in a local folder, a choice of its tars, or at a URL.
+"""The shards of one corpus: all or some of those in a local folder or at a URL.
 
 ```
 data/pile                     a folder with an index.json
-data/pile/{00000..00003}.tar  some of its tars, by braces
+data/pile/{00000..00003}.tar  some of its shards, by braces
 data/pile/0000*.tar           or by wildcards
 https://host/pile             a folder at a URL (also s3://, gs://, hf://)
 ```
-A tar at a URL is downloaded when its first block is read, verified against the index, and kept in
+A shard at a URL is downloaded when its first block is read, verified against the index, and kept in
 ~/.cache/rewarm/shards.
 """
 
@@ -31,7 +31,7 @@ _PATTERN = re.compile(r"[{*?\[]")
 
 
 class ShardSource:
-    """The index of one corpus, and access to each of its tars."""
+    """The index of one corpus, and access to each of its shards."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class ShardSource:
         """Reads the index.
 
         Args:
-            location: a folder, a pattern of tars in a folder, or the URL of either.
-            cache_bytes: upper bound on the cache of downloaded tars.
-            attempts: how often a download is tried.
-            timeout: seconds without a byte after which an attempt has failed.
+            location: a folder, a pattern of shard files in a folder, or the URL of either.
+            cache_bytes: upper bound on the size of the cache of downloaded shards.
+            attempts: maximum number of attempts per download.
+            timeout: seconds without any data received after which an attempt fails.
 
         Raises:
-            DataError: it does not exist or cannot be read, or the pattern matches no tar.
+            DataError: the index is missing or cannot be read, or the pattern matches no shard.
         """
         self.location = location
         folder, pattern = _split_pattern(location)
@@ -60,7 +60,7 @@ class ShardSource:
                 self._remote = RemoteFolder(
                     url=folder,
                     cache=cache_dir() / "shards",
-                    evict="*.tar",
+                    evictable_files="*.tar",
                     cache_bytes=cache_bytes,
                     attempts=attempts,
                     timeout=timeout,
@@ -68,40 +68,40 @@ class ShardSource:
         except ValueError as error:
             raise DataError(f"{location}: {error}") from None
         if self._remote:
-            self.folder = self._remote.local
+            self.folder = self._remote.local_folder
             data = self._remote.read("index.json", max_bytes=MAX_INDEX_BYTES)
             self.index = parse_shard_index(data, f"{folder}/index.json")
         else:
             self.folder = Path(folder or ".")
             self.index = read_shard_index(self.folder)
         if pattern:
-            self.index = self._matching(pattern)
+            self.index = self._select_shards(pattern)
 
     def __str__(self) -> str:
         return self.location
 
     def fetch_shard(self, shard_info: ShardInfo) -> Path:
-        """Returns the local folder that holds a tar, downloading it first where necessary.
+        """Returns the local folder that holds a shard, which is downloaded first if necessary.
 
         Raises:
-            DataError: the tar cannot be downloaded, or differs from the index.
+            DataError: the shard cannot be downloaded, or differs from the index.
         """
         if self._remote:
             self._remote.fetch(shard_info.name, size=shard_info.bytes, sha256=shard_info.sha256)
         return self.folder
 
     def tokenizer_folder(self) -> Path:
-        """Returns a local folder with the tokenizer.json that belongs to the shards.
+        """Returns a local folder that holds the tokenizer.json of the shards.
 
         Raises:
-            DataError: it cannot be downloaded.
+            DataError: the file cannot be downloaded.
         """
         if self._remote:
             self._remote.fetch_unverified("tokenizer.json", max_bytes=MAX_INDEX_BYTES)
         return self.folder
 
-    def _matching(self, pattern: str) -> ShardIndex:
-        """Returns the index of the tars that a pattern with braces and wildcards matches."""
+    def _select_shards(self, pattern: str) -> ShardIndex:
+        """Returns the index of the shards that match a pattern of braces and wildcards."""
         from braceexpand import braceexpand  # webdataset expands its shard names with it
 
         try:
@@ -113,7 +113,7 @@ class ShardSource:
             matches = [s for s in self.index.shards if fnmatch.fnmatchcase(s.name, name)]
             if not matches:
                 raise DataError(
-                    f"{self.location}: no tar {name} in its index (it lists "
+                    f"{self.location}: no shard {name} in its index (which lists "
                     f"{self.index.shards[0].name} to {self.index.shards[-1].name})"
                 )
             shards += matches
@@ -121,7 +121,7 @@ class ShardSource:
 
 
 def _split_pattern(location: str) -> tuple[str, str]:
-    """Returns the folder and the pattern of tars at its end, empty where there is none."""
+    """Returns the folder, and the pattern of shard files at its end; "" if there is none."""
     folder, pattern = location.rstrip("/"), ""
     if _PATTERN.search(PurePosixPath(folder).name):
         folder, _, pattern = folder.rpartition("/")

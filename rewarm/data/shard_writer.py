@@ -1,12 +1,12 @@
-"""Writes texts as token shards: tokenized on all cores, in bounded memory, resumable after a kill.
+"""Writes texts as token shards, using all cores and bounded memory; can resume after a kill.
 
 ```
  read_documents ──> batches ──> tokenizer (all cores) ──> train or val ──> 00000.tar, ...
 ```
-Everything is written to DIR.partial, which is renamed to DIR when it is complete. Each finished tar
-is recorded there in finished.json. After a kill, the same command reads the texts again, but only
-tokenizes documents that are in no finished tar. The same input gives the same bytes, with or
-without interruptions.
+All files are written to DIR.partial, which is renamed to DIR when it is complete. Each finished
+shard is recorded there in finished.json. After a kill, the same command reads the texts again, but
+tokenizes only the documents that are in no finished shard. The same input gives the same bytes,
+with or without interruptions.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ _JOB = "job.json"
 
 
 class ShardingProgress(NamedTuple):
-    """How far sharding has come."""
+    """Counts of what was read and written so far."""
 
     documents: int
-    """Documents read that are not empty."""
+    """Non-empty documents read."""
     tokens: int
-    """Tokens written by this command, without those of an earlier command that was killed."""
+    """Tokens written by this command, not counting those of an earlier command that was killed."""
     bytes_read: int
-    """Bytes of the input files read so far."""
+    """Bytes of the input files read."""
     empty_documents: int
     """Documents without content, which are left out."""
     finished_documents: int
-    """Documents that an earlier run of the same command had already written."""
+    """Documents that the same command had already written before it was killed."""
 
 
 def write_shards(
@@ -64,29 +64,29 @@ def write_shards(
 ) -> dict[str, ShardIndex]:
     """Tokenizes texts into shards, and returns the index of each folder written, by name.
 
-    `out` appears when everything is written. With a `validation` share, documents go to `out/val`
-    or `out/train` by a hash of their content: the split does not depend on their order, and equal
-    documents are on the same side. Without one, everything goes to `out`.
+    `out` is created only when all files are complete. With a `validation` share, each document goes
+    to `out/val` or `out/train` by a hash of its content: the split does not depend on the order of
+    the documents, and equal documents go to the same folder. Without one, all go to `out` itself.
 
     Args:
-        inputs: files, and folders of files.
+        inputs: files, and folders of files, that contain the texts.
         out: the folder to write; new or empty.
-        tokenizer: to tokenize the texts with.
+        tokenizer: the tokenizer to use.
         field: the JSON field or table column that holds the text.
-        shard_tokens: tokens after which a new tar begins.
+        shard_tokens: number of tokens after which a new shard is started.
         validation: the share of documents to hold out, from 0 to below 1.
-        progress: called after each batch of documents.
+        progress: function called after each batch of documents.
 
     Raises:
-        DataError: an input cannot be read, `out` is not empty, or the disk is full.
+        DataError: an input cannot be read, `out` is not empty, or `out` cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: not empty; name another folder, or move this one away first")
+        raise DataError(f"{out}: not empty; name another folder, or move this one first")
     paths = find_input_files(inputs)
     partial = out.with_name(out.name + ".partial")
     job = {
         "inputs": [[str(path.absolute()), path.stat().st_size] for path in paths],
-        "tokenizer": [tokenizer.digest, tokenizer.eos],
+        "tokenizer": [tokenizer.digest, tokenizer.eos_token_id],
         "settings": [field, shard_tokens, validation],
     }
     try:
@@ -99,18 +99,18 @@ def write_shards(
                 raise DataError(f"{', '.join(map(str, inputs))}: no document left{folder}")
         _publish(partial, out)
     except DataError:
-        shutil.rmtree(partial, ignore_errors=True)  # the input has to change, so none of it is kept
+        shutil.rmtree(partial, ignore_errors=True)  # of no use: the input has to change
         raise
     except OSError as error:
         raise DataError(
             f"{partial}: cannot be written: {error.strerror}; when that is fixed, the same command "
-            "continues after the last finished tar"
+            "continues after the last finished shard"
         ) from None
     return indices
 
 
 def _prepare_partial_folder(partial: Path, job: dict[str, Any]) -> None:
-    """Keeps what a killed run of the same command left, and deletes what another one left."""
+    """Keeps the files of a killed run of the same command; deletes those of another command."""
     path = partial / _JOB
     if not path.is_file() or path.read_text(encoding="utf-8") != json.dumps(job):
         shutil.rmtree(partial, ignore_errors=True)
@@ -119,7 +119,7 @@ def _prepare_partial_folder(partial: Path, job: dict[str, Any]) -> None:
 
 
 def _publish(partial: Path, out: Path) -> None:
-    """Renames the finished folder."""
+    """Renames the complete folder to `out`."""
     (partial / _JOB).unlink()
     if out.exists():
         out.rmdir()
@@ -128,15 +128,15 @@ def _publish(partial: Path, out: Path) -> None:
 
 
 class ShardWriter:
-    """Writes documents into numbered tars of one folder, and its index when it is finished."""
+    """Writes documents into the numbered shards of one folder, and at the end its index."""
 
     def __init__(self, folder: Path, tokenizer: Tokenizer, shard_tokens: int) -> None:
-        """Starts a folder, or continues after the finished tars of one.
+        """Creates the folder, or continues after the shards that are finished in it.
 
         Args:
-            folder: where the tars go.
-            tokenizer: which made the tokens.
-            shard_tokens: tokens after which a new tar begins.
+            folder: folder to write the shards to.
+            tokenizer: tokenizer that the tokens come from, which is recorded in the index.
+            shard_tokens: number of tokens after which a new shard is started.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -145,24 +145,24 @@ class ShardWriter:
         self._shard_tokens = shard_tokens
         self._shards = self._read_finished()
         self.finished_documents = sum(shard.documents for shard in self._shards)
-        """Documents that the finished tars hold, in order; they are not written again."""
+        """Number of documents in the finished shards; the caller does not write these again."""
         self._tar: Any = None
-        self._documents = self._tokens = 0  # of the tar being written
+        self._documents = self._tokens = 0  # in the shard being written
 
     def write(self, tokens: Tokens) -> None:
         """Adds one document; its last token is end-of-text."""
-        import webdataset  # imports torch, which `--help` should not wait for
+        import webdataset  # imports torch, which would slow down `--help`
 
         if self._tar is None:
             # A fixed mtime, so that the same text always gives the same bytes.
-            path = str(self.folder / self._tar_name())
+            path = str(self.folder / self._file_name())
             self._tar = webdataset.TarWriter(path, mtime=0, user="", group="", mode=0o644)
         key = f"{len(self._shards):05d}-{self._documents:06d}"
         self._tar.write({"__key__": key, "npy": tokens.astype(self._dtype.newbyteorder("<"))})
         self._documents += 1
         self._tokens += len(tokens)
         if self._tokens >= self._shard_tokens:
-            self._finish_tar()
+            self._finish_shard()
 
     def __enter__(self) -> Self:
         return self
@@ -170,16 +170,18 @@ class ShardWriter:
     def __exit__(
         self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
     ) -> None:
-        if self._tar is not None:  # after an error: this tar is not recorded, and written again
+        if (
+            self._tar is not None
+        ):  # after an error: this shard is not recorded; the next run writes it again
             self._tar.close()
 
     def finish(self) -> ShardIndex:
-        """Finishes the last tar, and writes index.json and tokenizer.json."""
-        self._finish_tar()
+        """Finishes the last shard, writes index.json and tokenizer.json, and returns the index."""
+        self._finish_shard()
         tokenizer_info = TokenizerInfo(
             digest=self._tokenizer.digest,
             vocabulary=self._tokenizer.vocabulary,
-            eos=self._tokenizer.eos,
+            eos=self._tokenizer.eos_token_id,
             eos_token=self._tokenizer.eos_token,
         )
         index = ShardIndex(tokenizer=tokenizer_info, dtype=self._dtype.name, shards=self._shards)
@@ -188,7 +190,7 @@ class ShardWriter:
         (self.folder / _FINISHED).unlink(missing_ok=True)
         return index
 
-    def _tar_name(self) -> str:
+    def _file_name(self) -> str:
         return f"{len(self._shards):05d}.tar"
 
     def _read_finished(self) -> list[ShardInfo]:
@@ -199,12 +201,12 @@ class ShardWriter:
         except (ValueError, ValidationError):
             return []
 
-    def _finish_tar(self) -> None:
+    def _finish_shard(self) -> None:
         if self._tar is None:
             return
         self._tar.close()
         self._tar = None
-        path = self.folder / self._tar_name()
+        path = self.folder / self._file_name()
         sync_to_disk(path)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -247,30 +249,38 @@ def _write_documents(
     validation: float,
     progress: Callable[[ShardingProgress], None],
 ) -> None:
-    """Tokenizes documents and writes those that are in no finished tar, batch by batch."""
-    read = Counter[str]()  # documents per folder
-    tokens = empty = 0
-    # One thread reads and unpacks the next batch while this one is tokenized.
+    """Tokenizes and writes the documents that are in no finished shard, batch by batch."""
+    documents_read = Counter[str]()  # per folder
+    tokens = empty_documents = 0
+    # A thread reads and decompresses the next batch while this one is tokenized.
     for batch in prefetch(_batches(documents), depth=2):
-        filled = [document for document in batch if len(document.content)]
-        empty += len(batch) - len(filled)
+        nonempty = [document for document in batch if len(document.content)]
+        empty_documents += len(batch) - len(nonempty)
         unwritten = []
-        for document in filled:
-            name = _folder_of(document, validation)
-            read[name] += 1
-            if read[name] > writers[name].finished_documents:
+        for document in nonempty:
+            name = _folder_for(document, validation)
+            documents_read[name] += 1
+            if documents_read[name] > writers[name].finished_documents:
                 unwritten.append((writers[name], document))
-        encoded = _tokenize([document for _, document in unwritten], tokenizer)
-        for (writer, _), ids in zip(unwritten, encoded, strict=True):
+        token_ids = _tokenize([document for _, document in unwritten], tokenizer)
+        for (writer, _), ids in zip(unwritten, token_ids, strict=True):
             writer.write(ids)
             tokens += len(ids)
-        finished = sum(
-            min(read[name], writer.finished_documents) for name, writer in writers.items()
+        progress(
+            ShardingProgress(
+                documents=documents_read.total(),
+                tokens=tokens,
+                bytes_read=batch[-1].bytes_read,
+                empty_documents=empty_documents,
+                finished_documents=sum(
+                    min(documents_read[name], writer.finished_documents)
+                    for name, writer in writers.items()
+                ),
+            )
         )
-        progress(ShardingProgress(read.total(), tokens, batch[-1].bytes_read, empty, finished))
 
 
-def _folder_of(document: TextDocument, validation: float) -> str:
+def _folder_for(document: TextDocument, validation: float) -> str:
     """Returns the name of the folder that a document goes to."""
     if not validation:
         return "."
@@ -278,34 +288,35 @@ def _folder_of(document: TextDocument, validation: float) -> str:
 
 
 def _tokenize(documents: list[TextDocument], tokenizer: Tokenizer) -> Iterator[Tokens]:
-    """Yields the ids of each document, end-of-text last; the tokenizer library uses all cores."""
+    """Yields each document's token ids, ending with end-of-text; the library uses all cores."""
     texts = [document.content for document in documents if isinstance(document.content, str)]
     encodings = iter(tokenizer.encoder.encode_batch_fast(texts, add_special_tokens=False))
     for document in documents:
         if isinstance(document.content, str):
-            yield np.array([*next(encodings).ids, tokenizer.eos], dtype=np.uint32)
-        elif document.content[-1] == tokenizer.eos:
+            yield np.array([*next(encodings).ids, tokenizer.eos_token_id], dtype=np.uint32)
+        elif document.content[-1] == tokenizer.eos_token_id:
             yield document.content
         else:
-            yield np.append(document.content, np.array(tokenizer.eos, document.content.dtype))
+            end_of_text = np.array(tokenizer.eos_token_id, document.content.dtype)
+            yield np.append(document.content, end_of_text)
 
 
 def _batches(documents: Iterator[TextDocument]) -> Iterator[list[TextDocument]]:
-    """Yields documents in lists of about `_BATCH_CHARACTERS`, which bounds the memory."""
+    """Yields the documents in batches of about `_BATCH_CHARACTERS`, to limit memory use."""
     batch: list[TextDocument] = []
-    left = _BATCH_CHARACTERS
+    remaining = _BATCH_CHARACTERS
     for document in documents:
         batch.append(document)
-        left -= len(document.content)
-        if left <= 0 or len(batch) == _BATCH_DOCUMENTS:
+        remaining -= len(document.content)
+        if remaining <= 0 or len(batch) == _BATCH_DOCUMENTS:
             yield batch
-            batch, left = [], _BATCH_CHARACTERS
+            batch, remaining = [], _BATCH_CHARACTERS
     if batch:
         yield batch
 
 
 def _uniform_hash(document: TextDocument) -> float:
-    """Returns a number in [0, 1) that depends on the content alone."""
+    """Returns a number in [0, 1) that depends only on the content."""
     content = document.content
     data = content.encode() if isinstance(content, str) else content.astype("<u4").tobytes()
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "big") / 2**64

@@ -1,4 +1,4 @@
-"""The blocks of a shard folder in their stored order: what a validation loss is measured on."""
+"""Reads the blocks of a shard folder in their stored order, to measure a validation loss."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from rewarm.errors import DataError
 
 
 class StoredBlocks:
-    """A shard folder's blocks in their stored order, each of shape (context + 1,).
+    """The blocks of a shard folder in their stored order, each of shape (context + 1,).
 
-    Documents are joined across tars; the incomplete block at the end is dropped. A tar is opened,
-    and its sha256 checked, when its first block is read, and stays open.
+    Documents are joined across shards; the incomplete block at the end is dropped. A shard is
+    opened, and its sha256 checked, when its first block is read, and stays open.
     """
 
     def __init__(self, source: ShardSource, *, context: int, tokens: int | None = None) -> None:
         """Reads the index only.
 
         Args:
-            source: of the shards.
+            source: the shards to read.
             context: tokens in a sequence.
-            tokens: use the first so many target tokens; None for all.
+            tokens: maximum number of target tokens to use, from the first on; None for all.
 
         Raises:
-            DataError: there is less than one block.
+            DataError: the shards, or `tokens`, are less than one block.
         """
         self.source = source
         self.context = context
-        stored = source.index.tokens
-        self.count = min(tokens or stored, stored - 1) // context
-        self._opened: list[Shard] = []
+        stored_tokens = source.index.tokens
+        self.block_count = min(tokens or stored_tokens, stored_tokens - 1) // context
+        self._opened_shards: list[Shard] = []
         if tokens is not None and tokens < context:
             raise DataError(
-                f"{source}: a loss is to be measured on {tokens:,} tokens, less than one sequence "
-                f"of {context:,}; use at least that many tokens, or a shorter context"
+                f"{source}: cannot measure a loss on {tokens:,} tokens, less than one sequence of "
+                f"{context:,}; use at least that many tokens, or a shorter context"
             )
-        if self.count <= 0:
+        if self.block_count <= 0:
             raise DataError(
-                f"{source}: too little data to measure a loss on: {stored:,} tokens, and a block "
-                f"has context + 1 = {context + 1:,}; hold out more text"
+                f"{source}: too little data to measure a loss on: {stored_tokens:,} tokens, and a "
+                f"block has context + 1 = {context + 1:,}; hold out more text"
             )
 
     @property
     def tokens(self) -> int:
-        """Target tokens in all blocks."""
-        return self.count * self.context
+        """Number of target tokens in all blocks."""
+        return self.block_count * self.context
 
     def __len__(self) -> int:
-        return self.count
+        return self.block_count
 
     def __iter__(self) -> Iterator[Tokens]:
         """Yields the blocks.
@@ -59,29 +59,29 @@ class StoredBlocks:
         Raises:
             DataError: a shard is missing or damaged.
         """
-        left, context = self.count, self.context
+        remaining_blocks, context = self.block_count, self.context
         pending: list[Tokens] = []
-        available = 0
-        for number in range(len(self.source.index.shards)):
-            shard = self._shard(number)
-            for document in shard:
+        pending_tokens = 0
+        for shard_number in range(len(self.source.index.shards)):
+            for document in self._shard(shard_number):
                 pending.append(document)
-                available += len(document)
-                if available <= context:
+                pending_tokens += len(document)
+                if pending_tokens <= context:
                     continue
                 joined = np.concatenate(pending)
-                complete = min(left, (available - 1) // context)
-                for block in range(complete):
-                    yield joined[block * context : (block + 1) * context + 1]
-                left -= complete
-                if left <= 0:
+                complete_blocks = min(remaining_blocks, (pending_tokens - 1) // context)
+                for i in range(complete_blocks):
+                    yield joined[i * context : (i + 1) * context + 1]
+                remaining_blocks -= complete_blocks
+                if remaining_blocks <= 0:
                     return
-                pending = [joined[complete * context :]]
-                available = len(pending[0])
+                pending = [joined[complete_blocks * context :]]
+                pending_tokens = len(pending[0])
 
-    def _shard(self, number: int) -> Shard:
-        if number == len(self._opened):
-            shard_info = self.source.index.shards[number]
+    def _shard(self, shard_number: int) -> Shard:
+        """Returns a shard, which is opened at the first call; call it in ascending order first."""
+        if shard_number == len(self._opened_shards):
+            shard_info = self.source.index.shards[shard_number]
             folder = self.source.fetch_shard(shard_info)
-            self._opened.append(Shard(folder, shard_info, self.source.index.dtype))
-        return self._opened[number]
+            self._opened_shards.append(Shard(folder, shard_info, self.source.index.dtype))
+        return self._opened_shards[shard_number]

@@ -1,6 +1,6 @@
-"""Loads tokenizers, and checks that those of shards and models are the same.
+"""Loads tokenizers, and checks that shards and models use the same one.
 
-Two tokenizers are the same if vocabulary and merges are, however their files are written.
+Two tokenizers are the same if they have the same vocabulary and merges, even if their files differ.
 """
 
 from __future__ import annotations
@@ -25,35 +25,36 @@ _MAX_ID = 2**24 - 1
 
 
 class Tokenizer(NamedTuple):
-    """A tokenizer, and what identifies it in shards and checkpoints."""
+    """A tokenizer, and the values that identify it in shards and checkpoints."""
 
     encoder: tokenizers.Tokenizer
     digest: str
-    """sha256 over vocabulary and merges, independent of how the file is written."""
+    """sha256 over vocabulary and merges, independent of how the file is formatted."""
     vocabulary: int
     """Highest token id + 1."""
-    eos: int
+    eos_token_id: int
     eos_token: str
 
 
-def load_tokenizer(name: str, eos: str | None = None) -> Tokenizer:
-    """Returns the tokenizer behind a `tokenizer.json`, a local folder, or a hub name.
+def load_tokenizer(name: str, eos_token: str | None = None) -> Tokenizer:
+    """Returns the tokenizer at a path or of a hub name.
 
     Args:
-        name: a tokenizer.json, a folder that holds one, or a hub name.
-        eos: the end-of-text token; by default the configured one or one of the usual ones.
+        name: a tokenizer.json, a folder that contains one, or a hub name.
+        eos_token: the end-of-text token; by default the one in tokenizer_config.json, or the first
+            usual one that is in the vocabulary.
 
     Raises:
-        DataError: it cannot be found or read, or has no end-of-text token.
+        DataError: the tokenizer cannot be found or read, or has no end-of-text token.
     """
     import tokenizers
 
     path = Path(name)
-    configured: Any = None
+    configured_eos: Any = None
     if path.is_file():
         file = path
     else:
-        file, configured = _find_in_folder(name) if path.is_dir() else _find_on_hub(name)
+        file, configured_eos = _find_in_folder(name) if path.is_dir() else _find_on_hub(name)
     try:
         data = read_limited(file, _MAX_BYTES)
         _check_ids(parse_json(data))
@@ -62,12 +63,12 @@ def load_tokenizer(name: str, eos: str | None = None) -> Tokenizer:
         raise
     except BaseException as error:  # tokenizers raises bare Exception, and PanicException
         raise DataError(
-            f"{file}: not a tokenizer that can be read: {error}; fetch it again"
+            f"{file}: not a tokenizer that can be read: {error}; download it again"
         ) from None
     encoder.no_truncation()
     encoder.no_padding()
     vocabulary = encoder.get_vocab(with_added_tokens=True)
-    candidates = (eos,) if eos else _eos_candidates(configured)
+    candidates = (eos_token,) if eos_token else _eos_candidates(configured_eos)
     eos_token = next((token for token in candidates if token in vocabulary), None)
     if eos_token is None:
         raise DataError(
@@ -78,16 +79,18 @@ def load_tokenizer(name: str, eos: str | None = None) -> Tokenizer:
         encoder,
         digest=tokenizer_digest(encoder),
         vocabulary=max(vocabulary.values()) + 1,
-        eos=vocabulary[eos_token],
+        eos_token_id=vocabulary[eos_token],
         eos_token=eos_token,
     )
 
 
-def _eos_candidates(configured: Any) -> tuple[str, ...]:
-    """Returns the usual end-of-text tokens, after the one in tokenizer_config.json, if any."""
-    if isinstance(configured, dict):  # older files store the token as an object
-        configured = configured.get("content")
-    return (configured, *_USUAL_EOS_TOKENS) if isinstance(configured, str) else _USUAL_EOS_TOKENS
+def _eos_candidates(configured_eos: Any) -> tuple[str, ...]:
+    """Returns the end-of-text token in tokenizer_config.json, if any, and then the usual ones."""
+    if isinstance(configured_eos, dict):  # older files store the token as an object
+        configured_eos = configured_eos.get("content")
+    if isinstance(configured_eos, str):
+        return (configured_eos, *_USUAL_EOS_TOKENS)
+    return _USUAL_EOS_TOKENS
 
 
 def tokenizer_digest(encoder: tokenizers.Tokenizer) -> str:
@@ -100,10 +103,10 @@ def tokenizer_digest(encoder: tokenizers.Tokenizer) -> str:
 
 
 def _check_ids(document: Any) -> None:
-    """Checks that all ids are small: tokenizers allocates memory for every id up to the highest.
+    """Checks that all token ids are small, since tokenizers allocates memory up to the highest.
 
     Raises:
-        ValueError: they are not, or the document is not an object.
+        ValueError: an id is too large, or the document is not an object.
     """
     if not isinstance(document, dict):
         raise ValueError("should be a JSON object")
@@ -116,6 +119,7 @@ def _check_ids(document: Any) -> None:
 
 
 def _find_in_folder(name: str) -> tuple[Path, Any]:
+    """Returns the tokenizer.json in a folder, and the end-of-text token configured there."""
     folder = Path(name)
     file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
     if not file.is_file():
@@ -124,10 +128,11 @@ def _find_in_folder(name: str) -> tuple[Path, Any]:
         settings = read_json(config) if config.exists() else {}
         return file, settings.get("eos_token")
     except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{config}: cannot be read: {error}; fetch it again") from None
+        raise DataError(f"{config}: cannot be read: {error}; download it again") from None
 
 
 def _find_on_hub(name: str) -> tuple[Path, Any]:
+    """Downloads a tokenizer, and returns the same as `_find_in_folder`."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or name.endswith(".json"):
         raise DataError(f"{name}: no such file; expected a tokenizer.json, a folder, or a hub name")
     from huggingface_hub import snapshot_download
@@ -143,10 +148,10 @@ def _find_on_hub(name: str) -> tuple[Path, Any]:
 
 
 def check_same_tokenizer(indices: dict[str, ShardIndex]) -> None:
-    """Checks that all shard folders of a run were written with one tokenizer.
+    """Checks that all shard folders of a run were written with the same tokenizer.
 
     Args:
-        indices: the index of each shard folder, by the name that the error message shows.
+        indices: the index of each shard folder, keyed by the name that error messages use.
 
     Raises:
         DataError: two of them were written with different tokenizers.
@@ -175,8 +180,9 @@ def check_model_matches_shards(
     """Checks that a model can be trained or evaluated on a shard folder at a context length.
 
     Args:
-        architecture: the model's.
-        model_directory: the model's; its own tokenizer, if it has one, must be the shards'.
+        architecture: architecture of the model.
+        model_directory: directory of the model; if it contains a tokenizer, the shards must have
+            been written with the same one.
         tokenizer_info: the tokenizer that the shards were written with.
         shards: the shard folder, as error messages name it.
         context: tokens in a sequence.
@@ -193,10 +199,10 @@ def check_model_matches_shards(
 def check_vocabulary_fits(
     architecture: Architecture, tokenizer_info: TokenizerInfo, shards: str
 ) -> None:
-    """Checks that the model has an embedding row for every entry of the shards' tokenizer.
+    """Checks that the model has an embedding row for each entry of the shards' tokenizer.
 
     Raises:
-        CheckpointError: it has fewer rows.
+        CheckpointError: the model has fewer rows.
     """
     if tokenizer_info.vocabulary > architecture.vocabulary:
         raise CheckpointError(
@@ -206,10 +212,10 @@ def check_vocabulary_fits(
 
 
 def check_context_fits(architecture: Architecture, context: int) -> None:
-    """Checks that a context of so many tokens is within the model's positions.
+    """Checks that the context is not longer than the model's number of positions.
 
     Raises:
-        CheckpointError: it is longer.
+        CheckpointError: the context is longer.
     """
     if context > architecture.positions:
         raise CheckpointError(
@@ -221,7 +227,7 @@ def check_context_fits(architecture: Architecture, context: int) -> None:
 def check_tokenizer_matches(
     model_directory: Path, tokenizer_info: TokenizerInfo, shards: str
 ) -> None:
-    """Checks that a model's own tokenizer, if it has a tokenizer.json, is the shards'.
+    """Checks that shards were written with the tokenizer in a model's directory, if any.
 
     Raises:
         CheckpointError: the shards were written with a different tokenizer.
@@ -229,11 +235,12 @@ def check_tokenizer_matches(
     """
     if not (model_directory / "tokenizer.json").is_file():
         return
-    own = load_tokenizer(str(model_directory), eos=tokenizer_info.eos_token)
-    if (own.digest, own.eos) != (tokenizer_info.digest, tokenizer_info.eos):
+    model_tokenizer = load_tokenizer(str(model_directory), tokenizer_info.eos_token)
+    expected = (model_tokenizer.digest, model_tokenizer.eos_token_id)
+    if (tokenizer_info.digest, tokenizer_info.eos) != expected:
         raise CheckpointError(
             f"{shards}: not written with the tokenizer of {model_directory}: "
             f"{tokenizer_info.vocabulary:,} entries, digest {tokenizer_info.digest[:12]}, against "
-            f"{own.vocabulary:,}, {own.digest[:12]}; write the shards again with `rewarm shard "
-            f"--tokenizer {model_directory}`"
+            f"{model_tokenizer.vocabulary:,}, {model_tokenizer.digest[:12]}; write the shards "
+            f"again with `rewarm shard --tokenizer {model_directory}`"
         )

@@ -16,25 +16,25 @@ class ShardFolderReport(NamedTuple):
 
     folder: Path
     shard_index: ShardIndex
-    damaged: list[str]
-    """An error message for each shard that differs from the index."""
+    problems: list[str]
+    """One error message for each shard that differs from the index."""
 
 
 def verify_shards(folder: Path) -> list[ShardFolderReport]:
-    """Verifies the shards of a folder, or of its train and val parts.
+    """Verifies the shards of a folder, or of its subfolders train and val; returns the results.
 
-    Every tar is read as a whole: its sha256, its members, its counts, and that every token is
-    inside the tokenizer's vocabulary.
+    Each shard is read completely, to check its sha256, members and counts, and that each token is
+    in the tokenizer's vocabulary.
 
     Raises:
-        DataError: there is no index to verify against.
+        DataError: a folder has no index, or the index is damaged.
     """
-    parts = [part for name in ("train", "val") if (part := folder / name).is_dir()]
-    return [_verify_folder(part) for part in parts or [folder]]
+    subfolders = [path for name in ("train", "val") if (path := folder / name).is_dir()]
+    return [_verify_folder(path) for path in subfolders or [folder]]
 
 
 def _verify_folder(folder: Path) -> ShardFolderReport:
-    index, damaged = read_shard_index(folder), []
+    index, problems = read_shard_index(folder), []
     for shard_info in index.shards:
         try:
             shard = Shard(folder, shard_info, index.dtype)
@@ -45,14 +45,14 @@ def _verify_folder(folder: Path) -> ShardFolderReport:
                     f"{index.tokenizer.vocabulary:,}"
                 )
         except DataError as error:
-            damaged.append(str(error))
-    return ShardFolderReport(folder, index, damaged)
+            problems.append(str(error))
+    return ShardFolderReport(folder, index, problems)
 
 
 def find_overlap(first: Path, second: Path) -> list[tuple[str, str]]:
-    """Returns the documents that are in both folders, as pairs of `tar:number`.
+    """Returns the documents that are in both folders, as pairs of `shard path:document number`.
 
-    Compares tokens: it finds what a model would see twice, whatever the files were.
+    Documents are the same if their tokens are, whatever files they were read from.
 
     Raises:
         DataError: a shard is missing or damaged.
@@ -66,7 +66,7 @@ def find_overlap(first: Path, second: Path) -> list[tuple[str, str]]:
 
 
 def _document_digests(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yields `tar:number` and the digest of each document's tokens."""
+    """Yields `shard path:document number` and the digest of its tokens, for each document."""
     index = read_shard_index(folder)
     for shard_info in index.shards:
         shard = Shard(folder, shard_info, index.dtype)

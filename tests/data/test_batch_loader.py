@@ -23,7 +23,7 @@ def loader(corpora, position=None, seed=1, **processes):
 
 
 def digest_of_all(positions):
-    """The digest of the whole stream, from those of the processes that read it."""
+    """Returns the digest of the whole stream, given the positions of all processes."""
     return f"{sum(int(position.digest, 16) for position in positions) % 2**128:032x}"
 
 
@@ -75,7 +75,7 @@ def test_transform_is_applied_and_does_not_change_the_digest(corpora):
     assert transformed.position == batch.position
 
 
-def test_shards_of_batch_are_those_that_its_blocks_are_read_from(corpora):
+def test_shards_of_batch_are_the_shards_of_its_blocks(corpora):
     batches = loader(corpora).batches(0)
     before = list(islice(batches, 7))[-1].position
     after = next(batches).position
@@ -99,7 +99,7 @@ CHANGING = {
 
 
 def changing_batches(corpora, *, rank, world_size, workers, position):
-    """The batches of one process, of three corpora whose weights change."""
+    """Returns the batches of one process; the weights of the corpora change during the run."""
     parts = [open_corpus(corpora, name, lanes=3) for name in CHANGING]
     return BatchLoader(
         parts, CHANGING, sequences=8, position=position, rank=rank, world_size=world_size
@@ -108,7 +108,7 @@ def changing_batches(corpora, *, rank, world_size, workers, position):
 
 @pytest.mark.slow
 def test_one_digest_for_any_number_of_processes_threads_and_resumes(corpora):
-    """400 batches: every combination reads the same tokens, as its digest proves."""
+    """Each combination reads the same 400 batches, which the digest proves."""
     steps = 400
     whole = changing_batches(corpora, rank=0, world_size=1, workers=0, position=None)
     alone = list(islice(whole, steps))

@@ -14,7 +14,7 @@ def addresses(order, numbers):
 
 
 def test_the_order_is_the_same_on_every_machine():
-    # Recorded once; a change would silently break the resume of every earlier run.
+    # Recorded values; a change would silently break the resume of every earlier run.
     assert block_order(sizes=[1] * 8).shard_order(0).tolist() == [4, 6, 3, 2, 5, 1, 7, 0]
 
 

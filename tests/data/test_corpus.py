@@ -26,7 +26,7 @@ def test_a_block_is_context_plus_one_and_shares_one_token_with_the_next(corpora)
         for block in range((shard_info.tokens - 1) // CONTEXT)
         for token in joined.block(block, CONTEXT)[:-1].tolist()
     ]
-    # Independently: the joined tokens are the documents, each once, in some order.
+    # An independent check: the joined tokens are the documents, each once, in some order.
     remaining = Counter(map(tuple, documents))
     start = 0
     while 0 in tokens[start:]:

@@ -121,7 +121,7 @@ def test_the_field_can_be_chosen(tmp_path):
         read(tmp_path / "a.parquet", "id")
 
 
-def test_folders_are_read_in_the_order_of_their_paths(tmp_path):
+def test_files_in_folders_are_read_in_the_order_of_their_paths(tmp_path):
     for name in ("b/2.jsonl", "b/10.jsonl", "a/z.jsonl", "c.jsonl", "a/notes.md", "b/x.jsonl.bak"):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -168,7 +168,7 @@ def test_inputs_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
         ("a.arrow", b"plain", "a.arrow: cannot be read"),
     ],
 )
-def test_damage_is_named_with_its_line(tmp_path, name, data, message):
+def test_an_error_names_the_damaged_line(tmp_path, name, data, message):
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(DataError) as raised:
@@ -213,7 +213,7 @@ def test_a_flipped_bit_is_a_data_error_or_harmless(tmp_path, pack):
 
 
 def test_half_a_surrogate_is_not_text(tmp_path):
-    """JSON can express it, but it cannot be encoded as UTF-8."""
+    """JSON can express half a surrogate pair, but UTF-8 cannot encode it."""
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines("x") + b'{"text": "\\ud800"}\n')
     with pytest.raises(DataError, match=r"a\.jsonl:2: "):

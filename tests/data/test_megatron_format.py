@@ -16,7 +16,7 @@ def tokenizer(tokenizer_json):
 
 
 def write_megatron(path, dtype, code, sequences, firsts):
-    """Writes a .bin/.idx pair by the description of the format, independently of the reader."""
+    """Writes a .bin and .idx as the format is specified, independently of the reader."""
     data = b"".join(np.array(ids, dtype).tobytes() for ids in sequences)
     path.with_suffix(".bin").write_bytes(data)
     with path.with_suffix(".idx").open("wb") as idx:
@@ -40,7 +40,7 @@ def token_lists(folder):
 
 
 def test_documents_are_read_from_sequences(tmp_path):
-    """Two documents, of the sequences (1 2) and (3), and (4 5 6), as the format is described."""
+    """The first document is the sequences (1 2) and (3), the second is (4 5 6)."""
     (tmp_path / "a.bin").write_bytes(np.array([1, 2, 3, 4, 5, 6], "<u2").tobytes())
     (tmp_path / "a.idx").write_bytes(
         b"MMIDIDX\x00\x00"

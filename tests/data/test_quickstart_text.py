@@ -1,4 +1,4 @@
-"""The quickstart's text: what is English, what is code, and what an earlier call has written."""
+"""The quickstart's text: separating English from code, and keeping existing files."""
 
 import json
 
@@ -20,7 +20,7 @@ CODE = "".join(f"value_{i} = {i}\n" for i in range(40))
 
 @pytest.fixture
 def library(tmp_path, monkeypatch):
-    """A standard library of a few files, without a language reference."""
+    """Returns a standard library of a few files, without a language reference."""
     root = tmp_path / "stdlib"
     for name in ("module.py", "package/inner.py", "test/test_it.py", "site-packages/other.py"):
         path = root / name
@@ -66,7 +66,7 @@ def test_a_python_without_source_code_is_reported(library, tmp_path):
         write_standard_library_text(tmp_path / "text")
 
 
-def test_the_sample_has_as_many_characters_of_each_text():
+def test_the_sample_has_the_same_number_of_characters_of_each_text():
     sample = quickstart_text._sample_equally([["aaaa", "aa"], ["bb", "bb", "bb", "bb"]])
     assert sample == ["aaaa", "aa", "bb", "bb", "bb"]
 

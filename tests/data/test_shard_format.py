@@ -74,7 +74,7 @@ def npy(array):
 
 
 def rewrite(folder, *members):
-    """Replaces the first tar, and adapts the index."""
+    """Replaces the first shard, and updates the index."""
     with tarfile.open(folder / "00000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for info, data in members:
             tar.addfile(info, data)
@@ -82,7 +82,7 @@ def rewrite(folder, *members):
 
 
 def reindex(folder):
-    """Writes size and sha256 of the first tar into the index, as an attacker would."""
+    """Writes size and sha256 of the first shard into the index, as an attacker would."""
     data = (folder / "00000.tar").read_bytes()
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0] |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -168,7 +168,7 @@ def test_a_damaged_index_is_named(folder, text, message):
         read_shard_index(folder)
 
 
-def test_an_index_without_one_of_the_tars_is_out_of_date(folder):
+def test_an_index_without_one_of_the_shards_is_out_of_date(folder):
     index = json.loads((folder / "index.json").read_text())
     left_out = index["shards"].pop(1)["name"]
     (folder / "index.json").write_text(json.dumps(index))

@@ -12,7 +12,7 @@ from rewarm.errors import DataError, RecipeError
 
 @pytest.fixture
 def url(corpora, tmp_path, monkeypatch):
-    """The URL of a copy of the corpora, with a cache of its own."""
+    """Returns the URL of a copy of the corpora, with a cache for this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     shutil.copytree(corpora, tmp_path / "served")
     with serve(tmp_path / "served") as url:
@@ -79,7 +79,7 @@ def test_training_on_shards_at_a_url_equals_training_on_local_ones(url, recipe_f
         assert (local / name).read_bytes() == (remote / name).read_bytes()
 
 
-def test_braces_and_wildcards_choose_tars(corpora):
+def test_braces_and_wildcards_select_shards(corpora):
     folder = corpora / "upstream" / "train"
     names = [shard.name for shard in ShardSource(f"{folder}/{{00000..00002}}.tar").index.shards]
     assert names == ["00000.tar", "00001.tar", "00002.tar"]

@@ -104,13 +104,13 @@ def test_sharding_after_two_kills_gives_the_same_bytes(tmp_path, tokenizer_json)
     )
     assert file_contents(tmp_path / "killed") == file_contents(tmp_path / "uninterrupted")
     assert not (tmp_path / "killed.partial").exists()
-    assert "already written before" in completed.stdout
+    assert "had already been written" in completed.stdout
 
 
 def test_files_of_another_command_are_discarded(tmp_path, tokenizer):
     text = write_texts(tmp_path / "a.jsonl", "upstream", documents=30)
     write_shards([text], tmp_path / "expected", tokenizer, shard_tokens=500)
-    # What is left when a command with another size of tar is killed:
+    # The files left by a killed command with another shard size:
     with ShardWriter(tmp_path / "out.partial", tokenizer, 100) as writer:
         for _ in range(20):
             writer.write(np.array([1, 2, 3, 4, 5, 6, 7, 0], np.uint32))
@@ -119,7 +119,7 @@ def test_files_of_another_command_are_discarded(tmp_path, tokenizer):
     assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
 
 
-def test_tars_are_numbered_without_gaps(tmp_path, tokenizer):
+def test_shards_are_numbered_without_gaps(tmp_path, tokenizer):
     text = write_texts(tmp_path / "text.jsonl", "upstream", documents=40)
     index = write_shards([text], tmp_path / "out", tokenizer, shard_tokens=800)["."]
     names = [f"{number:05d}.tar" for number in range(len(index.shards))]

@@ -25,7 +25,7 @@ def tokenizer_info(corpora):
 
 @pytest.fixture
 def other_model(tokenizer_json, tmp_path):
-    """A folder with a tokenizer that has other merges."""
+    """Returns a folder with a tokenizer that has different merges."""
     document = json.loads(tokenizer_json.read_text())
     document["model"]["merges"].reverse()
     (tmp_path / "model").mkdir()
@@ -49,12 +49,12 @@ def test_another_merge_order_gives_another_digest(tokenizer_json, other_model):
 
 
 def test_the_end_of_text_token_is_detected_or_named(tokenizer_json, tmp_path):
-    assert load_tokenizer(str(tokenizer_json)).eos == 0
+    assert load_tokenizer(str(tokenizer_json)).eos_token_id == 0
     document = json.loads(tokenizer_json.read_text().replace("<|endoftext|>", "[STOP]"))
     (tmp_path / "tokenizer.json").write_text(json.dumps(document))
     with pytest.raises(DataError, match=r"no end-of-text token .* name it with --eos"):
         load_tokenizer(str(tmp_path))
-    assert load_tokenizer(str(tmp_path), eos="[STOP]").eos == 0
+    assert load_tokenizer(str(tmp_path), eos_token="[STOP]").eos_token_id == 0
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "[STOP]"}}')
     assert load_tokenizer(str(tmp_path)).eos_token == "[STOP]"
 
@@ -84,7 +84,7 @@ def test_the_tokenizer_of_gpt_neox_has_the_published_ids():
     if not path.exists():
         pytest.skip("../shared/data does not exist")
     tokenizer = load_tokenizer(str(path))
-    assert (tokenizer.vocabulary, tokenizer.eos, tokenizer.eos_token) == (
+    assert (tokenizer.vocabulary, tokenizer.eos_token_id, tokenizer.eos_token) == (
         50_277,
         0,
         "<|endoftext|>",

@@ -16,7 +16,7 @@ def tokenizer(tokenizer_json):
 def test_intact_train_and_val_folders_have_no_problems(corpora):
     reports = verify_shards(corpora / "upstream")
     assert [report.folder.name for report in reports] == ["train", "val"]
-    assert not any(report.damaged for report in reports)
+    assert not any(report.problems for report in reports)
 
 
 def test_every_damaged_shard_is_named(tmp_path, tokenizer):
@@ -26,7 +26,7 @@ def test_every_damaged_shard_is_named(tmp_path, tokenizer):
         flip_bit(tmp_path / "out" / name)
     (report,) = verify_shards(tmp_path / "out")
     assert len(report.shard_index.shards) > 3
-    first, second = report.damaged
+    first, second = report.problems
     assert "00001.tar: changed since it was written" in first
     assert "00002.tar: changed since it was written" in second
 
@@ -35,7 +35,7 @@ def test_a_token_outside_the_vocabulary_is_named(tmp_path, tokenizer):
     text = write_texts(tmp_path / "a.jsonl", "upstream", documents=3)
     write_shards([text], tmp_path / "out", tokenizer._replace(vocabulary=1))
     (report,) = verify_shards(tmp_path / "out")
-    assert "is outside the vocabulary of 1" in report.damaged[0]
+    assert "is outside the vocabulary of 1" in report.problems[0]
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path):

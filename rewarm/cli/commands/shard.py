@@ -32,11 +32,11 @@ def shard(
     ],
     field: Annotated[str, typer.Option(help="The field or column that holds the text.")] = "text",
     shard_size: Annotated[
-        str, typer.Option(metavar="TOKENS", help="Approximate number of tokens in one tar.")
+        str, typer.Option(metavar="TOKENS", help="Approximate number of tokens in one shard.")
     ] = "16M",
     validation: Annotated[
         str,
-        typer.Option(metavar="SHARE", help="Hold out this share, by content: DIR/train, DIR/val."),
+        typer.Option(metavar="SHARE", help="Share of the documents to hold out in DIR/val."),
     ] = "0%",
     eos: Annotated[
         str | None,
@@ -64,7 +64,7 @@ def shard(
 
 
 def _parse_sizes(shard_size: str, validation: str) -> tuple[int, float]:
-    """Returns the tokens of a tar, and the share of documents to hold out."""
+    """Returns the number of tokens in a shard, and the share of documents to hold out."""
     from rewarm.quantities import parse_count, parse_share
 
     try:
@@ -79,7 +79,7 @@ def _parse_sizes(shard_size: str, validation: str) -> tuple[int, float]:
 
 
 def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
-    """Prints a table with a row for each folder written."""
+    """Prints a table with one row for each folder written."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("folder", no_wrap=True)
     for column in ("shards", "documents", "tokens", "bytes/token"):
@@ -97,7 +97,7 @@ def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
 
 
 class _ProgressBar:
-    """Shows the progress of `shard` on a terminal, and nothing elsewhere."""
+    """Shows the progress of `rewarm shard` if stderr is a terminal."""
 
     def __init__(self, inputs: list[Path]) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -135,11 +135,11 @@ class _ProgressBar:
         )
 
     def summary(self) -> str:
-        """Returns the speed, and how many documents were left out or already written."""
+        """Returns the speed, and the numbers of documents that were left out or already written."""
         last = self._last
         text = f"{last.tokens / self._seconds:,.0f} tokens/s over {self._seconds:.1f} s"
         if last.empty_documents:
             text += f"; {last.empty_documents:,} empty documents left out"
         if last.finished_documents:
-            text += f"; {last.finished_documents:,} documents already written before"
+            text += f"; {last.finished_documents:,} documents had already been written"
         return text

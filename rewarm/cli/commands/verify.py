@@ -1,4 +1,4 @@
-"""`rewarm verify`: reads shards or checkpoints as a whole, and compares them with their index."""
+"""`rewarm verify`: reads all shards or checkpoints, and compares them with their index."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ def verify(
     ],
     overlap: Annotated[
         Path | None,
-        typer.Option(metavar="OTHER", help="Also look for documents that are in OTHER too."),
+        typer.Option(
+            metavar="OTHER", help="Also look for documents that are in both DIR and OTHER."
+        ),
     ] = None,
 ) -> None:
-    """Read every shard, or every checkpoint, as a whole, and compare it with its index."""
+    """Read every shard or checkpoint completely, and compare it with its index or manifest."""
     from rewarm.checkpoints.find_checkpoint import list_checkpoints
     from rewarm.checkpoints.manifest import MANIFEST
     from rewarm.data.verify_shards import verify_shards
@@ -34,20 +36,20 @@ def verify(
     reports = verify_shards(folder)
     for report in reports:
         shards = len(report.shard_index.shards)
-        intact = shards - len(report.damaged)
+        intact = shards - len(report.problems)
         print(f"{report.folder}: {intact:,} of {shards:,} shards are intact")
-    damaged = [message for report in reports for message in report.damaged]
-    if damaged:
-        raise DataError("\n".join(damaged))
+    problems = [message for report in reports for message in report.problems]
+    if problems:
+        raise DataError("\n".join(problems))
     if overlap is not None:
         _check_overlap(folder, overlap, reports)
 
 
 def _check_overlap(folder: Path, other: Path, reports: list[ShardFolderReport]) -> None:
-    """Prints documents that both folders hold.
+    """Prints the documents that are in both folders.
 
     Raises:
-        DataError: there are any.
+        DataError: there is at least one.
     """
     from rewarm.data.verify_shards import find_overlap, verify_shards
 
@@ -62,23 +64,23 @@ def _check_overlap(folder: Path, other: Path, reports: list[ShardFolderReport]) 
     if pairs:
         raise DataError(
             f"{len(pairs):,} documents are in both {folder} and {other}; remove them from one: a "
-            "loss measured on text that was trained on says nothing"
+            "validation loss on text that the model was trained on is meaningless"
         )
     print(f"no document is in both {folder} and {other}")
 
 
 def _verify_checkpoints(folder: Path, checkpoints: list[Path]) -> None:
-    """Verifies checkpoints, and the metrics of their run.
+    """Verifies checkpoints, and the metrics file of their run; prints one line for each.
 
     Raises:
-        CheckpointError: something is damaged.
+        CheckpointError: a checkpoint or the metrics file is damaged.
     """
     from rewarm.checkpoints.lineage import recipe_of_checkpoint
     from rewarm.checkpoints.manifest import verify_checkpoint
     from rewarm.checkpoints.training_state import read_training_state
     from rewarm.runs.metrics_file import read_metrics
 
-    damaged = []
+    problems = []
     for checkpoint in checkpoints:
         try:
             verify_checkpoint(checkpoint)
@@ -86,12 +88,12 @@ def _verify_checkpoints(folder: Path, checkpoints: list[Path]) -> None:
             state = read_training_state(checkpoint)
             print(f"{checkpoint}: intact: step {state.step:,}, {state.tokens:,} tokens")
         except RewarmError as error:
-            damaged.append(str(error))
+            problems.append(str(error))
     metrics = folder / "metrics.jsonl"
     if metrics.exists():
         try:
             print(f"{metrics}: {len(read_metrics(metrics)):,} lines")
         except RewarmError as error:
-            damaged.append(str(error))
-    if damaged:
-        raise CheckpointError("\n".join(damaged))
+            problems.append(str(error))
+    if problems:
+        raise CheckpointError("\n".join(problems))

@@ -29,7 +29,7 @@ def test_shard_writes_train_and_val_and_prints_their_counts(tmp_path, tokenizer_
     assert "; 1 empty documents left out" in out
 
 
-def test_shard_of_another_field(tmp_path, tokenizer_json, command):
+def test_shard_reads_the_given_field(tmp_path, tokenizer_json, command):
     (tmp_path / "a.jsonl").write_text('{"body": "the run"}\n')
     words = (
         "shard",
