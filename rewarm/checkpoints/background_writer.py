@@ -1,6 +1,6 @@
 """Saves checkpoints while training continues.
 
-A step waits only for the copy of the tensors to host memory; a thread writes them to disk.
+Training waits only while the tensors are copied to host memory; a thread writes the copy to disk.
 """
 
 from __future__ import annotations
@@ -25,40 +25,42 @@ class SaveResult(NamedTuple):
 
     step: int
     seconds: float
-    """From the copy to the renamed directory."""
+    """Duration of the save, from the start of the copy to the complete directory."""
     stall: float
-    """Seconds that training stood still."""
+    """Seconds that training waited."""
     error: CheckpointError | None
+    """None if the checkpoint was written."""
     removed: list[str]
     """Names of older checkpoints that were deleted (`keep`)."""
 
 
 class BackgroundWriter:
-    """Writes the checkpoints of a run, one at a time, each in a thread of its own."""
+    """Writes the checkpoints of a run, one at a time, each in a new thread."""
 
     def __init__(
         self,
         checkpoint_path: Callable[[int], Path],
         model: NeoX,
         optimizer: torch.optim.Optimizer,
-        recipe: str,
+        recipe_yaml: str,
         tokenizer: TokenizerSource,
         prune: Callable[[], list[str]],
     ) -> None:
-        """Stores what to save.
+        """Stores the arguments; nothing is saved yet.
 
         Args:
-            checkpoint_path: returns the folder of the checkpoint of a step.
-            model: its weights are saved.
-            optimizer: its state is saved.
-            recipe: YAML, copied into every checkpoint.
-            tokenizer: its files are copied into every checkpoint.
-            prune: deletes older checkpoints and returns their names; called after each save.
+            checkpoint_path: function that returns the directory of the checkpoint at a step.
+            model: model whose weights are saved.
+            optimizer: optimizer whose state is saved.
+            recipe_yaml: the recipe as YAML, which is written into each checkpoint.
+            tokenizer: tokenizer whose files are copied into each checkpoint.
+            prune: function that deletes older checkpoints and returns their names; called after
+                each save.
         """
         self._checkpoint_path = checkpoint_path
         self._model = model
         self._optimizer = optimizer
-        self._recipe = recipe
+        self._recipe_yaml = recipe_yaml
         self._tokenizer = tokenizer
         self._prune = prune
         self._snapshot = TensorSnapshot()
@@ -67,32 +69,33 @@ class BackgroundWriter:
 
     @property
     def seconds_to_finish(self) -> float:
-        """Seconds to allow for the pending save and one more, from the slowest save so far.
+        """Estimated seconds to finish the pending save and one more, from the slowest save so far.
 
-        A run with a time limit stops this long before it.
+        A run with a time limit stops this many seconds before the limit.
         """
         return 1.5 * self._slowest_seconds * (2 if self._pending else 1)
 
     def start_save(self, state: TrainingState) -> SaveResult | None:
-        """Copies the tensors and starts to write them; returns the previous save's result, if any.
+        """Copies the tensors and starts to write them; returns the result of the previous save.
 
-        Waits for the previous save first: there is memory for one copy only.
+        Waits for the previous save first, since there is memory for only one copy. Returns None if
+        there was none, or its result has already been returned.
         """
         started = time.perf_counter()
         previous = self.wait_for_save()
         self._snapshot.copy_from(self._model, self._optimizer)
         stall = time.perf_counter() - started
         pending = self._pending = Future[SaveResult]()
-        # A daemon thread, not an executor's, which Python would wait for at exit.
+        # A daemon thread, since Python would wait at exit for the thread of an executor.
         Thread(target=self._write, args=(pending, state, stall), daemon=True).start()
         return previous
 
     def poll_save(self) -> SaveResult | None:
-        """Returns the result of a save that has finished, once; else None. Does not wait."""
+        """Returns the result of the pending save if it has finished, else None; does not wait."""
         return self.wait_for_save() if self._pending and self._pending.done() else None
 
     def wait_for_save(self) -> SaveResult | None:
-        """Waits for the pending save and returns its result; None if there is none."""
+        """Waits for the pending save and returns its result, or None if no save is pending."""
         if self._pending is None:
             return None
         result = self._pending.result()
@@ -109,13 +112,13 @@ class BackgroundWriter:
                 self._model.architecture,
                 self._snapshot,
                 state,
-                self._recipe,
+                self._recipe_yaml,
                 self._tokenizer,
             )
             removed = self._prune()
         except CheckpointError as caught:
             error = caught
-        except BaseException as caught:  # raised again by whoever waits for this save
+        except BaseException as caught:  # raised again in `wait_for_save`
             pending.set_exception(caught)
             return
         seconds = time.perf_counter() - started

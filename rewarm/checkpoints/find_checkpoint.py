@@ -1,4 +1,4 @@
-"""Finds the model that a run starts from: a folder, a checkpoint of a run, or a hub model."""
+"""Finds the base model of a run: a model directory, a checkpoint of a run, or a hub model."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from rewarm.safe_loading import check_files_inside, read_json
 
 
 class BaseCheckpoint(NamedTuple):
-    """The model that a run starts from (`model.base`)."""
+    """The base model, from whose weights a run starts (`model.base`)."""
 
     name: str
-    """The name that the recipe gives it."""
+    """The name in the recipe."""
     directory: Path
-    """Its folder on this machine."""
+    """Directory on this machine."""
     architecture: Architecture
     kind: str
     """`rewarm checkpoint`, `GPT-NeoX checkpoint`, `local model` or `hub model`."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model, as the recipe names it."""
+    """Branch, tag or commit of a hub model, as given in the recipe."""
     commit: str | None = None
     """The commit that the revision resolved to."""
 
 
 def locate_base(name: str, revision: str | None = None, *, weights: bool = True) -> BaseCheckpoint:
-    """Returns the model that a name refers to, downloaded where it is a hub name.
+    """Returns the base model that a name refers to; downloads it if it is a hub model.
 
     Args:
         name: a model directory, a run directory (its last checkpoint), a checkpoint reference
             (RUN@40000, RUN@last, RUN@before-decay), a checkpoint of the GPT-NeoX library or a
             folder whose `latest` file names one, or a hub name.
-        revision: branch, tag or commit of a hub name.
-        weights: if false, only the configuration of a hub model is downloaded.
+        revision: branch, tag or commit of a hub model.
+        weights: whether to download the weights of a hub model, and not only its configuration.
 
     Raises:
         CheckpointError: there is no such model, or it is not a GPT-NeoX model.
@@ -59,7 +59,7 @@ def locate_base(name: str, revision: str | None = None, *, weights: bool = True)
         return BaseCheckpoint(name, directory, architecture, "hub model", revision, commit)
     if revision is not None:
         raise CheckpointError(
-            f"{name}: this is a local folder, and a revision ({revision}) is for hub names only"
+            f"{name}: this is a local folder, and only a hub name can have a revision ({revision})"
         )
     if gpt_neox_folder := find_gpt_neox_checkpoint(directory):
         architecture = read_gpt_neox_architecture(gpt_neox_folder)
@@ -69,35 +69,39 @@ def locate_base(name: str, revision: str | None = None, *, weights: bool = True)
 
 
 def find_local_model(name: str) -> Path | None:
-    """Returns the model directory that a name refers to; None if nothing here has that name.
+    """Returns the model directory that a name refers to; None if it is not on this machine.
 
     Raises:
-        CheckpointError: it refers to a checkpoint that the run does not have.
+        CheckpointError: the name refers to a checkpoint that the run does not have.
     """
-    path, at, reference = name.rpartition("@")
-    if Path(name).exists() or not at:
+    path, separator, reference = name.rpartition("@")
+    if Path(name).exists() or not separator:
         return (last_checkpoint(Path(name)) or Path(name)) if Path(name).exists() else None
     return resolve_checkpoint_reference(Path(path), reference) if Path(path).is_dir() else None
 
 
 def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
-    """Returns the checkpoint of a run at a step, at `last`, or at `before-decay`.
+    """Returns the checkpoint that a reference names: a step, `last`, or `before-decay`.
 
-    `before-decay` is the newest checkpoint from before the schedule's final decay.
+    `before-decay` is the newest checkpoint before the final decay of the learning rate.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or the reference is none of these.
+        CheckpointError: there is no such checkpoint, or the reference is invalid.
     """
     checkpoints = list_checkpoints(run)
     if not checkpoints:
-        raise CheckpointError(f"{run}: has no complete checkpoint, so @{reference} does not exist")
+        raise CheckpointError(
+            f"{run}: the run has no complete checkpoint, so @{reference} does not exist"
+        )
     if reference == "last":
         return checkpoints[max(checkpoints)]
     if reference == "before-decay":
         try:
             last_step = load_recipe(run / "recipe.yaml").step_before_decay
         except RewarmError as error:
-            raise CheckpointError(f"{run}@{reference}: the run's own recipe: {error}") from None
+            raise CheckpointError(
+                f"{run}@{reference}: cannot read the recipe of this run: {error}"
+            ) from None
         step = max((n for n in checkpoints if n <= last_step), default=None)
         expected = f"at or before step {last_step:,}, where the decay begins"
     else:
@@ -111,13 +115,14 @@ def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
         expected = f"at step {step:,}"
     if step is None or step not in checkpoints:
         raise CheckpointError(
-            f"{run}: no checkpoint {expected}; there are {', '.join(f'{n:,}' for n in checkpoints)}"
+            f"{run}: no checkpoint {expected}; the run has checkpoints at steps "
+            f"{', '.join(f'{n:,}' for n in checkpoints)}"
         )
     return checkpoints[step]
 
 
 def list_checkpoints(run: Path) -> dict[int, Path]:
-    """Returns the complete checkpoints of a run directory by step, in ascending order."""
+    """Returns the complete checkpoints of a run directory, keyed by step in ascending order."""
     paths = [
         path
         for path in (run / "checkpoints").glob("step-*")
@@ -133,10 +138,10 @@ def last_checkpoint(run: Path) -> Path | None:
 
 
 def read_architecture(directory: Path) -> Architecture:
-    """Returns the architecture in a model directory's config.json.
+    """Returns the architecture in the config.json of a model directory.
 
     Raises:
-        CheckpointError: there is none, or it is not a GPT-NeoX model.
+        CheckpointError: config.json is missing, or is not that of a GPT-NeoX model.
     """
     path = directory / "config.json"
     try:

@@ -9,8 +9,9 @@ run/  latest                                     the name of the newest folder, 
         configs/*.yml                            the run's configuration -> Architecture
         mp_rank_*, zero_*, bf16_zero_*           pickled arguments, optimizer state: never opened
 ```
-The architecture is read from configs/; the number of embedding rows, which GPT-NeoX takes from a
-tokenizer elsewhere, from the shape of the embeddings. `load_weights.py` reads the tensors.
+The architecture is read from configs/. The number of embedding rows, which GPT-NeoX derives from a
+tokenizer stored elsewhere, is read from the shape of the embeddings. `load_weights.py` reads the
+tensors.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _PICKLED_INTEGERS = ("BININT", "BININT1", "BININT2", "LONG1")
 _MAX_BYTES = 1_000_000
 _MAX_SHOWN = 8
 
-# Far above any model, and small enough that products of sizes stay harmless.
+# Far above any model, and small enough that products of sizes cause no harm.
 _Size = Annotated[int, Field(gt=0, lt=10**9)]
 
 # Names of the MLP's two linear layers in newer versions of the library.
@@ -49,14 +50,14 @@ _NEW_MLP_NAMES = {"mlp.linear1.": "mlp.dense_h_to_4h.", "mlp.linear2.": "mlp.den
 
 
 class LayerFile(NamedTuple):
-    """One file of tensors, and the prefixes of their names in it and in Hugging Face's format."""
+    """One file of tensors, and the prefixes of their names in GPT-NeoX and Hugging Face."""
 
     path: Path
     gpt_neox_prefix: str
     hugging_face_prefix: str
 
     def hugging_face_name(self, name: str) -> str:
-        """Returns the name of one of its tensors in Hugging Face's format."""
+        """Returns the name in Hugging Face's format of a tensor in this file."""
         name = name.removeprefix(self.gpt_neox_prefix)
         for new, old in _NEW_MLP_NAMES.items():
             name = name.replace(new, old)
@@ -64,9 +65,9 @@ class LayerFile(NamedTuple):
 
 
 class GptNeoxConfig(BaseModel):
-    """The settings of GPT-NeoX that determine the model, with the library's own defaults.
+    """The settings of GPT-NeoX that determine the architecture, with the library's defaults.
 
-    A `Literal` lists the choices that rewarm can build, where the library has more.
+    A `Literal` lists the values that rewarm can build; the library accepts more.
     """
 
     num_layers: int = Field(gt=0, lt=10_000)
@@ -110,7 +111,7 @@ class GptNeoxConfig(BaseModel):
 
     @property
     def hidden_act(self) -> Activation:
-        """The activation by Hugging Face's name."""
+        """Hugging Face's name of the activation."""
         match self.activation:
             case "gelu":
                 # The fused kernel is the tanh approximation. The library's converter ignores that,
@@ -122,19 +123,20 @@ class GptNeoxConfig(BaseModel):
 
     @property
     def mlp_width(self) -> int:
-        """Width of the MLP's hidden layer, rounded up as the library does."""
+        """Width of the MLP's hidden layer, rounded up in the same way as in the library."""
         factor = self.expansion_factor or 4
-        width, step = self.intermediate_size or int(factor * self.hidden_size), self.mlp_multiple_of
-        return -(-width // (2 * step)) * 2 * step
+        width = self.intermediate_size or int(factor * self.hidden_size)
+        multiple = 2 * self.mlp_multiple_of
+        return -(-width // multiple) * multiple
 
 
 def find_gpt_neox_checkpoint(path: Path) -> Path | None:
-    """Returns the folder itself if it is such a checkpoint, or the one that its `latest` names.
+    """Returns the GPT-NeoX checkpoint that a path refers to; None if it refers to none.
 
-    Any other folder gives None.
+    A path refers to a checkpoint if it is one, or if its file `latest` names one.
 
     Raises:
-        CheckpointError: `latest` names no folder beside it.
+        CheckpointError: `latest` does not name a folder beside it.
     """
     if (path / "config.json").exists():
         return None  # a Hugging Face model; DeepSpeed may leave such files beside it
@@ -160,10 +162,11 @@ def find_gpt_neox_checkpoint(path: Path) -> Path | None:
 
 
 def read_gpt_neox_architecture(directory: Path) -> Architecture:
-    """Returns the architecture of a checkpoint, after checking that it has all its layer files.
+    """Returns the architecture of a checkpoint, and checks that all its layer files exist.
 
     Raises:
-        CheckpointError: it is incomplete, split among GPUs, or of a model that rewarm cannot build.
+        CheckpointError: the checkpoint is incomplete, split among GPUs, or of a model that rewarm
+            cannot build.
     """
     for folder in (directory, directory / "configs"):
         if folder.is_dir():
@@ -193,10 +196,10 @@ def read_gpt_neox_architecture(directory: Path) -> Architecture:
 
 
 def gpt_neox_layer_files(directory: Path, layers: int, *, tied: bool) -> list[LayerFile]:
-    """Returns the files that hold a checkpoint's tensors.
+    """Returns the files that hold the tensors of a checkpoint.
 
     Raises:
-        CheckpointError: one is missing, or there is one that such a model does not have.
+        CheckpointError: a file is missing, or there is one that such a model does not have.
     """
     prefixes = {0: ("word_embeddings.", "gpt_neox.embed_in.")}
     prefixes |= {2 + layer: ("", f"gpt_neox.layers.{layer}.") for layer in range(layers)}
@@ -240,7 +243,7 @@ def _check_one_file_per_layer(directory: Path) -> None:
 
 
 def _read_config(directory: Path) -> GptNeoxConfig:
-    """Returns the settings of all of a checkpoint's YAML files together."""
+    """Returns the merged settings of all YAML files of a checkpoint."""
     paths = sorted(p for p in (directory / "configs").glob("*") if p.suffix in {".yml", ".json"})
     if not paths:
         raise CheckpointError(
@@ -262,7 +265,7 @@ def _read_config(directory: Path) -> GptNeoxConfig:
             settings[name], locations[name] = value, location
     try:
         return GptNeoxConfig.model_validate(
-            # The library's default. rewarm cannot build it, so GptNeoxConfig has no default here.
+            # The library's default, which rewarm cannot build: GptNeoxConfig has no default for it.
             {"pos_emb": "learned"} | {k: v for k, v in settings.items() if v is not None}
         )
     except ValidationError as error:
@@ -281,8 +284,8 @@ def _load_config_file(path: Path) -> YamlDocument:
 def _not_buildable(
     source: Path, error: ValidationError, locations: dict[str, str] | None = None
 ) -> str:
-    """Returns the error message for settings that rewarm cannot build, one setting a line."""
-    # A union reports one error for each of its types; the last is about the innermost value.
+    """Returns the error message for settings that rewarm cannot build, one setting per line."""
+    # A union reports one error per type; the last is about the innermost value.
     problems = {str(part["loc"][0]) if part["loc"] else "": part for part in error.errors()}
     lines = []
     for name, problem in problems.items():
@@ -298,9 +301,9 @@ def _not_buildable(
 
 
 def _embedding_rows(directory: Path) -> int:
-    """Returns the rows of the word embeddings, from the shape that is stored in their file.
+    """Returns the number of rows of the word embeddings, read from the shape stored in their file.
 
-    The pickle in it is only parsed into its opcodes; none of them is executed.
+    The pickle in the file is only parsed into opcodes; none of them is executed.
     """
     path = directory / _LAYER_FILE_NAME.format(0)
     try:

@@ -13,17 +13,17 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def download_from_hub(name: str, revision: str | None, *, weights: bool) -> Path:
-    """Returns the local folder of a hub model; without `weights` it holds only config.json.
+    """Downloads a hub model and returns its local folder; only config.json without `weights`.
 
     Raises:
-        CheckpointError: this is not a hub name, or the download failed.
+        CheckpointError: `name` is not a hub name, or the download failed.
     """
     if not _HUB_NAME.fullmatch(name):
         raise CheckpointError(f"{name}: no such folder, and not a hub name (owner/model)")
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    # It logs a warning for every retry; the error below reports the last one.
+    # It logs a warning for each retry; the error below reports the last one.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
     try:

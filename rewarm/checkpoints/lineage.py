@@ -1,4 +1,4 @@
-"""Lineage: the models that a checkpoint descends from, and runs as a tree of descent."""
+"""Lineage: the chain of models that a checkpoint was trained from, and trees of these chains."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe, base_lr_in_recipe, load_recipe
 
 
-def ancestry(
-    base: BaseCheckpoint, state: TrainingState | None = None, *, digest: bool = True
+def model_lineage(
+    base: BaseCheckpoint, state: TrainingState | None = None, *, compute_digest: bool = True
 ) -> list[Ancestor]:
-    """Returns the models that a base descends from, the oldest first and the base itself last.
+    """Returns the lineage of a base model: its ancestors, the oldest first, and then the base.
 
     Args:
-        base: the model.
-        state: its training state, where it was read already.
-        digest: compute the sha256 of the weights where no manifest states it.
+        base: the base model.
+        state: training state of the base, if it has already been read.
+        compute_digest: compute the sha256 of the weights if there is no manifest that states it.
 
     Raises:
         CheckpointError: the base is a damaged rewarm checkpoint.
     """
     sha256 = sha256_in_manifest(base.directory)
-    if sha256 is None and digest:
+    if sha256 is None and compute_digest:
         sha256 = weights_digest(base.directory)
     if base.kind != "rewarm checkpoint":
         return [_published_ancestor(base, sha256)]
@@ -72,15 +72,15 @@ def _published_ancestor(base: BaseCheckpoint, sha256: str | None) -> Ancestor:
     )
 
 
-def lineage_chains(path: Path) -> list[list[Ancestor]]:
-    """Returns for each run the chain of models, the oldest first, up to its last checkpoint.
+def read_lineages(path: Path) -> list[list[Ancestor]]:
+    """Returns one lineage per run: its ancestors, the oldest first, and then its last checkpoint.
 
     Args:
         path: a checkpoint, a run, a checkpoint reference (RUN@step), or a folder that contains
             runs at any depth.
 
     Raises:
-        CheckpointError: there is none, or one is damaged.
+        CheckpointError: `path` contains no rewarm checkpoint, or a checkpoint is damaged.
     """
     directory = find_local_model(str(path))
     if directory and (directory / MANIFEST).is_file():
@@ -92,29 +92,32 @@ def lineage_chains(path: Path) -> list[list[Ancestor]]:
         raise CheckpointError(
             f"{path}: neither a rewarm checkpoint, nor a run that has one, nor a folder of runs"
         )
-    return [_chain(name, checkpoint) for name, checkpoint in checkpoints]
+    return [_checkpoint_lineage(name, checkpoint) for name, checkpoint in checkpoints]
 
 
-def _chain(name: str, checkpoint: Path) -> list[Ancestor]:
+def _checkpoint_lineage(name: str, checkpoint: Path) -> list[Ancestor]:
     state = read_training_state(checkpoint)
     sha256 = sha256_in_manifest(checkpoint)
     return [*state.lineage, _checkpoint_as_ancestor(name, checkpoint, state, sha256)]
 
 
 class LineageNode(NamedTuple):
-    """A model, and the models that started from it."""
+    """A model, and the models that were trained from it."""
 
     model: Ancestor
     children: list[LineageNode]
 
 
-def lineage_forest(chains: Iterable[list[Ancestor]]) -> list[LineageNode]:
-    """Returns chains as trees; models with the same weights are one node, whatever their names."""
+def lineage_forest(lineages: Iterable[list[Ancestor]]) -> list[LineageNode]:
+    """Merges lineages into trees, and returns their roots.
+
+    Models with the same weights are one node, even if their names differ.
+    """
     roots: list[LineageNode] = []
     nodes: dict[str, LineageNode] = {}
-    for chain in chains:
+    for lineage in lineages:
         siblings = roots
-        for model in chain:
+        for model in lineage:
             key = model.sha256 or model.name
             if key not in nodes:
                 nodes[key] = LineageNode(model, [])
@@ -124,18 +127,18 @@ def lineage_forest(chains: Iterable[list[Ancestor]]) -> list[LineageNode]:
 
 
 def last_lr_of_base(model: ModelSettings) -> float:
-    """Returns the rate of the last update of a model's base, which `5x base` is a multiple of.
+    """Returns the learning rate of the base model's last update; `5x base` is a multiple of it.
 
     Raises:
-        ValueError: it is not known.
+        ValueError: the learning rate is unknown.
     """
     if model.base is None or model.base_lr is not None:
         return base_lr_in_recipe(model)
     try:
         if find_local_model(model.base):
             base = locate_base(model.base, weights=False)
-            lrs = ancestry(base, digest=False)[-1].lrs
-        else:  # the table of published checkpoints answers without the hub
+            lrs = model_lineage(base, compute_digest=False)[-1].lrs
+        else:  # the table of published checkpoints needs no download
             training = published_training(model.base, model.revision)
             lrs = training.lrs if training else None
     except RewarmError as error:
@@ -147,9 +150,11 @@ def recipe_of_checkpoint(checkpoint: Path) -> Recipe:
     """Returns the recipe that a checkpoint was trained with.
 
     Raises:
-        CheckpointError: it can no longer be read, or needs a plug-in that is not installed.
+        CheckpointError: the recipe cannot be read, or needs a plug-in that is not installed.
     """
     try:
         return load_recipe(checkpoint / "recipe.yaml")
     except RecipeError as error:
-        raise CheckpointError(f"{checkpoint}: its own recipe cannot be read: {error}") from None
+        raise CheckpointError(
+            f"{checkpoint}: cannot read the recipe of this checkpoint: {error}"
+        ) from None

@@ -1,4 +1,4 @@
-"""Loads weights that others wrote into a model: safetensors, torch.save, the GPT-NeoX library."""
+"""Loads weights into a model from the formats of safetensors, torch.save and GPT-NeoX."""
 
 from __future__ import annotations
 
@@ -17,28 +17,32 @@ from rewarm.model.architecture import Architecture
 from rewarm.model.neox import NeoX
 
 _EMBEDDING, _OUTPUT_LAYER = "gpt_neox.embed_in.weight", "embed_out.weight"
-# Buffers that older versions of transformers saved; the configuration determines all of them.
+# Buffers that older versions of transformers saved; they follow from the configuration.
 _DERIVED_SUFFIXES = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
-# What weights are published in; smaller formats need scales that rewarm would not apply.
+# Types of published weights. Smaller types need scales, which rewarm would not apply.
 _WEIGHT_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _MAX_SHOWN = 8
 
 
 class TensorCounts(NamedTuple):
-    """How many tensors a model directory holds."""
+    """Numbers of tensors in a model directory."""
 
     loaded: int
     """Weights of the model."""
     derived: int
-    """Buffers that the configuration determines, which older versions of transformers saved."""
+    """Buffers that follow from the configuration, which older versions of transformers saved."""
 
 
 def load_model(architecture: Architecture, directory: Path) -> tuple[NeoX, TensorCounts]:
-    """Returns the model in a directory of Hugging Face's or GPT-NeoX's format, in fp32.
+    """Builds a model, loads its weights in fp32, and returns it with the numbers of tensors.
+
+    Args:
+        architecture: architecture of the model.
+        directory: model directory in the format of Hugging Face or GPT-NeoX.
 
     Raises:
         CheckpointError: as in `load_weights`; or the files are too small for this architecture,
-            which is checked before memory is allocated for it.
+            which is checked before memory is allocated for the model.
     """
     find_weight_files(directory, architecture)
     model = NeoX(architecture)
@@ -46,7 +50,11 @@ def load_model(architecture: Architecture, directory: Path) -> tuple[NeoX, Tenso
 
 
 def load_weights(model: NeoX, directory: Path) -> TensorCounts:
-    """Loads the weights in a directory of Hugging Face's or GPT-NeoX's format, converted to fp32.
+    """Loads weights into a model, converted to fp32, and returns the numbers of tensors.
+
+    Args:
+        model: the model to load the weights into.
+        directory: model directory in the format of Hugging Face or GPT-NeoX.
 
     Raises:
         CheckpointError: weights are missing, damaged, unknown to the model, of another shape, or
@@ -66,10 +74,10 @@ def load_weights(model: NeoX, directory: Path) -> TensorCounts:
 def _check_tensors_match(weights: dict[str, Tensor], model: NeoX, directory: Path) -> None:
     """Checks names, shapes and types of the weights, and that tied embeddings are equal."""
     if table := _table_of_differences(weights, dict(model.state_dict())):
-        raise CheckpointError(f"{directory}: the weights are not those of its configuration{table}")
+        raise CheckpointError(f"{directory}: the weights do not match the configuration{table}")
     if model.architecture.tied and not torch.equal(weights[_OUTPUT_LAYER], weights[_EMBEDDING]):
         raise CheckpointError(
-            f"{directory}: the weights are not those of its configuration: {_OUTPUT_LAYER} differs "
+            f"{directory}: the weights do not match the configuration: {_OUTPUT_LAYER} differs "
             f"from {_EMBEDDING}, and the configuration says that they are tied; use weights and "
             "configuration of the same model"
         )
@@ -91,13 +99,16 @@ def all_finite(tensor: Tensor) -> bool:
 
 
 def _table_of_differences(stored: dict[str, Tensor], expected: dict[str, Tensor]) -> str:
-    """Returns a table of the tensors that differ in name, shape or type; "" if none do."""
-    in_file, in_model = _describe_shapes(stored), _describe_shapes(expected)
-    names = [n for n in sorted(in_file | in_model) if in_file.get(n) != in_model.get(n)]
+    """Returns a table of the tensors that differ in name, shape or type; "" if none differ."""
+    stored_shapes, model_shapes = _describe_shapes(stored), _describe_shapes(expected)
+    all_names = sorted(stored_shapes | model_shapes)
+    names = [n for n in all_names if stored_shapes.get(n) != model_shapes.get(n)]
     if not names:
         return ""
     rows = [("tensor", "in the file", "in the model")]
-    rows += [(n, in_file.get(n, "missing"), in_model.get(n, "—")) for n in names[:_MAX_SHOWN]]
+    rows += [
+        (n, stored_shapes.get(n, "missing"), model_shapes.get(n, "—")) for n in names[:_MAX_SHOWN]
+    ]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     if len(names) > _MAX_SHOWN:
@@ -113,7 +124,7 @@ def _table_of_differences(stored: dict[str, Tensor], expected: dict[str, Tensor]
 
 
 def _describe_shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Returns each tensor's shape; and its type, layout and device where they are not usual."""
+    """Returns the shape of each tensor, with its type, layout and device if they are unusual."""
     shapes = {}
     for name, tensor in tensors.items():
         shapes[name] = " × ".join(map(str, tensor.shape)) or "one number"
@@ -124,7 +135,7 @@ def _describe_shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
 
 
 def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tensor]:
-    """Returns the tensors of a model directory by their names in Hugging Face's format."""
+    """Returns the tensors of a model directory, keyed by their names in Hugging Face's format."""
     if find_gpt_neox_checkpoint(directory):
         return {
             file.hugging_face_name(name): tensor
@@ -133,13 +144,13 @@ def _read_tensors(directory: Path, architecture: Architecture) -> dict[str, Tens
         }
     tensors: dict[str, Tensor] = {}
     for path in list_weight_files(directory, architecture):
-        in_file = _read_file(path)
-        if duplicates := tensors.keys() & in_file.keys():
+        tensors_in_file = _read_file(path)
+        if duplicates := tensors.keys() & tensors_in_file.keys():
             raise CheckpointError(
-                f"{path}: contains {min(duplicates)}, as another file does; download the model "
+                f"{path}: contains {min(duplicates)}, as does another file; download the model "
                 "again"
             )
-        tensors |= in_file
+        tensors |= tensors_in_file
     return tensors
 
 
@@ -156,7 +167,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             f"{path}: cannot be read: {error}; download the model again"
         ) from None
     except Exception as error:  # torch.load can raise anything on an untrusted file
-        # The message of torch.load advises to try again with weights_only=False.
+        # Do not quote torch.load's message: it recommends weights_only=False.
         call = re.search(r"GLOBAL ([\w.]+)", str(error))
         reason = f"it would call {call[1]}" if call else str(error).split("\n")[0]
         raise CheckpointError(
@@ -166,10 +177,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 
 def _load_pickled_tensors(path: Path) -> dict[str, Tensor]:
-    """Returns the tensors in a file of torch.save, read by the unpickler that runs no code."""
+    """Returns the tensors in a file of torch.save, using the unpickler that runs no code."""
     with zipfile.ZipFile(path) as archive:
         # torch.save never compresses. A compressed pickle could expand to any size, and compressed
-        # tensor data would be memory-mapped as if it were not.
+        # tensor data would be memory-mapped as if it were uncompressed.
         if any(m.compress_type or m.file_size > m.compress_size for m in archive.infolist()):
             raise ValueError("compressed")
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

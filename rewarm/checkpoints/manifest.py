@@ -1,7 +1,7 @@
 """MANIFEST.json: the size and sha256 of every file of a checkpoint.
 
-It distinguishes a complete checkpoint from a damaged one. It is not a signature: whoever can change
-a file can change the manifest beside it.
+It distinguishes a complete checkpoint from a damaged one. It is not a signature: anyone who can
+change a file can also change the manifest.
 """
 
 from __future__ import annotations
@@ -45,12 +45,16 @@ def build_manifest(directory: Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool = True) -> None:
-    """Checks that every file of a checkpoint, or `only` one, matches the manifest.
+    """Checks that the files of a checkpoint match its manifest.
 
-    Without `digests` only names and sizes are compared, which reads none of the files.
+    Args:
+        directory: directory of the checkpoint.
+        only: name of the only file to check; None for all files.
+        digests: whether to compare the sha256 of each file; otherwise only sizes are compared,
+            without reading the files.
 
     Raises:
-        CheckpointError: it is not a rewarm checkpoint, or a file is missing or changed.
+        CheckpointError: `directory` is not a rewarm checkpoint, or a file is missing or changed.
     """
     path = directory / MANIFEST
     try:
@@ -69,7 +73,7 @@ def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool
     for name in [only] if only else files:
         if not is_plain_file_name(name):
             raise CheckpointError(
-                f"{path}: lists {name!r}, which is not a file of a checkpoint; use another "
+                f"{path}: lists {name!r}, which is not the name of a checkpoint file; use another "
                 "checkpoint"
             )
         file = directory / name
@@ -83,7 +87,7 @@ def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool
 
 
 def sha256_in_manifest(directory: Path, name: str = "model.safetensors") -> str | None:
-    """Returns the sha256 of a checkpoint's file as its manifest states it; None without a manifest.
+    """Returns the sha256 of a file that the manifest states; None if there is no manifest.
 
     Raises:
         CheckpointError: the manifest is damaged.

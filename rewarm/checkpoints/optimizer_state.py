@@ -1,4 +1,4 @@
-"""optimizer.safetensors: AdamW's state, and the amax history behind the scales of fp8.
+"""optimizer.safetensors: the optimizer state of AdamW, and the amax history of fp8 scaling.
 
 | tensor | shape | content |
 |---|---|---|
@@ -6,7 +6,7 @@
 | `updates` | (1,) | optimizer updates so far |
 | `fp8/amaxes` | as `model.fp8_scaling.amax_history` | only with `precision: fp8` |
 
-The learning rate is not part of it, so loading a checkpoint cannot change the rate.
+The file does not contain the learning rate, so loading a checkpoint cannot change it.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 _UPDATES = "updates"
 _AMAXES = "fp8/amaxes"
 _ADVICE = (
-    "use another checkpoint, or start from this one's weights alone (set optimizer.carry: false)"
+    "use another checkpoint, or load only the weights of this one (set optimizer.carry: false)"
 )
 
 
 def optimizer_state_tensors(model: NeoX, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Returns the optimizer state as the tensors of a checkpoint; they share its memory."""
+    """Returns the tensors of the optimizer state by their names in a checkpoint, not copied."""
     tensors: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():
         state = optimizer.state[parameter]
@@ -45,10 +45,11 @@ def optimizer_state_tensors(model: NeoX, optimizer: torch.optim.Optimizer) -> di
 
 
 def load_optimizer_state(directory: Path, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
-    """Loads a checkpoint's optimizer state, and for a model in fp8 its amax history.
+    """Loads the optimizer state of a checkpoint, and the amax history if the model uses fp8.
 
     Raises:
-        CheckpointError: it cannot be read, is of another model, or is not what AdamW writes.
+        CheckpointError: the file cannot be read, is of another model, or is not a valid state of
+            AdamW.
     """
     path = directory / OPTIMIZER_FILE
     try:
@@ -58,7 +59,7 @@ def load_optimizer_state(directory: Path, model: NeoX, optimizer: torch.optim.Op
     amaxes = tensors.pop(_AMAXES, None)
     _check_adam_tensors(tensors, model, path)
     _load_adam_tensors(tensors, model, optimizer)
-    if model.fp8_scaling and amaxes is not None:  # a checkpoint in bf16 has none: measured anew
+    if model.fp8_scaling and amaxes is not None:  # a checkpoint in bf16 has no history
         try:
             model.fp8_scaling.load_history(amaxes)
         except ValueError as error:
@@ -81,11 +82,11 @@ def _check_adam_tensors(tensors: dict[str, Tensor], model: NeoX, path: Path) -> 
 def _tensor_problem(
     name: str, tensor: Tensor | None, expected_shape: torch.Size | None
 ) -> str | None:
-    """Returns what is wrong with one tensor of the optimizer state; None if nothing is."""
+    """Returns the problem with one tensor of the optimizer state; None if it is valid."""
     if tensor is None:
         return "missing"
     if expected_shape is None:
-        return "not part of this model's state"
+        return "not part of the optimizer state of this model"
     if tensor.dtype != torch.float32 or tensor.shape != expected_shape:
         return f"{tensor.dtype} {tuple(tensor.shape)}; expected fp32 {tuple(expected_shape)}"
     if not all_finite(tensor):

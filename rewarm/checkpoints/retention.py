@@ -1,4 +1,4 @@
-"""Retention: which checkpoints of a run stay on disk (`keep` in the recipe), and deletion."""
+"""Decides which checkpoints of a run to keep (`keep` in the recipe), and deletes the others."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from rewarm.recipe.fields import KeepSettings
 from rewarm.recipe.recipe import Recipe
 
 DELETING_SUFFIX = ".deleting"
-"""Suffix of a checkpoint folder while its files are being deleted."""
+"""Suffix of a checkpoint directory while its files are being deleted."""
 
 
 def kept_steps(keep: KeepSettings, steps: list[int], branch_step: int | None) -> set[int]:
-    """Returns which of these steps keep their checkpoint.
+    """Returns the steps whose checkpoints are kept.
 
     Args:
-        keep: the newest `keep.last` stay, and those at multiples of `keep.every`.
+        keep: the newest `keep.last` checkpoints are kept, and those at multiples of `keep.every`.
         steps: the steps that have a checkpoint, in ascending order.
-        branch_step: the step before the decay, whose checkpoint always stays.
+        branch_step: the last step before the decay, whose checkpoint is always kept; None if the
+            schedule has no such step.
     """
     if keep.last is None:
         return set(steps)
@@ -28,7 +29,7 @@ def kept_steps(keep: KeepSettings, steps: list[int], branch_step: int | None) ->
 
 
 def most_checkpoints_at_once(recipe: Recipe) -> int:
-    """Returns how many checkpoints a run has on disk at most, while it writes its last one."""
+    """Returns the maximum number of checkpoints on disk, counting the one being written."""
     branch_step = recipe.step_before_decay if recipe.has_plateau_before_decay else None
     return len(kept_steps(recipe.keep, recipe.save_steps[:-1], branch_step)) + 1
 
@@ -36,18 +37,18 @@ def most_checkpoints_at_once(recipe: Recipe) -> int:
 def prune_checkpoints(
     run_directory: Path, keep: KeepSettings, branch_step: int | None
 ) -> list[str]:
-    """Deletes the checkpoints that `kept_steps` does not name, and returns the deleted names.
+    """Deletes the checkpoints that need not be kept (see `kept_steps`), and returns their names.
 
-    Only complete checkpoints called step-NNNNNNNN are considered; a renamed one always stays.
+    Only complete checkpoints named step-NNNNNNNN are deleted; a renamed checkpoint is always kept.
     """
     checkpoints = list_checkpoints(run_directory)
     deleted = []
     for step in sorted(checkpoints.keys() - kept_steps(keep, list(checkpoints), branch_step)):
         path = checkpoints[step]
-        # Renamed before its first file is deleted, so that nothing takes it for a checkpoint.
+        # Renamed before its first file is deleted, so that it is not mistaken for a checkpoint.
         try:
             renamed = path.rename(path.with_suffix(DELETING_SUFFIX))
-        except OSError:  # no permission, for instance: one checkpoint too many must not end a run
+        except OSError:  # no permission, for example: an extra checkpoint must not end a run
             continue
         shutil.rmtree(renamed, ignore_errors=True)
         deleted.append(path.name)

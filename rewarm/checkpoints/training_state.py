@@ -1,4 +1,4 @@
-"""Training state: how far a run has come. It is stored in a checkpoint as progress.json."""
+"""Training state: the progress of a run, which is stored in a checkpoint as progress.json."""
 
 from __future__ import annotations
 
@@ -16,34 +16,35 @@ _NonNegative = Annotated[int, Field(strict=True, ge=0, le=2**53)]
 
 
 class Ancestor(BaseModel):
-    """A model that a run started from, directly or indirectly; unknown values are None."""
+    """One model in a lineage: an ancestor of a run; unknown values are None."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    """The name that the recipe of its descendant gave it."""
+    """The name in the recipe of the run that started from it."""
     directory: str
-    """Its folder at that time."""
+    """Its directory at that time."""
     revision: str | None = None
-    """Branch, tag or commit of a hub model, as the recipe named it."""
+    """Branch, tag or commit of a hub model, as given in that recipe."""
     commit: str | None = None
     """The commit that the revision resolved to."""
     sha256: str | None = None
-    """Digest of its weights."""
+    """sha256 of its weights."""
     recipe: str | None = None
     """sha256 of the recipe that it was trained with."""
     step: _NonNegative | None = None
+    """Optimizer updates of its run."""
     tokens: _NonNegative | None = None
-    """Target tokens of its own run, without those of its ancestors."""
+    """Target tokens of its run, without those of its ancestors."""
     lrs: tuple[float, float, float] | None = None
-    """The first, the highest and the last rate of its own run."""
+    """The first, the highest and the last learning rate of its run."""
     schedule: dict[str, str] = {}
     """Name, distribution and version of the schedule plug-in."""
     losses: dict[str, float] = {}
-    """Its validation losses when they were last measured, in nats."""
+    """Its last measured loss on each validation set, in nats."""
 
     def one_line(self) -> str:
-        """Returns name, step, tokens, rates, schedule and losses as one line of text."""
+        """Returns name, step, tokens, learning rates, schedule and losses as one line of text."""
         parts = [self.name + (f" at {self.revision}" if self.revision else "")]
         if self.step is not None:
             parts.append(f"step {self.step:,}")
@@ -58,7 +59,7 @@ class Ancestor(BaseModel):
 
 
 class TrainingState(BaseModel):
-    """How far a run has come: everything but tensors that is needed to resume it."""
+    """The progress of a run: all that is needed to resume it, except tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -67,29 +68,29 @@ class TrainingState(BaseModel):
     tokens: _NonNegative
     """Target tokens trained on."""
     lrs: tuple[float, float, float] | None
-    """The first, the highest and the last rate so far; None before the first update."""
+    """The first, the highest and the last learning rate so far; None before the first update."""
     blocks: dict[str, _NonNegative]
     """Blocks trained on so far, per corpus."""
     carried: dict[str, _NonNegative]
-    """Blocks of each corpus that the base had trained on, where this run continues (data.carry)."""
+    """Blocks per corpus that the base model had trained on, which this run skips (data.carry)."""
     stream: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
-    """Chained digest of every token so far."""
+    """Digest of every token so far."""
     corpora: dict[str, str]
-    """Digest of each training corpus, so that a run cannot be resumed with other data unnoticed."""
+    """Digest of each training corpus, to detect a resume with different data."""
     baseline: dict[str, float]
-    """Loss of every validation set before the first update; forgetting is measured against it."""
+    """Loss on each validation set before the first update, to compute forgetting from."""
     losses: dict[str, float]
-    """Loss of every validation set when it was last measured, in nats."""
+    """Last measured loss on each validation set, in nats."""
     guard: dict[str, Any]
     """State of the divergence guard."""
     schedule: dict[str, str]
     """Name, distribution and version of the schedule plug-in."""
     curve: list[float] = []
-    """The rate at every hundredth of the run, so that a plug-in cannot change it unnoticed."""
+    """Learning rate at each hundredth of the run, to detect that a plug-in has changed."""
     lineage: list[Ancestor]
-    """The models that this run descends from, the oldest first."""
+    """The ancestors of this run, the oldest first."""
     rewarm: str
-    """The version of rewarm that wrote this."""
+    """Version of rewarm that wrote this state."""
 
     def after_step(
         self, step: int, tokens: int, lr: float, position: DataPosition
@@ -97,10 +98,10 @@ class TrainingState(BaseModel):
         """Returns the state after one more step.
 
         Args:
-            step: its number.
-            tokens: target tokens in its batch.
-            lr: the rate of its update.
-            position: the data position after its batch.
+            step: number of the step.
+            tokens: target tokens in the batch of the step.
+            lr: learning rate of the update.
+            position: data position after the batch.
         """
         first, highest, _ = self.lrs or (lr, lr, lr)
         return self.model_copy(
@@ -115,7 +116,7 @@ class TrainingState(BaseModel):
 
     @property
     def lr(self) -> float | None:
-        """The rate of the last update."""
+        """Learning rate of the last update; None before the first update."""
         return self.lrs[-1] if self.lrs else None
 
     @property
@@ -125,7 +126,7 @@ class TrainingState(BaseModel):
 
 
 def read_training_state(directory: Path) -> TrainingState:
-    """Returns the training state that is stored in a checkpoint.
+    """Returns the training state stored in a checkpoint.
 
     Raises:
         CheckpointError: progress.json is missing or damaged.

@@ -1,4 +1,4 @@
-"""The files that hold a model's weights: which they are, and their digest."""
+"""Finds the files that hold the weights of a model, and computes their digest."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from rewarm.model.architecture import Architecture
 from rewarm.safe_loading import is_plain_file_name, read_json_as
 
 SAFETENSORS_FILES = ("model.safetensors", "model.safetensors.index.json")
-"""Hugging Face's names of the weights in one file, and of the index of several."""
+"""Hugging Face's names for weights in a single file, and for the index of several files."""
 PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-"""The same for files written by torch.save."""
+"""The same names for files written by torch.save."""
 
 
 def find_weight_files(directory: Path, architecture: Architecture) -> list[Path]:
     """Returns the files that hold the weights of a model directory.
 
     Raises:
-        CheckpointError: there are none, one is missing, or together they are too small for a model
-            of this architecture: memory is not allocated for what a configuration merely claims.
+        CheckpointError: there are none, one is missing, or their total size is too small for this
+            architecture. This prevents that a false configuration causes a huge allocation.
     """
     files = list_weight_files(directory, architecture)
     size = sum(path.stat().st_size for path in files)
@@ -60,7 +60,7 @@ class _WeightIndex(BaseModel):
 
 
 def _files_in_index(index: Path, suffix: str) -> list[Path]:
-    """Returns the files that an index names, all of them beside it."""
+    """Returns the files that an index names, which must be in the same folder."""
     try:
         names = sorted(set(read_json_as(_WeightIndex, index).weight_map.values()))
         for name in names:
@@ -76,9 +76,10 @@ def _files_in_index(index: Path, suffix: str) -> list[Path]:
 
 
 def weights_digest(directory: Path) -> str:
-    """Returns the sha256 of a model's weights: for a single file the one that `sha256sum` prints.
+    """Returns the sha256 of a model's weights.
 
-    For several files it is the sha256 of the list of their digests and names.
+    For a single file, it is the sha256 of that file; for several files, it is the sha256 of the
+    list of their digests and names, in the format of `sha256sum`.
     """
     single_files = [directory / names[0] for names in (SAFETENSORS_FILES, PICKLE_FILES)]
     files = [path for path in single_files if path.is_file()][:1] or sorted(

@@ -1,13 +1,13 @@
-"""Writes a checkpoint: a Hugging Face model directory, plus what resuming the run exactly needs.
+"""Writes a checkpoint: a Hugging Face model directory, plus the files needed for an exact resume.
 
 ```
 step-00001000/  config.json  generation_config.json  model.safetensors  tokenizer files   the model
-                model.safetensors.index.json                      which files hold its weights
+                model.safetensors.index.json                      names the file of each weight
                 optimizer.safetensors  progress.json  recipe.yaml                         to resume
                 MANIFEST.json                                     size and sha256 of every file
 ```
-It is written as step-00001000.partial, flushed to disk, and renamed when complete. It contains
-safetensors, JSON and YAML only: no file in it can run code.
+The directory is written as step-00001000.partial, flushed to disk, and renamed when complete. It
+contains only safetensors, JSON, YAML and text files: none of them can run code when it is loaded.
 """
 
 from __future__ import annotations
@@ -41,18 +41,19 @@ _TOKENIZER_FILES = (
 
 
 class TokenizerSource(NamedTuple):
-    """Where a checkpoint's tokenizer files are copied from."""
+    """The tokenizer of a run's data; its files are copied into each checkpoint."""
 
     directory: Path
-    eos: int
+    """Directory from which the tokenizer files are copied."""
+    eos_token_id: int
     eos_token: str
 
 
 class TensorSnapshot:
     """A copy of the weights and the optimizer state in host memory.
 
-    A thread can write it while training continues. The memory is reused for the next copy; for
-    tensors on a GPU it is pinned, so that copies run at the full speed of the bus.
+    A thread can write it while training continues. The memory is reused for the next copy; it is
+    pinned for tensors on a GPU, so that copies run at the full speed of the bus.
     """
 
     def __init__(self) -> None:
@@ -60,7 +61,7 @@ class TensorSnapshot:
         self.optimizer_state: dict[str, Tensor] = {}
 
     def copy_from(self, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
-        """Copies the current tensors; waits for the device."""
+        """Copies the current tensors, and waits until the copy is complete."""
         weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         if model.architecture.tied:
             del weights["embed_out.weight"]
@@ -71,12 +72,12 @@ class TensorSnapshot:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the tensors take, in memory and on disk."""
+        """Size of all tensors in bytes."""
         return sum(t.nbytes for t in (*self.weights.values(), *self.optimizer_state.values()))
 
 
 def _copy_to_host(tensors: dict[str, Tensor], copies: dict[str, Tensor]) -> None:
-    """Copies tensors into `copies`, which is allocated at the first call."""
+    """Copies tensors into `copies`, whose memory is allocated at the first call."""
     for name, tensor in tensors.items():
         if name not in copies:
             copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
@@ -88,13 +89,21 @@ def write_checkpoint(
     architecture: Architecture,
     snapshot: TensorSnapshot,
     state: TrainingState,
-    recipe: str,
+    recipe_yaml: str,
     tokenizer: TokenizerSource,
 ) -> None:
-    """Writes a complete checkpoint, or nothing.
+    """Writes a complete checkpoint, or raises an error and leaves no files behind.
+
+    Args:
+        directory: directory of the new checkpoint, such as RUN/checkpoints/step-00001000.
+        architecture: architecture of the model.
+        snapshot: the weights and the optimizer state.
+        state: the training state, written to progress.json.
+        recipe_yaml: the recipe as YAML.
+        tokenizer: tokenizer whose files are copied.
 
     Raises:
-        CheckpointError: the disk is too full, or the folder cannot be written.
+        CheckpointError: there is not enough free disk space, or the directory cannot be written.
     """
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -103,7 +112,7 @@ def write_checkpoint(
         _check_free_space(partial, snapshot.nbytes)
         _write_model(partial, architecture, snapshot.weights, tokenizer)
         save_file(snapshot.optimizer_state, partial / OPTIMIZER_FILE)
-        (partial / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         _write_json(partial / "progress.json", state.model_dump())
         _write_json(partial / MANIFEST, build_manifest(partial))
         for path in [*partial.iterdir(), partial]:
@@ -118,11 +127,12 @@ def write_checkpoint(
         ) from None
 
 
-def _check_free_space(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed:
+def _check_free_space(folder: Path, needed_bytes: int) -> None:
+    free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
         raise OSError(
-            f"it needs {format_bytes(needed)}, and this disk has {format_bytes(free)} free"
+            f"the checkpoint needs {format_bytes(needed_bytes)}, and the disk has only "
+            f"{format_bytes(free_bytes)} free"
         )
 
 
@@ -130,13 +140,14 @@ def _write_model(
     folder: Path, architecture: Architecture, weights: dict[str, Tensor], tokenizer: TokenizerSource
 ) -> None:
     """Writes the files of a Hugging Face model."""
-    ids = {"bos_token_id": tokenizer.eos, "eos_token_id": tokenizer.eos}
+    eos_token_id = tokenizer.eos_token_id
+    ids = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
     _write_json(folder / "config.json", architecture.to_hugging_face() | ids)
-    # generate() pads with end-of-text anyway; older versions of transformers warn if it is not set.
-    _write_json(folder / "generation_config.json", ids | {"pad_token_id": tokenizer.eos})
+    # generate() pads with end-of-text by default, but older transformers warn if this is not set.
+    _write_json(folder / "generation_config.json", ids | {"pad_token_id": eos_token_id})
     _write_tokenizer(folder, tokenizer, architecture.positions)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    # Without an index, vLLM loads every *.safetensors here as weights, the optimizer state too.
+    # Without an index, vLLM loads each *.safetensors here as weights, also the optimizer state.
     _write_json(folder / "model.safetensors.index.json", _weight_index(weights))
 
 

@@ -1,4 +1,4 @@
-"""Collects what run directories hold, for a report; runs may still be training.
+"""Collects the content of run directories for a report; runs may still be training.
 
 ```
  RUN, STUDY's folder, STUDY.yaml ──> run directories by arm ── metrics.jsonl ──> RunRecord
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rewarm.checkpoints.lineage import lineage_chains
+from rewarm.checkpoints.lineage import read_lineages
 from rewarm.checkpoints.training_state import Ancestor
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError
 from rewarm.recipe.recipe import load_recipe
@@ -30,35 +30,36 @@ JsonLine = dict[str, Any]
 
 
 class RunRecord(NamedTuple):
-    """What a run directory holds."""
+    """The content of a run directory."""
 
     arm: str
     seed: int
     directory: Path
     lines: list[JsonLine]
-    """Of metrics.jsonl."""
+    """The lines of metrics.jsonl."""
     recipe_text: str
-    """The text of recipe.yaml; empty without one."""
+    """The text of recipe.yaml; empty if there is none."""
     settings: dict[str, Any]
     """The settings of recipe.yaml as {"a.b": value}."""
     steps: int | None
-    """Those of the whole run; None without a valid recipe."""
+    """The number of steps of the whole run; None without a valid recipe."""
     events: list[JsonLine]
+    """The lines of events.jsonl."""
     lineage: list[Ancestor]
     """The models up to the last checkpoint, the oldest first; empty without a checkpoint."""
 
     def lines_of(self, kind: str) -> list[JsonLine]:
-        """Returns the metrics lines of a kind: train, evaluate."""
+        """Returns the lines of metrics.jsonl of one kind, `train` or `evaluate`."""
         return [line for line in self.lines if line["kind"] == kind]
 
     @property
     def step(self) -> int:
-        """Steps that are done."""
+        """The last step that has metrics."""
         return max((int(line["step"]) for line in self.lines), default=0)
 
     @property
     def is_done(self) -> bool:
-        """Whether all steps are done."""
+        """Whether the run has reached its last step."""
         return self.steps is not None and self.step >= self.steps
 
 
@@ -67,13 +68,14 @@ class CollectedRuns(NamedTuple):
 
     title: str
     records: list[RunRecord]
-    """By arm, in the arms' order, then by seed."""
+    """The runs, by arm in the arms' order, then by seed."""
     reference: str
-    """The arm that others are compared with."""
+    """The arm that other arms are compared with."""
     control: str | None
+    """The arm trained on old data; other arms are compared with it too."""
     claims: dict[str, JudgedClaim]
     results: StudyResults
-    """Of each arm, the outcomes of those runs that are as far as its furthest."""
+    """The outcomes of the runs that have reached the last step evaluated in their arm."""
 
     @property
     def arms(self) -> list[str]:
@@ -91,11 +93,11 @@ class CollectedRuns(NamedTuple):
 
 
 def collect_runs(paths: list[Path]) -> CollectedRuns:
-    """Returns what runs, folders of runs, and studies hold.
+    """Returns the content of runs, folders of runs, and studies.
 
     Raises:
         RecipeError: a file is not a study, or a run's recipe is damaged.
-        CheckpointError: a path is none of these; nothing was measured yet; or a file is damaged.
+        CheckpointError: a path is none of these, no run has metrics yet, or a file is damaged.
     """
     records: list[RunRecord] = []
     arm_names: dict[Path, str] = {}
@@ -105,28 +107,28 @@ def collect_runs(paths: list[Path]) -> CollectedRuns:
         summary = _read_summary(path, folder)
         if summary:
             summaries.append(summary)
-        known = {record.directory.resolve() for record in records}
-        for home, run in _find_runs(folder, list(summary.arms) if summary else []):
-            name = home.resolve().name
-            # A second folder of the same name is told apart by its whole path.
-            unique_name = str(home) if name in arm_names.values() else name
-            arm = arm_names.setdefault(home.resolve(), unique_name)
-            if run.resolve() not in known:
+        collected_directories = {record.directory.resolve() for record in records}
+        for arm_folder, run in _find_runs(folder, list(summary.arms) if summary else []):
+            name = arm_folder.resolve().name
+            # A second folder of the same name is shown with its whole path.
+            unique_name = str(arm_folder) if name in arm_names.values() else name
+            arm = arm_names.setdefault(arm_folder.resolve(), unique_name)
+            if run.resolve() not in collected_directories:
                 records.append(_read_record(arm, run))
     title = ", ".join(_study_folder(path).resolve().name for path in paths)
-    measured = [run for run in records if run.lines_of("train") or run.lines_of("evaluate")]
-    if not measured:
+    measured_runs = [run for run in records if run.lines_of("train") or run.lines_of("evaluate")]
+    if not measured_runs:
         raise CheckpointError(
-            f"{', '.join(map(str, paths))}: nothing was measured there yet; wait for the first "
-            "line of metrics, of kind train or evaluate"
+            f"{', '.join(map(str, paths))}: no metrics yet; wait for the first line of kind "
+            "train or evaluate in metrics.jsonl"
         )
-    return _with_summaries(title, measured, summaries)
+    return _with_summaries(title, measured_runs, summaries)
 
 
 def _with_summaries(
     title: str, records: list[RunRecord], summaries: list[StudySummary]
 ) -> CollectedRuns:
-    """Returns the runs, with reference, control and claims of their studies."""
+    """Returns the runs with the reference, control and claims of their studies."""
     arms = [record.arm for record in records]
     references = (summary.reference for summary in summaries)
     controls = (summary.control for summary in summaries)
@@ -141,9 +143,9 @@ def _with_summaries(
 
 
 def _furthest_outcomes(records: list[RunRecord]) -> dict[tuple[str, int], RunOutcome]:
-    """Returns the outcomes of runs, without those that other runs of their arm are ahead of.
+    """Returns the outcomes of the runs that have reached the last step evaluated in their arm.
 
-    The mean of losses at different steps would not be the loss of any step.
+    A mean of losses at different steps would not be the loss at any step.
     """
     outcomes = {
         (record.arm, record.seed): outcome
@@ -161,23 +163,23 @@ def _furthest_outcomes(records: list[RunRecord]) -> dict[tuple[str, int], RunOut
 
 
 def _study_folder(path: Path) -> Path:
-    """Returns the folder to look in: that of a study file, or the path itself."""
+    """Returns the folder that has the runs: the one that a study file names, or the path itself."""
     if path.is_file():
         if not is_study(path):
             raise RecipeError([f"{path}: not a study (no `arms`); name the run's directory"])
         return Path(str(YamlDocument.load(path).data.get("study")))
     if not path.is_dir():
         raise CheckpointError(
-            f"{path}: no such folder; expected a run, a folder of runs, a study's folder, or a "
-            "study"
+            f"{path}: no such folder; expected a run directory, a folder of runs, a "
+            "study's folder, or a study file"
         )
     return path
 
 
 def _find_runs(folder: Path, arm_order: list[str]) -> Iterator[tuple[Path, Path]]:
-    """Yields for each run the folder that names its arm, and the run directory.
+    """Yields, for each run, the folder whose name is the arm's, and the run directory.
 
-    A run is its own arm; in a study's folder the arm is the folder of its seeds.
+    A single run is an arm of its own; in a study's folder, an arm is the folder of its seeds.
     """
     if (folder / "metrics.jsonl").is_file():
         absolute = folder.resolve()
@@ -187,31 +189,31 @@ def _find_runs(folder: Path, arm_order: list[str]) -> Iterator[tuple[Path, Path]
     runs += [path.parent for path in folder.glob("*/*/metrics.jsonl") if path.parts[-3] != "bases"]
     if not runs:
         raise CheckpointError(
-            f"{folder}: no run there (no metrics.jsonl in it, nor one or two folders down)"
+            f"{folder}: no run found (no metrics.jsonl in it or up to two levels below)"
         )
-    homes = {run: run if run.parent == folder else run.parent for run in runs}
+    arm_folders = {run: run if run.parent == folder else run.parent for run in runs}
     ranks = {arm: rank for rank, arm in enumerate(arm_order)}
 
     def sort_key(run: Path) -> tuple[Any, ...]:
-        name = homes[run].name
+        name = arm_folders[run].name
         seed = int(run.name) if run.name.isdecimal() else 0
         return ranks.get(name, len(ranks)), name, seed, run.name
 
     for run in sorted(runs, key=sort_key):
-        yield homes[run], run
+        yield arm_folders[run], run
 
 
 def _read_record(arm: str, directory: Path) -> RunRecord:
     path = directory / "recipe.yaml"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     recipe = None
-    with contextlib.suppress(RecipeError, ScheduleError):  # such as: its plug-in is not installed
+    with contextlib.suppress(RecipeError, ScheduleError):  # such as a plug-in that is missing
         recipe = load_recipe(path)
     settings = flatten_settings(YamlDocument(text, str(path)).data) if text else {}
     seed = settings.get("seed")
     lineage: list[Ancestor] = []
-    with contextlib.suppress(CheckpointError):  # a report needs the metrics only
-        [lineage] = lineage_chains(directory)
+    with contextlib.suppress(CheckpointError):  # a report needs only the metrics
+        [lineage] = read_lineages(directory)
     return RunRecord(
         arm,
         seed if isinstance(seed, int) else 0,
@@ -226,7 +228,7 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
 
 
 def _read_checked_metrics(path: Path) -> list[JsonLine]:
-    """Returns the lines of metrics, after checking that what should be a number is one."""
+    """Returns the lines of metrics.jsonl, after checking that the values to plot are numbers."""
     lines = read_metrics(path)
     for line in lines:
         required = {"tokens": int} if line["kind"] in ("train", "evaluate") else {}
@@ -246,7 +248,7 @@ _NUMERIC_KEYS = {"tokens", "loss", "lr", "tokens_per_second", "mfu", "skipped"}
 
 
 def _read_events(path: Path) -> Iterator[JsonLine]:
-    """Yields the readable lines of events.jsonl, an event log that a full disk may truncate."""
+    """Yields the readable lines of events.jsonl, which a full disk may have truncated."""
     if path.is_file():
         for line in path.read_bytes().splitlines():
             with contextlib.suppress(ValueError):
@@ -256,7 +258,7 @@ def _read_events(path: Path) -> Iterator[JsonLine]:
 
 
 def _read_summary(path: Path, folder: Path) -> StudySummary | None:
-    """Returns a study's results.json or, before there is one, what its file has."""
+    """Returns a study's results.json or, if it does not exist yet, the same from the study file."""
     results = folder / "results.json"
     try:
         if results.is_file():

@@ -25,7 +25,7 @@ from rewarm.checkpoints.find_checkpoint import (
     locate_base,
     read_architecture,
 )
-from rewarm.checkpoints.lineage import ancestry, recipe_of_checkpoint
+from rewarm.checkpoints.lineage import model_lineage, recipe_of_checkpoint
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.training_state import Ancestor, TrainingState, read_training_state
 from rewarm.checkpoints.weight_files import find_weight_files
@@ -228,7 +228,8 @@ def _origin_of_new_run(recipe: Recipe, problems: list[Problem], *, thorough: boo
                 verify_checkpoint(base.directory, digests=thorough)
             if thorough or base.kind != "hub model":  # a hub model may not be downloaded yet
                 find_weight_files(base.directory, base.architecture)
-            origin = origin._replace(ancestors=tuple(ancestry(base, state, digest=thorough)))
+            lineage = model_lineage(base, state, compute_digest=thorough)
+            origin = origin._replace(ancestors=tuple(lineage))
         if recipe.data.carry:
             origin = origin._replace(carried=carried_blocks(recipe, base, state))
     return origin

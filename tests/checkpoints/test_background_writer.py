@@ -1,4 +1,4 @@
-"""Saving beside training: full disks, signals and errors lose no checkpoint and no metrics."""
+"""Saving in the background: full disks, signals and errors lose no checkpoint or metrics."""
 
 import os
 import shutil
@@ -48,7 +48,7 @@ def test_a_full_disk_does_not_end_the_run(recipe_text, tmp_path, monkeypatch, ca
     last = run(recipe_text, tmp_path / "run", every__save=2)
     assert list(list_checkpoints(tmp_path / "run")) == [2, 4, 6, 12, 14, 16, 18, 20]
     err = capsys.readouterr().err
-    assert "it needs 698,884 B, and this disk has 1,000 B free" in err
+    assert "the checkpoint needs 698,884 B, and the disk has only 1,000 B free" in err
     assert "(on_save_error: continue)" in err
     assert trained_files(last) == trained_files(straight)
 
@@ -60,7 +60,7 @@ def test_on_save_error_stop_ends_the_run(recipe_text, tmp_path, monkeypatch):
     assert list(list_checkpoints(tmp_path / "run"))[-1] >= 6
 
 
-def test_the_last_checkpoint_has_to_be_written(recipe_text, tmp_path, monkeypatch):
+def test_a_failed_last_save_ends_the_run(recipe_text, tmp_path, monkeypatch):
     fill_disk_at_steps(monkeypatch, 20)
     with pytest.raises(CheckpointError, match="step-00000020: cannot be written"):
         run(recipe_text, tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Names of models: folders, runs, checkpoint references and hub names."""
+"""Finding a model by its name: a directory, a run, a checkpoint reference or a hub name."""
 
 import json
 
@@ -23,7 +23,9 @@ def test_checkpoint_references(recipe_text, tmp_path):
     assert find_local_model(f"{base}").name == "step-00000020"
     assert find_local_model(f"{base}@last").name == "step-00000020"
     assert find_local_model(f"{base}@8").name == "step-00000008"
-    with pytest.raises(CheckpointError, match="no checkpoint at step 9; there are 4, 8, 12"):
+    with pytest.raises(
+        CheckpointError, match="no checkpoint at step 9; the run has checkpoints at steps 4, 8, 12"
+    ):
         find_local_model(f"{base}@9")
     with pytest.raises(CheckpointError, match="or before step 2, where the decay begins"):
         find_local_model(f"{base}@before-decay")
@@ -52,7 +54,7 @@ class Plateau(Schedule):
     assert find_local_model(f"{base}@before-decay").name == "step-00000013"
 
 
-def test_a_rate_that_never_falls_has_no_step_before_decay(thousand_steps):
+def test_a_learning_rate_that_never_falls_has_no_step_before_decay(thousand_steps):
     rises = recipe_of(thousand_steps, "schedule={name: rewarm, peak_lr: 3e-4, decay: none}")
     assert rises.step_before_decay == rises.steps
     assert not rises.has_plateau_before_decay
@@ -76,7 +78,7 @@ def test_the_kind_of_a_base(tmp_path):
     assert (base.kind, base.architecture.layers) == ("local model", 6)
     (tmp_path / "MANIFEST.json").touch()
     assert locate_base(str(tmp_path)).kind == "rewarm checkpoint"
-    with pytest.raises(CheckpointError, match=r"local folder, and a revision \(step1\) is for"):
+    with pytest.raises(CheckpointError, match=r"only a hub name can have a revision \(step1\)"):
         locate_base(str(tmp_path), "step1")
 
 

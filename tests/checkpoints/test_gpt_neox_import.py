@@ -1,4 +1,4 @@
-"""Checkpoints of the GPT-NeoX library: read as transformers reads them, and no code is run."""
+"""Checkpoints of the GPT-NeoX library give the logits of transformers, and run no code."""
 
 import json
 import os
@@ -54,7 +54,7 @@ TRAINING = """\
 
 
 def reference(**changes):
-    """A model of transformers with random biases and norms: initial values would hide mistakes."""
+    """Returns a transformers model with random biases and norms, so that each of them matters."""
     settings = {"intermediate_size": 4 * HIDDEN, "rotary_pct": 0.5} | changes
     config = GPTNeoXConfig(
         vocab_size=VOCABULARY, hidden_size=HIDDEN, num_hidden_layers=LAYERS,
@@ -70,7 +70,7 @@ def reference(**changes):
 
 
 def layer_files(model, *, tied=False, new_names=False):
-    """The model's tensors as the library's pipeline saves them, by the number of the file."""
+    """Returns the tensors of a model as GPT-NeoX saves them, keyed by the number of the file."""
     trunk = model.gpt_neox
     files = {0: {"word_embeddings.weight": trunk.embed_in.weight.data}}
     for number, layer in enumerate(trunk.layers):
@@ -103,7 +103,7 @@ def write_checkpoint(folder, files, **configs):
         torch.save(tensors, folder / f"layer_{number:02}-model_00-model_states.pt")
     for name, text in configs.items():
         (folder / "configs" / f"{name}.yml").write_text(text)
-    # Files beside them that must not be opened: unpickling one ends the process.
+    # Other files of a checkpoint, which must not be opened: unpickling them ends the process.
     for name in ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"):
         (folder / name).write_bytes(pickle.dumps(ExitWhenUnpickled()))
     return folder
@@ -432,5 +432,7 @@ def test_links_out_of_the_folder_and_pipes_are_refused(saved, tmp_path, name, pi
         os.mkfifo(path)
     else:
         path.symlink_to(tmp_path / "outside")
-    with pytest.raises(CheckpointError, match=r"not a file, or a broken link|a link out of its"):
+    with pytest.raises(
+        CheckpointError, match=r"not a regular file, or a broken link|a link out of its"
+    ):
         load(saved)

@@ -1,4 +1,4 @@
-"""Errors of models that cannot be downloaded; the hub itself is not contacted."""
+"""Errors if a model cannot be downloaded; no test contacts the hub."""
 
 import huggingface_hub
 import pytest

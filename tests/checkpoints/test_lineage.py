@@ -1,4 +1,4 @@
-"""Lineage: the models that a checkpoint descends from."""
+"""Lineage: the chain of models that a checkpoint was trained from."""
 
 import json
 
@@ -9,7 +9,7 @@ from rewarm.checkpoints.lineage import lineage_forest
 from rewarm.checkpoints.training_state import Ancestor, read_training_state
 
 
-def test_a_chain_of_runs_is_recorded_and_drawn(recipe_text, tmp_path, command):
+def test_the_lineage_of_three_runs_is_stored_and_printed(recipe_text, tmp_path, command):
     runs = tmp_path / "runs"
     run(recipe_text, runs / "base")
     run(recipe_text, runs / "arm", model=f"{{base: {runs}/base@10}}", tokens=2048)

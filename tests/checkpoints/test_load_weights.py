@@ -1,4 +1,4 @@
-"""Weights of others are loaded as they are, and wrong or unsafe ones are refused."""
+"""Weights from other libraries are loaded exactly, and wrong or unsafe ones are refused."""
 
 import pickle
 import re

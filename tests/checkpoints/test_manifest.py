@@ -1,4 +1,4 @@
-"""MANIFEST.json lists every file of a checkpoint, and any change of one is noticed."""
+"""MANIFEST.json lists all files of a checkpoint, and a change of any file is detected."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The optimizer state is stored without a rate, and loaded only into the model it is of."""
+"""The optimizer state is stored without a learning rate, and is refused by another model."""
 
 import pytest
 import torch
@@ -29,12 +29,12 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_no_rate_is_stored(folder):
+def test_no_learning_rate_is_stored(folder):
     names = {name.split("/")[0] for name in load_file(folder / "optimizer.safetensors")}
     assert names == {"exp_avg", "exp_avg_sq", "updates"}
 
 
-def test_it_is_loaded_bit_for_bit(folder):
+def test_the_state_is_loaded_bit_for_bit(folder):
     model, optimizer = model_and_optimizer(1)
     load_optimizer_state(folder, model, optimizer)
     stored = load_file(folder / "optimizer.safetensors")

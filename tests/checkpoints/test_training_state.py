@@ -1,4 +1,4 @@
-"""Training state: what a step changes in it, and an ancestor as one line."""
+"""Training state: the change after a step, storage, and an ancestor as one line of text."""
 
 import pytest
 
@@ -22,7 +22,7 @@ def test_after_step():
     assert START.step == 0
 
 
-def test_it_is_read_back_equal(tmp_path):
+def test_the_state_is_read_back_equal(tmp_path):
     (tmp_path / "progress.json").write_text(START.model_dump_json())
     assert read_training_state(tmp_path) == START
     (tmp_path / "progress.json").write_text('{"step": -1}')

@@ -1,4 +1,4 @@
-"""Which files hold a model's weights, and their digest."""
+"""Finding the files that hold the weights of a model, and computing their digest."""
 
 import hashlib
 import json

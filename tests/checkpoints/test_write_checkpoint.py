@@ -1,4 +1,4 @@
-"""A checkpoint is a complete Hugging Face model, or nothing."""
+"""A checkpoint is a complete Hugging Face model; a failed save leaves no files."""
 
 import errno
 
@@ -24,7 +24,7 @@ def checkpoint(recipe_file):
     return train(load_recipe(recipe_file, ["tokens=2048", "every.evaluate=null"]))
 
 
-def test_its_loss_is_the_one_that_transformers_computes(checkpoint, corpora):
+def test_loss_equals_the_loss_of_transformers(checkpoint, corpora):
     blocks = StoredBlocks(ShardSource(str(corpora / "upstream" / "val")), context=64)
     model = NeoX(read_architecture(checkpoint))
     load_weights(model, checkpoint)
@@ -39,7 +39,7 @@ def test_its_loss_is_the_one_that_transformers_computes(checkpoint, corpora):
     assert measured.tokens == 64 * len(losses)
 
 
-def test_no_file_of_it_is_a_pickle(checkpoint):
+def test_no_file_of_a_checkpoint_is_a_pickle(checkpoint):
     assert not [path for path in checkpoint.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 
 

@@ -1,4 +1,4 @@
-"""`rewarm lineage`: which model was trained from which."""
+"""`rewarm lineage`: shows which model was trained from which."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ def lineage(
     ],
     as_json: Json = False,
 ) -> None:
-    """Draw which model descends from which, with rates and losses."""
+    """Show which model was trained from which, with learning rates and losses."""
     from rich.tree import Tree
 
-    from rewarm.checkpoints.lineage import LineageNode, lineage_chains, lineage_forest
+    from rewarm.checkpoints.lineage import LineageNode, lineage_forest, read_lineages
 
-    chains = lineage_chains(path)
+    lineages = read_lineages(path)
     if as_json:
-        print(json.dumps([[model.model_dump() for model in chain] for chain in chains], indent=1))
+        documents = [[model.model_dump() for model in lineage] for lineage in lineages]
+        print(json.dumps(documents, indent=1))
         return
 
     def tree_of(node: LineageNode) -> Tree:
@@ -36,5 +37,5 @@ def lineage(
     console = Console(highlight=False, emoji=False, markup=False)
     # Lines are not wrapped in a file, and not below 120 columns in a terminal.
     console.width = max(console.width, 120) if console.is_terminal else 1000
-    for root in lineage_forest(chains):
+    for root in lineage_forest(lineages):
         console.print(tree_of(root))

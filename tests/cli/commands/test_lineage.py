@@ -1,11 +1,11 @@
-"""`rewarm lineage`: which model was trained from which, drawn and as JSON."""
+"""`rewarm lineage`: which model was trained from which, as a tree and as JSON."""
 
 import json
 
 from training_runs import run
 
 
-def test_a_chain_of_runs(recipe_text, tmp_path, command):
+def test_lineage_is_printed_as_a_tree_and_as_json(recipe_text, tmp_path, command):
     runs = tmp_path / "runs"
     run(recipe_text, runs / "base", tokens=2048)
     run(recipe_text, runs / "arm", model=f"{{base: {runs}/base}}", tokens=1024)
