@@ -192,7 +192,7 @@ def read_gpt_neox_architecture(directory: Path) -> Architecture:
             layer_norm_eps=config.layernorm_epsilon,
         )
     except ValidationError as error:
-        raise CheckpointError(_not_buildable(directory, error)) from None
+        raise CheckpointError(_unsupported_model_message(directory, error)) from None
 
 
 def gpt_neox_layer_files(directory: Path, layers: int, *, tied: bool) -> list[LayerFile]:
@@ -217,9 +217,9 @@ def gpt_neox_layer_files(directory: Path, layers: int, *, tied: bool) -> list[La
     problems = [f"{name} is missing" for name in sorted(expected - present)]
     problems += [f"{name} is unexpected" for name in sorted(present - expected)]
     if problems:
-        more = f" and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
+        omitted = f" and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
         raise CheckpointError(
-            f"{directory}: {', '.join(problems[:_MAX_SHOWN])}{more}; expected the {len(expected)} "
+            f"{directory}: {', '.join(problems[:_MAX_SHOWN])}{omitted}; expected the {len(expected)} "
             f"files of {layers} layers with {'tied' if tied else 'untied'} embeddings, as configs/ "
             "says; copy the complete folder again"
         )
@@ -269,7 +269,9 @@ def _read_config(directory: Path) -> GptNeoxConfig:
             {"pos_emb": "learned"} | {k: v for k, v in settings.items() if v is not None}
         )
     except ValidationError as error:
-        raise CheckpointError(_not_buildable(directory / "configs", error, locations)) from None
+        raise CheckpointError(
+            _unsupported_model_message(directory / "configs", error, locations)
+        ) from None
 
 
 def _load_config_file(path: Path) -> YamlDocument:
@@ -281,7 +283,7 @@ def _load_config_file(path: Path) -> YamlDocument:
         raise CheckpointError(str(error)) from None
 
 
-def _not_buildable(
+def _unsupported_model_message(
     source: Path, error: ValidationError, locations: dict[str, str] | None = None
 ) -> str:
     """Returns the error message for settings that rewarm cannot build, one setting per line."""

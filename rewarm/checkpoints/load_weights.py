@@ -86,10 +86,10 @@ def _check_tensors_match(weights: dict[str, Tensor], model: NeoX, directory: Pat
 def _check_weights_finite(model: NeoX, directory: Path) -> None:
     names = sorted(n for n, tensor in model.state_dict().items() if not all_finite(tensor))
     if names:
-        more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+        omitted = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
         raise CheckpointError(
             f"{directory}: weights that are not finite numbers: {', '.join(names[:_MAX_SHOWN])}"
-            f"{more}; download the model again, or use another checkpoint"
+            f"{omitted}; download the model again, or use another checkpoint"
         )
 
 
@@ -183,8 +183,8 @@ def _load_pickled_tensors(path: Path) -> dict[str, Tensor]:
         # tensor data would be memory-mapped as if it were uncompressed.
         if any(m.compress_type or m.file_size > m.compress_size for m in archive.infolist()):
             raise ValueError("compressed")
-    loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    tensors = {name: t for name, t in loaded.items() if isinstance(t, Tensor)}
+    contents = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    tensors = {name: t for name, t in contents.items() if isinstance(t, Tensor)}
     if not all(isinstance(name, str) for name in tensors):
         raise ValueError("the names of its tensors are not text")
     return tensors

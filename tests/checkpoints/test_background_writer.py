@@ -55,7 +55,9 @@ def test_a_full_disk_does_not_end_the_run(recipe_text, tmp_path, monkeypatch, ca
 
 def test_on_save_error_stop_ends_the_run(recipe_text, tmp_path, monkeypatch):
     fill_disk_at_steps(monkeypatch, 8)
-    with pytest.raises(CheckpointError, match="step-00000008: cannot be written: it needs"):
+    with pytest.raises(
+        CheckpointError, match="step-00000008: cannot be written: the checkpoint needs"
+    ):
         run(recipe_text, tmp_path / "run", every__save=2, on_save_error="stop")
     assert list(list_checkpoints(tmp_path / "run"))[-1] >= 6
 
