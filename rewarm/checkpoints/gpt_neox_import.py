@@ -219,9 +219,9 @@ def gpt_neox_layer_files(directory: Path, layers: int, *, tied: bool) -> list[La
     if problems:
         omitted = f" and {len(problems) - _MAX_SHOWN} more" if len(problems) > _MAX_SHOWN else ""
         raise CheckpointError(
-            f"{directory}: {', '.join(problems[:_MAX_SHOWN])}{omitted}; expected the {len(expected)} "
-            f"files of {layers} layers with {'tied' if tied else 'untied'} embeddings, as configs/ "
-            "says; copy the complete folder again"
+            f"{directory}: {', '.join(problems[:_MAX_SHOWN])}{omitted}; expected the "
+            f"{len(expected)} files of {layers} layers with {'tied' if tied else 'untied'} "
+            "embeddings, as configs/ says; copy the complete folder again"
         )
     return files
 
