@@ -1,6 +1,6 @@
-"""Tables whose content is decided: the terminal, HTML and Markdown only render them.
+"""Tables with formatted cells, independent of how they are rendered: terminal, HTML, Markdown.
 
-A cell holds a number twice, as formatted text and as the value that a table sorts by.
+A cell of a number has both the formatted text and the value that a table sorts by.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ class Cell(NamedTuple):
 
     text: str
     value: float | None = None
-    """Of a number, for sorting."""
+    """The number that the text shows, for sorting; None for a text."""
     quiet: bool = False
-    """Whether to show the cell in a muted color, because it says nothing new."""
+    """Whether to show the cell in a muted color, because it repeats what is known."""
 
 
 class Table(NamedTuple):
     """A table, ready to be rendered in any format."""
 
     title: str
-    about: str
-    """What its numbers are, in a sentence or two."""
+    caption: str
+    """Explains the table's numbers in one to three sentences."""
     columns: list[str]
     rows: list[list[Cell]]
 
     @property
     def numeric_columns(self) -> list[bool]:
-        """Whether each column holds nothing but numbers and empty cells: shown right-aligned."""
+        """Whether each column has only numbers and empty cells; such columns are right-aligned."""
         return [
             all(row[index].value is not None or not row[index].text for row in self.rows)
             for index in range(len(self.columns))
         ]
 
     def select(self, *columns: str) -> Table:
-        """Returns the table with these columns only, in this order.
+        """Returns a table with only these columns, in this order.
 
         Raises:
-            ValueError: it has no such column.
+            ValueError: the table has no such column.
         """
         indices = [self.columns.index(column) for column in columns]
         rows = [[row[index] for index in indices] for row in self.rows]
@@ -51,21 +51,22 @@ class Table(NamedTuple):
 EMPTY = Cell("")
 
 
-def number_cell(value: float | None, form: str) -> Cell:
-    """Returns a number, formatted with `format(value, form)`; empty for None."""
-    return EMPTY if value is None else Cell(format(value, form), value)
+def number_cell(value: float | None, number_format: str) -> Cell:
+    """Returns a cell with `format(value, number_format)`; empty for None."""
+    return EMPTY if value is None else Cell(format(value, number_format), value)
 
 
 def count_cell(value: int) -> Cell:
-    """Returns a whole number with thousands separators."""
+    """Returns a cell with a whole number, with thousands separators."""
     return Cell(f"{value:,}", value)
 
 
-def tokens_cell(value: float | None, error: float | None = None) -> Cell:
-    """Returns a number of tokens such as `1.5M`, with its standard error; empty for None."""
+def tokens_cell(value: float | None, standard_error: float | None = None) -> Cell:
+    """Returns a cell with a number of tokens, `1.5M ± 100k`; empty for None."""
     if value is None:
         return EMPTY
-    return Cell(format_count(value) + (f" ± {format_count(error)}" if error else ""), value)
+    error = f" ± {format_count(standard_error)}" if standard_error else ""
+    return Cell(format_count(value) + error, value)
 
 
 def plural(count: int, noun: str) -> str:

@@ -1,4 +1,4 @@
-"""What `rewarm compare`, and `rewarm check` of a study, print."""
+"""The output of `rewarm compare`, and of `rewarm check` for a study."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from rewarm.study.runner import RunStatus, StudyRunner
 from rewarm.study.study_file import StudyPlan
 
 _COLUMNS = ("arm", "start", "final", "change", "peak rise", "recovered at")
-"""The columns of a comparison that a terminal has room for, besides the differences."""
+"""The columns of a comparison table that fit a terminal, besides the differences."""
 
 
 def run_and_print_study(plan: StudyPlan, workers: int, *, as_json: bool) -> None:
-    """Runs what is left of a study, writes results.json, and prints the results.
+    """Runs every run of a study that is not complete, writes results.json, prints the results.
 
     Raises:
-        RewarmError: see `StudyRunner.run_all`; the results of complete runs are printed before.
+        RewarmError: see `StudyRunner.run_all`; the results of complete runs are printed first.
     """
     runner = StudyRunner(plan)
     try:
@@ -54,15 +54,19 @@ def run_and_print_study(plan: StudyPlan, workers: int, *, as_json: bool) -> None
 
 
 def print_study_plan(plan: StudyPlan) -> None:
-    """Prints what a study will run."""
+    """Prints the arms, runs and claims of a study, and its GPU hours."""
     for name, recipe in plan.bases.items():
         print(f"base      {name}: {recipe.steps:,} steps, {format_count(_tokens(recipe))} tokens")
     table = plain_table("arm", "steps", "tokens", "starts from", "changes")
     for arm, changes in plan.study.arms.items():
         recipe = plan.runs_of(arm)[0].recipe
-        changed = "; ".join(f"{setting}: {json.dumps(value)}" for setting, value in changes.items())
+        changes_text = "; ".join(
+            f"{setting}: {json.dumps(value)}" for setting, value in changes.items()
+        )
         tokens = format_count(_tokens(recipe))
-        table.add_row(arm, f"{recipe.steps:,}", tokens, _start(recipe), changed or "nothing")
+        table.add_row(
+            arm, f"{recipe.steps:,}", tokens, _initial_weights(recipe), changes_text or "nothing"
+        )
     print_table(table)
     for group in _arms_by_data(plan):
         print(f"batches   the same for {', '.join(group)}")
@@ -78,25 +82,25 @@ def print_study_plan(plan: StudyPlan) -> None:
         print(f"claim     {name}: {claim.text}")
 
 
-def _start(recipe: Recipe) -> str:
-    """Returns what a run starts from: a base, or new weights."""
+def _initial_weights(recipe: Recipe) -> str:
+    """Returns what a run starts from: a base model, or newly initialized weights."""
     model = recipe.model
-    start = model.base or model.preset or "new weights"
+    source = model.base or model.preset or "newly initialized weights"
     if model.revision:
-        start += f" at {model.revision}"
-    return f"new weights, as {start}" if model.fresh else start
+        source += f" at {model.revision}"
+    return f"newly initialized weights, architecture of {source}" if model.fresh else source
 
 
 def _gpu_hours(plan: StudyPlan) -> str:
-    """Returns the GPU hours of a study on each GPU that was measured, or how to find them."""
+    """Returns the GPU hours of a study on each measured GPU, or how to measure them."""
     hours = []
     for gpu in measured_gpus():
-        with suppress(RewarmError):  # such as: not measured in this precision
+        with suppress(RewarmError):  # for example, it was not measured in this precision
             cost = estimate_study_cost(plan, gpus=1, on_gpu=True, speed_of=speed_on_gpu(gpu))
             hours.append(
                 f"{format_number(cost.gpu_hours or 0)} on one {gpu} (rewarm plan --gpu {gpu})"
             )
-    return "; ".join(hours) or "rewarm plan --measure, on the machine that is to run it"
+    return "; ".join(hours) or "rewarm plan --measure, on the machine that will run it"
 
 
 def _tokens(recipe: Recipe) -> int:
@@ -104,20 +108,20 @@ def _tokens(recipe: Recipe) -> int:
 
 
 def _arms_by_data(plan: StudyPlan) -> list[list[str]]:
-    """Returns the groups of arms whose recipes take the same tokens in the same order."""
+    """Returns the groups of arms whose recipes train on the same tokens in the same order."""
     groups: dict[str, list[str]] = {}
     for arm in plan.study.arms:
         recipe = plan.runs_of(arm)[0].recipe
         data = recipe.document()["data"]
-        order = {name: data[name] for name in ("context", "lanes", "train", "carry")}
-        key: list[Any] = [order, recipe.seed, recipe.batch.tokens, recipe.steps]
+        data_settings = {name: data[name] for name in ("context", "lanes", "train", "carry")}
+        key: list[Any] = [data_settings, recipe.seed, recipe.batch.tokens, recipe.steps]
         groups.setdefault(json.dumps(key, sort_keys=True), []).append(arm)
     return list(groups.values())
 
 
 @contextmanager
 def _status_display() -> Iterator[Callable[[list[RunStatus]], None]]:
-    """Yields a function that shows statuses: a live table on a terminal, lines elsewhere."""
+    """Yields a function that shows statuses: in a terminal as a live table, else as lines."""
     console = Console(stderr=True, highlight=False)
     printed: dict[str, str] = {}
 
@@ -165,11 +169,14 @@ def _print_results(plan: StudyPlan, results: StudyResults, summary: StudySummary
         print()
     for name in results.validation_sets:
         if name != UPSTREAM and (front := study_pareto_front(plan, results, name)):
-            print(f"front     {name}: no arm ends lower on it and upstream than {', '.join(front)}")
+            print(
+                f"front     {name}: no arm has a lower final loss on both it and upstream than "
+                f"{', '.join(front)}"
+            )
     for seed, groups in same_batches(results, arms).items():
         for group in groups:
             if len(group) > 1:
                 print(f"batches   seed {seed}: the same tokens for {', '.join(group)}")
     if summary.claims:
         table = claims_table(summary.claims)
-        print_result_table(table.select("verdict", "effect", "claim", "why"), show_title=False)
+        print_result_table(table.select("verdict", "effect", "name", "reason"), show_title=False)

@@ -29,14 +29,15 @@ class ArmLosses(NamedTuple):
 
     name: str
     color_index: int
-    """Its position among all arms of the report, which gives its color."""
+    """The arm's index among all arms of the report, which determines its color."""
     final: tuple[Estimate, Estimate]
+    """The final losses, averaged over seeds."""
     trajectory: list[tuple[float, float]]
-    """Losses of its first seed, from the first evaluation to the last."""
+    """The losses of the arm's first seed, from the first evaluation to the last."""
 
 
 class _Label(NamedTuple):
-    """An arm's name, the point that it belongs to, and how the legend shows the arm instead."""
+    """An arm's name, the point that it labels, and the arm's style in a legend."""
 
     name: str
     point: tuple[float, float]
@@ -50,9 +51,9 @@ def final_losses_svg(
 
     Args:
         arms: the arms to draw.
-        pareto_front: the names of the arms on the front, by ascending loss on x.
-        x_label: the name of the x axis.
-        y_label: the name of the y axis.
+        pareto_front: the names of the arms on the front, by ascending x loss.
+        x_label: the label of the x axis.
+        y_label: the label of the y axis.
     """
 
     def draw(axes: Any) -> list[_Label]:
@@ -64,7 +65,9 @@ def final_losses_svg(
         for arm in arms:
             x, y = arm.final
             style = _marker_style(arm, filled=arm.name in pareto_front)
-            axes.errorbar(x.mean, y.mean, xerr=x.error, yerr=y.error, elinewidth=1, **style)
+            axes.errorbar(
+                x.mean, y.mean, xerr=x.standard_error, yerr=y.standard_error, elinewidth=1, **style
+            )
             labels.append(_Label(arm.name, means[arm.name], style))
         return labels
 
@@ -101,9 +104,9 @@ def loss_trajectories_svg(arms: list[ArmLosses], x_label: str, y_label: str) -> 
 
 
 def _scatter_svg(draw: Callable[[Any], list[_Label]], x_label: str, y_label: str) -> str:
-    """Returns the SVG of what `draw` adds to the axes, with the labels that it returns."""
+    """Returns as SVG what `draw` draws into the axes, with the labels that it returns."""
     svg = StringIO()
-    # The text is kept as text: a browser has glyphs for names that matplotlib's font has not.
+    # Text stays text: a browser may have glyphs that matplotlib's font lacks.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         save_figure(
@@ -133,9 +136,9 @@ def _scatter_figure(draw: Callable[[Any], list[_Label]], x_label: str, y_label: 
 
 
 def _add_labels_beside_points(figure: Any, axes: Any, labels: list[_Label]) -> bool:
-    """Writes names beside their points; False, and none are written, if they do not all fit.
+    """Writes each name beside its point; returns False, and writes none, if they do not all fit.
 
-    A name never covers a point or another name, and lines only where there is no other position.
+    A name never covers a point or another name, and covers lines only if it cannot avoid them.
     """
     from matplotlib.transforms import Bbox
 
@@ -160,17 +163,17 @@ def _add_labels_beside_points(figure: Any, axes: Any, labels: list[_Label]) -> b
             bbox={"facecolor": "white", "alpha": 0.7, "lw": 0, "pad": 1},
         )
         annotations.append(annotation)
-        covered: dict[int, int] = {}
+        lines_covered: dict[int, int] = {}
         for i, position in enumerate(_LABEL_POSITIONS):
             box = _move_label(annotation, position)
             is_inside = all(frame.contains(x, y) for x, y in box.corners())
             if is_inside and not box.count_overlaps(occupied):
-                covered[i] = sum(line.intersects_bbox(box, filled=False) for line in lines)
-        if not covered:
-            for written in annotations:
-                written.remove()
+                lines_covered[i] = sum(line.intersects_bbox(box, filled=False) for line in lines)
+        if not lines_covered:
+            for earlier in annotations:
+                earlier.remove()
             return False
-        best = min(covered, key=covered.__getitem__)
+        best = min(lines_covered, key=lines_covered.__getitem__)
         occupied.append(_move_label(annotation, _LABEL_POSITIONS[best]))
     return True
 

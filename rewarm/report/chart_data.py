@@ -16,7 +16,7 @@ _LOSS_RESOLUTION = 1e-4  # nats; finer than a curve can show
 
 
 def chart_data_json(collected: CollectedRuns) -> str:
-    """Returns the curves' data as JSON, escaped so that no name in it can end its element."""
+    """Returns the curves as JSON, escaped so that no name can close the script element."""
     columns = PackedColumns()
     arms = [
         {
@@ -37,8 +37,8 @@ def chart_data_json(collected: CollectedRuns) -> str:
 class PackedColumns:
     """Columns of numbers as differences of rounded values; equal columns are stored once.
 
-    Each is [factor, divisor, differences]: value i is the sum of the first i differences, times
-    factor, over divisor. A difference of null stands for a missing value.
+    Each column is [factor, divisor, differences]: value i is the sum of the first i differences,
+    times factor, over divisor. A difference of null stands for a missing value.
     """
 
     def __init__(self) -> None:
@@ -58,15 +58,15 @@ class PackedColumns:
         return self._indices.setdefault(column, len(self._indices))
 
     def add_counts(self, values: list[int]) -> int:
-        """Stores whole numbers, exactly."""
+        """Stores a column of whole numbers, exactly, and returns its index."""
         return self.add([*values], math.gcd(*values) or 1, 1)
 
     def add_losses(self, values: list[float | None]) -> int:
-        """Stores losses in nats, to 1e-4."""
+        """Stores a column of losses in nats, rounded to 1e-4, and returns its index."""
         return self.add(values, 1, round(1 / _LOSS_RESOLUTION))
 
     def add_rates(self, values: list[float | None]) -> int:
-        """Stores learning rates, to a ten thousandth of the highest."""
+        """Stores a column of learning rates, to 1e-4 of the highest, and returns its index."""
         highest = max((value for value in values if value), default=1.0)
         return self.add(values, 1, 10 ** max(0, 4 - math.floor(math.log10(highest))))
 

@@ -1,4 +1,4 @@
-"""The curves of the page: figures that its script draws, and the controls above them."""
+"""The charts of the page, which its script draws, and the controls above them."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def chart_section(collected: CollectedRuns) -> Markup:
         unit = join(nats, " – smoothed; pale: as logged")
         title = join("training ", quantity)
         loss = _training_loss_alternative(collected)
-        rates = _rates_alternative(collected)
+        rates = _learning_rate_alternative(collected)
         figures += [
-            _figure(title, unit, loss, chart="loss", look="wide"),
-            _figure("learning rate", "as applied", rates, chart="lr", look="wide low"),
+            _figure(title, unit, loss, chart="loss", css_class="wide"),
+            _figure("learning rate", "as applied", rates, chart="lr", css_class="wide low"),
         ]
     without_script = tag(
         "noscript",
@@ -50,14 +50,14 @@ def _figure(
     *,
     chart: str,
     set_index: int | None = None,
-    look: str = "",
+    css_class: str = "",
 ) -> Markup:
     title_id = f"chart-{chart}-{set_index}"
-    keys = "Arrow keys read values, plus and minus zoom, Escape shows everything."
+    keyboard_help = "Arrow keys read values, plus and minus zoom, Escape shows everything."
     return tag(
         "figure",
         tag("figcaption", tag("h3", title, id=title_id), tag("p", unit)),
-        tag("p", f"{alternative} {keys}", id=f"{title_id}-alternative", class_="unseen"),
+        tag("p", f"{alternative} {keyboard_help}", id=f"{title_id}-alternative", class_="unseen"),
         tag(
             "div",
             role="application",
@@ -69,14 +69,14 @@ def _figure(
         tag("p", "No arm is selected, or nothing was measured.", class_="none muted", hidden=True),
         tag("output", class_="readout", aria_live="off"),
         tag("details", tag("summary", "Values"), tag("div"), class_="values"),
-        class_=look or None,
+        class_=css_class or None,
         data_chart=chart,
         data_set=set_index,
     )
 
 
 def _validation_alternative(collected: CollectedRuns, validation_set: str) -> str:
-    """Returns what a curve shows, for screen readers."""
+    """Returns the text alternative of a chart, for screen readers."""
     descriptions = []
     for arm in collected.arms:
         start, end = (
@@ -96,7 +96,7 @@ def _training_loss_alternative(collected: CollectedRuns) -> str:
     return f"{'; '.join(descriptions)}."
 
 
-def _rates_alternative(collected: CollectedRuns) -> str:
+def _learning_rate_alternative(collected: CollectedRuns) -> str:
     descriptions = [
         f"{arm} from {rates[0]:.3g}, at most {max(rates):.3g}, to {rates[-1]:.3g}"
         for arm, rates in _logged_values(collected, "lr")
@@ -105,7 +105,7 @@ def _rates_alternative(collected: CollectedRuns) -> str:
 
 
 def _logged_values(collected: CollectedRuns, key: str) -> Iterator[tuple[str, list[float]]]:
-    """Yields what the first run of each arm logged under a key, if anything."""
+    """Yields the values that the first run of each arm logged under a key, if any."""
     for arm in collected.arms:
         lines = collected.records_of(arm)[0].lines_of("train")
         if values := [line[key] for line in lines if line.get(key) is not None]:
@@ -133,8 +133,8 @@ def _controls(collected: CollectedRuns) -> Markup:
         tag(
             "span",
             *(
-                tag("button", sign, type="button", id=key, aria_label=label, title=label)
-                for key, sign, label in _ZOOM_BUTTONS
+                tag("button", symbol, type="button", id=key, aria_label=label, title=label)
+                for key, symbol, label in _ZOOM_BUTTONS
             ),
             class_="zoom",
         ),
@@ -156,14 +156,16 @@ def _arm_buttons(collected: CollectedRuns) -> Iterator[Markup]:
 
 
 def _smoothing(collected: CollectedRuns) -> Markup:
-    longest = max(len(record.lines_of("train")) for record in collected.records)
-    value = 0.9 if longest >= 50 else 0
-    slider = tag("input", type="range", id="smooth", min=0, max=0.99, step=0.01, value=value)
+    most_points = max(len(record.lines_of("train")) for record in collected.records)
+    initial_value = 0.9 if most_points >= 50 else 0
+    slider = tag(
+        "input", type="range", id="smooth", min=0, max=0.99, step=0.01, value=initial_value
+    )
     return tag("label", "Smoothing", slider)
 
 
 def _seeds_checkbox(collected: CollectedRuns) -> list[Markup]:
-    """Returns the switch for curves of single seeds, where an arm has several."""
+    """Returns the checkbox for curves of single seeds, if any arm has several."""
     has_several_seeds = any(len(collected.records_of(arm)) > 1 for arm in collected.arms)
     return [_checkbox("seeds", "each seed", checked=True)] if has_several_seeds else []
 

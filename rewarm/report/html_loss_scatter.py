@@ -15,7 +15,7 @@ _MAX_POINTS = 200  # of a trajectory; more would not be visible
 
 
 def loss_scatter_section(collected: CollectedRuns) -> Markup:
-    """Returns the images of every pair of validation sets, and the table of fitted lines."""
+    """Returns the images of all pairs of validation sets, and the table of fitted lines."""
     figures = [figure for pair in set_pairs(collected) for figure in _figures(collected, pair)]
     if not figures:
         return Markup()
@@ -23,7 +23,7 @@ def loss_scatter_section(collected: CollectedRuns) -> Markup:
 
 
 def _figures(collected: CollectedRuns, pair: tuple[str, str]) -> Iterator[Markup]:
-    """Yields the final losses, if there are several arms, and the trajectories of the losses."""
+    """Yields the images of a pair: final losses, if there are several arms, and trajectories."""
     x_set, y_set = pair
     x_label, y_label = f"{x_set} loss", f"{y_set} loss"
     losses = final_losses(collected, pair)
@@ -34,11 +34,13 @@ def _figures(collected: CollectedRuns, pair: tuple[str, str]) -> Iterator[Markup
     ]
     if len(arms) > 1:
         front = pareto_arms(collected, pair)
-        listed = "; ".join(f"{arm} {x.mean:.3f} and {y.mean:.3f}" for arm, (x, y) in losses.items())
+        losses_text = "; ".join(
+            f"{arm} {x.mean:.3f} and {y.mean:.3f}" for arm, (x, y) in losses.items()
+        )
         yield _figure(
             f"Final losses on {y_set}",
             "Lower left is better. Filled: the Pareto front. Bars: standard error over seeds.",
-            f"Final {x_set} and {y_set} loss: {listed}. Pareto front: {', '.join(front)}.",
+            f"Final {x_set} and {y_set} loss: {losses_text}. Pareto front: {', '.join(front)}.",
             final_losses_svg(arms, front, x_label, y_label),
         )
     if any(len(arm.trajectory) > 1 for arm in arms):
@@ -51,12 +53,12 @@ def _figures(collected: CollectedRuns, pair: tuple[str, str]) -> Iterator[Markup
         )
 
 
-def _figure(title: str, about: str, alternative: str, svg: str) -> Markup:
+def _figure(title: str, caption: str, alternative: str, svg: str) -> Markup:
     # As an image, because the page's content security policy forbids the SVG's inline styles.
     source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
     return tag(
         "figure",
-        tag("figcaption", tag("h3", title), tag("p", about)),
+        tag("figcaption", tag("h3", title), tag("p", caption)),
         tag("img", src=source, alt=f"{title}. {alternative}", class_="scatter"),
     )
 

@@ -6,7 +6,7 @@
                ── loss_scatter    ──> images             ─┘
 ```
 Names and settings come from untrusted files: they reach the page as escaped text and as JSON only,
-and the page's content security policy runs no script but the two whose digests it lists.
+and the page's content security policy allows only the two scripts whose digests it lists.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class PageSection(NamedTuple):
 
 
 def html_page(collected: CollectedRuns) -> str:
-    """Returns the page."""
+    """Returns the HTML of the page."""
     style = _asset("uplot.css") + _asset("page.css")
     scripts = [_asset("uplot.js"), _asset("page.js")]
     head = _head(collected.title, style, scripts)
@@ -109,7 +109,7 @@ def _policy_digest(text: str) -> str:
 
 def _sections(collected: CollectedRuns) -> list[PageSection]:
     """Returns the sections in their order; a section without content is left out of the page."""
-    figures = html_tables(
+    metrics = html_tables(
         *(validation_set_table(collected, name) for name in collected.validation_sets),
         overtaking_table(collected),
     )
@@ -120,7 +120,7 @@ def _sections(collected: CollectedRuns) -> list[PageSection]:
         PageSection("summary", "Summary", _summary(collected)),
         PageSection("curves", "Curves", chart_section(collected)),
         PageSection("losses", "Both losses", loss_scatter_section(collected)),
-        PageSection("figures", "Figures", figures),
+        PageSection("metrics", "Metrics", metrics),
         PageSection("settings", "Settings", _settings(collected)),
         PageSection("runs", "Runs", runs),
         PageSection("lineage", "Lineage", _lineage(collected)),
@@ -148,13 +148,15 @@ def _settings(collected: CollectedRuns) -> Markup:
 
 def _lineage(collected: CollectedRuns) -> Markup:
     roots = lineage_forest(record.lineage for record in collected.records if record.lineage)
-    about = tag(
+    caption = tag(
         "p",
         "Which model started from which, up to each run's last checkpoint: steps, tokens, first, "
         "highest and last learning rate, last losses, sha256.",
         class_="muted",
     )
-    return join(about, tag("ul", *map(_lineage_item, roots), class_="tree")) if roots else Markup()
+    if not roots:
+        return Markup()
+    return join(caption, tag("ul", *map(_lineage_item, roots), class_="tree"))
 
 
 def _lineage_item(node: LineageNode) -> Markup:

@@ -1,4 +1,4 @@
-"""Renders tables as HTML, which the page's script can sort and copy."""
+"""Renders tables as HTML; the page's script makes them sortable and copyable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rewarm.table_cells import Cell, Table
 
 
 def html_tables(*tables: Table) -> Markup:
-    """Returns the tables that have rows, each with its title and explanation."""
+    """Returns the tables that have rows, each with its title and caption."""
     return join(*(_table(table) for table in tables if table.rows))
 
 
@@ -38,8 +38,8 @@ def _table(table: Table) -> Markup:
         tag("tbody", *rows),
     )
     scroll = tag("div", element, class_="scroll", tabindex=0, role="region", aria_label=table.title)
-    about = tag("p", table.about, class_="muted")
-    return tag("div", tag("h3", table.title), about, scroll, class_="table")
+    caption = tag("p", table.caption, class_="muted")
+    return tag("div", tag("h3", table.title), caption, scroll, class_="table")
 
 
 def _cell(cell: Cell, number_class: str | None, column: str) -> Markup:
@@ -53,13 +53,13 @@ def _verdict(cell: Cell) -> Markup:
 
 
 def _text_class(cell: Cell) -> str | None:
-    """Returns the classes of a text: `long` allows to break a long word on paper."""
+    """Returns the CSS classes of a text cell: in print, `long` allows breaks within words."""
     has_long_word = any(len(word) > 30 for word in cell.text.split())
     return " ".join(["long"] * has_long_word + ["quiet"] * cell.quiet) or None
 
 
 def _sort_value(value: float | None) -> str | None:
-    """Returns a number as JavaScript reads it."""
+    """Returns a number in the form that JavaScript parses."""
     if value is None:
         return None
     return f"{value:.12g}" if math.isfinite(value) else "-Infinity" if value < 0 else "Infinity"

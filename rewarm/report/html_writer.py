@@ -1,4 +1,4 @@
-"""Writes HTML in which only tags are markup: any text that is not `Markup` is escaped."""
+"""Writes HTML safely: any text that is not `Markup` is escaped."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from rewarm.errors import escape_unprintable
 
 
 class Markup(str):
-    """HTML that is inserted without escaping."""
+    """HTML that may be inserted without escaping."""
 
     __slots__ = ()
 
@@ -17,26 +17,26 @@ _VOID_ELEMENTS = {"meta", "br", "img", "line"}
 
 
 def tag(name: str, /, *children: str, **attributes: str | float | bool | None) -> Markup:
-    """Returns an element.
+    """Returns an HTML element.
 
     Args:
-        name: its tag.
-        children: its content; what is not `Markup` is escaped.
-        attributes: `class_` is class, `aria_label` aria-label; True gives an attribute without
-            value, False and None leave it out.
+        name: the element's tag.
+        children: the element's content; text that is not `Markup` is escaped.
+        attributes: the element's attributes: `class_` is written class, `aria_label` aria-label;
+            True writes an attribute without a value, False and None omit it.
     """
-    written = "".join(
+    attribute_text = "".join(
         f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{_escape(value)}"')
         for key, value in attributes.items()
         if value is not None and value is not False
     )
     if name in _VOID_ELEMENTS and not children:
-        return Markup(f"<{name}{written}{'/' if name != 'meta' else ''}>")
-    return Markup(f"<{name}{written}>{join(*children)}</{name}>")
+        return Markup(f"<{name}{attribute_text}{'/' if name != 'meta' else ''}>")
+    return Markup(f"<{name}{attribute_text}>{join(*children)}</{name}>")
 
 
 def join(*parts: str) -> Markup:
-    """Returns the parts one after the other; what is not `Markup` is escaped."""
+    """Returns the concatenated parts; text that is not `Markup` is escaped."""
     return Markup("".join(part if isinstance(part, Markup) else _escape(part) for part in parts))
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from rewarm.report.collect_runs import CollectedRuns
 from rewarm.study.comparison_tables import comparison_table, mean_cell
 from rewarm.study.intervals import Estimate, estimate_mean
-from rewarm.study.loss_history import FIGURES, FittedLine, final_loss, fit_line
+from rewarm.study.loss_history import METRICS, FittedLine, final_loss, fit_line
 from rewarm.study.run_outcomes import UPSTREAM, pareto_front
 from rewarm.table_cells import Cell, Table, tokens_cell
 
 
 def final_losses_table(collected: CollectedRuns) -> Table:
-    """Returns the first table that a reader wants: final losses, and how far they moved."""
+    """Returns a table with each arm's final losses, and their changes since the start."""
     sets = collected.validation_sets
     changes = {name: _change_name(collected, name) for name in sets}
     new_sets = [name for name in sets if changes[name] == "adaptation"]
@@ -21,28 +21,28 @@ def final_losses_table(collected: CollectedRuns) -> Table:
         columns += [f"{name} loss", prefix + changes[name]]
     rows = []
     for arm in collected.arms:
-        counted, all_runs = len(collected.results.seeds(arm)), len(collected.records_of(arm))
-        runs = f"{counted}" if counted == all_runs else f"{counted} of {all_runs}"
-        row = [Cell(arm), Cell(runs, counted)]
+        used_runs, all_runs = len(collected.results.seeds(arm)), len(collected.records_of(arm))
+        runs = f"{used_runs}" if used_runs == all_runs else f"{used_runs} of {all_runs}"
+        row = [Cell(arm), Cell(runs, used_runs)]
         for name in sets:
-            change = "adaptation" if changes[name] == "adaptation" else "forgetting"
+            metric = METRICS["adaptation" if changes[name] == "adaptation" else "forgetting"]
             final = collected.results.mean_over_seeds(arm, name, final_loss)
-            moved = collected.results.mean_over_seeds(arm, name, FIGURES[change])
-            row += [mean_cell(final), mean_cell(moved, sign=True)]
+            change = collected.results.mean_over_seeds(arm, name, metric)
+            row += [mean_cell(final), mean_cell(change, sign=True)]
         rows.append(row)
-    about = (
-        "Loss in nats per token at the last measurement; mean ± standard error over those of an "
-        "arm's runs that are as far as its furthest."
+    caption = (
+        "Loss in nats per token at the last evaluation; mean ± standard error over the runs that "
+        "have reached the last step evaluated in their arm."
     )
     if UPSTREAM in sets:
-        about += " Forgetting: the rise of the upstream loss since before the first step."
+        caption += " Forgetting: the rise of the upstream loss since before the first step."
     if new_sets:
-        about += " Adaptation: the fall of the loss on new data."
-    return Table("Final losses", about, columns, rows)
+        caption += " Adaptation: the fall of the loss on new data."
+    return Table("Final losses", caption, columns, rows)
 
 
 def _change_name(collected: CollectedRuns, validation_set: str) -> str:
-    """Returns what a change of the loss on a validation set is called."""
+    """Returns the name for a change of the loss on a validation set."""
     if validation_set == UPSTREAM:
         return "forgetting"
     return "adaptation" if _arms_trained_on(collected, validation_set) else "change"
@@ -59,7 +59,7 @@ def _arms_trained_on(collected: CollectedRuns, corpus: str) -> list[str]:
 
 
 def validation_set_table(collected: CollectedRuns, validation_set: str) -> Table:
-    """Returns all figures of the arms on a validation set."""
+    """Returns a table with all metrics of the arms on a validation set."""
     return comparison_table(
         collected.results,
         validation_set,
@@ -70,34 +70,34 @@ def validation_set_table(collected: CollectedRuns, validation_set: str) -> Table
 
 
 def overtaking_table(collected: CollectedRuns) -> Table:
-    """Returns which arms overtake which others during the run, and where."""
+    """Returns a table of the arms that overtake others, and after how many tokens they do."""
     rows = [
-        [Cell(name), Cell(arm), Cell(other), tokens_cell(tokens.mean, tokens.error)]
+        [Cell(name), Cell(arm), Cell(other), tokens_cell(tokens.mean, tokens.standard_error)]
         for name in collected.validation_sets
         for arm in collected.arms
         for other in collected.arms
         if other != arm and (tokens := collected.results.overtaking_tokens(arm, other, name))
     ]
-    about = (
-        "The tokens from which the first arm's loss stays below the second's, after being above "
-        "it, with every seed; mean ± standard error."
+    caption = (
+        "Training tokens after which the first arm's loss, which was above the second's before, "
+        "stays below it, if it does so with every seed; mean ± standard error."
     )
-    return Table("Overtaking", about, ["set", "arm", "overtakes", "from"], rows)
+    return Table("Overtaking", caption, ["set", "arm", "overtakes", "after tokens"], rows)
 
 
 def set_pairs(collected: CollectedRuns) -> list[tuple[str, str]]:
-    """Returns the pairs of validation sets to compare: that of the old data with each other one."""
+    """Returns the pairs of validation sets to compare: the old data's with each of the others."""
     sets = collected.validation_sets
-    old = UPSTREAM if UPSTREAM in sets else sets[0] if sets else ""
-    return [(old, name) for name in sets if name != old]
+    old_set = UPSTREAM if UPSTREAM in sets else sets[0] if sets else ""
+    return [(old_set, name) for name in sets if name != old_set]
 
 
 def final_losses(
     collected: CollectedRuns, pair: tuple[str, str]
 ) -> dict[str, tuple[Estimate, Estimate]]:
-    """Returns the final losses on two validation sets, of the arms trained on the second's data.
+    """Returns the final losses on two validation sets, for the arms trained on the second's data.
 
-    Of all arms, where no recipe names a corpus like the second set.
+    If no recipe trains on a corpus named like the second set, all arms are included.
     """
     losses = {
         arm: [collected.results.mean_over_seeds(arm, name, final_loss) for name in pair]
@@ -107,31 +107,31 @@ def final_losses(
 
 
 def pareto_arms(collected: CollectedRuns, pair: tuple[str, str]) -> list[str]:
-    """Returns the arms among `final_losses` that no other dominates on both validation sets."""
+    """Returns the arms among `final_losses` that no other arm dominates on the two sets."""
     return pareto_front(
         {arm: (x.mean, y.mean) for arm, (x, y) in final_losses(collected, pair).items()}
     )
 
 
 def fitted_lines_table(collected: CollectedRuns) -> Table:
-    """Returns the losses on new data as straight lines over those on old data."""
+    """Returns a table of lines fitted to the losses on new data over those on old data."""
     pairs = set_pairs(collected)
     rows = []
     for pair in pairs:
         for arm in collected.arms:
             if lines := _fitted_lines(collected, arm, pair):
-                figures = [mean_cell(estimate_mean(column)) for column in zip(*lines, strict=True)]
-                rows.append([Cell(pair[1]), Cell(arm), *figures])
-    old = pairs[0][0] if rows else ""
-    about = (
-        f"The loss on a set as a straight line over the {old} loss at the same steps, by least "
+                cells = [mean_cell(estimate_mean(column)) for column in zip(*lines, strict=True)]
+                rows.append([Cell(pair[1]), Cell(arm), *cells])
+    old_set = pairs[0][0] if rows else ""
+    caption = (
+        f"The loss on a set as a straight line over the {old_set} loss at the same steps, by least "
         "squares; mean ± standard error over seeds."
     )
-    return Table("Fitted lines", about, ["set", "arm", "slope", "intercept", "r²"], rows)
+    return Table("Fitted lines", caption, ["set", "arm", "slope", "intercept", "r²"], rows)
 
 
 def _fitted_lines(collected: CollectedRuns, arm: str, pair: tuple[str, str]) -> list[FittedLine]:
-    """Returns the line of each seed that has one."""
+    """Returns the fitted line of each of an arm's seeds, if one can be fitted."""
     lines = []
     for seed in collected.results.seeds(arm):
         x, y = (collected.results.history(arm, seed, name) for name in pair)

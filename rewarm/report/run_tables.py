@@ -8,21 +8,21 @@ from collections.abc import Iterator
 from statistics import fmean
 from typing import Any
 
-from rewarm.report.collect_runs import CollectedRuns, RunRecord
+from rewarm.report.collect_runs import CollectedRuns, JsonLine, RunRecord
 from rewarm.study.run_outcomes import same_batches
 from rewarm.table_cells import Cell, Table, count_cell, number_cell, tokens_cell
 
 
 def runs_table(collected: CollectedRuns) -> Table:
-    """Returns how far each run is, how fast it was, and the digest of its data."""
-    about = (
-        "Speed and MFU are means over the logged steps; starts: how often a process started or "
-        "resumed the run; skipped: steps that were not applied; data: the digest of every token "
-        "trained on."
+    """Returns a table with the progress, speed and data digest of each run."""
+    caption = (
+        "Speed and MFU are means over the logged steps; starts: number of processes that started "
+        "or resumed the run; skipped: steps that were not applied; data: digest of all tokens that "
+        "the run was trained on."
     )
     columns = ["arm", "seed", "state", "tokens", "tokens/s", "MFU", "starts", "skipped", "data"]
     rows = [_run_row(record) for record in collected.records]
-    return Table("Runs", about, [*columns, "directory"], rows)
+    return Table("Runs", caption, [*columns, "directory"], rows)
 
 
 def _run_row(record: RunRecord) -> list[Cell]:
@@ -51,23 +51,25 @@ def _state(record: RunRecord) -> str:
 
 
 def settings_table(collected: CollectedRuns) -> Table:
-    """Returns the settings in which the arms differ."""
+    """Returns a table of the settings in which the arms differ."""
     settings = {arm: collected.records_of(arm)[0].settings for arm in collected.arms}
     names = dict.fromkeys(name for values in settings.values() for name in values)
     rows = []
     for name in names:
         values = [_setting(arm_settings, name) for arm_settings in settings.values()]
         if len(set(values)) > 1 and name not in ("run", "seed"):
-            usual = _setting(settings[collected.reference], name)
-            rows.append([Cell(name), *(Cell(value, quiet=value == usual) for value in values)])
-    about = (
-        f"Every setting in which arms differ; all others are those of {collected.reference}, below."
+            reference_value = _setting(settings[collected.reference], name)
+            cells = (Cell(value, quiet=value == reference_value) for value in values)
+            rows.append([Cell(name), *cells])
+    caption = (
+        "Every setting in which arms differ; for all others see the recipe of "
+        f"{collected.reference}, below."
     )
-    return Table("Differences between the arms", about, ["setting", *settings], rows)
+    return Table("Differences between the arms", caption, ["setting", *settings], rows)
 
 
 def _setting(settings: dict[str, Any], name: str) -> str:
-    """Returns a setting as a recipe would have it."""
+    """Returns a setting's value as written in a recipe, or a dash if the recipe has none."""
     if name not in settings:
         return "—"
     value = settings[name]
@@ -75,22 +77,22 @@ def _setting(settings: dict[str, Any], name: str) -> str:
 
 
 def same_batches_table(collected: CollectedRuns) -> Table:
-    """Returns which arms were trained on the same tokens in the same order."""
+    """Returns a table of the arms that were trained on the same tokens in the same order."""
     seeds_by_group: dict[str, list[str]] = {}
     for seed, groups in same_batches(collected.results, collected.arms).items():
         for group in groups:
             if len(group) > 1:
                 seeds_by_group.setdefault(", ".join(group), []).append(str(seed))
     rows = [[Cell(group), Cell(", ".join(seeds))] for group, seeds in seeds_by_group.items()]
-    about = (
+    caption = (
         "Arms in one row were trained on the same tokens in the same order: the chained digests of "
         "all their batches are equal."
     )
-    return Table("Same batches", about, ["arms", "seeds"], rows)
+    return Table("Same batches", caption, ["arms", "seeds"], rows)
 
 
 def environment_table(collected: CollectedRuns) -> Table:
-    """Returns the versions and devices that the runs recorded."""
+    """Returns a table of the software versions and devices that the runs recorded."""
     arms_by_item: dict[tuple[str, str], Counter[str]] = {}
     for record in collected.records:
         for item in dict.fromkeys(_environment(record)):
@@ -99,8 +101,8 @@ def environment_table(collected: CollectedRuns) -> Table:
     for (name, version), arms in arms_by_item.items():
         in_all_runs = sum(arms.values()) == len(collected.records)
         rows.append([Cell(name), Cell(version), Cell("all" if in_all_runs else ", ".join(arms))])
-    about = "As the runs recorded it when they started."
-    return Table("Environment", about, ["what", "version", "runs"], rows)
+    caption = "Versions and devices that the runs recorded when they started."
+    return Table("Environment", caption, ["component", "version", "runs"], rows)
 
 
 def _environment(record: RunRecord) -> Iterator[tuple[str, str]]:
@@ -115,25 +117,30 @@ def _environment(record: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def events_table(collected: CollectedRuns) -> Table:
-    """Returns what the divergence guard logged: steps not applied, spikes, stability gaps."""
+    """Returns a table of what the divergence guard logged: skipped steps, spikes, gaps."""
     rows = [
         [
             Cell(record.arm),
             count_cell(record.seed),
             count_cell(line["step"]),
             Cell(str(line["kind"])),
-            Cell(", ".join(f"{key} {_short(line[key])}" for key in line if key not in _OWN_COLUMN)),
+            Cell(_event_details(line)),
         ]
         for record in collected.records
         for line in record.lines
         if line["kind"] not in ("train", "evaluate")
     ]
-    about = "Steps that were not applied, spikes of the loss, and stability gaps after re-warming."
-    return Table("Events", about, ["arm", "seed", "step", "event", "details"], rows)
+    caption = (
+        "Steps that were not applied, spikes of the loss, and stability gaps after re-warming."
+    )
+    return Table("Events", caption, ["arm", "seed", "step", "event", "details"], rows)
 
 
-_OWN_COLUMN = ("kind", "step")
+def _event_details(event: JsonLine) -> str:
+    """Returns the values of an event that have no column of their own."""
+    details = {key: value for key, value in event.items() if key not in ("kind", "step")}
+    return ", ".join(f"{key} {_format_value(value)}" for key, value in details.items())
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The sentences of a report: what its tables show, in brief."""
+"""The summary of a report: sentences with the main results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rewarm.table_cells import plural
 
 
 def summary_sentences(collected: CollectedRuns) -> list[str]:
-    """Returns the results in sentences."""
+    """Returns the main results, one sentence per result."""
     return [
         _runs_sentence(collected),
         *_claims_sentences(collected),
@@ -28,9 +28,12 @@ def summary_sentences(collected: CollectedRuns) -> list[str]:
 
 
 def _runs_sentence(collected: CollectedRuns) -> str:
-    done = sum(record.is_done for record in collected.records)
+    complete = sum(record.is_done for record in collected.records)
     runs = len(collected.records)
-    state = f"{done} complete" if done < runs else "all complete" if runs > 1 else "complete"
+    if complete < runs:
+        state = f"{complete} complete"
+    else:
+        state = "all complete" if runs > 1 else "complete"
     sentence = f"{plural(len(collected.arms), 'arm')}, {plural(runs, 'run')}; {state}"
     tokens = [line["tokens"] for run in collected.records for line in run.lines_of("train")[-1:]]
     if tokens:
@@ -57,8 +60,10 @@ def _lowest_loss_sentences(collected: CollectedRuns) -> list[str]:
             for arm in collected.arms
             if (estimate := collected.results.mean_over_seeds(arm, name, final_loss))
         }
-        best = min(estimates, key=lambda arm: estimates[arm].mean)
-        sentences.append(f"Lowest {name} loss: {best}, {mean_cell(estimates[best]).text} nats.")
+        best_arm = min(estimates, key=lambda arm: estimates[arm].mean)
+        sentences.append(
+            f"Lowest {name} loss: {best_arm}, {mean_cell(estimates[best_arm]).text} nats."
+        )
     return sentences
 
 
@@ -71,7 +76,7 @@ def _pareto_sentences(collected: CollectedRuns) -> list[str]:
 
 
 def applied_rates_sentence(collected: CollectedRuns) -> str:
-    """Returns a sentence on the learning rates measured on the weights; empty without any."""
+    """Returns a sentence on the learning rates measured on the weights; empty if none was."""
     rates = [
         (event["scheduled"], event["measured"])
         for record in collected.records
@@ -81,11 +86,11 @@ def applied_rates_sentence(collected: CollectedRuns) -> str:
     ]
     if not rates:
         return ""
-    worst = max(
-        (abs(scheduled - measured) / scheduled if scheduled else abs(measured))
-        for scheduled, measured in rates
+    largest_error = max(
+        abs(scheduled_lr - measured_lr) / scheduled_lr if scheduled_lr else abs(measured_lr)
+        for scheduled_lr, measured_lr in rates
     )
     return (
-        f"The learning rate was measured on the weights at {len(rates):,} steps: each time it was "
-        f"the scheduled rate, within {worst:.1g} of its value."
+        f"The learning rate was measured on the weights at {len(rates):,} steps. It "
+        f"differed from the scheduled one by a relative error of at most {largest_error:.1g}."
     )

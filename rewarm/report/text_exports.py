@@ -1,4 +1,4 @@
-"""A report as Markdown, to paste into a text, and as CSV, for other plotting tools."""
+"""Exports a report as Markdown, to paste into a document, and as CSV, for plotting tools."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from rewarm.table_cells import Table
 
 
 def as_markdown(collected: CollectedRuns) -> str:
-    """Returns summary and tables as Markdown."""
+    """Returns the summary and all tables as Markdown."""
     lines = [
         f"# {_escape(collected.title)}",
         "",
         *(f"- {_escape(sentence)}" for sentence in summary_sentences(collected)),
     ]
     for table in _tables(collected):
-        lines += ["", f"## {_escape(table.title)}", "", _escape(table.about), ""]
+        lines += ["", f"## {_escape(table.title)}", "", _escape(table.caption), ""]
         lines += _table_lines(table)
     if sentence := applied_rates_sentence(collected):
         lines += ["", _escape(sentence)]
@@ -42,21 +42,21 @@ def as_markdown(collected: CollectedRuns) -> str:
 
 
 def as_csv(collected: CollectedRuns) -> str:
-    """Returns every measured number as CSV, one in a row."""
+    """Returns every measured value as CSV, one per row."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(["arm", "seed", "run", "kind", "step", "tokens", "name", "value"])
     for record in collected.records:
         for line in record.lines:
-            key = [record.arm, record.seed, record.directory, line["kind"], line["step"]]
+            prefix = [record.arm, record.seed, record.directory, line["kind"], line["step"]]
             for name, value in line.items():
                 if name not in ("kind", "step", "tokens") and value is not None:
-                    writer.writerow([*key, line.get("tokens"), name, value])
+                    writer.writerow([*prefix, line.get("tokens"), name, value])
     return file.getvalue()
 
 
 def _tables(collected: CollectedRuns) -> list[Table]:
-    """Returns all tables that have rows, those of the summary first."""
+    """Returns all tables that have rows, the summary's tables first."""
     tables = [
         final_losses_table(collected),
         claims_table(collected.claims),
@@ -85,7 +85,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    """Returns Markdown that shows a text literally, on one line."""
+    """Returns a text escaped as Markdown, on one line."""
     escaped = printable(text.replace("\n", " ")).replace("&", "&amp;")
     for character in "\\`*_[]|<>#":
         escaped = escaped.replace(character, f"\\{character}")

@@ -1,15 +1,16 @@
-"""Claims of a study: inequalities between measured figures, and whether the runs confirm them.
+"""Claims of a study: inequalities between metrics of arms, and whether the runs confirm them.
 
 ```
 claim  = sum ("<" | ">") sum  |  overtakes(ARM, ARM, SET) ("after" | "before") PERCENT
 sum    = product (("+" | "-") product)*
 product= value (("*" | "/") value)*
-value  = NUMBER | PERCENT | "abs(" sum ")" | "(" sum ")" | FIGURE(SET, ARM)
+value  = NUMBER | PERCENT | "abs(" sum ")" | "(" sum ")" | METRIC(SET, ARM)
 ```
 
-Figures are in nats: `start` and `final` loss; `forgetting`, the rise from start to end, and
-`adaptation`, the fall; `bump`, the rise to the highest loss; `area`, the mean loss over the run's
-tokens. `overtakes(A, B, SET)` is the share of the run from which A's loss stays below B's.
+Metrics of an arm on a validation set are in nats: `start` and `final` loss; `forgetting`, the rise
+from start to end, and `adaptation`, the fall; `bump`, the rise to the highest loss; `area`, the
+loss averaged over training. `overtakes(A, B, SET)` is the share of the run after which A's loss
+stays below B's.
 """
 
 from __future__ import annotations
@@ -22,23 +23,23 @@ from typing import Literal, NamedTuple
 
 from rewarm.errors import did_you_mean
 from rewarm.study.intervals import Estimate, estimate_mean
-from rewarm.study.loss_history import FIGURES
+from rewarm.study.loss_history import METRICS
 
 
-class FigureRequest(NamedTuple):
-    """A figure that a claim asks for."""
+class MetricRequest(NamedTuple):
+    """A metric that a claim refers to."""
 
-    figure: str
+    metric: str
     validation_set: str
     arms: tuple[str, ...]
-    """One arm, or two for `overtakes`."""
+    """One arm; two for `overtakes`."""
 
 
-FigureLookup = Callable[[FigureRequest, int], float | None]
-"""Returns a figure for a seed; None where it was not measured, or `overtakes` never happens."""
+MetricLookup = Callable[[MetricRequest, int], float | None]
+"""Returns a metric for a seed; None if it was not measured, or if the arm never overtakes."""
 
-Expression = Callable[[FigureLookup, int], float | None]
-"""Returns the value of a part of a claim for a seed; None where a figure in it is None."""
+Expression = Callable[[MetricLookup, int], float | None]
+"""Returns the value of a part of a claim for a seed; None if any metric in it is None."""
 
 
 class Verdict(NamedTuple):
@@ -46,8 +47,9 @@ class Verdict(NamedTuple):
 
     verdict: Literal["held", "not held", "undecided"]
     effect: Estimate | None
-    """How far the left side is above the right side, paired by seed."""
-    why: str
+    """Left side minus right side, paired by seed; None if no seed has a value."""
+    reason: str
+    """Why the claim did not hold or is undecided; may be empty."""
 
 
 class Claim(NamedTuple):
@@ -57,11 +59,11 @@ class Claim(NamedTuple):
     difference: Expression
     """Left side minus right side."""
     expects_positive: bool
-    """Whether the difference should be above 0, and not below."""
-    figures: frozenset[FigureRequest]
+    """Whether the claim is that the difference is above 0; otherwise, that it is below 0."""
+    metrics: frozenset[MetricRequest]
 
-    def judge(self, lookup: FigureLookup, seeds: Iterable[int]) -> Verdict:
-        """Returns whether the claim holds over the seeds, with effect and interval."""
+    def judge(self, lookup: MetricLookup, seeds: Iterable[int]) -> Verdict:
+        """Returns the verdict over the seeds, with the effect and its 95% interval."""
         all_seeds = list(seeds)
         values = [self.difference(lookup, seed) for seed in all_seeds]
         differences = [value for value in values if value is not None]
@@ -74,26 +76,26 @@ class Claim(NamedTuple):
                 "undecided", effect, f"{missing} of {len(all_seeds)} seeds have no value"
             )
         if effect.interval is None:
-            return Verdict("undecided", effect, "one seed has no interval")
+            return Verdict("undecided", effect, "a single seed gives no interval")
         low, high = effect.interval
         if low <= 0 <= high:
-            return Verdict("undecided", effect, "the 95 % interval has 0 in it")
+            return Verdict("undecided", effect, "the 95% interval contains 0")
         is_positive = low > 0
         return Verdict("held" if is_positive is self.expects_positive else "not held", effect, "")
 
-    def _verdict_without_values(self, lookup: FigureLookup, seeds: list[int]) -> Verdict:
-        """Returns the verdict where no seed has a value.
+    def _verdict_without_values(self, lookup: MetricLookup, seeds: list[int]) -> Verdict:
+        """Returns the verdict if no seed has a value.
 
-        Where every run was measured, that means that no arm ever overtakes another.
+        If all runs were measured, the reason can only be that no arm ever overtakes the other.
         """
-        is_measured = [
-            lookup(FigureRequest("final", request.validation_set, (arm,)), seed) is not None
-            for request in self.figures
-            if request.figure == "overtakes"
+        final_loss_exists = [
+            lookup(MetricRequest("final", request.validation_set, (arm,)), seed) is not None
+            for request in self.metrics
+            if request.metric == "overtakes"
             for arm in request.arms
             for seed in seeds
         ]
-        if is_measured and all(is_measured):
+        if final_loss_exists and all(final_loss_exists):
             return Verdict("not held", None, "it never overtakes")
         return Verdict("undecided", None, "not measured")
 
@@ -105,15 +107,15 @@ _TOKEN = re.compile(
 
 
 def parse_claim(text: str, *, arms: list[str], validation_sets: list[str]) -> Claim:
-    """Returns the claim in a text.
+    """Returns the claim that a text expresses.
 
     Args:
-        text: as the study file has it.
-        arms: the study's arms.
+        text: the claim as written in the study file.
+        arms: the names of the study's arms.
         validation_sets: the names of its validation sets.
 
     Raises:
-        ValueError: the text is not of the form above, or names an unknown arm, figure or set.
+        ValueError: the text is not of the form above, or names an unknown arm, metric or set.
     """
     return _Parser(text, arms, validation_sets).parse()
 
@@ -123,7 +125,7 @@ class _Parser:
 
     def __init__(self, text: str, arms: list[str], validation_sets: list[str]) -> None:
         self._text, self._arms, self._validation_sets = text, arms, validation_sets
-        self._figures: set[FigureRequest] = set()
+        self._metrics: set[MetricRequest] = set()
         self._tokens = self._tokenize(text)
         self._next = 0
 
@@ -146,11 +148,11 @@ class _Parser:
         right = self._sum()
         if self._next < len(self._tokens):
             raise self._error(f"unexpected {self._tokens[self._next][0].strip()!r}")
-        has_overtakes = any(request.figure == "overtakes" for request in self._figures)
+        has_overtakes = any(request.metric == "overtakes" for request in self._metrics)
         if sign in ("after", "before") and not has_overtakes:
             raise self._error(f"{sign} needs overtakes(ARM, ARM, SET)")
         difference = _combine(left, right, "-")
-        return Claim(self._text, difference, sign in (">", "after"), frozenset(self._figures))
+        return Claim(self._text, difference, sign in (">", "after"), frozenset(self._metrics))
 
     def _sum(self) -> Expression:
         value = self._product()
@@ -173,7 +175,7 @@ class _Parser:
             return _absolute(self._closed(self._sum()))
         token = self._tokens[self._next] if self._next < len(self._tokens) else None
         if token is None or not (token["call"] or token["number"]):
-            raise self._error("should have a figure or a number on each side")
+            raise self._error("should have a metric or a number on each side")
         self._next += 1
         if token["number"]:
             try:
@@ -181,33 +183,35 @@ class _Parser:
             except ValueError:
                 raise self._error(f"{token['number']} is not a number") from None
         arguments = [argument.strip() for argument in token["args"].split(",")]
-        request = self._figure(token["call"], arguments)
-        self._figures.add(request)
+        request = self._metric_request(token["call"], arguments)
+        self._metrics.add(request)
         return lambda lookup, seed: lookup(request, seed)
 
-    def _figure(self, name: str, arguments: list[str]) -> FigureRequest:
+    def _metric_request(self, name: str, arguments: list[str]) -> MetricRequest:
         if name == "overtakes":
             *arms, validation_set = arguments
-            form = "overtakes(ARM, ARM, SET)"
-        elif name in FIGURES:
+            usage = "overtakes(ARM, ARM, SET)"
+        elif name in METRICS:
             validation_set, *arms = arguments
-            form = f"{name}(SET, ARM)"
+            usage = f"{name}(SET, ARM)"
         else:
-            hint = did_you_mean(name, [*FIGURES, "overtakes"])
+            hint = did_you_mean(name, [*METRICS, "overtakes"])
             raise self._error(
-                f"no figure named {name!r}{hint} (figures: {', '.join(FIGURES)}, overtakes)"
+                f"no metric named {name!r}{hint} (metrics: {', '.join(METRICS)}, overtakes)"
             )
-        if len(arguments) != form.count(",") + 1:
-            raise self._error(f"{name} should be written {form}")
+        if len(arguments) != usage.count(",") + 1:
+            raise self._error(f"{name} should be written {usage}")
         for arm in arms:
             if arm not in self._arms:
                 hint = did_you_mean(arm, self._arms)
                 raise self._error(f"no arm named {arm!r}{hint} (arms: {', '.join(self._arms)})")
         if validation_set not in self._validation_sets:
             hint = did_you_mean(validation_set, self._validation_sets)
-            known = ", ".join(self._validation_sets) or "none"
-            raise self._error(f"no validation set named {validation_set!r}{hint} (sets: {known})")
-        return FigureRequest(name, validation_set, tuple(arms))
+            set_names = ", ".join(self._validation_sets) or "none"
+            raise self._error(
+                f"no validation set named {validation_set!r}{hint} (sets: {set_names})"
+            )
+        return MetricRequest(name, validation_set, tuple(arms))
 
     def _closed(self, inner: Expression) -> Expression:
         if not self._accept(")"):
@@ -243,7 +247,7 @@ _OPERATORS: dict[str, Callable[[float, float], float]] = {
 
 
 def _combine(left: Expression, right: Expression, sign: str) -> Expression:
-    def value(lookup: FigureLookup, seed: int) -> float | None:
+    def value(lookup: MetricLookup, seed: int) -> float | None:
         a, b = left(lookup, seed), right(lookup, seed)
         return None if a is None or b is None else _OPERATORS[sign](a, b)
 
@@ -255,7 +259,7 @@ def _constant(number: float) -> Expression:
 
 
 def _absolute(inner: Expression) -> Expression:
-    def value(lookup: FigureLookup, seed: int) -> float | None:
+    def value(lookup: MetricLookup, seed: int) -> float | None:
         number = inner(lookup, seed)
         return None if number is None else abs(number)
 

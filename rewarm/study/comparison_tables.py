@@ -1,4 +1,4 @@
-"""The comparison tables of arms: content and format of every cell, for any renderer."""
+"""Tables that compare arms, with every cell formatted; renderers only lay them out."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from rewarm.table_cells import EMPTY, Cell, Table, number_cell, tokens_cell
 
 
 def start_to_end_table(outcomes: dict[str, RunOutcome]) -> Table:
-    """Returns start and final loss of single runs on each validation set, one row a run.
+    """Returns a table with the start and final loss of one run per arm, on each validation set.
 
     The columns are `arm`, then for each validation set `NAME loss`, as `5.059 → 5.616`, and its
-    change: `forgetting`, the rise, on upstream; `adaptation`, the fall, on any other.
+    change: `forgetting`, the rise, on upstream; `adaptation`, the fall, on any other set.
 
     Args:
-        outcomes: of each arm one run, measured on the same validation sets.
+        outcomes: the outcome of one run per arm, all measured on the same validation sets.
     """
-    first = next(iter(outcomes.values()), None)
-    validation_sets = list(first.losses) if first else []
+    first_outcome = next(iter(outcomes.values()), None)
+    validation_sets = list(first_outcome.losses) if first_outcome else []
     columns = ["arm"]
     for name in validation_sets:
         columns += [f"{name} loss", "forgetting" if name == UPSTREAM else "adaptation"]
@@ -37,11 +37,11 @@ def start_to_end_table(outcomes: dict[str, RunOutcome]) -> Table:
             change = history.forgetting if name == UPSTREAM else history.adaptation
             row.append(number_cell(change, "+.3f"))
         rows.append(row)
-    about = (
+    caption = (
         "Loss in nats per token, before the first step and at the end. Forgetting: the rise of "
         "the upstream loss. Adaptation: the fall of the downstream loss."
     )
-    return Table("Losses from start to end", about, columns, rows)
+    return Table("Losses from start to end", caption, columns, rows)
 
 
 def comparison_table(
@@ -52,45 +52,44 @@ def comparison_table(
     reference: str,
     control: str | None,
 ) -> Table:
-    """Returns all figures of arms on a validation set, one row an arm that was measured on it.
+    """Returns a table with all metrics of arms on a validation set, one row per measured arm.
 
     The columns are `arm`, `start`, `final`, `vs REFERENCE`, `vs CONTROL`, `perplexity`, `change`,
-    `peak rise`, `peak at`, `recovered at` and `mean loss`.
+    `peak rise`, `tokens at peak`, `recovered at` and `mean loss`.
 
     Args:
-        results: the outcomes by arm and seed.
-        validation_set: its name.
-        arms: in the order of the rows.
-        reference: the arm whose final loss the others' are compared with.
-        control: the arm that trained on old data, compared with in the same way.
+        results: the outcomes of the runs, by arm and seed.
+        validation_set: the name of the validation set.
+        arms: the names of the arms, in the order of the rows.
+        reference: the arm that other arms' final losses are compared with.
+        control: the arm trained on old data; other arms are compared with it too.
     """
-    compared = list(arms)
-    baselines = _baselines(compared, reference, control)
+    arm_names = list(arms)
+    baselines = _baselines(arm_names, reference, control)
     rows = [
         _comparison_row(results, validation_set, arm, baselines)
-        for arm in compared
+        for arm in arm_names
         if results.histories(arm, validation_set)
     ]
     columns = ["arm", "start", "final", *(f"vs {arm}" for arm in baselines), "perplexity"]
-    columns += ["change", "peak rise", "peak at", "recovered at", "mean loss"]
-    about = (
-        "Loss in nats per token; mean ± standard error over seeds. Peak rise: how far the highest "
-        "loss is above the start; recovered at: tokens at which the loss is down to its start "
-        "again; mean loss: over the run's tokens."
+    columns += ["change", "peak rise", "tokens at peak", "recovered at", "mean loss"]
+    caption = (
+        "Loss in nats per token; mean ± standard error over seeds. Peak rise: the highest loss "
+        "minus the initial one; tokens at peak: training tokens before the highest loss; recovered "
+        "at: training tokens after which the loss is back to its initial value; —: the loss never "
+        "rose; mean loss: loss averaged over training."
     )
     if baselines:
-        about += (
-            f" vs {' and '.join(baselines)}: difference of the final losses, paired by seed, where "
-            "both arms have seen as many tokens."
-        )
+        caption += " " + "; ".join(f"vs {arm}: final loss minus {arm}'s" for arm in baselines)
+        caption += ", paired by seed, for arms trained on the same number of tokens."
     if control is not None:
-        about += f" {control} is the control, trained on old data."
-    return Table(f"Losses on {validation_set}", about, columns, rows)
+        caption += f" {control} is the control, trained on old data."
+    return Table(f"Losses on {validation_set}", caption, columns, rows)
 
 
-def _baselines(arms: list[str], reference: str, control: str | None) -> list[str]:
-    """Returns the arms that others are compared with: reference and control, each once."""
-    if len(arms) < 2:
+def _baselines(arm_names: list[str], reference: str, control: str | None) -> list[str]:
+    """Returns the arms that others are compared with: the reference and the control, if any."""
+    if len(arm_names) < 2:
         return []
     return [arm for arm in dict.fromkeys((reference, control)) if arm]
 
@@ -98,8 +97,8 @@ def _baselines(arms: list[str], reference: str, control: str | None) -> list[str
 def _comparison_row(
     results: StudyResults, validation_set: str, arm: str, baselines: list[str]
 ) -> list[Cell]:
-    def mean(figure: Callable[[LossHistory], float]) -> Estimate | None:
-        return results.mean_over_seeds(arm, validation_set, figure)
+    def mean(metric: Callable[[LossHistory], float]) -> Estimate | None:
+        return results.mean_over_seeds(arm, validation_set, metric)
 
     differences = [
         EMPTY
@@ -118,24 +117,33 @@ def _comparison_row(
         *differences,
         number_cell(final_perplexity.mean if final_perplexity else None, ",.2f"),
         mean_cell(mean(lambda history: history.forgetting), sign=True),
-        mean_cell(peak_rise, sign=True) if has_risen else Cell("none", 0.0),
-        tokens_cell(peak_tokens.mean) if has_risen and peak_tokens else EMPTY,
+        mean_cell(peak_rise, sign=True) if has_risen else _NEVER_ROSE,
+        tokens_cell(peak_tokens.mean) if has_risen and peak_tokens else _NEVER_ROSE,
         _recovered_cell(results.histories(arm, validation_set)),
         mean_cell(mean(lambda history: history.mean_loss)),
     ]
 
 
+_NEVER_ROSE = Cell("—", 0.0)
+"""For the peak and the recovery of a loss that never was above its initial value."""
+
+
 def _recovered_cell(histories: list[LossHistory]) -> Cell:
-    """Returns the mean of the tokens at which the losses of an arm's seeds have recovered."""
-    tokens = [history.recovered_at for history in histories]
-    recovered = [count for count in tokens if count is not None]
-    if len(recovered) < len(tokens):
-        return Cell(f"not ({len(recovered)} of {len(tokens)})" if recovered else "not", math.inf)
-    return tokens_cell(fmean(recovered)) if any(recovered) else Cell("—", 0.0)
+    """Returns the tokens after which the loss is back to its initial value, averaged over seeds.
+
+    If it does not recover with every seed, the cell has the number of seeds with which it does.
+    """
+    tokens_by_seed = [history.recovered_at for history in histories]
+    recovery_tokens = [tokens for tokens in tokens_by_seed if tokens is not None]
+    if not recovery_tokens:
+        return Cell("never", math.inf)
+    if len(recovery_tokens) < len(tokens_by_seed):
+        return Cell(f"{len(recovery_tokens)} of {len(tokens_by_seed)} seeds", math.inf)
+    return tokens_cell(fmean(recovery_tokens)) if any(recovery_tokens) else _NEVER_ROSE
 
 
 def claims_table(claims: Mapping[str, JudgedClaim]) -> Table:
-    """Returns the claims of a study, by name, with their verdicts."""
+    """Returns a table with the claims of a study, by name, and their verdicts."""
     rows = [
         [
             Cell(judged.verdict),
@@ -146,11 +154,11 @@ def claims_table(claims: Mapping[str, JudgedClaim]) -> Table:
         ]
         for name, judged in claims.items()
     ]
-    about = (
-        "The effect is the left side minus the right side, with its 95 % interval over seeds; a "
-        "claim is undecided where that interval has 0 in it."
+    caption = (
+        "The effect is the left side minus the right side, with its 95% interval over seeds; a "
+        "claim is undecided if that interval contains 0."
     )
-    return Table("Claims", about, ["verdict", "claim", "as written", "effect", "why"], rows)
+    return Table("Claims", caption, ["verdict", "name", "claim", "effect", "reason"], rows)
 
 
 def _effect_cell(effect: MeanWithInterval | None) -> Cell:
@@ -161,9 +169,9 @@ def _effect_cell(effect: MeanWithInterval | None) -> Cell:
 
 
 def mean_cell(estimate: Estimate | None, *, sign: bool = False) -> Cell:
-    """Returns a mean with its standard error, `2.5000 ± 0.0120`; empty for None."""
+    """Returns a cell with a mean and its standard error, `2.5000 ± 0.0120`; empty for None."""
     if estimate is None:
         return EMPTY
-    form = "+.4f" if sign else ".4f"
-    error = f" ± {estimate.error:.4f}" if estimate.error else ""
-    return Cell(format(estimate.mean, form) + error, estimate.mean)
+    mean = format(estimate.mean, "+.4f" if sign else ".4f")
+    error = f" ± {estimate.standard_error:.4f}" if estimate.standard_error else ""
+    return Cell(mean + error, estimate.mean)

@@ -1,4 +1,4 @@
-"""The losses of one run on one validation set, and the figures computed from them."""
+"""The losses of one run on one validation set, and the metrics computed from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LossPoint(NamedTuple):
 
 
 class LossHistory(NamedTuple):
-    """All losses of one run on one validation set."""
+    """The validation losses of one run on one validation set."""
 
     points: list[LossPoint]
     """In the order of their steps; the first is measured before step 1. Never empty."""
@@ -55,19 +55,23 @@ class LossHistory(NamedTuple):
 
     @property
     def recovered_at(self) -> int | None:
-        """Tokens at the first point after the peak whose loss is at most the start; None if none.
+        """Tokens at the first point after the peak whose loss is at most the start, if any.
 
-        0 where the loss never rose.
+        None if the loss never recovers; 0 if it never rose.
         """
         if self.peak_rise <= 0:
             return 0
         peak = self.peak
-        recovered = (p for p in self.points if p.step > peak.step and p.loss <= self.start)
-        return next((point.tokens for point in recovered), None)
+        recovered_tokens = (
+            point.tokens
+            for point in self.points
+            if point.step > peak.step and point.loss <= self.start
+        )
+        return next(recovered_tokens, None)
 
     @property
     def mean_loss(self) -> float:
-        """The mean loss over the run's tokens, by the trapezoidal rule between measurements."""
+        """The loss averaged over the training tokens, by the trapezoidal rule."""
         tokens = self.points[-1].tokens - self.points[0].tokens
         if not tokens:
             return self.final
@@ -75,7 +79,7 @@ class LossHistory(NamedTuple):
         return sum(areas) / tokens
 
 
-FIGURES: dict[str, Callable[[LossHistory], float]] = {
+METRICS: dict[str, Callable[[LossHistory], float]] = {
     "start": lambda history: history.start,
     "final": lambda history: history.final,
     "forgetting": lambda history: history.forgetting,
@@ -83,18 +87,18 @@ FIGURES: dict[str, Callable[[LossHistory], float]] = {
     "bump": lambda history: history.peak_rise,
     "area": lambda history: history.mean_loss,
 }
-"""The figures of a history by their names in claims and in results.json."""
+"""The metrics of a loss history, by their names in claims and in results.json."""
 
 
 def final_loss(history: LossHistory) -> float:
-    """Returns the last loss, as a function to pass on."""
+    """Returns the last loss; for callers that take a metric as a function."""
     return history.final
 
 
 def overtaking_tokens(history: LossHistory, other: LossHistory) -> float | None:
-    """Returns the tokens from which one loss stays below another; None if it does not end below.
+    """Returns the tokens after which one loss stays below another; None if it does not end below.
 
-    0 where it was always below. Between two measurements both losses are taken as straight lines.
+    0 if it was always below. Both losses are interpolated linearly between measurements.
     """
     other_losses = {point.step: point.loss for point in other.points}
     gaps = [
@@ -104,14 +108,15 @@ def overtaking_tokens(history: LossHistory, other: LossHistory) -> float | None:
     ]
     if not gaps or gaps[-1][1] >= 0:
         return None
-    for (before, above), (after, below) in reversed(list(pairwise(gaps))):
-        if above >= 0:
-            return before + (after - before) * above / (above - below)
+    for (tokens_before, gap_before), (tokens_after, gap_after) in reversed(list(pairwise(gaps))):
+        if gap_before >= 0:
+            tokens_between = tokens_after - tokens_before
+            return tokens_before + tokens_between * gap_before / (gap_before - gap_after)
     return 0.0
 
 
 def overtaking_share(history: LossHistory, other: LossHistory) -> float | None:
-    """Returns the share of the run from which one loss stays below another, or None."""
+    """Returns the share of the run after which one loss stays below another; None if never."""
     tokens = overtaking_tokens(history, other)
     if not tokens:
         return tokens
@@ -129,7 +134,7 @@ class FittedLine(NamedTuple):
 def fit_line(x: LossHistory, y: LossHistory) -> FittedLine | None:
     """Returns y's losses as a line over x's losses at the same steps.
 
-    None with fewer than three common steps, or where either loss is constant. arXiv:2308.04014
+    None with fewer than three common steps, or if either loss is constant. arXiv:2308.04014
     finds the perplexity on new data to be linear in the perplexity on old data.
     """
     x_losses = {point.step: point.loss for point in x.points}
@@ -146,8 +151,8 @@ def fit_line(x: LossHistory, y: LossHistory) -> FittedLine | None:
     return FittedLine(slope, mean_y - slope * mean_x, xy * xy / (xx * yy))
 
 
-def figures_as_json(history: LossHistory) -> dict[str, float | int | None]:
-    """Returns all figures of a history, as results.json has them."""
+def metrics_as_json(history: LossHistory) -> dict[str, float | int | None]:
+    """Returns all metrics of a loss history with their keys in results.json."""
     return {
         "start": history.start,
         "bump": history.peak_rise,

@@ -14,30 +14,30 @@ from rewarm.study.study_file import StudyPlan, StudyRun
 
 
 def check_study(plan: StudyPlan) -> None:
-    """Makes sure that every run of a study can start, its bases first.
+    """Checks that every run of a study can start, first its bases.
 
     Raises:
-        RewarmError: all problems in one message, a line each with the runs that have it; with the
-            exit code of the first.
+        RewarmError: all problems in one message, one line per problem, each with the names of the
+            runs that have it; the exit code is that of the first problem.
     """
     runs_by_problem: dict[str, list[str]] = {}
-    first: Problem | None = None
+    first_problem: Problem | None = None
     for name, recipe in _recipes(plan).items():
         for problem in _problems(recipe):
             if str(problem) == str(in_use(Path(recipe.run))):  # another worker of this study
                 continue
-            first = first or problem
+            first_problem = first_problem or problem
             runs_by_problem.setdefault(str(problem), []).append(name)
-    if first:
+    if first_problem:
         lines = [f"{', '.join(runs)}: {text}" for text, runs in runs_by_problem.items()]
-        first.args = ("\n".join(lines),)
-        raise first
+        first_problem.args = ("\n".join(lines),)
+        raise first_problem
 
 
 def _problems(recipe: Recipe) -> list[Problem]:
-    """Returns what prevents a run of a study from starting or continuing; of a complete one, none.
+    """Returns what prevents a run from starting or continuing; nothing if it is complete.
 
-    A complete run of another recipe is a problem: its results are not this study's.
+    A run that another recipe completed is a problem: its results do not belong to this study.
     """
     try:
         if is_complete(recipe):
@@ -48,17 +48,17 @@ def _problems(recipe: Recipe) -> list[Problem]:
 
 
 def _recipes(plan: StudyPlan) -> dict[str, Recipe]:
-    """Returns the recipes of all runs by name, as far as they can be checked by now."""
+    """Returns the recipe to check for each run, by the run's name."""
     recipes = {f"bases/{name}": recipe for name, recipe in plan.bases.items()}
-    return recipes | {run.name: _as_far_as_known(plan, run) for run in plan.runs}
+    return recipes | {run.name: _checkable_recipe(plan, run) for run in plan.runs}
 
 
-def _as_far_as_known(plan: StudyPlan, run: StudyRun) -> Recipe:
-    """Returns a run's recipe; a base that is still to be trained is replaced by its own model."""
+def _checkable_recipe(plan: StudyPlan, run: StudyRun) -> Recipe:
+    """Returns a run's recipe; a base that is not trained yet is replaced by that base's model."""
     if run.needs_base is None or last_checkpoint(Path(plan.bases[run.needs_base].run)):
         return run.recipe
     model = plan.bases[run.needs_base].model
     optimizer = run.recipe.optimizer.model_copy(update={"carry": False})
     data = run.recipe.data.model_copy(update={"carry": False})
-    changed = {"model": model, "optimizer": optimizer, "data": data}
-    return run.recipe.model_copy(update=changed)
+    updates = {"model": model, "optimizer": optimizer, "data": data}
+    return run.recipe.model_copy(update=updates)

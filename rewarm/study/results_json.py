@@ -1,15 +1,15 @@
-"""`results.json`: the results of a study as plain data, from which `rewarm report` is made.
+"""`results.json`: the results of a study as plain data, from which `rewarm report` reads.
 
 ```
-arms       ARM: changes, trains on, seeds (figures, stream, run), over seeds, and against the
-                reference and the control: SET: FIGURE: {mean, error, seeds, interval}
+arms       ARM: changes, trains on, seeds (metrics, stream, run), over seeds, and against the
+                reference and the control: SET: METRIC: {mean, error, seeds, interval}
 batches    SEED: the groups of arms that were trained on the same tokens
-overtakes  SET: ARM: OTHER: tokens from which ARM's loss stays below OTHER's
+overtakes  SET: ARM: OTHER: tokens after which ARM's loss stays below OTHER's
 pareto     SET: the arms trained on it that no other dominates on it and upstream
 lines      SET: ARM: SEED: its losses as a straight line over the upstream losses
 claims     NAME: claim, verdict, effect, why
 ```
-Losses are in nats per token. Errors are standard errors over the seeds; intervals are the 95 %
+Losses are in nats per token. Errors are standard errors over the seeds; intervals are 95%
 confidence intervals of the mean.
 """
 
@@ -24,11 +24,11 @@ from pydantic import BaseModel
 from rewarm.study.claims import Verdict
 from rewarm.study.intervals import Estimate
 from rewarm.study.loss_history import (
-    FIGURES,
+    METRICS,
     LossHistory,
-    figures_as_json,
     final_loss,
     fit_line,
+    metrics_as_json,
 )
 from rewarm.study.run_outcomes import UPSTREAM, StudyResults, pareto_front, same_batches
 from rewarm.study.study_file import StudyPlan
@@ -51,17 +51,17 @@ class JudgedClaim(BaseModel):
 
 
 class StudySummary(BaseModel):
-    """What a report reads from results.json: all that cannot be known from the runs."""
+    """The part of results.json that a report reads: what the runs themselves do not record."""
 
     arms: dict[str, Any]
-    """For their order."""
+    """The arms in their order; a report reads only their names."""
     reference: str | None = None
     control: str | None = None
     claims: dict[str, JudgedClaim] = {}
 
 
 def results_as_json(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
-    """Returns the content of results.json for the runs that are complete."""
+    """Returns the content of results.json, for the complete runs of a study."""
     new_sets = [name for name in results.validation_sets if name != UPSTREAM]
     seeds = plan.study.seeds
     return {
@@ -79,7 +79,7 @@ def results_as_json(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
         "claims": {
             name: {
                 "claim": claim.text,
-                **_verdict_as_json(claim.judge(results.claimed_figure, seeds)),
+                **_verdict_as_json(claim.judge(results.claimed_metric, seeds)),
             }
             for name, claim in plan.claims.items()
         },
@@ -87,7 +87,7 @@ def results_as_json(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
 
 
 def study_pareto_front(plan: StudyPlan, results: StudyResults, corpus: str) -> list[str]:
-    """Returns the arms trained on a corpus that no other dominates on its set and upstream."""
+    """Returns the arms trained on a corpus that no other arm dominates on its set and upstream."""
     points = {}
     for arm in plan.study.arms:
         x, y = (results.mean_over_seeds(arm, name, final_loss) for name in (UPSTREAM, corpus))
@@ -109,7 +109,7 @@ def _arm_as_json(plan: StudyPlan, results: StudyResults, arm: str) -> dict[str, 
         "seeds": {
             str(seed): {
                 "sets": {
-                    name: figures_as_json(history)
+                    name: metrics_as_json(history)
                     for name, history in results.outcomes[arm, seed].losses.items()
                 },
                 "stream": results.outcomes[arm, seed].stream_digest,
@@ -117,9 +117,9 @@ def _arm_as_json(plan: StudyPlan, results: StudyResults, arm: str) -> dict[str, 
             }
             for seed in results.seeds(arm)
         },
-        "over seeds": _every_figure(results, partial(results.mean_over_seeds, arm)),
+        "over seeds": _all_metrics(results, partial(results.mean_over_seeds, arm)),
         "against": {
-            baseline: _every_figure(results, partial(results.paired_difference, arm, baseline))
+            baseline: _all_metrics(results, partial(results.paired_difference, arm, baseline))
             for baseline in baselines
             if baseline != arm and _same_length(plan, arm, baseline)
         },
@@ -127,19 +127,19 @@ def _arm_as_json(plan: StudyPlan, results: StudyResults, arm: str) -> dict[str, 
 
 
 def _same_length(plan: StudyPlan, arm: str, other: str) -> bool:
-    """Returns whether two arms train on as many tokens, so that their ends can be compared."""
+    """Returns whether two arms train on the same number of tokens: only then they are compared."""
     recipe, other_recipe = (plan.runs_of(name)[0].recipe for name in (arm, other))
     return recipe.steps * recipe.batch.tokens == other_recipe.steps * other_recipe.batch.tokens
 
 
-def _every_figure(
+def _all_metrics(
     results: StudyResults,
     estimate: Callable[[str, Callable[[LossHistory], float]], Estimate | None],
 ) -> dict[str, Any]:
     return {
         validation_set: {
-            name: _estimate_as_json(estimate(validation_set, figure))
-            for name, figure in FIGURES.items()
+            name: _estimate_as_json(estimate(validation_set, metric))
+            for name, metric in METRICS.items()
         }
         for validation_set in results.validation_sets
     }
@@ -170,9 +170,16 @@ def _fitted_lines(plan: StudyPlan, results: StudyResults, validation_set: str) -
 
 
 def _estimate_as_json(estimate: Estimate | None) -> dict[str, Any] | None:
-    return estimate._asdict() | {"interval": estimate.interval} if estimate else None
+    if estimate is None:
+        return None
+    return {
+        "mean": estimate.mean,
+        "error": estimate.standard_error,
+        "seeds": estimate.seeds,
+        "interval": estimate.interval,
+    }
 
 
 def _verdict_as_json(verdict: Verdict) -> dict[str, Any]:
     effect = _estimate_as_json(verdict.effect)
-    return {"verdict": verdict.verdict, "effect": effect, "why": verdict.why}
+    return {"verdict": verdict.verdict, "effect": effect, "why": verdict.reason}

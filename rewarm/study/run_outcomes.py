@@ -8,10 +8,10 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from rewarm.runs.metrics_file import read_metrics
-from rewarm.study.claims import FigureRequest
+from rewarm.study.claims import MetricRequest
 from rewarm.study.intervals import Estimate, estimate_mean
 from rewarm.study.loss_history import (
-    FIGURES,
+    METRICS,
     LossHistory,
     LossPoint,
     final_loss,
@@ -20,16 +20,16 @@ from rewarm.study.loss_history import (
 )
 
 UPSTREAM = "upstream"
-"""The validation set of what the base was trained on: forgetting is measured on it."""
+"""The validation set of the data that the base model was trained on; measures forgetting."""
 
 
 class RunOutcome(NamedTuple):
     """What a run has measured so far."""
 
     losses: dict[str, LossHistory]
-    """By validation set. Never empty."""
+    """The losses by validation set. Never empty."""
     stream_digest: str | None
-    """Chained digest of every token that the run was trained on so far."""
+    """Chained digest of all tokens that the run was trained on so far."""
     steps_done: int
     seconds_per_token: float | None
 
@@ -40,7 +40,7 @@ class RunOutcome(NamedTuple):
 
 
 def read_outcome(directory: Path) -> RunOutcome | None:
-    """Returns what a run has measured so far, or None where nothing was measured yet.
+    """Returns what a run has measured so far, or None if nothing was measured yet.
 
     Raises:
         CheckpointError: its metrics are damaged.
@@ -50,7 +50,7 @@ def read_outcome(directory: Path) -> RunOutcome | None:
 
 
 def outcome_from_metrics(lines: list[dict[str, Any]]) -> RunOutcome | None:
-    """Returns what the lines of a metrics.jsonl hold, or None where nothing was measured."""
+    """Returns the outcome that lines of metrics.jsonl record, or None without a measured loss."""
     evaluations = [line for line in lines if line["kind"] == "evaluate"]
     train_lines = [line for line in lines if line["kind"] == "train"]
     losses: dict[str, LossHistory] = {}
@@ -74,7 +74,7 @@ def outcome_from_metrics(lines: list[dict[str, Any]]) -> RunOutcome | None:
 
 
 class StudyResults:
-    """The outcomes of a study's runs, by arm and seed, and figures over them."""
+    """The outcomes of a study's runs, by arm and seed, and metrics computed from them."""
 
     def __init__(self, outcomes: dict[tuple[str, int], RunOutcome]) -> None:
         """Takes the outcome of each run that has measurements, by arm and seed."""
@@ -99,28 +99,28 @@ class StudyResults:
         histories = (self.history(arm, seed, validation_set) for seed in self.seeds(arm))
         return [history for history in histories if history is not None]
 
-    def claimed_figure(self, request: FigureRequest, seed: int) -> float | None:
-        """Returns a figure that a claim asks for, or None where it was not measured."""
+    def claimed_metric(self, request: MetricRequest, seed: int) -> float | None:
+        """Returns a metric that a claim refers to, or None if it was not measured."""
         first, *others = (self.history(arm, seed, request.validation_set) for arm in request.arms)
         if first is None or None in others:
             return None
-        if request.figure == "overtakes":
+        if request.metric == "overtakes":
             [other] = others
             assert other is not None
             return overtaking_share(first, other)
-        return FIGURES[request.figure](first)
+        return METRICS[request.metric](first)
 
     def mean_over_seeds(
-        self, arm: str, validation_set: str, figure: Callable[[LossHistory], float | None]
+        self, arm: str, validation_set: str, metric: Callable[[LossHistory], float | None]
     ) -> Estimate | None:
-        """Returns mean and standard error of a figure over an arm's seeds."""
-        values = map(figure, self.histories(arm, validation_set))
+        """Returns the mean of a metric over an arm's seeds, with its standard error."""
+        values = map(metric, self.histories(arm, validation_set))
         return estimate_mean(value for value in values if value is not None)
 
     def overtaking_tokens(self, arm: str, other: str, validation_set: str) -> Estimate | None:
-        """Returns the tokens from which an arm's loss stays below another's, over the seeds.
+        """Returns the tokens after which an arm's loss stays below another's, averaged over seeds.
 
-        None where it does not come from above to below with every seed.
+        None unless it crosses from above to below with every seed.
         """
         crossings = []
         for seed in self.seeds(arm):
@@ -139,22 +139,22 @@ class StudyResults:
         arm: str,
         reference: str,
         validation_set: str,
-        figure: Callable[[LossHistory], float | None],
+        metric: Callable[[LossHistory], float | None],
     ) -> Estimate | None:
-        """Returns how far an arm's figure is above another arm's, paired by seed."""
+        """Returns an arm's metric minus that of a reference arm, paired by seed."""
         differences = []
         for seed in self.seeds(arm):
             history = self.history(arm, seed, validation_set)
             other = self.history(reference, seed, validation_set)
             if history is None or other is None:
                 continue
-            a, b = figure(history), figure(other)
+            a, b = metric(history), metric(other)
             if a is not None and b is not None:
                 differences.append(a - b)
         return estimate_mean(differences)
 
     def final_difference(self, arm: str, reference: str, validation_set: str) -> Estimate | None:
-        """Returns the paired difference of final losses; None unless both saw as many tokens."""
+        """Returns the paired difference of final losses; None if the numbers of tokens differ."""
         tokens_seen = {
             history.points[-1].tokens
             for name in (arm, reference)
@@ -168,7 +168,7 @@ class StudyResults:
 def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
     """Returns the names of the points that no other dominates, sorted by their points.
 
-    A point dominates another that it is nowhere above, unless they are equal.
+    A point dominates another if it is not above it in any coordinate, and they are not equal.
     """
 
     def is_dominated(name: str) -> bool:
@@ -185,7 +185,7 @@ def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
 
 
 def same_batches(results: StudyResults, arms: Iterable[str]) -> dict[int, list[list[str]]]:
-    """Returns by seed the groups of arms that were trained on the same tokens so far."""
+    """Returns, for each seed, the groups of arms that were trained on the same tokens so far."""
     groups: dict[int, dict[tuple[str, int], list[str]]] = {}
     for arm in arms:
         for seed in results.seeds(arm):

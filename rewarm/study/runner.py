@@ -1,12 +1,12 @@
-"""Runs a study: every arm with every seed, one process for each run, several at once.
+"""Runs a study: every arm with every seed, one process per run, several at the same time.
 
 ```
  StudyPlan ── runs ──> worker: claim the next free run ── lock ──> rewarm train RUN.yaml --resume
                        (skip what is done or locked elsewhere)        └── its own run directory
 ```
 
-The state of every run is read from the study's folder alone. So a study that was killed continues
-where it was, and several machines that share the folder share the work.
+All state of the runs is in the study's folder: a study that was killed continues from there, and
+several machines that share the folder divide the runs among them.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from rewarm.runs.resume_changes import read_saved_recipe, recipe_changes
 from rewarm.study.run_outcomes import StudyResults, read_outcome
 from rewarm.study.study_file import StudyPlan, StudyRun
 
-_POLL_SECONDS = 0.5  # between two looks at the folder
+_POLL_SECONDS = 0.5  # between two checks of the study's folder
 
 RunState = Literal["waiting", "running", "elsewhere", "done", "failed"]
-"""`elsewhere`: another process has the run."""
+"""`elsewhere`: another process runs it."""
 
 
 class RunStatus(NamedTuple):
-    """How far a run is."""
+    """The progress of a run."""
 
     name: str
     state: RunState
     step: int
     steps: int
     failure: str = ""
-    """Of a failed run, the last line of its log."""
+    """The last line of a failed run's log, or its error; empty for other runs."""
 
 
 def is_complete(recipe: Recipe) -> bool:
@@ -69,31 +69,31 @@ def is_complete(recipe: Recipe) -> bool:
 
 
 class StudyRunner:
-    """Runs what is left of a study."""
+    """Runs every run of a study that is not complete."""
 
     def __init__(self, plan: StudyPlan) -> None:
-        """Takes the study; starts nothing."""
+        """Prepares the runs of a study, without starting any."""
         self.plan = plan
         bases = [StudyRun("", 0, recipe, None) for recipe in plan.bases.values()]
         self._runs = {run.directory: run for run in [*bases, *plan.runs]}
         self._done: set[Path] = set()
         self._failures: dict[Path, RewarmError | str] = {}
         self._processes: dict[Path, subprocess.Popen[bytes] | None] = {}
-        """The runs of this object's workers; None until the process has started."""
-        self._claiming = RLock()
+        """The processes of this object's workers by run directory; None until started."""
+        self._claim_lock = RLock()
         self._stop = Event()
         self._locks = Path(plan.study.study) / "locks"
 
     def run_all(self, workers: int, show: Callable[[list[RunStatus]], None]) -> None:
-        """Runs all that is left of the study.
+        """Runs every run that is not complete, and returns when all have ended.
 
         Args:
-            workers: how many runs at once.
-            show: called with the status of every run, regularly and at the end.
+            workers: the maximum number of runs at the same time.
+            show: called with the status of every run, twice per second and at the end.
 
         Raises:
             Preempted: a signal asked to stop; the running runs are saved.
-            RewarmError: runs failed; all others are done.
+            RewarmError: some runs failed; all others are complete.
         """
         signals: list[int] = []
 
@@ -125,7 +125,7 @@ class StudyRunner:
             raise self._failures_error()
 
     def statuses(self) -> list[RunStatus]:
-        """Returns how far each run is."""
+        """Returns the progress of each run."""
         return [self._status(run) for run in self._runs.values()]
 
     def results(self) -> StudyResults:
@@ -145,7 +145,7 @@ class StudyRunner:
         if run.directory in self._failures:
             failure = str(self._failures[run.directory])
             return RunStatus(run.name, "failed", step, steps, failure)
-        with self._claiming:
+        with self._claim_lock:
             if run.directory in self._processes:
                 return RunStatus(run.name, "running", step, steps)
             lock = self._lock(run)
@@ -165,18 +165,18 @@ class StudyRunner:
             self._failures[run.directory] = error
             return False
 
-    def _worker(self, index: int, workers: int) -> None:
-        """Runs one run after the other, until none is left that could start."""
+    def _worker(self, worker_index: int, workers: int) -> None:
+        """Runs one run after another, until all are done or failed."""
         while not self._stop.is_set():
-            claimed = self._claim_next()
-            if claimed is not None:
-                self._train(*claimed, index, workers)
-            elif self._unfinished():
-                self._stop.wait(_POLL_SECONDS)  # for a base, or for a run of another process
+            run_and_lock = self._claim_next()
+            if run_and_lock is not None:
+                self._train(*run_and_lock, worker_index, workers)
+            elif self._unfinished_runs():
+                self._stop.wait(_POLL_SECONDS)  # until a base or another process's run is done
             else:
                 return
 
-    def _unfinished(self) -> list[StudyRun]:
+    def _unfinished_runs(self) -> list[StudyRun]:
         """Returns the runs that are neither done nor failed."""
         return [
             run
@@ -185,9 +185,9 @@ class StudyRunner:
         ]
 
     def _claim_next(self) -> tuple[StudyRun, IO[str]] | None:
-        """Returns the next run that can start, and the lock that keeps others from it."""
-        with self._claiming:
-            for run in self._unfinished():
+        """Returns the next run that can start, with its lock; None if no run can start now."""
+        with self._claim_lock:
+            for run in self._unfinished_runs():
                 if run.directory in self._processes or not self._base_is_done(run):
                     continue
                 lock = self._lock(run)
@@ -201,7 +201,7 @@ class StudyRunner:
         return None
 
     def _base_is_done(self, run: StudyRun) -> bool:
-        """Returns whether a run's base is there; the run has failed where its base has."""
+        """Returns whether a run's base is complete; marks the run as failed if its base failed."""
         if run.needs_base is None:
             return True
         base = self._runs[Path(self.plan.bases[run.needs_base].run)]
@@ -210,11 +210,11 @@ class StudyRunner:
         return self._is_done(base)
 
     def _lock(self, run: StudyRun) -> IO[str] | None:
-        """Returns a run's lock, or None while another process has it."""
+        """Acquires and returns a run's lock; None if another process holds it."""
         return locked(self._locks / f"{run.name.replace('/', '.')}.lock")
 
-    def _train(self, run: StudyRun, lock: IO[str], index: int, workers: int) -> None:
-        """Runs `rewarm train` in a process, and waits until it ends."""
+    def _train(self, run: StudyRun, lock: IO[str], worker_index: int, workers: int) -> None:
+        """Runs `rewarm train` in a process, waits until it ends, and records a failure."""
         recipe, log = _sibling(run.directory, ".yaml"), _sibling(run.directory, ".log")
         run.directory.parent.mkdir(parents=True, exist_ok=True)
         recipe.write_text(run.recipe.to_yaml(), encoding="utf-8")
@@ -226,8 +226,8 @@ class StudyRunner:
                 stderr=output,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[lock.fileno()],
-                env=_environment(index, self._concurrent_runs(run, workers)),
-                start_new_session=True,  # Ctrl-C reaches it once, through `stop`
+                env=_environment(worker_index, self._concurrent_runs(run, workers)),
+                start_new_session=True,  # Ctrl-C reaches it only once, through `stop`
             )
             self._processes[run.directory] = process
             if self._stop.is_set():
@@ -238,7 +238,7 @@ class StudyRunner:
             self._failures[run.directory] = _last_line(log) or f"ended with exit code {exit_code}"
 
     def _concurrent_runs(self, run: StudyRun, workers: int) -> int:
-        """Returns how many runs share the machine: only the bases while all arms wait for them."""
+        """Returns how many runs share the machine: only the bases if all arms wait for them."""
         all_arms_wait = not run.arm and all(other.needs_base for other in self.plan.runs)
         return min(workers, len(self.plan.bases)) if all_arms_wait else workers
 
@@ -264,12 +264,12 @@ def _sibling(directory: Path, suffix: str) -> Path:
     return directory.with_name(directory.name + suffix)
 
 
-def _environment(index: int, concurrent_runs: int) -> dict[str, str]:
-    """Returns the environment of a run: with a GPU of its own, or its share of the cores."""
+def _environment(worker_index: int, concurrent_runs: int) -> dict[str, str]:
+    """Returns a run's environment variables, which give it one GPU or a share of the cores."""
     environment = dict(os.environ)
     gpus = _visible_gpus()
     if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[index % len(gpus)]
+        environment["CUDA_VISIBLE_DEVICES"] = gpus[worker_index % len(gpus)]
     elif concurrent_runs > 1:
         # More threads than cores slow each other down many times over. The last bits of a run on a
         # CPU depend on its number of threads: set OMP_NUM_THREADS to fix it.

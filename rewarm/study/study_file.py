@@ -1,4 +1,4 @@
-"""A study file: one recipe, arms that each change something in it, and seeds; a run for each pair.
+"""A study file: a recipe, arms that change its settings, and seeds; one run per arm and seed.
 
 ```yaml
 study: runs/mini                       # the folder of all runs: runs/mini/ARM/SEED
@@ -58,18 +58,19 @@ class Study(Section):
     recipe: Text
     """The file of the recipe that the arms change, relative to the study file."""
     bases: dict[Name, Text] = Field(default_factory=dict)
-    """Recipes of models to train first, by name; arms start from `STUDY/bases/NAME`."""
+    """Recipes of base models to train first, by name; arms start from `STUDY/bases/NAME`."""
     arms: Annotated[dict[Name, Arm], Field(min_length=1)]
     """What each arm changes in the recipe: values by dotted setting, `schedule.peak_lr: 4e-3`."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_check_distinct)] = (17,)
-    """Each arm runs once with each seed, which sets new weights and the order of the data."""
+    """Each arm runs once with each seed, which sets newly initialized weights and data order."""
     order: Literal["by-seed", "by-arm"] = "by-seed"
-    """`by-seed`: all arms with the first seed, then with the second. `by-arm`: all seeds of the
-    first arm, then of the second."""
+    """`by-seed`: all arms with the first seed, then with the second. `by-arm`: the first arm with
+    all seeds, then the second."""
     reference: str | None = None
-    """The arm that others are compared with on the same batches; by default the first."""
+    """The arm that other arms are compared with on the same batches; by default the first."""
     control: str | None = None
-    """An arm that trains on the old data for as many tokens; forgetting is compared with it."""
+    """An arm that trains on the old data for the same number of tokens; other arms are compared
+    with it too."""
     claims: dict[Text, Text] = Field(default_factory=dict)
     """What is expected, by name: `final(downstream, high) < final(downstream, rewarm)`."""
 
@@ -87,11 +88,11 @@ class StudyRun(NamedTuple):
     """One run of a study."""
 
     arm: str
-    """Empty for a base."""
+    """The name of its arm; empty for a base."""
     seed: int
     recipe: Recipe
     needs_base: str | None
-    """The name of the study's base that it starts from, if any."""
+    """The name of the base of this study that the run starts from, if any."""
 
     @property
     def name(self) -> str:
@@ -110,16 +111,16 @@ class StudyPlan(NamedTuple):
     study: Study
     bases: dict[str, Recipe]
     runs: list[StudyRun]
-    """Those of the arms, without the bases."""
+    """The runs of the arms, without the bases."""
     claims: dict[str, Claim]
 
     @property
     def reference(self) -> str:
-        """The arm that others are compared with."""
+        """The arm that other arms are compared with."""
         return self.study.reference or next(iter(self.study.arms))
 
     def runs_of(self, arm: str) -> list[StudyRun]:
-        """Returns an arm's runs, by seed."""
+        """Returns an arm's runs, sorted by seed."""
         return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
 
 
@@ -136,7 +137,7 @@ def load_study(path: Path, overrides: list[str] | None = None) -> StudyPlan:
     """Returns the study in a YAML file, with the recipe of every run validated.
 
     Raises:
-        RecipeError: every problem of the study and of its arms, each line located.
+        RecipeError: every problem of the study and of its arms, with file and line.
     """
     document = YamlDocument.load(path)
     for override in overrides or []:
@@ -154,14 +155,14 @@ def load_study(path: Path, overrides: list[str] | None = None) -> StudyPlan:
 def _load_bases(
     path: Path, document: YamlDocument, study: Study, problems: dict[str, None]
 ) -> dict[str, Recipe]:
-    """Returns the recipes of the valid bases; adds what is wrong with others to `problems`."""
+    """Returns the recipes of the valid bases; adds the problems of the others to `problems`."""
     source = document.source_location(("study",))
     bases: dict[str, Recipe] = {}
     for name, file in study.bases.items():
-        base = YamlDocument.load(path.parent / file)
-        base.set_value(("run",), str(_base_directory(study, name)), source)
+        base_document = YamlDocument.load(path.parent / file)
+        base_document.set_value(("run",), str(_base_directory(study, name)), source)
         try:
-            bases[name] = validate_recipe(base, base_lr=last_lr_of_base)
+            bases[name] = validate_recipe(base_document, base_lr=last_lr_of_base)
         except RecipeError as error:
             problems |= dict.fromkeys(error.problems)
     return bases
@@ -174,30 +175,32 @@ def _load_runs(
     bases: dict[str, Recipe],
     problems: dict[str, None],
 ) -> list[StudyRun]:
-    """Returns the valid runs of the arms; adds what is wrong with others to `problems`."""
+    """Returns the valid runs of the arms; adds the problems of the others to `problems`."""
     runs = []
     for arm, seed in _arms_and_seeds(study):
-        changed = YamlDocument.load(path.parent / study.recipe)
-        changed.set_value(("seed",), seed, document.source_location(("seeds",)))
+        arm_document = YamlDocument.load(path.parent / study.recipe)
+        arm_document.set_value(("seed",), seed, document.source_location(("seeds",)))
         for setting, value in study.arms[arm].items():
             source = f"{document.source_location(('arms', arm, setting))}: arms.{arm}"
-            changed.set_value(tuple(setting.split(".")), value, source)
+            arm_document.set_value(tuple(setting.split(".")), value, source)
         directory = Path(study.study) / arm / str(seed)
-        changed.set_value(("run",), str(directory), document.source_location(("study",)))
+        arm_document.set_value(("run",), str(directory), document.source_location(("study",)))
         try:
-            recipe = validate_recipe(changed, base_lr=lambda model: _base_lr(model, study, bases))
+            recipe = validate_recipe(
+                arm_document, base_lr=lambda model: _base_lr(model, study, bases)
+            )
         except RecipeError as error:
             problems |= dict.fromkeys(error.problems)
             continue
-        needed = _study_base(recipe.model, study, bases)
-        runs.append(StudyRun(arm, seed, recipe, needed[0] if needed else None))
+        study_base = _study_base(recipe.model, study, bases)
+        runs.append(StudyRun(arm, seed, recipe, study_base[0] if study_base else None))
     return runs
 
 
 def _parse_claims(
     document: YamlDocument, study: Study, runs: list[StudyRun], problems: dict[str, None]
 ) -> dict[str, Claim]:
-    """Returns the valid claims; adds what is wrong with others to `problems`."""
+    """Returns the valid claims; adds the problems of the others to `problems`."""
     arms = list(study.arms)
     validation_sets = sorted({name for run in runs for name in run.recipe.data.validation})
     claims: dict[str, Claim] = {}
@@ -223,7 +226,7 @@ def _base_directory(study: Study, name: str) -> Path:
 def _study_base(
     model: ModelSettings, study: Study, bases: dict[str, Recipe]
 ) -> tuple[str, str] | None:
-    """Returns which base of the study a model starts from, and which checkpoint of its run."""
+    """Returns the study's base that a model starts from, and the checkpoint of that base's run."""
     if model.base is None:
         return None
     directory, _, checkpoint = model.base.partition("@")
@@ -234,11 +237,11 @@ def _study_base(
 
 
 def _base_lr(model: ModelSettings, study: Study, bases: dict[str, Recipe]) -> float:
-    """Returns the last learning rate of a model's base, which may not be trained yet."""
-    needed = _study_base(model, study, bases)
-    if needed is None:
+    """Returns the last learning rate of a model's base, even if it is not trained yet."""
+    study_base = _study_base(model, study, bases)
+    if study_base is None:
         return last_lr_of_base(model)
-    base, checkpoint = bases[needed[0]], needed[1]
+    base, checkpoint = bases[study_base[0]], study_base[1]
     if checkpoint == "last":
         return base.lr(base.steps)
     step = base.step_before_decay if checkpoint == "before-decay" else parse_count(checkpoint)

@@ -63,17 +63,20 @@ def test_results_are_printed_and_written(plan, finished_runs, capsys, tmp_path):
         "Losses on upstream",
         "arm   start            final            change         peak rise  recovered at"
         "              vs a",
-        "a    2.0000  2.3000 ± 0.1000  +0.3000 ± 0.1000  +0.3000 ± 0.1000           not",
-        "b    2.0000  2.7000 ± 0.2000  +0.7000 ± 0.2000  +0.7500 ± 0.1500           not"
+        "a    2.0000  2.3000 ± 0.1000  +0.3000 ± 0.1000  +0.3000 ± 0.1000         never",
+        "b    2.0000  2.7000 ± 0.2000  +0.7000 ± 0.2000  +0.7500 ± 0.1500         never"
         "  +0.4000 ± 0.1000",
     ]
-    assert "front     downstream: no arm ends lower on it and upstream than a, b" in lines
+    assert (
+        "front     downstream: no arm has a lower final loss on both it and upstream than a, b"
+        in lines
+    )
     assert "batches   seed 1: the same tokens for a, b" in lines
     assert lines[-1] == f"results   {tmp_path}/runs/results.json"
     header, claim = lines[-3:-1]
-    assert header.split() == ["verdict", "effect", "claim", "why"]
+    assert header.split() == ["verdict", "effect", "name", "reason"]
     assert claim.split()[:2] == ["undecided", "-0.4000"]
-    assert claim.endswith("a forgets less  the 95 % interval has 0 in it")
+    assert claim.endswith("a forgets less  the 95% interval contains 0")
 
 
 def test_json_is_the_content_of_results_json(plan, finished_runs, capsys, tmp_path):

@@ -1,4 +1,4 @@
-"""Which runs a report finds, and what it takes from them."""
+"""Which runs a report collects, and what it reads from them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The figures that the page's script draws, and their text alternatives."""
+"""The charts that the page's script draws, and their text alternatives."""
 
 from parsed_page import ParsedPage
 from written_runs import write_run
@@ -18,7 +18,7 @@ def test_every_chart_has_a_text_alternative(tmp_path):
     assert any(text.startswith("a from 3.000 to 3.500. Arrow keys") for text in page.texts)
 
 
-def test_seeds_can_be_hidden_only_where_an_arm_has_several(tmp_path):
+def test_seeds_can_be_hidden_only_if_an_arm_has_several(tmp_path):
     write_run(tmp_path / "s" / "a" / "1", seed=1)
     assert 'id="seeds"' not in chart_section(collect_runs([tmp_path / "s"]))
     write_run(tmp_path / "s" / "a" / "2", seed=2)

@@ -26,6 +26,6 @@ def test_largest_deviation_of_an_applied_rate(tmp_path):
     events = [{"kind": "rate", **rate} for rate in rates]
     (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     assert applied_rates_sentence(collect_runs([run])) == (
-        "The learning rate was measured on the weights at 2 steps: each time it was the scheduled "
-        "rate, within 0.001 of its value."
+        "The learning rate was measured on the weights at 2 steps. It differed from the "
+        "scheduled one by a relative error of at most 0.001."
     )

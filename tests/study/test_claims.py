@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewarm.study.claims import FigureRequest, parse_claim
+from rewarm.study.claims import MetricRequest, parse_claim
 
 ARMS = ["rewarm", "peak-6e-4", "constant"]
 SETS = ["upstream", "downstream"]
@@ -13,13 +13,13 @@ def parse(text):
 
 
 def lookup(values):
-    """Looks figures up by name, set and arms: {("final", "upstream", "rewarm"): [1.0, 2.0]}."""
+    """Looks metrics up by name, set and arms: {("final", "upstream", "rewarm"): [1.0, 2.0]}."""
 
-    def figure(request: FigureRequest, seed: int) -> float | None:
-        by_seed = values.get((request.figure, request.validation_set, *request.arms))
+    def metric(request: MetricRequest, seed: int) -> float | None:
+        by_seed = values.get((request.metric, request.validation_set, *request.arms))
         return by_seed[seed] if by_seed else None
 
-    return figure
+    return metric
 
 
 LOSSES = {
@@ -55,7 +55,7 @@ def test_effect_is_paired_with_an_interval_by_students_t():
     )
     # Differences 0.5, 0.55, 0.5: mean 0.51667, s = 0.028868, s/√3 = 0.016667, t(2) = 4.303.
     assert verdict.effect.mean == pytest.approx(0.516667, abs=1e-6)
-    assert verdict.effect.error == pytest.approx(0.016667, abs=1e-6)
+    assert verdict.effect.standard_error == pytest.approx(0.016667, abs=1e-6)
     assert verdict.effect.interval == pytest.approx((0.444950, 0.588383), abs=1e-6)
 
 
@@ -63,7 +63,7 @@ def test_one_seed_is_undecided():
     verdict = parse("final(upstream, rewarm) < final(upstream, peak-6e-4)").judge(
         lookup(LOSSES), [0]
     )
-    assert (verdict.verdict, verdict.why) == ("undecided", "one seed has no interval")
+    assert (verdict.verdict, verdict.reason) == ("undecided", "a single seed gives no interval")
     assert verdict.effect.mean == pytest.approx(-0.5)
     assert verdict.effect.interval is None
 
@@ -73,7 +73,7 @@ def test_missing_measurements_are_undecided():
     assert verdict == ("undecided", None, "not measured")
     losses = {("final", "upstream", "rewarm"): [2.0, None, 2.2]}
     verdict = parse("final(upstream, rewarm) < 3").judge(lookup(losses), [0, 1, 2])
-    assert (verdict.verdict, verdict.why) == ("undecided", "1 of 3 seeds have no value")
+    assert (verdict.verdict, verdict.reason) == ("undecided", "1 of 3 seeds have no value")
 
 
 def test_never_overtaking_does_not_confirm_overtaking_late():
@@ -84,18 +84,18 @@ def test_never_overtaking_does_not_confirm_overtaking_late():
     }
     claim = parse("overtakes(rewarm, constant, downstream) after 20%")
     verdict = claim.judge(lookup(losses), [0, 1])
-    assert (verdict.verdict, verdict.why) == ("not held", "it never overtakes")
+    assert (verdict.verdict, verdict.reason) == ("not held", "it never overtakes")
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "should have a figure or a number on each side"),
+        ("", "should have a metric or a number on each side"),
         ("final(upstream, rewarm)", "should compare two sides with < or >"),
-        ("final(upstream, rewarm) < ", "should have a figure or a number on each side"),
+        ("final(upstream, rewarm) < ", "should have a metric or a number on each side"),
         ("final(upstream, rewarm) < 3 4", "unexpected '4'"),
         ("final(upstream, rewarm) = 3", "cannot read '= 3'"),
-        ("finel(upstream, rewarm) < 3", "no figure named 'finel'; did you mean 'final'?"),
+        ("finel(upstream, rewarm) < 3", "no metric named 'finel'; did you mean 'final'?"),
         ("final(upstraem, rewarm) < 3", "set named 'upstraem'; did you mean 'upstream'?"),
         ("final(upstream, constnat) < 3", "no arm named 'constnat'; did you mean 'constant'?"),
         ("final(upstream) < 3", "final should be written final(SET, ARM)"),

@@ -46,7 +46,7 @@ def test_comparison_table():
     )
     assert table.columns == [
         *("arm", "start", "final", "vs a", "vs short", "perplexity", "change", "peak rise"),
-        *("peak at", "recovered at", "mean loss"),
+        *("tokens at peak", "recovered at", "mean loss"),
     ]
     assert {column: cell.text for column, cell in rows["a"].items()} == {
         "arm": "a",
@@ -57,14 +57,16 @@ def test_comparison_table():
         "perplexity": f"{(math.exp(2.9) + math.exp(2.7)) / 2:.2f}",
         "change": "-0.2000 ± 0.1000",
         "peak rise": "+0.5000 ± 0.1000",
-        "peak at": "100",
+        "tokens at peak": "100",
         "recovered at": "200",
         "mean loss": "3.2000 ± 0.0250",  # (3.0/2 + 3.4 + 2.9/2) / 2 = 3.175, and 3.225
     }
     assert rows["b"]["vs a"].text == "-0.8000 ± 0.1000"
-    assert (rows["b"]["peak rise"].text, rows["b"]["recovered at"].text) == ("none", "—")
-    assert rows["short"]["recovered at"] == ("not", math.inf, False)
-    assert table.about.endswith("short is the control, trained on old data.")
+    assert [
+        rows["b"][column].text for column in ("peak rise", "tokens at peak", "recovered at")
+    ] == ["—"] * 3
+    assert rows["short"]["recovered at"] == ("never", math.inf, False)
+    assert table.caption.endswith("short is the control, trained on old data.")
 
 
 def test_seeds_that_do_not_recover_are_counted():
@@ -74,7 +76,7 @@ def test_seeds_that_do_not_recover_are_counted():
             ("a", 2): outcome(upstream=[3.0, 3.4, 3.1]),
         }
     )
-    assert rows["a"]["recovered at"].text == "not (1 of 2)"
+    assert rows["a"]["recovered at"].text == "1 of 2 seeds"
     assert "vs a" not in rows["a"]  # there is nothing to compare with
 
 

@@ -1,12 +1,12 @@
-"""The figures of a loss history, against hand-computed values."""
+"""The metrics of a loss history, against hand-computed values."""
 
 import pytest
 from loss_histories import history
 
-from rewarm.study.loss_history import FIGURES, figures_as_json, fit_line, overtaking_share
+from rewarm.study.loss_history import METRICS, fit_line, metrics_as_json, overtaking_share
 
 
-def test_figures_of_a_loss_that_rises_and_recovers():
+def test_metrics_of_a_loss_that_rises_and_recovers():
     losses = history(3.0, 3.4, 3.2, 2.9, 2.8)
     assert (losses.start, losses.final) == (3.0, 2.8)
     assert losses.forgetting == pytest.approx(-0.2)
@@ -16,8 +16,10 @@ def test_figures_of_a_loss_that_rises_and_recovers():
     assert losses.recovered_at == 300
     # Trapezoids: (3.0/2 + 3.4 + 3.2 + 2.9 + 2.8/2) / 4.
     assert losses.mean_loss == pytest.approx(12.4 / 4)
-    figures = figures_as_json(losses)
-    assert {name: figure(losses) for name, figure in FIGURES.items()}.items() <= figures.items()
+    json_metrics = metrics_as_json(losses)
+    assert {
+        name: metric(losses) for name, metric in METRICS.items()
+    }.items() <= json_metrics.items()
 
 
 def test_losses_that_never_rise_or_never_recover():

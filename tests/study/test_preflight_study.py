@@ -65,7 +65,7 @@ def test_problems_are_grouped_with_the_names_of_their_runs(write_study):
     ]
 
 
-def test_problems_of_a_base_come_first(write_study, tmp_path):
+def test_problems_of_bases_are_listed_first(write_study, tmp_path):
     path = write_study()
     base = tmp_path / "base.yaml"
     base.write_text(base.read_text().replace("upstream/train", "upstream/missing"))

@@ -58,7 +58,7 @@ def test_a_study_runs_completely_and_only_once(study, command):
     assert code == 0, err
     assert err.split("\n")[-2] == "constant/17  done"
     assert "undecided" in out
-    assert "one seed has no interval" in out
+    assert "a single seed gives no interval" in out
     assert "seed 17: the same tokens for rewarm, constant" in out
     assert "front     downstream: " in out
     assert "front     upstream: " not in out
@@ -144,7 +144,7 @@ def test_a_study_killed_three_times_and_resumed_by_two_workers_ends_the_same(
     processes = [subprocess.Popen(arguments, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     assert last_weights(study) == expected_weights
-    assert results(study) == expected_results  # figures, digests, verdicts
+    assert results(study) == expected_results  # metrics, digests, verdicts
     for arm in ("rewarm", "constant"):
         log = (study.parent / "study" / arm / "17.log").read_text()
         assert log.count("step 150/150") == 1  # no arm ran twice
