@@ -9,7 +9,7 @@ from rewarm.plots.schedule_preview import Curve, CurvePoint
 
 
 class AxisRange(NamedTuple):
-    """The tokens and rates that a plot covers."""
+    """The tokens and learning rates that a plot covers."""
 
     first_tokens: int
     last_tokens: int
@@ -17,7 +17,7 @@ class AxisRange(NamedTuple):
 
     @classmethod
     def covering(cls, curves: list[Curve]) -> AxisRange:
-        """Returns the range of all points, from the tokens before each curve's first step."""
+        """Returns the range of all points; tokens start before the first step of each curve."""
         points = [point for curve in curves for point in [*curve.base_points, *curve.points]]
         starts = [point.tokens for curve in curves for point in curve.base_points]
         starts += [(curve.points[0].step - 1) * curve.recipe.batch.tokens for curve in curves]
@@ -28,9 +28,9 @@ class AxisRange(NamedTuple):
 
 
 def base_curves(curves: list[Curve]) -> tuple[dict[int, list[CurvePoint]], bool]:
-    """Returns the base points to draw, by index of their curve, and whether they are shared.
+    """Returns the base points to draw by index of their curve, and whether all curves share them.
 
-    Base points that all curves with a base have in common are returned once.
+    Base points that all curves with a base have in common are returned for one curve only.
     """
     by_curve = {i: curve.base_points for i, curve in enumerate(curves) if curve.base_points}
     if not by_curve:
@@ -42,7 +42,7 @@ def base_curves(curves: list[Curve]) -> tuple[dict[int, list[CurvePoint]], bool]
 
 
 def round_ticks(first: float, last: float, max_count: int) -> list[float]:
-    """Returns evenly spaced round numbers from first to last, at most about `max_count`."""
+    """Returns evenly spaced round numbers from first to last, about `max_count` at most."""
     min_spacing = (last - first) / max_count
     power = 10.0 ** math.floor(math.log10(min_spacing))
     spacing = power * next(
@@ -53,7 +53,7 @@ def round_ticks(first: float, last: float, max_count: int) -> list[float]:
 
 
 def token_labels(ticks: list[float]) -> list[str]:
-    """Returns the labels of ticks, in the largest tick's unit, with as many digits as needed."""
+    """Returns the labels of ticks in the unit of the largest tick, with the digits they need."""
     largest = max(map(abs, ticks), default=0)
     units = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1, ""))
     unit, suffix = next(((size, name) for size, name in units if largest >= size), units[-1])
@@ -61,7 +61,7 @@ def token_labels(ticks: list[float]) -> list[str]:
 
 
 def format_rate(lr: float, digits: int = 3) -> str:
-    """Returns a rate as recipes write it, in at most `digits` significant digits: 3e-4."""
+    """Returns a learning rate as in recipes, `3e-4`, with at most `digits` significant digits."""
     if lr == 0:
         return "0"
     mantissa, exponent = f"{lr:.{digits - 1}e}".split("e")

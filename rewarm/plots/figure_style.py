@@ -11,8 +11,8 @@ from typing import IO, Any
 from rewarm.errors import printable
 from rewarm.quantities import format_count
 
-# The palette of Okabe and Ito, which color-blind readers can tell apart, without its yellow, too
-# light for paper. Dashes distinguish curves in gray print, and curves that coincide.
+# The palette of Okabe and Ito, which color-blind readers can tell apart, without its yellow, which
+# is too light for paper. Dashes distinguish curves in gray print, and curves that coincide.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.2)), (0, (7, 2, 1.5, 2)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
 
@@ -24,7 +24,7 @@ LegendEntry = tuple[str, LineStyle]
 
 
 def line_style(index: int) -> LineStyle:
-    """Returns color and dashes of the curve number `index`."""
+    """Returns the color and dashes of curve number `index`."""
     return {"color": COLORS[index % len(COLORS)], "ls": DASHES[index % len(DASHES)], "lw": 1.6}
 
 
@@ -32,13 +32,13 @@ def add_legend(figure: Any, entries: list[LegendEntry], line_length: int = 90) -
     """Adds a legend below the axes, where no curve is, and returns its number of lines.
 
     Args:
-        figure: the figure.
-        entries: what the legend explains.
-        line_length: the characters that fit the width of the figure.
+        figure: the matplotlib figure.
+        entries: the labels with their line styles.
+        line_length: the number of characters that fit the width of the figure.
     """
     from matplotlib.lines import Line2D
 
-    # The leading space, because matplotlib leaves out labels that begin with an underscore.
+    # A leading space, because matplotlib omits labels that begin with an underscore.
     labels = [" " + textwrap.fill(printable(label), line_length - 6) for label, _ in entries]
     columns = max(1, line_length // (max(map(len, labels)) + 8))
     figure.legend(
@@ -56,7 +56,7 @@ def add_legend(figure: Any, entries: list[LegendEntry], line_length: int = 90) -
 
 
 def style_axes(axes: Any) -> None:
-    """Removes the upper and right spine and adds a light grid."""
+    """Removes the top and right spines and adds a light grid."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, lw=0.6)
 
@@ -75,9 +75,9 @@ def save_figure(
 
     Args:
         draw: returns the matplotlib figure.
-        out: the file; the suffix of a path gives the format.
-        svg: whether it is an SVG.
-        text_as_paths: write an SVG's text as outlines, which need no font, instead of as text.
+        out: the file; the suffix of a path determines the format.
+        svg: whether to write SVG instead of PNG.
+        text_as_paths: whether an SVG has its text as outlines, which need no font.
 
     Raises:
         OSError: the file cannot be written.
@@ -87,7 +87,7 @@ def save_figure(
     file_format = {} if isinstance(out, Path) else {"format": "svg" if svg else "png"}
     with mpl.rc_context(
         {
-            "text.parse_math": False,  # names are drawn as they are, `$` included
+            "text.parse_math": False,  # names are drawn literally, including `$`
             "svg.hashsalt": "rewarm",
             "svg.fonttype": "path" if text_as_paths else "none",
         }

@@ -23,8 +23,8 @@ from rewarm.runs.metrics_file import read_metrics
 def save_losses(arms: dict[str, list[Path]], out: Path) -> None:
     """Saves a figure of several arms: the loss on every validation set, and the learning rate.
 
-    Of an arm with several runs (seeds), each is a pale line, and their mean over the steps that all
-    of them have reached a strong one.
+    If an arm has several runs (seeds), each run is a pale line; a strong line is their mean at the
+    steps that all of them have reached.
 
     Args:
         arms: the run directories of each arm.
@@ -72,16 +72,16 @@ def _loss_figure(arms: dict[str, list[Path]]) -> Any:
 
 
 def _draw_losses(axes: Any, runs: list[dict[int, float]], style: LineStyle) -> None:
-    """Draws the losses by tokens of each run of an arm, where there are several, and their mean."""
+    """Draws the mean loss of an arm's runs over tokens and, if there are several, each run's."""
     for losses in runs if len(runs) > 1 else []:
         axes.plot([*losses], [*losses.values()], color=style["color"], lw=0.8, alpha=0.35)
-    shared = [tokens for tokens in runs[0] if all(tokens in losses for losses in runs)]
-    means = [fmean(losses[tokens] for losses in runs) for tokens in shared]
-    axes.plot(shared, means, **style)
+    shared_tokens = [tokens for tokens in runs[0] if all(tokens in losses for losses in runs)]
+    means = [fmean(losses[tokens] for losses in runs) for tokens in shared_tokens]
+    axes.plot(shared_tokens, means, **style)
 
 
 def _applied_rates(run: Path) -> tuple[list[int], list[float]]:
-    """Returns tokens and rates of every step, or as logged where the recipe cannot be read."""
+    """Returns tokens and learning rates of all steps; of logged steps if the recipe is invalid."""
     try:
         curve = compute_curve("", load_recipe(run / "recipe.yaml"), 1000)
     except RewarmError:

@@ -27,10 +27,10 @@ _MARKERS = ("^", "v", "s", "D", "o", "P", "X")
 
 
 def save_schedules(curves: list[Curve], out: Path) -> None:
-    """Saves the curves to a .png, .svg, .csv or .json file.
+    """Saves curves to a .png, .svg, .csv or .json file.
 
     Raises:
-        RewarmError: the suffix is none of these, or the file cannot be written.
+        RewarmError: the suffix is another one, or the file cannot be written.
     """
     try:
         if out.suffix == ".csv":
@@ -51,7 +51,7 @@ def save_schedules(curves: list[Curve], out: Path) -> None:
 
 
 def write_csv(header: Iterable[str], rows: Iterable[Iterable[Any]], file: IO[str]) -> None:
-    """Writes a table as CSV; numbers have all their digits, so that they are read back equal."""
+    """Writes a table as CSV; numbers keep all digits, so that reading them gives equal values."""
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
@@ -79,16 +79,16 @@ def _curve_json(curve: Curve) -> dict[str, Any]:
 def _schedule_figure(curves: list[Curve]) -> Any:
     from matplotlib.figure import Figure
 
-    with_shares = any(curve.corpus_shares for curve in curves)
+    has_shares = any(curve.corpus_shares for curve in curves)
     styles = [line_style(i) for i in range(len(curves))]
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    heights = [2, 1] if with_shares else [2]
+    heights = [2, 1] if has_shares else [2]
     panels = list(
         figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights).flat
     )
     axis_range = AxisRange.covering(curves)
     legend = _draw_rates(panels[0], curves, styles, axis_range)
-    if with_shares:
+    if has_shares:
         legend += _draw_shares(panels[1], curves, styles)
     for panel in panels:
         style_token_axes(panel)
@@ -100,14 +100,14 @@ def _schedule_figure(curves: list[Curve]) -> Any:
     ticks = round_ticks(first, last, 8)
     panels[0].set_xticks(ticks, token_labels(ticks))
     legend_lines = add_legend(figure, legend)
-    figure.set_size_inches(6.4, (4.6 if with_shares else 3.2) + 0.18 * legend_lines)
+    figure.set_size_inches(6.4, (4.6 if has_shares else 3.2) + 0.18 * legend_lines)
     return figure
 
 
 def _draw_rates(
     axes: Any, curves: list[Curve], styles: list[LineStyle], axis_range: AxisRange
 ) -> list[LegendEntry]:
-    """Draws curves, their marks and the end of their bases."""
+    """Draws the curves, their marks and the ends of their bases; returns the legend entries."""
     kinds = list(dict.fromkeys(_mark_kind(label) for curve in curves for label in curve.marks))
     kinds.sort(key=lambda kind: "warm" not in kind)  # the end of a rise gets the upward triangle
     markers = {kind: _MARKERS[i % len(_MARKERS)] for i, kind in enumerate(kinds)}
@@ -115,22 +115,22 @@ def _draw_rates(
         axes.plot([p.tokens for p in curve.points], [p.lr for p in curve.points], **style)
         for label, mark in curve.marks.items():
             # Marks have the color of their curve, so that those of several recipes stay distinct.
-            look = {"color": style["color"], "ms": 6, "mec": "white", "mew": 0.8}
-            axes.plot(mark.tokens, mark.lr, markers[_mark_kind(label)], **look)
+            marker_style = {"color": style["color"], "ms": 6, "mec": "white", "mew": 0.8}
+            axes.plot(mark.tokens, mark.lr, markers[_mark_kind(label)], **marker_style)
     _draw_bases(axes, curves, styles)
     axes.set_ylim(0, axis_range.max_lr * 1.05)
     ticks = round_ticks(0, axis_range.max_lr, 5)
     axes.set_yticks(ticks, [format_rate(tick) for tick in ticks])
     axes.set_ylabel("learning rate")
-    names = [(curve.name, style) for curve, style in zip(curves, styles, strict=True)]
-    return names + [
+    curve_entries = [(curve.name, style) for curve, style in zip(curves, styles, strict=True)]
+    return curve_entries + [
         (kind, {"marker": marker, "color": "0.35", "ls": "", "ms": 6})
         for kind, marker in markers.items()
     ]
 
 
 def _draw_bases(axes: Any, curves: list[Curve], styles: list[LineStyle]) -> None:
-    """Draws the end of each base's curve, and a line where the runs start."""
+    """Draws the end of each base's curve, and a vertical line where the runs start."""
     bases, shared = base_curves(curves)
     for index, points in bases.items():
         color = "0.35" if shared else styles[index]["color"]
@@ -144,19 +144,19 @@ def _draw_bases(axes: Any, curves: list[Curve], styles: list[LineStyle]) -> None
 
 
 def _mark_kind(label: str) -> str:
-    """Returns the label of a mark without its number: `end of warm-up` for that of each cycle."""
+    """Returns the label of a mark without numbers: `end of warm-up` for every cycle's."""
     return re.sub(r",?( cycle)? \d+$", "", re.sub(r" \d+,", "", label.rpartition(": ")[2]))
 
 
 def _draw_shares(axes: Any, curves: list[Curve], styles: list[LineStyle]) -> list[LegendEntry]:
-    """Draws the shares of the corpora, as far as the rates are drawn."""
+    """Draws the shares of the corpora up to each curve's end; returns the legend entries."""
     corpora = list(dict.fromkeys(name for curve in curves for name in curve.corpus_shares))
     dashes = {name: DASHES[i % len(DASHES)] for i, name in enumerate(corpora)}
     for curve, style in zip(curves, styles, strict=True):
         end = curve.points[-1].tokens
         for name, pieces in curve.corpus_shares.items():
-            drawn = [(tokens, share) for tokens, share in pieces if tokens < end]
-            tokens, shares = zip(*drawn, (end, drawn[-1][1]), strict=True)
+            visible = [(tokens, share) for tokens, share in pieces if tokens < end]
+            tokens, shares = zip(*visible, (end, visible[-1][1]), strict=True)
             axes.step(tokens, shares, where="post", color=style["color"], ls=dashes[name], lw=1.2)
     axes.set_ylim(0, 1)
     axes.set_ylabel("share of batch")

@@ -1,4 +1,4 @@
-"""The learning rate of a recipe as data: points of the curve, rates at positions, sums."""
+"""The learning rates of a recipe as data: points of a curve, rates at given positions, sums."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from rewarm.quantities import format_count, parse_count, parse_share
 from rewarm.recipe.recipe import BaseRateLookup, Recipe, load_recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
 
-MAX_POINTS = 10_000  # longer curves are thinned: a figure is a few thousand pixels wide
-MAX_SUMMED_STEPS = 2_000_000  # summed one by one, in seconds; longer than usual runs
-_BASE_LENGTH = 0.25  # how much of the base's own curve is drawn, as a share of the length drawn
+MAX_POINTS = 10_000  # longer curves are thinned: a figure has a few thousand pixels
+MAX_SUMMED_STEPS = 2_000_000  # summed exactly, in seconds; more than usual runs have
+_BASE_SHARE = 0.25  # length of the base's curve as a share of the run's
 
 
 class CurvePoint(NamedTuple):
-    """The rate at one step. Steps of the base count up to 0, its last one."""
+    """The learning rate at one step. Steps of the base count up to 0, its last step."""
 
     step: int
     tokens: int
@@ -34,9 +34,10 @@ class CurvePoint(NamedTuple):
 
 
 class RateAtPosition(NamedTuple):
-    """The rate at a position that the user asked for."""
+    """The learning rate at a position that the user asked for."""
 
     recipe: str
+    """The name of the recipe."""
     at: str
     """The position as the user wrote it."""
     step: int
@@ -46,23 +47,23 @@ class RateAtPosition(NamedTuple):
 
 
 class Floor(NamedTuple):
-    """The rate at which a run ends, and for how long the run stays at it, up to the end."""
+    """The learning rate at the end of a run, and for how long the run stays at it."""
 
     lr: float
     steps: int
     tokens: int
     share: float
-    """Of all tokens."""
+    """The share of all tokens."""
 
 
 class Totals(NamedTuple):
     """Sums over a whole run."""
 
     area: float
-    """The sum of the rates of all steps."""
+    """The sum of the learning rates of all steps."""
     floor: Floor
     exact: bool
-    """False above MAX_SUMMED_STEPS: then estimated from that many steps, evenly spaced."""
+    """False above MAX_SUMMED_STEPS: estimated from that number of evenly spaced steps."""
 
 
 @dataclass(frozen=True)
@@ -77,16 +78,18 @@ class Curve:
     base_points: list[CurvePoint]
     """The last rates of the base, if it is a rewarm checkpoint; tokens count up to 0."""
     corpus_shares: dict[str, list[tuple[int, float]]]
-    """If weights change during the run: (first tokens, share of a batch) of each corpus."""
+    """(First tokens, share of a batch) of each corpus; empty if weights never change."""
 
     @cached_property
     def totals(self) -> Totals:
-        """Returns the sums over all steps, including those that are not among the points."""
+        """Sums over all steps, including those that are not among the points."""
         steps, tokens_per_step = self.recipe.steps, self.recipe.batch.tokens
         rates = _rates(self.recipe, _thinned_steps(1, steps, MAX_SUMMED_STEPS))
-        # A plateau computed by a formula such as a·(1 − x) + a·x is level up to rounding.
-        level = takewhile(lambda lr: math.isclose(lr, rates[-1], rel_tol=1e-12), reversed(rates))
-        share = sum(1 for _ in level) / len(rates)
+        # A plateau computed as a·(1 − x) + a·x is constant only up to rounding.
+        floor_rates = takewhile(
+            lambda lr: math.isclose(lr, rates[-1], rel_tol=1e-12), reversed(rates)
+        )
+        share = sum(1 for _ in floor_rates) / len(rates)
         floor_steps = round(share * steps)
         return Totals(
             area=math.fsum(rates) * (steps / len(rates)),
@@ -103,11 +106,11 @@ def compute_curve(
     Args:
         name: the label of the curve.
         recipe: the recipe.
-        max_points: the number of points, not counting marks.
-        zoom: the part of the run to keep, as for `parse_step_range`.
+        max_points: the maximum number of points, not counting marks.
+        zoom: the part of the run to keep, in the format of `parse_step_range`.
 
     Raises:
-        ValueError: `zoom` is not a part of this run.
+        ValueError: `zoom` is not within this run.
         ScheduleError: the schedule gives an invalid rate at some step.
     """
     first, last = parse_step_range(zoom, recipe)
@@ -130,15 +133,15 @@ def compute_curve(
 
 
 def _rates(recipe: Recipe, steps: list[int]) -> list[float]:
-    """Returns `recipe.lr(step)` of each step; of all steps of a long run in a tenth of a second.
+    """Returns `recipe.lr(step)` of each step, faster: 0.1 s for all steps of a long run.
 
     Raises:
-        ScheduleError: as `recipe.lr`.
+        ScheduleError: see `Recipe.lr`.
     """
     schedule, total = recipe.schedule, recipe.steps
     try:
         rates = [schedule(step / total) for step in steps]
-        # One check of all rates instead of one at each step, as `recipe.lr` does.
+        # One check of all rates; `recipe.lr` checks at each step.
         if {*map(type, rates)} == {float} and min(rates) >= 0 and math.isfinite(math.fsum(rates)):
             return rates
     except Exception:  # a plug-in may raise anything
@@ -146,16 +149,16 @@ def _rates(recipe: Recipe, steps: list[int]) -> list[float]:
     return [recipe.lr(step) for step in steps]  # raises an error that names the step
 
 
-def _points(recipe: Recipe, steps: list[int], last: int = 0) -> list[CurvePoint]:
-    """Returns the points at some steps; their steps and tokens are counted from step `last`."""
+def _points(recipe: Recipe, steps: list[int], origin: int = 0) -> list[CurvePoint]:
+    """Returns the points at the given steps; their steps and tokens count from step `origin`."""
     return [
-        CurvePoint(step - last, (step - last) * recipe.batch.tokens, recipe.progress(step), lr)
+        CurvePoint(step - origin, (step - origin) * recipe.batch.tokens, recipe.progress(step), lr)
         for step, lr in zip(steps, _rates(recipe, steps), strict=True)
     ]
 
 
 def _thinned_steps(first: int, last: int, max_count: int) -> list[int]:
-    """Returns all steps from first to last, or `max_count` evenly spaced ones, with both ends."""
+    """Returns the steps from first to last, or `max_count` evenly spaced ones including both."""
     count = last - first + 1
     if count <= max_count:
         return list(range(first, last + 1))
@@ -163,7 +166,7 @@ def _thinned_steps(first: int, last: int, max_count: int) -> list[int]:
 
 
 def _corpus_shares(recipe: Recipe) -> dict[str, list[tuple[int, float]]]:
-    """Returns (first tokens, share of a batch) of each corpus; nothing if weights never change."""
+    """Returns (first tokens, share of a batch) of each corpus; empty if weights never change."""
     weights = recipe.corpus_weights
     changes = sorted({first for pieces in weights.values() for first, _ in pieces})
     if len(changes) == 1:
@@ -180,7 +183,7 @@ def _corpus_shares(recipe: Recipe) -> dict[str, list[tuple[int, float]]]:
 
 
 def _base_points(recipe: Recipe, steps: int, max_points: int) -> list[CurvePoint]:
-    """Returns the end of the base's own curve, if it is a rewarm checkpoint."""
+    """Returns the end of the base model's curve, if the base is a rewarm checkpoint."""
     model = recipe.model
     if model.base is None or model.fresh or not find_local_model(model.base):
         return []
@@ -190,16 +193,16 @@ def _base_points(recipe: Recipe, steps: int, max_points: int) -> list[CurvePoint
     last = read_training_state(base.directory).step
     try:
         base_recipe = load_recipe(base.directory / "recipe.yaml")
-    except RecipeError:  # its plug-in is not installed here: draw this run without its base
+    except RecipeError:  # for example, its plug-in is not installed: draw this run without its base
         return []
-    tokens = _BASE_LENGTH * steps * recipe.batch.tokens
+    tokens = _BASE_SHARE * steps * recipe.batch.tokens
     length = max(2, round(tokens / base_recipe.batch.tokens))
     first = max(1, last - length + 1)
     return _points(base_recipe, _thinned_steps(first, last, max_points), last)
 
 
 def _nearest_step(position: str, recipe: Recipe) -> int:
-    """Returns the step nearest to a position; 0 for the start of the run, and only for it."""
+    """Returns the step nearest to a position; 0 only for position 0, the start of the run."""
     position = position.strip()
     amount, _, unit = position.rpartition(" ")
     try:
@@ -210,9 +213,7 @@ def _nearest_step(position: str, recipe: Recipe) -> int:
         elif unit in ("token", "tokens") or re.fullmatch(r"[0-9].*[kKmMbBtT]", position):
             tokens = parse_count(amount if unit.startswith("token") else position)
             exact = Fraction(tokens, recipe.batch.tokens)
-            if (
-                tokens <= recipe.tokens
-            ):  # the last part of a budget, short of a batch, is not trained
+            if tokens <= recipe.tokens:  # tokens after the last whole batch are not trained on
                 exact = min(exact, Fraction(recipe.steps))
         else:
             exact = Fraction(parse_share(position)) * recipe.steps
@@ -232,7 +233,7 @@ def parse_step(position: str, recipe: Recipe) -> int:
     """Returns the step nearest to a position: `656`, `1%`, `0.01`, `240B`, `3 steps`, `2B tokens`.
 
     Raises:
-        ValueError: it is none of these, or is not in the run.
+        ValueError: it has none of these forms, or is outside the run.
     """
     step = _nearest_step(position, recipe)
     if step == 0:
@@ -244,7 +245,7 @@ def parse_step_range(zoom: str, recipe: Recipe) -> tuple[int, int]:
     """Returns the first and last step of a part of a run: `0:2%`, `:2%`, `98%:`, `1B:1.5B`.
 
     Raises:
-        ValueError: it is not written like this, or is not in the run.
+        ValueError: it does not have this form, or is outside the run.
     """
     start, colon, end = zoom.partition(":")
     if not colon:
@@ -257,10 +258,10 @@ def parse_step_range(zoom: str, recipe: Recipe) -> tuple[int, int]:
 
 
 def rates_at_positions(recipes: Mapping[str, Recipe], positions: str) -> list[RateAtPosition]:
-    """Returns the rates of each recipe at comma-separated positions.
+    """Returns the learning rates of each recipe at comma-separated positions.
 
     Raises:
-        ValueError: a position is not in one of the recipes.
+        ValueError: a position is outside one of the runs.
     """
     rates = []
     for name, recipe in recipes.items():
@@ -279,7 +280,7 @@ run: none
 model: {base: the base}
 data: {context: 1, train: {all: {shards: none}}}
 batch: {tokens: 2_097_152, microbatch: 1}
-"""  # all that a curve needs of a recipe; the batch is Pythia's
+"""  # all settings that a curve needs; the batch is Pythia's
 
 
 def recipe_for_schedule(
@@ -289,11 +290,11 @@ def recipe_for_schedule(
     *,
     base_lr: BaseRateLookup | None = None,
 ) -> Recipe:
-    """Returns a recipe with little more than a schedule and a number of tokens.
+    """Returns a minimal recipe: a schedule, a token budget, and placeholders for the rest.
 
     Args:
         schedule: the name of a schedule, or its settings in YAML: `{name: wsd, decay: 10%}`.
-        tokens: the token budget; may be among the overrides instead.
+        tokens: the token budget; may be set by an override instead.
         overrides: settings to change, as for `load_recipe`.
         base_lr: as for `load_recipe`.
 

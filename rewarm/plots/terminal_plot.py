@@ -12,7 +12,7 @@ from rewarm.plots.axes import AxisRange, base_curves, format_rate, round_ticks, 
 from rewarm.plots.schedule_preview import Curve
 from rewarm.quantities import format_count
 
-# Of the 256 terminal colors, some that are legible on both a black and a white background.
+# Those of the 256 terminal colors that are legible on both a black and a white background.
 _TERMINAL_COLORS = (33, 166, 29, 163, 136, 99, 244)
 _BRAILLE = "braille"
 _SYMBOLS = (_BRAILLE, *"+xo*#@%&=")
@@ -23,12 +23,12 @@ _Pen = tuple[str, int | None]
 
 
 def draw_schedules(curves: list[Curve], *, color: bool, width: int | None = None) -> str:
-    """Returns the plot of curves as lines of characters, followed by their table.
+    """Returns a plot of the curves as text, followed by their table.
 
     Args:
         curves: the curves to draw.
-        color: distinguish curves by color instead of by character.
-        width: columns, at least 40; by default those of the terminal.
+        color: whether to distinguish curves by color instead of by character.
+        width: the number of columns, at least 40; by default the terminal's.
     """
     columns = max(40, width or shutil.get_terminal_size((80, 24)).columns)
     pens = [_pen(i, color=color) for i in range(len(curves))]
@@ -37,7 +37,7 @@ def draw_schedules(curves: list[Curve], *, color: bool, width: int | None = None
 
 
 def _pen(index: int, *, color: bool) -> _Pen:
-    """Returns the pen of a curve; with colors, characters change only when colors run out."""
+    """Returns the pen of a curve; with colors, characters differ only when colors run out."""
     if not color:
         return _SYMBOLS[index % len(_SYMBOLS)], None
     symbol = _SYMBOLS[index // len(_TERMINAL_COLORS) % len(_SYMBOLS)]
@@ -49,14 +49,14 @@ def _colored(text: str, color: int | None) -> str:
 
 
 class _Canvas:
-    """Characters of 2 × 4 dots each; a character keeps the dots of each curve through it."""
+    """A grid of characters of 2 × 4 dots each; a character has the dots of each curve in it."""
 
     def __init__(self, columns: int, rows: int) -> None:
         self.columns, self.rows = columns, rows
         self._characters: dict[tuple[int, int], dict[_Pen, int]] = {}
 
     def draw_line(self, dots: list[tuple[int, int]], pen: _Pen) -> None:
-        """Connects dots, which are (x, y) from the upper left corner."""
+        """Draws a line through dots, given as (x, y) from the upper left corner."""
         for (x, y), (x_next, y_next) in pairwise([dots[0], *dots]):
             length = max(abs(x_next - x), abs(y_next - y), 1)
             for i in range(length + 1):
@@ -69,7 +69,7 @@ class _Canvas:
         """Yields the characters of a row; `background` is the row without curves."""
         for column in range(self.columns):
             if character := self._characters.get((number, column)):
-                # Where curves coincide, they take turns from column to column.
+                # Curves that coincide alternate from column to column.
                 (symbol, color), dots = [*character.items()][column % len(character)]
                 yield _colored(chr(0x2800 + dots) if symbol == _BRAILLE else symbol, color)
             else:
@@ -82,7 +82,7 @@ def _plot_lines(curves: list[Curve], pens: list[_Pen], columns: int) -> Iterator
     ticks = round_ticks(0, axis_range.max_lr, 5)
     labels = [format_rate(tick) for tick in ticks]
     margin = max(map(len, labels))
-    # As many rows as space the ticks evenly.
+    # A number of rows that spaces the ticks evenly.
     rows_per_tick = max(2, min(24, max(12, columns // 5)) // (len(ticks) - 1))
     canvas = _Canvas(columns - margin - 2, rows_per_tick * (len(ticks) - 1) + 1)
 
@@ -113,7 +113,7 @@ def _plot_lines(curves: list[Curve], pens: list[_Pen], columns: int) -> Iterator
 
 
 def _x_axis(axis_range: AxisRange, columns: int, x_dot: Callable[[float], int]) -> tuple[str, str]:
-    """Returns the axis and its labels: as many as fit with space between them."""
+    """Returns the x axis and its labels: the maximum number that fits with spaces between."""
     for max_ticks in range(12, 0, -1):
         ticks = round_ticks(axis_range.first_tokens, axis_range.last_tokens, max_ticks)
         rule, labels, free_from = ["─"] * columns, [" "] * columns, 0
@@ -131,25 +131,25 @@ def _x_axis(axis_range: AxisRange, columns: int, x_dot: Callable[[float], int]) 
 
 
 class _Columns:
-    """The columns of the table: label, rate, step, tokens."""
+    """The widths of the table's columns: label, learning rate, step, tokens."""
 
     def __init__(self, rows: list[tuple[str, str, str, str]], width: int) -> None:
         header = ("at the floor", "0.000001%", "step", "tokens")
         widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
         self.label, self.rate, self.step, self.tokens = widths
         self.label = max(8, min(self.label, width - self.rate - self.step - self.tokens - 9))
-        self.rest = width - self.label - self.rate - 7
+        self.right_width = width - self.label - self.rate - 7
 
     def step_and_tokens(self, step: str, tokens: str) -> str:
         return f"{step:>{self.step}}  {tokens:>{self.tokens}}"
 
-    def row(self, label: str, rate: str, rest: list[str]) -> Iterator[str]:
-        """Yields the lines of a row: wrapped label, rate, and the lines right of them."""
+    def row(self, label: str, rate: str, right_lines: list[str]) -> Iterator[str]:
+        """Yields the lines of a row: the wrapped label, the rate, and the lines to their right."""
         *above, label = textwrap.wrap(label, self.label) or [""]
         yield from (f"   {line}" for line in above)
         start = f"   {label:<{self.label}}  {rate:>{self.rate}}  "
-        yield start + rest[0]
-        yield from (" " * len(start) + line for line in rest[1:])
+        yield start + right_lines[0]
+        yield from (" " * len(start) + line for line in right_lines[1:])
 
 
 def _table_lines(curves: list[Curve], pens: list[_Pen], width: int) -> Iterator[str]:
@@ -174,17 +174,17 @@ def _table_lines(curves: list[Curve], pens: list[_Pen], width: int) -> Iterator[
         for label, rate, step, tokens in rows:
             yield from columns.row(label, rate, [columns.step_and_tokens(step, tokens)])
         for label, value, meaning in _total_rows(curve):
-            yield from columns.row(label, value, textwrap.wrap(meaning, columns.rest))
+            yield from columns.row(label, value, textwrap.wrap(meaning, columns.right_width))
         for line in _share_lines(curve):
             yield from textwrap.wrap(line, width, initial_indent="   ", subsequent_indent="      ")
 
 
 def _total_rows(curve: Curve) -> list[tuple[str, str, str]]:
     area, floor, exact = curve.totals
-    about = "" if exact else "about "
-    floor_meaning = f"{about}{format_count(floor.tokens)} tokens at {format_rate(floor.lr)}"
+    prefix = "" if exact else "about "
+    floor_meaning = f"{prefix}{format_count(floor.tokens)} tokens at {format_rate(floor.lr)}"
     return [
-        ("area", f"{area:.5g}", f"{about}the sum of all steps' rates"),
+        ("area", f"{area:.5g}", f"{prefix}the sum of all steps' rates"),
         ("at the floor", f"{100 * floor.share:.4g}%", floor_meaning),
     ]
 

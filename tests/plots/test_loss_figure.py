@@ -38,13 +38,13 @@ def test_missing_losses_are_left_out(tmp_path):
     assert losses.lines[0].get_xydata().tolist() == [[0, 4.0], [20, 2.0]]
 
 
-def test_rates_are_as_logged_where_the_recipe_cannot_be_read(tmp_path):
+def test_rates_are_as_logged_if_the_recipe_cannot_be_read(tmp_path):
     run = write_metrics(tmp_path / "1", [4.0], rates=[1e-3, 5e-4])
     *_, rates = _loss_figure({"arm": [run]}).axes
     assert rates.lines[0].get_xydata().tolist() == [[10, 1e-3], [20, 5e-4]]
 
 
-def test_rates_are_those_of_every_step_where_the_recipe_can_be_read(tmp_path, thousand_steps):
+def test_rates_are_those_of_every_step_if_the_recipe_can_be_read(tmp_path, thousand_steps):
     run = write_metrics(tmp_path / "1", [4.0], rates=[1e-3])
     (run / "recipe.yaml").write_text(thousand_steps)
     *_, rates = _loss_figure({"arm": [run]}).axes

@@ -158,7 +158,7 @@ def test_the_legend_is_below_the_curves(rewarm_recipe, constant_recipe, base_run
     assert frame.x1 <= figure.bbox.x1
 
 
-def test_shares_are_drawn_as_far_as_the_rates(thousand_steps):
+def test_shares_are_drawn_up_to_the_last_rate(thousand_steps):
     mixed = recipe_of(
         thousand_steps, "data.train.upstream.weight=[{from: 0, weight: 0}, {from: 50%, weight: 1}]"
     )

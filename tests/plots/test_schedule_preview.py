@@ -93,7 +93,7 @@ def test_anything_else_is_not_a_position(thousand, position):
         parse_step(position, thousand)
 
 
-def test_the_error_names_the_recipe_that_a_position_is_not_in(thousand, paper):
+def test_the_error_names_the_recipe_whose_run_ends_before_a_position(thousand, paper):
     with pytest.raises(ValueError, match=r"^short: 1001 is past the end of the run \(1,000 st"):
         rates_at_positions({"long": paper, "short": thousand}, "1001")
     with pytest.raises(ValueError, match=r"^1001 is past"):
