@@ -1,4 +1,4 @@
-"""The command line: each command parses, calls, prints; an error is one message and a code."""
+"""The command line: registers all commands; turns errors into one message and an exit code."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from rewarm.cli.commands.verify_resume import verify_resume_command
 from rewarm.cli.process_setup import let_threads_sleep
 from rewarm.errors import RecipeError, RewarmError
 
-# ClickException: of click, or of the copy that typer brings itself from some version on.
-_USAGE: Any = typer.BadParameter.__mro__[2]
+# ClickException of click, or of the copy of click that newer versions of typer contain.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="rewarm",
@@ -41,28 +41,29 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-BEFORE, PREPARE, TRAIN, AFTER = "Before training", "Prepare", "Train and measure", "Results"
-"""The panels of `rewarm --help`."""
+# The panels of `rewarm --help`.
+_PLANNING, _PREPARATION = "Before training", "Prepare"
+_TRAINING, _RESULTS = "Train and measure", "Results"
 
-app.command(rich_help_panel=BEFORE)(check)
-app.command(rich_help_panel=BEFORE)(plan)
-app.command(rich_help_panel=BEFORE)(plot_schedule)
-app.add_typer(schedules, name="schedules", rich_help_panel=BEFORE)
-app.command(rich_help_panel=BEFORE)(schema)
-app.command(rich_help_panel=PREPARE)(new)
-app.command(rich_help_panel=PREPARE)(shard)
-app.command(rich_help_panel=PREPARE)(verify)
-app.command(rich_help_panel=TRAIN)(quickstart)
-app.command("train", rich_help_panel=TRAIN)(train_command)
-app.command(rich_help_panel=TRAIN)(compare)
-app.command("eval", rich_help_panel=TRAIN)(evaluate)
-app.command(rich_help_panel=AFTER)(report)
-app.command(rich_help_panel=AFTER)(lineage)
-app.command("verify-resume", rich_help_panel=AFTER)(verify_resume_command)
+app.command(rich_help_panel=_PLANNING)(check)
+app.command(rich_help_panel=_PLANNING)(plan)
+app.command(rich_help_panel=_PLANNING)(plot_schedule)
+app.add_typer(schedules, name="schedules", rich_help_panel=_PLANNING)
+app.command(rich_help_panel=_PLANNING)(schema)
+app.command(rich_help_panel=_PREPARATION)(new)
+app.command(rich_help_panel=_PREPARATION)(shard)
+app.command(rich_help_panel=_PREPARATION)(verify)
+app.command(rich_help_panel=_TRAINING)(quickstart)
+app.command("train", rich_help_panel=_TRAINING)(train_command)
+app.command(rich_help_panel=_TRAINING)(compare)
+app.command("eval", rich_help_panel=_TRAINING)(evaluate)
+app.command(rich_help_panel=_RESULTS)(report)
+app.command(rich_help_panel=_RESULTS)(lineage)
+app.command("verify-resume", rich_help_panel=_RESULTS)(verify_resume_command)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(is_requested: bool) -> None:
+    if is_requested:
         from rewarm.version import __version__
 
         print(f"rewarm {__version__}")
@@ -82,19 +83,22 @@ def _options(
 
 
 def main() -> None:
-    """Runs the command line; every error that a person can act on ends as a message and a code."""
+    """Runs the command line; prints an error as one message and exits with the error's code."""
     let_threads_sleep()
     try:
         code = app(standalone_mode=False)
     except RewarmError as error:
         _fail(error, error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted; what `rewarm shard` had finished is kept", exit_codes.INTERRUPTED)
+        _fail(
+            "interrupted; the shards that `rewarm shard` has finished are kept",
+            exit_codes.INTERRUPTED,
+        )
     except BrokenPipeError:  # `rewarm schema | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(exit_codes.BROKEN_PIPE)
     except Exception as error:
-        if isinstance(error, _USAGE):
+        if isinstance(error, _USAGE_ERROR):
             error.show()
             sys.exit(error.exit_code)
         if "REWARM_TRACEBACK" in os.environ:
@@ -116,9 +120,9 @@ def main() -> None:
 def _fail(error: object, code: int) -> None:
     sys.stdout.flush()
     console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    with contextlib.suppress(OSError):  # a log on a full disk: the exit code still has to come out
+    with contextlib.suppress(OSError):  # stderr on a full disk must not change the exit code
         if isinstance(error, RecipeError):
-            # A located line starts with file:line:column, as a compiler's does: editors jump to it.
+            # A line may start with file:line:column, as a compiler's does: editors jump to it.
             console.print(str(error), markup=False)
         else:
             console.print("[bold red]error:[/] ", end="")

@@ -1,4 +1,4 @@
-"""When this process started, and how its threads wait: set before anything heavy is imported."""
+"""The start time of this process, and how its threads wait; set before heavy imports."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 import time
 
 STARTED = time.monotonic()
-"""A time limit counts from here, imports of seconds included."""
+"""Time limits count from here, so that they include imports that take seconds."""
 
 
 def let_threads_sleep() -> None:
-    """Makes a CPU's threads wait for each other asleep after a moment.
+    """Makes OpenMP threads sleep soon while they wait for each other.
 
     PyTorch's libgomp reads this when it is loaded. By default its threads wait busily for a while;
-    beside other work, it is then the thread that is waited for which gets no core.
+    if the machine does other work too, they take the core from the thread that they wait for.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

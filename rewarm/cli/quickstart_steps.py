@@ -1,4 +1,4 @@
-"""The steps of `rewarm quickstart`: text, shards, a base, three arms that continue it, results."""
+"""The steps of `rewarm quickstart`: text, shards, a base model, three arms, results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rewarm.study.comparison_tables import start_to_end_table
 from rewarm.study.run_outcomes import RunOutcome, read_outcome
 
 BASE_RECIPE = """\
-# Pre-train a small model on the English of Python's standard library: the base to continue from.
+# Pre-train a small base model on the English text of Python's standard library.
 # It warms up from 0 and decays to a tenth of its peak, as Pythia did.
 run: {out}/runs/base
 seed: 1
@@ -52,7 +52,7 @@ data:
   context: 128
   train:
     downstream: {{shards: {out}/shards/downstream/train}}
-    # To replay 5 % of the old text, give downstream "weight: 95%" and take the next line in:
+    # To replay 5% of the old text, add "weight: 95%" to downstream and uncomment the next line:
     # upstream: {{shards: {out}/shards/upstream/train, weight: 5%}}
   validation:
     upstream:   {{shards: {out}/shards/upstream/val, tokens: 25k}}
@@ -65,22 +65,22 @@ every: {{log: 10, evaluate: 20, save: 60}}
 
 ARM_SCHEDULES = {
     "rewarm": (
-        "raise the rate to the old peak, then decay again.",
+        "raise the learning rate to the old peak, then decay it again.",
         "{name: rewarm, start_lr: 2e-4, peak_lr: 2e-3, min_lr: 2e-4, warmup: 10%, decay: cosine}",
     ),
     "no-warmup": (
-        "jump to the old peak at once, then decay again.",
+        "set the learning rate to the old peak at once, then decay it again.",
         "{name: no-warmup, peak_lr: 2e-3, min_lr: 2e-4, decay: cosine}",
     ),
-    "constant": ("stay at the rate where the base ended.", "{name: constant, lr: 2e-4}"),
+    "constant": ("keep the last learning rate of the base.", "{name: constant, lr: 2e-4}"),
 }
 
 
 def run_quickstart(out: Path) -> None:
-    """Runs all steps below `out`, without those that an earlier call completed.
+    """Runs all steps in the folder `out`, except those that an earlier call completed.
 
     Raises:
-        RewarmError: as any of the steps.
+        RewarmError: a step failed.
     """
     console = Console(highlight=False, soft_wrap=True)
     say = console.print
@@ -100,9 +100,9 @@ def run_quickstart(out: Path) -> None:
         recipe = load_recipe(recipes[arm])
         _train_unless_complete(recipe, console)
         runs[arm] = Path(recipe.run)
-    picture = out / "curves.png"
-    save_losses({arm: [run] for arm, run in runs.items()}, picture)
-    _print_results(runs, picture, console)
+    figure = out / "curves.png"
+    save_losses({arm: [run] for arm, run in runs.items()}, figure)
+    _print_results(runs, figure, console)
     say(_next_steps(out), markup=False)
 
 
@@ -126,16 +126,16 @@ def _write_recipes(out: Path) -> dict[str, Path]:
 
 
 def _train_unless_complete(recipe: Recipe, console: Console) -> None:
-    last = last_checkpoint(Path(recipe.run))
-    if last is not None and last.name == f"step-{recipe.steps:08d}":
-        console.print(f"   complete: {last}")
+    checkpoint = last_checkpoint(Path(recipe.run))
+    if checkpoint is not None and checkpoint.name == f"step-{recipe.steps:08d}":
+        console.print(f"   complete: {checkpoint}")
         return
     from rewarm.training.loop import train
 
     train(recipe, resume=True)
 
 
-def _print_results(runs: dict[str, Path], picture: Path, console: Console) -> None:
+def _print_results(runs: dict[str, Path], figure: Path, console: Console) -> None:
     """Prints the losses of all arms, and whether they were trained on the same tokens."""
     outcomes = {arm: outcome for arm, run in runs.items() if (outcome := read_outcome(run))}
     console.print()
@@ -144,7 +144,7 @@ def _print_results(runs: dict[str, Path], picture: Path, console: Console) -> No
         "loss      nats per token; forgetting is its rise upstream, adaptation its fall downstream"
     )
     console.print(_same_tokens_line(outcomes))
-    console.print(f"picture   {picture}\n")
+    console.print(f"picture   {figure}\n")
 
 
 def _same_tokens_line(outcomes: dict[str, RunOutcome]) -> str:
@@ -157,7 +157,7 @@ def _same_tokens_line(outcomes: dict[str, RunOutcome]) -> str:
 def _next_steps(out: Path) -> str:
     return f"""\
 Next, try
-  rewarm check {out}/recipes/rewarm.yaml
   rewarm plot-schedule {out}/recipes/rewarm.yaml {out}/recipes/constant.yaml
+  rewarm check {out}/recipes/rewarm.yaml --set run={out}/runs/half --set schedule.peak_lr=1e-3
   rewarm train {out}/recipes/rewarm.yaml --set run={out}/runs/half --set schedule.peak_lr=1e-3
   rewarm eval {out}/runs/base {out}/runs/rewarm --data upstream={out}/shards/upstream/val"""

@@ -1,4 +1,4 @@
-"""The recipes and studies that are installed with rewarm; `rewarm new` copies them."""
+"""The recipe and study templates that are installed with rewarm; `rewarm new` copies them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SCHEMA_FILE = "rewarm.schema.json"
 """The JSON Schema that the first line of a recipe template names, for editors."""
 
 STUDY_SCHEMA_FILE = "rewarm-study.schema.json"
-"""The same for a study."""
+"""The JSON Schema that the first line of a study template names."""
 
 
 def list_templates() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Prints tables: fitted to a terminal, at full width in a pipe."""
+"""Prints tables: fitted to the width of a terminal, or at full width into a pipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # `rewarm --help` imports this module, and should not import 
 
 
 def plain_table(*columns: str) -> Table:
-    """Returns an empty table without lines; only its last column may wrap."""
+    """Returns an empty table without borders; only its last column may wrap."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, no_wrap=column != columns[-1])
@@ -32,7 +32,7 @@ def print_table(table: Table) -> None:
 
 
 def print_result_table(table: ResultTable, *, show_title: bool = True) -> None:
-    """Prints a table of results: numbers right-aligned, only longer texts may wrap."""
+    """Prints a table of results: numbers are right-aligned, and only texts may wrap."""
     rendered = Table(
         box=None,
         pad_edge=False,

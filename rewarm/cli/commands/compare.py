@@ -11,10 +11,13 @@ from rewarm.cli.options import Json, Set
 
 
 def compare(
-    study: Annotated[Path, typer.Argument(metavar="STUDY", help="A study, in YAML.")],
+    study: Annotated[Path, typer.Argument(metavar="STUDY", help="The study file, in YAML.")],
     overrides: Set = None,
     workers: Annotated[
-        int, typer.Option(metavar="N", help="Runs at once; each takes a GPU.", min=1, max=64)
+        int,
+        typer.Option(
+            metavar="N", help="Maximum number of runs at once; each uses one GPU.", min=1, max=64
+        ),
     ] = 1,
     as_json: Json = False,
 ) -> None:

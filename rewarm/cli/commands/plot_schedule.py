@@ -55,14 +55,14 @@ def plot_schedule(
         str | None,
         typer.Option(
             metavar="POSITION,...",
-            help="Print the exact rates at the steps nearest to these positions instead: "
+            help="Print the exact learning rates at the steps nearest to these positions instead: "
             "1,656,1%,240B (step, step, share of the run, tokens).",
         ),
     ] = None,
     file_format: Annotated[
         str | None,
         typer.Option(
-            "--format", metavar="FORMAT", help="Print --at as table (the default), csv or json."
+            "--format", metavar="FORMAT", help="Print --at as table (default), csv or json."
         ),
     ] = None,
     out: Annotated[
@@ -100,7 +100,7 @@ def _check_options(zoom: str, at: str | None, file_format: str | None, out: Path
 def _load_recipes(
     files: list[Path], schedules: list[str], tokens: str | None, overrides: list[str]
 ) -> dict[str, Recipe]:
-    """Returns the recipes by unique names: the stems of the files, or their paths."""
+    """Returns the recipes by unique name: the stem of the file, its path, or the schedule."""
     from rewarm.checkpoints.lineage import last_lr_of_base
     from rewarm.plots.schedule_preview import recipe_for_schedule
 
@@ -119,8 +119,8 @@ def _load_recipes(
     ]
     recipes: dict[str, Recipe] = {}
     for i, (name, recipe) in enumerate(named):
-        earlier = sum(name == other for other, _ in named[:i])
-        recipes[f"{name} ({earlier + 1})" if earlier else name] = recipe
+        namesakes = sum(name == other for other, _ in named[:i])
+        recipes[f"{name} ({namesakes + 1})" if namesakes else name] = recipe
     return recipes
 
 
@@ -136,8 +136,8 @@ def _compute_curves(recipes: dict[str, Recipe], zoom: str, out: Path | None) -> 
         try:
             parse_step_range(zoom, recipe)
         except ValueError as error:
-            which = f"{name}: " if len(recipes) > 1 else ""
-            raise typer.BadParameter(f"--zoom {zoom}: {which}{error}") from None
+            prefix = f"{name}: " if len(recipes) > 1 else ""
+            raise typer.BadParameter(f"--zoom {zoom}: {prefix}{error}") from None
     if out is None:
         max_points = _TERMINAL_POINTS
     elif zoom != _WHOLE_RUN and out.suffix in (".csv", ".json"):
@@ -164,7 +164,7 @@ def _draw_in_terminal(curves: list[Curve]) -> None:
 
 
 def _print_rates(recipes: dict[str, Recipe], positions: str, file_format: str) -> None:
-    """Prints the rates at positions as a table, as CSV or as JSON."""
+    """Prints the learning rates at positions as a table, as CSV or as JSON."""
     from rewarm.plots.schedule_figure import write_csv
     from rewarm.plots.schedule_preview import RateAtPosition, rates_at_positions
 

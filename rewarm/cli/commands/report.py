@@ -1,4 +1,4 @@
-"""`rewarm report`: runs and studies as one page, as Markdown, as CSV or as a figure."""
+"""`rewarm report`: writes runs and studies as a page, as Markdown, as CSV or as a figure."""
 
 from __future__ import annotations
 
@@ -16,32 +16,35 @@ def report(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN_OR_STUDY...", help="Run directories, folders of them, or studies."
+            metavar="RUN_OR_STUDY...",
+            help="Run directories, folders of run directories, or studies.",
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The file to write; its ending sets the format: .html, .md, .csv, .png, .svg.",
+            help="The file to write; its suffix sets the format: .html, .md, .csv, .png, .svg.",
             show_default="report.html",
         ),
     ] = None,
     report_format: Annotated[
         str | None,
-        typer.Option("--format", metavar="FORM", help="The format, if not that of --out's ending."),
+        typer.Option(
+            "--format", metavar="FORMAT", help="The format, if the suffix of --out is another."
+        ),
     ] = None,
 ) -> None:
     """Write the results of runs and studies to a self-contained page, or to another format."""
-    chosen = report_format or (out.suffix.removeprefix(".") if out else "html")
-    if chosen not in FORMATS:
+    output_format = report_format or (out.suffix.removeprefix(".") if out else "html")
+    if output_format not in FORMATS:
         option = f"--format {report_format}" if report_format else f"--out {out}"
         raise typer.BadParameter(f"{option}: should be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-    print(write_report(paths, out or Path(f"report.{chosen}"), chosen))
+    print(write_report(paths, out or Path(f"report.{output_format}"), output_format))
 
 
 def write_report(paths: list[Path], out: Path, report_format: str) -> str:
-    """Writes a report, and returns a line that sums it up.
+    """Writes a report, and returns a line with its path and number of runs.
 
     Raises:
         RewarmError: see `collect_runs`; or the file cannot be written.

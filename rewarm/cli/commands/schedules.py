@@ -17,12 +17,12 @@ from rewarm.cli.options import Json
 from rewarm.cli.terminal_tables import plain_table, print_table
 from rewarm.errors import ScheduleError
 
-_SLOW_IMPORT = 1.0  # seconds after which the list notes an import's time
-_IMPORT_TIMEOUT = 10.0
+_SLOW_IMPORT = 1.0  # seconds; the list reports the time of slower imports
+_IMPORT_TIMEOUT = 10.0  # seconds
 
 
 class _ScheduleNames(TyperGroup):
-    """Reads a word that is not a command as the name of a schedule to show."""
+    """Interprets a word that is not a command as the name of a schedule to show."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         is_command = args[0] in self.commands or args[0].startswith("-")
@@ -67,9 +67,9 @@ def show(name: str, as_json: Json = False) -> None:
 
 @schedules.command("new")
 def new_schedule(
-    name: Annotated[str, typer.Argument(help="The name by which recipes use it.")],
+    name: Annotated[str, typer.Argument(help="The name of the schedule in recipes.")],
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Where rewarm-NAME is written.")
+        Path, typer.Option(metavar="DIR", help="The folder in which to create rewarm-NAME.")
     ] = Path(),
 ) -> None:
     """Write a new schedule plug-in: a distribution that installs and passes its tests."""
@@ -90,7 +90,7 @@ def check_conformance(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that a schedule keeps the contract of schedules."""
+    """Check that a schedule fulfills the contract of schedules."""
     from rewarm.recipe.yaml_document import YamlDocument
     from rewarm.testing import conformance
 
@@ -145,7 +145,7 @@ def _list(as_json: bool) -> None:
 
 @contextmanager
 def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError after that time: a hanging import must not hide the other plug-ins."""
+    """Raises TimeoutError after `seconds`: a hanging import must not hide the other plug-ins."""
 
     def time_out(*_: object) -> None:
         raise TimeoutError(f"not imported within {seconds:g} s")

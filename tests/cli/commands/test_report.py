@@ -47,8 +47,8 @@ def test_unusable_paths_are_refused(tmp_path, command):
     (study / "results.json").write_text('{"arms": 3}')
     cases = {
         (tmp_path / "none",): (3, "none: no such folder; expected a run"),
-        (empty,): (3, "empty: no run there (no metrics.jsonl in it"),
-        (unmeasured,): (3, "unmeasured: nothing was measured there yet; wait for the first line"),
+        (empty,): (3, "empty: no run found (no metrics.jsonl in it"),
+        (unmeasured,): (3, "unmeasured: no metrics yet; wait for the first line"),
         (tmp_path / "recipe.yaml",): (2, "recipe.yaml: not a study (no `arms`)"),
         (damaged,): (3, "damaged/metrics.jsonl:1: not a line of metrics"),
         (wrong_type,): (3, "metrics.jsonl: damaged: loss at step 1 should be a number, got 'x'"),
