@@ -78,7 +78,7 @@ def prepare(work: Path, steps: int) -> None:
 
     write_quickstart_shards(work, "upstream")
     (work / "recipe.yaml").write_text(BASE_RECIPE.format(out=work))
-    shape = load_recipe(work / "recipe.yaml").model.stated_architecture
+    shape = load_recipe(work / "recipe.yaml").model.explicit_architecture
     assert shape is not None
     model = NeoX(shape)
     initialize_weights(model, 1)

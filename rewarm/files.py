@@ -39,7 +39,7 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def locked(path: Path) -> IO[str] | None:
+def try_lock(path: Path) -> IO[str] | None:
     """Returns the exclusively locked file; None while another process holds the lock.
 
     Closing the file, or the end of the process, releases the lock.

@@ -73,7 +73,8 @@ def first_validation_error(error: ValidationError) -> str:
     """Returns the first problem as `path.in.the.data: what is wrong there`."""
     first = error.errors()[0]
     location = ".".join(map(str, first["loc"]))
-    return f"{location}: {first['msg']}" if location else first["msg"]
+    message = first["msg"].removeprefix("Value error, ")  # pydantic's prefix says nothing
+    return f"{location}: {message}" if location else message
 
 
 def parse_json(data: bytes) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rewarm import files
-from rewarm.files import atomic_write, cache_dir, locked, sync_to_disk
+from rewarm.files import atomic_write, cache_dir, try_lock, sync_to_disk
 
 
 def run_python(script, *arguments, **settings):
@@ -98,7 +98,7 @@ def test_a_folder_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError):
         atomic_write(tmp_path / "missing" / "file.json", "new")
     with pytest.raises(FileNotFoundError):
-        locked(tmp_path / "missing" / "lock")
+        try_lock(tmp_path / "missing" / "lock")
     with pytest.raises(FileNotFoundError):
         sync_to_disk(tmp_path / "missing")
 
@@ -109,24 +109,24 @@ def test_a_lock_is_held_by_one_process_until_it_ends(tmp_path):
 import sys
 from pathlib import Path
 from pathlib import Path
-from rewarm.files import locked
-lock = locked(Path(sys.argv[1]))
+from rewarm.files import try_lock
+lock = try_lock(Path(sys.argv[1]))
 print("locked" if lock else "refused", flush=True)
 sys.stdin.read()
 """
     holder = run_python(script, path, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == "locked\n"
-        assert locked(path) is None
+        assert try_lock(path) is None
     finally:
         holder.kill()
         holder.communicate()
-    with locked(path) as lock:
+    with try_lock(path) as lock:
         assert lock is not None
-        assert locked(path) is None
+        assert try_lock(path) is None
         second = run_python(script, path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
         assert second.communicate()[0] == "refused\n"
-    released = locked(path)
+    released = try_lock(path)
     assert released is not None
     released.close()
 

@@ -26,7 +26,7 @@ from rewarm.recipe.yaml_document import KeyPath
 from rewarm.remote_storage import URL_SCHEMES
 
 Steps = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
-Positive = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
@@ -83,7 +83,7 @@ class ModelSettings(Section):
         return self
 
     @property
-    def stated_architecture(self) -> Architecture | None:
+    def explicit_architecture(self) -> Architecture | None:
         """The architecture if the recipe states it; None for a base, whose config does."""
         return PRESETS[self.preset] if self.preset else self.architecture
 
@@ -177,7 +177,7 @@ class DataSettings(Section):
     documents: Literal["attend-across", "separate"] = "attend-across"
     """`attend-across`: tokens attend to earlier documents in the same sequence, as in GPT-NeoX.
     `separate`: tokens attend to their own document only."""
-    max_epochs: Positive | None = 4.0
+    max_epochs: PositiveFloat | None = 4.0
     """Largest number of passes over a corpus; needing more is an error. null for no limit."""
     verify: bool = True
     """Check the sha256 of each shard when it is first opened."""
@@ -231,11 +231,11 @@ class OptimizerSettings(Section):
         Annotated[float, Field(strict=True, ge=0, lt=1)],
     ] = (0.9, 0.95)
     """Exponential decay rates of the first and second Adam moments."""
-    eps: Positive = 1e-8
+    eps: PositiveFloat = 1e-8
     """Added to the denominator of the update for numerical stability."""
     weight_decay: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.1
     """Decoupled weight decay, applied to matrices only."""
-    clip: Positive | None = 1.0
+    clip: PositiveFloat | None = 1.0
     """Maximum gradient norm; null for no clipping."""
     carry: bool = False
     """Continue with the base's optimizer state instead of a new one. The base must have it."""
@@ -287,7 +287,7 @@ class GuardSettings(Section):
     """What to do when the loss is far above recent losses: warn, stop the run, or skip the update.
     While the learning rate rises, a higher loss is expected and is measured as the stability
     gap."""
-    spike: Positive = 6.0
+    spike: PositiveFloat = 6.0
     """Threshold of a spike: a robust z-score relative to the median of the last 64 losses."""
 
 

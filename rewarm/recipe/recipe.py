@@ -200,7 +200,7 @@ class Recipe(Section):
             )
 
     def _check_context_fits_positions(self) -> Iterator[InitErrorDetails]:
-        architecture, context = self.model.stated_architecture, self.data.context
+        architecture, context = self.model.explicit_architecture, self.data.context
         if architecture and context > architecture.positions:
             yield field_problem(
                 ("data", "context"),
@@ -239,7 +239,7 @@ class Recipe(Section):
         except ScheduleError as error:
             yield field_problem(("schedule",), str(error), self.schedule.name)
 
-    def check_widths(self, architecture: Architecture) -> None:
+    def check_fp8_widths(self, architecture: Architecture) -> None:
         """Checks that the widths of a model's matrices allow the recipe's precision.
 
         Raises:

@@ -17,7 +17,7 @@ from rewarm.checkpoints.training_state import TrainingState
 from rewarm.data.corpus import Corpus, check_epochs
 from rewarm.data.mixture import Mixture
 from rewarm.errors import CheckpointError, DataError
-from rewarm.files import locked
+from rewarm.files import try_lock
 from rewarm.recipe.recipe import Recipe
 
 
@@ -53,7 +53,7 @@ def run_directory_problems(directory: Path, *, resume: bool) -> Iterator[Checkpo
         return
     if (directory / "lock").exists():
         try:
-            lock = locked(directory / "lock")
+            lock = try_lock(directory / "lock")
         except OSError as error:
             yield unwritable(directory, error.strerror)
             return

@@ -215,8 +215,8 @@ def _origin_of_new_run(recipe: Recipe, problems: list[Problem], *, thorough: boo
     """Returns the origin of a new run: its base, or the architecture in the recipe."""
     model = recipe.model
     if model.base is None:
-        assert model.stated_architecture
-        return ModelOrigin(model.stated_architecture)
+        assert model.explicit_architecture
+        return ModelOrigin(model.explicit_architecture)
     base = _locate(model, weights=thorough and not model.fresh)
     origin = ModelOrigin(base.architecture, base.directory, base)
     with _collect_errors(problems):
@@ -284,7 +284,7 @@ def _match_model_and_data(
     """Checks that model, precision, context and shards match; returns the tokenizer's folder."""
     if origin:
         with _collect_errors(problems):
-            recipe.check_widths(origin.architecture)
+            recipe.check_fp8_widths(origin.architecture)
     if not corpora:
         return None
     corpus = next(iter(corpora.values()))

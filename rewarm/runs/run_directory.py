@@ -16,7 +16,7 @@ from typing import Any, Self
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.retention import DELETING_SUFFIX
 from rewarm.errors import CheckpointError
-from rewarm.files import atomic_write, locked
+from rewarm.files import atomic_write, try_lock
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.runs.preconditions import in_use, unwritable
 
@@ -40,7 +40,7 @@ class RunDirectory:
         self.resumed_from = resumed_from
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            lock = locked(path / "lock")
+            lock = try_lock(path / "lock")
         except OSError as error:
             raise unwritable(path, error.strerror) from None
         if lock is None:

@@ -1,21 +1,30 @@
-"""Learning-rate schedules: progress in (0, 1] in, absolute learning rate out.
+"""Learning-rate schedules: functions from progress in (0, 1] to the absolute learning rate.
 
 A schedule is a frozen pydantic model that can be called. It has no state, so resuming a run,
 overriding a setting and drawing the curve call the same function, with nothing to restore. All
-schedules, the built-in ones too, are found by entry points of the group `rewarm.schedules`.
+schedules, including the built-in ones, are found through entry points of the group
+`rewarm.schedules`.
 """
 
 from rewarm.schedules.base import CONTRACT, Schedule, cosine, linear
 from rewarm.schedules.builtin import Constant, Decay, NoWarmup, Rewarm
 from rewarm.schedules.checked_rates import check_rates, marks, of_base, rate, sample_curve
-from rewarm.schedules.registry import GROUP, Installed, find, identity, installed, origin, read
+from rewarm.schedules.registry import (
+    GROUP,
+    InstalledSchedule,
+    find,
+    identity,
+    installed,
+    origin,
+    read,
+)
 
 __all__ = [
     "CONTRACT",
     "GROUP",
     "Constant",
     "Decay",
-    "Installed",
+    "InstalledSchedule",
     "NoWarmup",
     "Rewarm",
     "Schedule",

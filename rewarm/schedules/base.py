@@ -1,4 +1,4 @@
-"""The interface of a schedule: progress in (0, 1] in, absolute learning rate out."""
+"""The interface of a schedule: a function from progress in (0, 1] to the absolute learning rate."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import ClassVar
 from pydantic import BaseModel, ConfigDict
 
 CONTRACT = 1
-"""The version of what `Schedule` requires of its subclasses; each states the one it implements."""
+"""The version of the contract that subclasses of `Schedule` fulfill; each declares its version."""
 
 
 class Schedule(BaseModel, ABC):
-    """A learning-rate curve: `schedule(progress)` is the rate of the step that reaches `progress`.
+    """A learning-rate curve: `schedule(progress)` is the rate of the step that ends at `progress`.
 
     Step k of n has progress k / n, so the first update is never at progress 0 and the last is at
     exactly 1. Subclasses set `contract: ClassVar[int] = 1`, the contract that they implement, and
@@ -29,10 +29,10 @@ class Schedule(BaseModel, ABC):
 
     @abstractmethod
     def __call__(self, progress: float) -> float:
-        """Returns the absolute learning rate at a progress in (0, 1]; constant beyond 1."""
+        """Returns the absolute learning rate at a progress in (0, 1]; it is constant beyond 1."""
 
     def marks(self) -> dict[str, float]:
-        """Returns notable points of the curve: a progress in [0, 1] by label."""
+        """Returns notable points of the curve as {label: progress in [0, 1]}."""
         return {}
 
 

@@ -19,7 +19,7 @@ class NoWarmup(Schedule):
     With P = peak_lr, m = min_lr, h = preheat, and x = (progress - h) / (1 - h) clamped to 1:
 
     ```
-    lr = 0                                          up to preheat; then, with decay
+    lr = 0                                          up to preheat; after it, by decay:
     lr = m + (P - m) · (1 + cos πx) / 2             cosine
     lr = max(m, P · (1 + cos(π(progress - h))) / 2)   clipped-cosine
     lr = P - (P - m) · x                            linear
@@ -34,17 +34,17 @@ class NoWarmup(Schedule):
     contract: ClassVar[int] = 1
     name: Literal["no-warmup"] = "no-warmup"
     peak_lr: Annotated[Rate, Field(examples=[3e-4])]
-    """The rate that the decay starts from."""
+    """The learning rate at which the decay starts."""
     min_lr: Annotated[Rate | None, Field(examples=[3e-5])] = None
-    """The rate that the decay ends at, and that holds after it; required unless `decay: none`."""
+    """The learning rate at which the decay ends, kept afterwards; required unless `decay: none`."""
     preheat: Annotated[Span, Field(ge=0, lt=1)] = Span(0)
-    """How long the rate is 0 at first, before anything else: Adam's moments build up while the
-    weights do not change."""
+    """How long the learning rate is 0 at the start of the run (a share of the run, tokens or steps):
+    Adam's moments build up while the weights do not change."""
     decay: Decay = "cosine"
     """`cosine`, `linear` and `1-sqrt` reach min_lr at the end of the run. `clipped-cosine` is the
-    curve of arXiv:2308.04014: a cosine to zero whose period is the whole run, clipped at min_lr.
-    `inverse-sqrt` falls with the root of the steps since the warm-up began (arXiv:1706.03762), down
-    to min_lr. `none` keeps the peak."""
+    curve of arXiv:2308.04014: a cosine to zero over the length of the whole run, clipped at min_lr.
+    `inverse-sqrt` falls with the inverse square root of the steps since the warm-up began
+    (arXiv:1706.03762), down to min_lr. `none` keeps the peak."""
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
@@ -59,8 +59,9 @@ class NoWarmup(Schedule):
             raise ValueError("preheat and warmup together should be less than the whole run")
         if self.decay == "inverse-sqrt" and self._decay_start == self.preheat:
             raise ValueError(
-                "inverse-sqrt falls with the root of the steps since the warm-up began; it needs a "
-                "warmup, so use the schedule rewarm with a warmup above 0, or another decay"
+                "inverse-sqrt falls with the inverse square root of the steps since the warm-up "
+                "began; it needs a warmup, so use the schedule rewarm with a warmup above 0, or "
+                "another decay"
             )
         return self
 
@@ -70,19 +71,19 @@ class NoWarmup(Schedule):
         return float(self.preheat)
 
     def __call__(self, progress: float) -> float:
-        """Returns 0 up to `preheat`, then the rate of the decay."""
+        """Returns 0 up to `preheat`, then the learning rate of the decay."""
         if self.preheat and progress <= self.preheat:
             return 0.0
         if self.min_lr is None:
             return self.peak_lr
-        start = self._decay_start
-        elapsed, length = min(progress, 1) - start, 1 - start
+        decay_start = self._decay_start
+        elapsed, length = min(progress, 1) - decay_start, 1 - decay_start
         match self.decay:
             case "clipped-cosine":
-                # The period is the whole run, not the rest after the warm-up: see floor_progress.
+                # The cosine is as long as the whole run, not as the decay: see floor_progress.
                 return max(cosine(elapsed, self.peak_lr, 0.0), self.min_lr)
             case "inverse-sqrt":
-                warmup = start - self.preheat
+                warmup = decay_start - self.preheat
                 return max(self.peak_lr * math.sqrt(warmup / (warmup + elapsed)), self.min_lr)
             case "1-sqrt":
                 return linear(math.sqrt(elapsed / length), self.peak_lr, self.min_lr)
@@ -93,7 +94,7 @@ class NoWarmup(Schedule):
     def floor_progress(self) -> float:
         """Returns the progress at which `min_lr` is reached.
 
-        For `clipped-cosine` that is w + arccos(2·min/peak - 1)/π: 80.5 % of the run for a 1 %
+        For `clipped-cosine` that is w + arccos(2·min/peak - 1)/π: 80.5% of the run for a 1%
         warm-up and a tenth of the peak (240 B of 296.86 B tokens, as arXiv:2308.04014 says).
         For `inverse-sqrt` it is w·(peak/min)², if that is within the run.
         """
@@ -107,7 +108,7 @@ class NoWarmup(Schedule):
         return min(1.0, self._decay_start + math.acos(2 * self.min_lr / self.peak_lr - 1) / math.pi)
 
     def marks(self) -> dict[str, float]:
-        """Returns where pre-heating ends and where the floor is reached."""
+        """Returns the progress at the end of pre-heating and at the floor."""
         preheat = {"end of pre-heating": float(self.preheat)} if self.preheat else {}
         return preheat | ({} if self.min_lr is None else {"floor": self.floor_progress()})
 
@@ -132,27 +133,27 @@ class Rewarm(NoWarmup):
     contract: ClassVar[int] = 1
     name: Literal["rewarm"] = "rewarm"  # type: ignore[assignment]
     start_lr: Rate = 0.0
-    """The rate at progress 0, from which the warm-up starts."""
+    """The learning rate at which the warm-up starts."""
     warmup: Annotated[Span, Field(ge=0, lt=1)] = Span("1%")
-    """How long the warm-up takes, after `preheat`: a share of the run, or tokens, or steps."""
+    """Length of the warm-up, which follows `preheat`: a share of the run, tokens or steps."""
 
     @property
     def _decay_start(self) -> float:
         return self.preheat + self.warmup
 
     def __call__(self, progress: float) -> float:
-        """Returns 0 up to `preheat`, then the rate of the warm-up, then of the decay."""
+        """Returns 0 up to `preheat`, then the learning rate of the warm-up, then of the decay."""
         if self.preheat < progress < self._decay_start:
             return linear((progress - self.preheat) / self.warmup, self.start_lr, self.peak_lr)
         return super().__call__(progress)
 
     def marks(self) -> dict[str, float]:
-        """Returns where pre-heating and warm-up end and where the floor is reached."""
+        """Returns the progress at the end of pre-heating and of the warm-up, and at the floor."""
         return {**super().marks(), "end of warm-up": self._decay_start}
 
 
 class Constant(Schedule):
-    """Keeps one rate throughout.
+    """Keeps the learning rate constant.
 
     ```
     lr(progress) = lr
@@ -165,7 +166,7 @@ class Constant(Schedule):
     contract: ClassVar[int] = 1
     name: Literal["constant"] = "constant"
     lr: Annotated[Rate, Field(examples=[3e-5])]
-    """The rate of every step."""
+    """The learning rate of every step."""
 
     def __call__(self, progress: float) -> float:
         """Returns `lr`."""

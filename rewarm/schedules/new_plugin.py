@@ -50,21 +50,21 @@ class {kind}(Schedule):
     contract: ClassVar[int] = {contract}
     name: Literal["{name}"] = "{name}"
     peak_lr: Annotated[Rate, Field(examples=[3e-4])]
-    """The highest rate."""
+    """The peak learning rate."""
     min_lr: Annotated[Rate, Field(examples=[3e-5])]
-    """The rate at the end of the run, which holds after it."""
+    """The learning rate at the end of the run, kept afterwards."""
     warmup: Annotated[Span, Field(ge=0, lt=1)] = Span("1%")
-    """How long the warm-up takes: a share of the run, or tokens, or steps."""
+    """Length of the warm-up: a share of the run, tokens or steps."""
 
     def __call__(self, progress: float) -> float:
-        """Returns the rate of the step that reaches `progress`, in (0, 1]."""
+        """Returns the learning rate of the step that ends at `progress`, in (0, 1]."""
         if progress < self.warmup:
             return linear(progress / self.warmup, 0.0, self.peak_lr)
         x = (min(progress, 1) - self.warmup) / (1 - self.warmup)
         return linear(x, self.peak_lr, self.min_lr)
 
     def marks(self) -> dict[str, float]:
-        """Returns notable points of the curve: a progress by label."""
+        """Returns notable points of the curve as {{label: progress}}."""
         return {{"end of warm-up": float(self.warmup)}}
 '''
 
@@ -106,7 +106,7 @@ def test_hand_computed_values(progress, rate):
 
 
 def write_plugin(name: str, parent: Path) -> list[Path]:
-    """Writes the distribution `rewarm-NAME` into a folder, and returns its files.
+    """Writes the distribution `rewarm-NAME` into a folder; returns the paths of its files.
 
     Raises:
         ScheduleError: the name is invalid or already used, or the files cannot be written.

@@ -16,7 +16,7 @@ GROUP = "rewarm.schedules"
 """The group of the entry points, as in a plug-in's pyproject.toml."""
 
 
-class Installed(NamedTuple):
+class InstalledSchedule(NamedTuple):
     """A schedule's entry point and the distribution that it belongs to."""
 
     name: str
@@ -25,7 +25,7 @@ class Installed(NamedTuple):
     entry: EntryPoint
 
 
-def installed() -> list[Installed]:
+def installed() -> list[InstalledSchedule]:
     """Returns all installed schedules, sorted by name, without importing any."""
     entries = {
         (entry.name, _distribution_metadata(entry, "Name"), entry.value): entry
@@ -33,7 +33,7 @@ def installed() -> list[Installed]:
     }
     return sorted(
         (
-            Installed(name, distribution, _distribution_metadata(entry, "Version"), entry)
+            InstalledSchedule(name, distribution, _distribution_metadata(entry, "Version"), entry)
             for (name, distribution, _), entry in entries.items()
         ),
         key=lambda plugin: plugin[:3],
@@ -41,15 +41,15 @@ def installed() -> list[Installed]:
 
 
 def _distribution_metadata(entry: EntryPoint, key: str) -> str:
-    """Returns a field of a distribution's metadata, or `?` where it is missing."""
+    """Returns a field of a distribution's metadata, or `?` if it is missing."""
     return next(iter((entry.dist and entry.dist.metadata.get_all(key)) or []), "?")
 
 
-def origin(name: str) -> Installed:
+def origin(name: str) -> InstalledSchedule:
     """Returns the installed schedule of that name, without importing it.
 
     Raises:
-        ScheduleError: there is none, or two distributions have one.
+        ScheduleError: no schedule has that name, or two distributions provide one.
     """
     plugins = installed()
     matching = [plugin for plugin in plugins if plugin.name == name]
@@ -68,10 +68,10 @@ def origin(name: str) -> Installed:
 
 
 def identity(name: str) -> dict[str, str]:
-    """Returns what a checkpoint stores about the schedule that computed its rates.
+    """Returns a schedule's name, distribution and version, as stored in checkpoints.
 
     Raises:
-        ScheduleError: there is none of that name, or two.
+        ScheduleError: no schedule has that name, or two distributions provide one.
     """
     plugin = origin(name)
     return {"name": name, "distribution": plugin.distribution, "version": plugin.version}
@@ -81,7 +81,8 @@ def find(name: str) -> type[Schedule]:
     """Returns the schedule class of that name, importing only that plug-in.
 
     Raises:
-        ScheduleError: it is missing, ambiguous, cannot be imported, or breaks the contract.
+        ScheduleError: the schedule is missing, ambiguous, cannot be imported, or breaks the
+            contract.
     """
     plugin = origin(name)
     label = f"schedule {name!r} of {plugin.distribution} {plugin.version}"
@@ -96,43 +97,45 @@ def find(name: str) -> type[Schedule]:
         raise ScheduleError(f"{label} is not a rewarm.Schedule: {plugin.entry.value}")
     contract = vars(kind).get("contract")  # its own, not an inherited one
     if contract != CONTRACT:
-        built_for = (
+        declared_contract = (
             f"contract {contract!r}" if contract else "no contract (contract: ClassVar[int])"
         )
         raise ScheduleError(
-            f"{label} was built for {built_for} of rewarm schedules, and rewarm "
-            f"{version('rewarm')} has contract {CONTRACT}; install a {plugin.distribution} for "
+            f"{label} was built for {declared_contract} of rewarm schedules, and rewarm "
+            f"{version('rewarm')} has contract {CONTRACT}; install a version of "
+            f"{plugin.distribution} for "
             f"contract {CONTRACT}"
         )
     if isabstract(kind):
         raise ScheduleError(f"{label} has no __call__(self, progress): {plugin.entry.value}")
-    declared = kind.model_fields["name"].default
-    if declared != name:
+    declared_name = kind.model_fields["name"].default
+    if declared_name != name:
         raise ScheduleError(
-            f"{label} declares the name {declared!r}; it should equal its entry point's"
+            f"{label} declares the name {declared_name!r}; it should equal the name of its "
+            "entry point"
         )
     return kind
 
 
-def read(written: Any, context: dict[str, Any]) -> Schedule:
+def read(settings: Any, context: dict[str, Any]) -> Schedule:
     """Returns the schedule that settings such as `{name: rewarm, peak_lr: 3e-4, ...}` describe.
 
     Recipes, and schedules that contain others, read their schedules through this function.
 
     Args:
-        written: the settings, or a schedule, whose settings are read again.
-        context: what spans and rates are resolved against: `budget`, a Budget, and `base_lr`, a
-            function that returns the last rate of the base; each may be None.
+        settings: a dict of settings, or a schedule, whose settings are read again.
+        context: `budget`, the Budget that spans are resolved against, and `base_lr`, a function
+            that returns the base model's last learning rate; either may be None.
 
     Raises:
-        ValueError: these are not settings, or the schedule failed while it checked them.
-        ValidationError: there is no such schedule, or its settings are wrong; each error located.
+        ValueError: `settings` is not a dict, or the schedule's own checks raised an exception.
+        ValidationError: there is no such schedule, or settings are wrong; errors have locations.
     """
-    if isinstance(written, Schedule):
-        written = written.model_dump(mode="json")
-    if not isinstance(written, dict):
+    if isinstance(settings, Schedule):
+        settings = settings.model_dump(mode="json")
+    if not isinstance(settings, dict):
         raise ValueError("should be settings, such as {name: rewarm, peak_lr: 3e-4, ...}")
-    name = written.get("name")
+    name = settings.get("name")
     try:
         if not isinstance(name, str):
             raise ScheduleError("required, but missing" if name is None else "should be text")
@@ -142,7 +145,7 @@ def read(written: Any, context: dict[str, Any]) -> Schedule:
         details = InitErrorDetails(type=problem, loc=("name",), input=name)
         raise ValidationError.from_exception_data("schedule", [details]) from None
     try:
-        return kind.model_validate(written, context=context)
+        return kind.model_validate(settings, context=context)
     except ValidationError:
         raise
     except Exception as error:  # a third-party validator may raise anything

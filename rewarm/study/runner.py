@@ -25,7 +25,7 @@ from rewarm import exit_codes
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.training_state import read_training_state
 from rewarm.errors import CheckpointError, Preempted, RewarmError
-from rewarm.files import locked
+from rewarm.files import try_lock
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.runs.resume_changes import read_saved_recipe, recipe_changes
@@ -211,7 +211,7 @@ class StudyRunner:
 
     def _lock(self, run: StudyRun) -> IO[str] | None:
         """Acquires and returns a run's lock; None if another process holds it."""
-        return locked(self._locks / f"{run.name.replace('/', '.')}.lock")
+        return try_lock(self._locks / f"{run.name.replace('/', '.')}.lock")
 
     def _train(self, run: StudyRun, lock: IO[str], worker_index: int, workers: int) -> None:
         """Runs `rewarm train` in a process, waits until it ends, and records a failure."""

@@ -168,6 +168,14 @@ def test_a_damaged_index_is_named(folder, text, message):
         read_shard_index(folder)
 
 
+def test_an_index_of_more_tokens_than_its_tars_can_hold_is_refused(folder):
+    index = json.loads((folder / "index.json").read_text())
+    index["shards"][0]["tokens"] = 10**9
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match="not an index of shards: [^V]"):  # not "Value error"
+        read_shard_index(folder)
+
+
 def test_an_index_without_one_of_the_shards_is_out_of_date(folder):
     index = json.loads((folder / "index.json").read_text())
     left_out = index["shards"].pop(1)["name"]

@@ -137,14 +137,14 @@ def test_refused(thousand_steps, override, message):
 
 
 def test_architecture_is_stated_unless_the_model_has_a_base(thousand_steps):
-    def stated_architecture(*overrides):
-        return recipe_of(thousand_steps, *overrides).model.stated_architecture
+    def explicit_architecture(*overrides):
+        return recipe_of(thousand_steps, *overrides).model.explicit_architecture
 
-    assert stated_architecture() is PRESETS["pythia-14m"]
+    assert explicit_architecture() is PRESETS["pythia-14m"]
     assert (
-        stated_architecture("model={architecture: {layers: 1, hidden: 64, heads: 2}}").layers == 1
+        explicit_architecture("model={architecture: {layers: 1, hidden: 64, heads: 2}}").layers == 1
     )
-    assert stated_architecture("model={base: a/b}", "data.context=10k") is None
+    assert explicit_architecture("model={base: a/b}", "data.context=10k") is None
     fresh = recipe_of(thousand_steps, "model={base: a/b, revision: main, fresh: true}")
     assert fresh.model.fresh
 

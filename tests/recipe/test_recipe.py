@@ -155,11 +155,11 @@ def test_carry_from_a_base_with_fresh_weights_is_refused(thousand_steps):
 def test_fp8_needs_widths_that_are_multiples_of_16(thousand_steps):
     architecture = PRESETS["pythia-14m"]
     narrow = architecture.model_copy(update={"hidden": 40, "heads": 5})
-    recipe_of(thousand_steps).check_widths(narrow)
+    recipe_of(thousand_steps).check_fp8_widths(narrow)
     fp8 = recipe_of(thousand_steps, "precision=fp8", "data.context=1600", "batch.tokens=16_000")
-    fp8.check_widths(architecture)
+    fp8.check_fp8_widths(architecture)
     with pytest.raises(RecipeError, match="hidden width of 40 should be a multiple of 16"):
-        fp8.check_widths(narrow)
+        fp8.check_fp8_widths(narrow)
 
 
 def test_span_in_steps_needs_a_valid_budget(thousand_steps):

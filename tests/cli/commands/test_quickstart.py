@@ -82,6 +82,18 @@ def test_a_second_call_takes_seconds_and_prints_the_same(finished_quickstart):
     assert second.stdout.splitlines()[-12:] == output.splitlines()[-12:]
 
 
+def test_the_next_commands_that_it_suggests_run(finished_quickstart, tmp_path):
+    folder, output, _ = finished_quickstart
+    commands = output.partition("Next, try\n")[2].split("\n  ")
+    assert [command.split()[1] for command in commands] == [
+        "plot-schedule", "check", "train", "eval",
+    ]  # fmt: skip
+    for command in commands:
+        shorter = " --set tokens=20480" if " train " in command else ""
+        code, printed = run_example(command.strip() + shorter, folder, tmp_path)
+        assert code == 0, (command, printed)
+
+
 def examples(page):
     """Yields (command, output) of every command in a page's console blocks."""
     for block in re.findall(r"```console\n(.*?)```", page.read_text(), re.DOTALL):
