@@ -24,7 +24,7 @@ class RewarmError(Exception):
 
 
 class RecipeError(RewarmError):
-    """A recipe is wrong. Contains all its problems, one line with a location each."""
+    """A recipe is wrong. Contains all its problems, one line each, with their locations."""
 
     exit_code = exit_codes.BAD_RECIPE
 
@@ -40,13 +40,13 @@ class ScheduleError(RewarmError):
 
 
 class DataError(RewarmError):
-    """A shard or a text is missing, damaged, in another format, or too small."""
+    """A shard or text file is missing, damaged, in another format, or too small."""
 
     exit_code = exit_codes.UNUSABLE_INPUT
 
 
 class CheckpointError(RewarmError):
-    """A base, checkpoint or run directory cannot be used as requested."""
+    """A base model, checkpoint or run directory cannot be used as requested."""
 
     exit_code = exit_codes.UNUSABLE_INPUT
 
@@ -64,7 +64,7 @@ class Preempted(RewarmError):
 
 
 def printable(text: str) -> str:
-    """Returns text without control sequences, with bounded lines and a bounded number of them.
+    """Returns text with unprintable characters escaped, cut to 50 lines of 1,000 characters.
 
     Messages quote names and values from untrusted files.
     """
@@ -85,9 +85,9 @@ def escape_unprintable(line: str) -> str:
     )
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
+def did_you_mean(word: str, known_words: list[str]) -> str:
     """Returns `; did you mean 'x'?` with the most similar known word, or "" if none is similar."""
     import difflib
 
-    similar = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    similar = difflib.get_close_matches(word, known_words, n=1, cutoff=0.6)
     return f"; did you mean {similar[0]!r}?" if similar else ""

@@ -8,7 +8,7 @@ UNEXPECTED = 1
 BAD_RECIPE = 2
 """The command line, a recipe or a schedule is wrong."""
 UNUSABLE_INPUT = 3
-"""Data, a base, a checkpoint or a run directory cannot be used."""
+"""Data, a base model, a checkpoint or a run directory cannot be used."""
 DIVERGED = 4
 """The loss or the gradient is not finite."""
 STOPPED = 75

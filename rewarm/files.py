@@ -9,15 +9,16 @@ from typing import IO
 
 
 def atomic_write(path: Path, text: str) -> None:
-    """Replaces a file by a new one that is on the disk when this returns.
+    """Writes a file atomically; the text is on the disk when this returns.
 
-    An error, or a kill at any moment, leaves the old file or the new one, whole.
+    After an error, or a kill at any moment, the file is either the complete old or the complete
+    new one.
 
     Raises:
-        OSError: it cannot be written; the old file stays, and no other is left.
+        OSError: the file cannot be written. The old file stays, and no partial file is left.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.unlink(missing_ok=True)  # never write through a link that someone placed here
+    partial.unlink(missing_ok=True)  # never write through a link at this path
     try:
         with partial.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -31,7 +32,7 @@ def atomic_write(path: Path, text: str) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Waits until a file, or a folder's list of names, is on the disk."""
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -40,7 +41,7 @@ def sync_to_disk(path: Path) -> None:
 
 
 def try_lock(path: Path) -> IO[str] | None:
-    """Returns the exclusively locked file; None while another process holds the lock.
+    """Locks a file exclusively and returns it; None if another process holds the lock.
 
     Closing the file, or the end of the process, releases the lock.
 
@@ -57,6 +58,6 @@ def try_lock(path: Path) -> IO[str] | None:
 
 
 def cache_dir() -> Path:
-    """Returns the folder for what can be computed or downloaded again: `~/.cache/rewarm`."""
+    """Returns the folder for files that can be computed or downloaded again: `~/.cache/rewarm`."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "rewarm"

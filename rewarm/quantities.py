@@ -24,7 +24,7 @@ _COUNT = re.compile(
     r"([0-9][0-9_]{0,40}(?:\.[0-9_]{1,40})?(?:[eE][+-]?[0-9]{1,2})?)\s*([kKmMbBtT]?)"
 )
 _SHARE = re.compile(r"([0-9.]+)\s*(%?)")
-_OF_BASE = re.compile(r"(?:([0-9]+(?:\.[0-9]+)?)\s*[x×]\s*)?base")
+_MULTIPLE_OF_BASE = re.compile(r"(?:([0-9]+(?:\.[0-9]+)?)\s*[x×]\s*)?base")
 _DURATION = re.compile(r"(?:([0-9]{1,6})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?")
 
 
@@ -32,16 +32,16 @@ def parse_count(written: object) -> int:
     """Parses a count: `10B`, `2_097_152`, `1.5M`, `1e9` or an integer.
 
     Raises:
-        ValueError: it is not an integer written in one of these ways.
+        ValueError: it is not an integer in one of these forms.
     """
     if isinstance(written, int) and not isinstance(written, bool):
         return written
     if isinstance(written, float) and math.isfinite(written) and written.is_integer():
         return int(written)
     if isinstance(written, str) and (match := _COUNT.fullmatch(written.strip())):
-        exact = Fraction(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
-        if exact.denominator == 1:
-            return int(exact)
+        count = Fraction(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
+        if count.denominator == 1:
+            return int(count)
     raise ValueError("should be a count, such as 2_097_152, 20M, 10B or 1e9")
 
 
@@ -49,7 +49,7 @@ def parse_share(written: object) -> float:
     """Parses a share: `5%`, `0.05` or a number.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is not a number or a percentage.
     """
     try:
         if isinstance(written, int | float) and not isinstance(written, bool):
@@ -65,7 +65,7 @@ def parse_duration(written: str) -> float:
     """Parses a duration such as `3h55m`, `90s`, `2d` or `1h30m10s`; returns seconds.
 
     Raises:
-        ValueError: it is not a duration above 0 written in one of these ways.
+        ValueError: it is not a duration above 0 in this form.
     """
     match = _DURATION.fullmatch(written.strip())
     seconds = sum(
@@ -97,13 +97,13 @@ Share = Annotated[float, BeforeValidator(parse_share), WithJsonSchema(_SHARE_SCH
 
 
 class RateOfBase(float):
-    """A learning rate that was written as a multiple of the base's last one, with that factor."""
+    """A learning rate that was written as a multiple of the base model's last learning rate."""
 
     factor: float
     base_lr: float
 
     def __new__(cls, factor: float, base_lr: float) -> RateOfBase:
-        """Returns `factor` times the base's last rate."""
+        """Returns `factor` times `base_lr`."""
         rate = super().__new__(cls, factor * base_lr)
         rate.factor, rate.base_lr = factor, base_lr
         return rate
@@ -112,19 +112,23 @@ class RateOfBase(float):
 def _validate_rate(
     written: Any, validate_number: ValidatorFunctionWrapHandler, info: ValidationInfo
 ) -> float:
-    """Validates a rate; `base_lr` in the context is a function that returns that of the base."""
-    match = _OF_BASE.fullmatch(written.strip()) if isinstance(written, str) else None
+    """Returns a valid learning rate; multiples of the base's are resolved.
+
+    `base_lr` in the context is a function that returns the base model's last learning rate.
+    """
+    match = _MULTIPLE_OF_BASE.fullmatch(written.strip()) if isinstance(written, str) else None
     if match is None:
         if isinstance(written, str):
             raise ValueError(
-                "should be a rate, such as 3e-4, or a multiple of the base's last: base, 5x base"
+                "should be a rate, such as 3e-4, or a multiple of the base model's last rate: "
+                "base, 5x base"
             )
         rate: float = validate_number(written)
         return rate
     base_lr = (info.context or {}).get("base_lr")
     if base_lr is None:
         raise ValueError(
-            "there is no base here, so there is no last rate of a base; write a number"
+            "there is no base here, so a rate cannot be a multiple of the base's; write a number"
         )
     return RateOfBase(float(match[1] or 1), base_lr())
 
@@ -142,9 +146,9 @@ Rate = Annotated[
         }
     ),
 ]
-"""An absolute learning rate, `3e-4`, or a multiple of the base's last rate: `base`, `5x base`.
+"""An absolute learning rate, `3e-4`, or a multiple of the base model's last one: `base`, `5x base`.
 
-A multiple is resolved when a recipe is read, and saved as the number that it resolves to.
+A multiple is resolved when a recipe is read, and the resulting number is saved.
 """
 
 
@@ -230,9 +234,9 @@ class Span(float):
 
 
 def as_written(text: str) -> Any:
-    """Declares a setting's default as a recipe would write it: `base`, `1 token`.
+    """Returns a setting's default as a recipe would write it: `base`, `1 token`.
 
-    It becomes a Rate or a Span when a recipe is read, so its type is Any here.
+    Reading a recipe converts it to a Rate or a Span, so its type is Any here.
     """
     return text
 
@@ -247,7 +251,7 @@ def format_count(count: float) -> str:
 
 
 def format_number(value: float) -> str:
-    """Formats a number to three significant digits, or to a tenth from 100: `62.2`, `4,290.7`."""
+    """Formats a number to three significant digits, or one decimal from 100: `62.2`, `4,290.7`."""
     return f"{value:,.1f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -260,5 +264,5 @@ def format_bytes(count: int) -> str:
 
 
 def perplexity(loss: float) -> float:
-    """Returns exp(loss), or infinity where that overflows."""
+    """Returns exp(loss), or infinity if that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

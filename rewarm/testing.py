@@ -1,4 +1,4 @@
-"""The contract of every schedule, as a check that a plug-in's own tests can call.
+"""Checks that a schedule fulfills its contract; a plug-in's own tests call them.
 
 ```python
 from rewarm.testing import check_schedule
@@ -27,7 +27,7 @@ from rewarm.schedules import Schedule
 
 _SAMPLES = [step / 1000 for step in range(1, 1001)]
 _PAST_THE_END = (1.0 + 1e-9, 1.5, 10.0)
-_MAX_SECONDS_PER_CALL = 200e-6  # it is called once a step, and for every step of a preview
+_MAX_SECONDS_PER_CALL = 200e-6  # called once per step, and for every step of a preview
 _BUDGETS = (Budget(1000, 64), Budget(131_296, 2_260_992))
 _BASE_LR = 3e-5  # for settings such as `5x base`
 
@@ -49,11 +49,12 @@ def check_schedule(name: str, **settings: Any) -> None:
 
     Args:
         name: the schedule's name.
-        settings: its settings, as in a recipe; the default is each field's first of `examples`.
+        settings: its settings, as in a recipe; by default, the first of each field's `examples`.
 
     Raises:
         ScheduleError: there is no such schedule, or it cannot be imported.
-        AssertionError: it breaks the contract; the message lists each broken promise, and how.
+        AssertionError: it breaks the contract; the message lists the broken promises, and how
+            each is broken.
     """
     violations = {
         promise: violation
@@ -68,25 +69,25 @@ def check_schedule(name: str, **settings: Any) -> None:
 def rates(
     schedule: str | type[Schedule], steps: int, *, tokens_per_step: int = 64, **settings: Any
 ) -> list[float]:
-    """Returns the rate of every step of a run; that of step k is at index k - 1.
+    """Returns the learning rate of every step of a run; that of step k is at index k - 1.
 
     Args:
         schedule: an installed schedule's name, or a class.
-        steps: the length of the run.
-        tokens_per_step: the tokens of a step, for settings in tokens.
-        settings: those of the schedule, as in a recipe; `base` is 3e-5.
+        steps: the number of steps of the run.
+        tokens_per_step: the tokens of one step, for settings in tokens.
+        settings: the schedule's settings, as in a recipe; `base` is 3e-5.
 
     Raises:
         ScheduleError: there is no such schedule, or it returned something that is not a rate.
         ValidationError: the settings are wrong.
     """
     kind = schedules.find(schedule) if isinstance(schedule, str) else schedule
-    built = _Case(kind, settings).build(Budget(steps, tokens_per_step))
-    return [schedules.rate(built, step / steps) for step in range(1, steps + 1)]
+    instance = _Case(kind, settings).build(Budget(steps, tokens_per_step))
+    return [schedules.rate(instance, step / steps) for step in range(1, steps + 1)]
 
 
 def conformance(name: str, settings: dict[str, Any]) -> dict[str, str | None]:
-    """Returns for each promise how a schedule breaks it, or None where it keeps it.
+    """Returns, for each promise, how the schedule breaks it, or None if it keeps it.
 
     Raises:
         ScheduleError: there is no such schedule, it cannot be imported, or its settings are wrong.
@@ -99,11 +100,11 @@ def conformance(name: str, settings: dict[str, Any]) -> dict[str, str | None]:
     try:
         case.build()
     except ValidationError as error:
-        first = error.errors()[0]
-        setting = ".".join(map(str, first["loc"])) or "its settings"
+        problem = error.errors()[0]
+        setting = ".".join(map(str, problem["loc"])) or "its settings"
         raise ScheduleError(
             f"schedule {name!r} cannot be built for the test: {setting}: "
-            f"{first['msg'].removeprefix('Value error, ')}; give the setting, or the field an "
+            f"{problem['msg'].removeprefix('Value error, ')}; give the setting, or the field an "
             "example: Field(examples=[...])"
         ) from None
     results: dict[str, str | None] = {}
@@ -125,51 +126,55 @@ def _returns_rates(case: _Case) -> Iterator[str]:
 
 
 def _is_pure(case: _Case) -> Iterator[str]:
-    schedule, before = case.build(), case.build().model_dump_json()
-    expected = case.curve(case.build())
-    order = list(range(len(_SAMPLES)))
-    random.Random(17).shuffle(order)
-    for index in (*order, *reversed(order)):
+    schedule, initial_settings = case.build(), case.build().model_dump_json()
+    expected_rates = case.curve(case.build())
+    indices = list(range(len(_SAMPLES)))
+    random.Random(17).shuffle(indices)
+    for index in (*indices, *reversed(indices)):
         rate = schedules.rate(schedule, _SAMPLES[index])
-        if rate != expected[index]:
+        if rate != expected_rates[index]:
             yield (
-                f"at progress {_SAMPLES[index]:g} it gave {expected[index]!r}, and {rate!r} when "
-                "called in another order; the same progress should always give the same rate"
+                f"at progress {_SAMPLES[index]:g} it gave {expected_rates[index]!r}, and {rate!r} "
+                "when called in another order; the same progress should always give the same rate"
             )
-    if schedule.model_dump_json() != before:
+    if schedule.model_dump_json() != initial_settings:
         yield "its settings changed while it was called"
 
 
 def _is_constant_past_the_end(case: _Case) -> Iterator[str]:
     schedule = case.build()
-    end = schedules.rate(schedule, 1.0)
+    end_rate = schedules.rate(schedule, 1.0)
     for progress in _PAST_THE_END:
-        if (rate := schedules.rate(schedule, progress)) != end:
-            yield f"at the end it is {end!r}, and at progress {progress!r} it is {rate!r}"
+        if (rate := schedules.rate(schedule, progress)) != end_rate:
+            yield f"the rate is {end_rate!r} at the end, and {rate!r} at progress {progress!r}"
 
 
 def _is_fast(case: _Case) -> Iterator[str]:
     schedule = case.build()
-    best = math.inf
+    best_seconds = math.inf
     for _ in range(3):
         start = time.perf_counter()
         for progress in _SAMPLES:
             schedule(progress)
-        best = min(best, (time.perf_counter() - start) / len(_SAMPLES))
-    if best > _MAX_SECONDS_PER_CALL:
-        yield f"a call takes {best * 1e6:,.0f} µs; at most {_MAX_SECONDS_PER_CALL * 1e6:,.0f} µs"
+        best_seconds = min(best_seconds, (time.perf_counter() - start) / len(_SAMPLES))
+    if best_seconds > _MAX_SECONDS_PER_CALL:
+        microseconds, maximum = best_seconds * 1e6, _MAX_SECONDS_PER_CALL * 1e6
+        yield f"a call takes {microseconds:,.0f} µs; at most {maximum:,.0f} µs"
 
 
 def _depends_on_progress_only(case: _Case) -> Iterator[str]:
-    short = case.build()
-    if any(isinstance(span.written, str) and " " in span.written for span in _spans(short)):
+    short_schedule = case.build()
+    if any(
+        isinstance(span.written, str) and " " in span.written for span in _spans(short_schedule)
+    ):
         return  # a span in tokens or steps is another fraction of another budget
-    long = case.build(_BUDGETS[1])
-    for progress, a, b in zip(_SAMPLES, case.curve(short), case.curve(long), strict=True):
-        if a != b:
+    long_schedule = case.build(_BUDGETS[1])
+    curves = zip(_SAMPLES, case.curve(short_schedule), case.curve(long_schedule), strict=True)
+    for progress, short_rate, long_rate in curves:
+        if short_rate != long_rate:
             yield (
-                f"at progress {progress:g} it is {a:g} in a run of {_BUDGETS[0].steps:,} steps and "
-                f"{b:g} in one of {_BUDGETS[1].steps:,}"
+                f"at progress {progress:g} the rate is {short_rate:g} in a run of "
+                f"{_BUDGETS[0].steps:,} steps and {long_rate:g} in one of {_BUDGETS[1].steps:,}"
             )
 
 
@@ -191,7 +196,7 @@ def _survives_serialization(case: _Case) -> Iterator[str]:
     for file_format, settings in (("JSON", from_json), ("YAML", from_yaml)):
         restored = case.build(settings=settings)
         if restored != schedule or case.curve(restored) != case.curve(schedule):
-            yield f"read back from {file_format} it is {restored!r}, and was {schedule!r}"
+            yield f"read back from {file_format} it is {restored!r} instead of {schedule!r}"
 
 
 def _is_documented(case: _Case) -> Iterator[str]:
@@ -238,4 +243,4 @@ _PROMISES: dict[str, Callable[[_Case], Iterator[str]]] = {
     "frozen": _is_frozen,
     "marks within the run": _has_marks_within_the_run,
 }
-"""By the names that `rewarm schedules test` prints."""
+"""The check of each promise, by the name that `rewarm schedules test` prints."""

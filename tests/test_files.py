@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rewarm import files
-from rewarm.files import atomic_write, cache_dir, try_lock, sync_to_disk
+from rewarm.files import atomic_write, cache_dir, sync_to_disk, try_lock
 
 
 def run_python(script, *arguments, **settings):
@@ -107,7 +107,6 @@ def test_a_lock_is_held_by_one_process_until_it_ends(tmp_path):
     path = tmp_path / "lock"
     script = """\
 import sys
-from pathlib import Path
 from pathlib import Path
 from rewarm.files import try_lock
 lock = try_lock(Path(sys.argv[1]))

@@ -89,7 +89,7 @@ def test_builtin_schedules_keep_all_promises_with_other_settings():
         ),
         (
             "holds past its end",
-            "at the end it is 0.001, and at progress 1.000000001 it is 0.001000000001",
+            "the rate is 0.001 at the end, and 0.001000000001 at progress 1.000000001",
             "def __call__(self, progress): return 1e-3 * progress",
         ),
         (

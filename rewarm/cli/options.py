@@ -10,23 +10,23 @@ import typer
 if TYPE_CHECKING:
     from rewarm.recipe.recipe import Recipe
 
-RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, in YAML.")]
+RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="A.B=VALUE", help="Override a setting; may be repeated."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 Resume = Annotated[
-    bool, typer.Option("--resume", help="Continue after the run's last checkpoint, if any.")
+    bool, typer.Option("--resume", help="Resume from the run's last checkpoint, if any.")
 ]
 AcceptChanges = Annotated[
     bool,
-    typer.Option("--accept-changes", help="Resume although the recipe changes the outcome."),
+    typer.Option("--accept-changes", help="Resume even if changed settings change the result."),
 ]
 
 
 def load_recipe_file(path: Path, overrides: list[str] | None) -> Recipe:
-    """Returns a recipe with its overrides; its rates may be multiples of the base's last one."""
+    """Returns the recipe in a file, with overrides; looks up the base's last rate if needed."""
     from rewarm.checkpoints.lineage import last_lr_of_base
     from rewarm.recipe import recipe
 

@@ -32,7 +32,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 def field_problem(key_path: KeyPath, message: str, value: object) -> InitErrorDetails:
-    """Returns a problem with one setting of a section, for pydantic to raise with others."""
+    """Returns the problem of one setting, for pydantic to raise together with others."""
     error = PydanticCustomError("recipe", message)
     return InitErrorDetails(type=error, loc=key_path, input=value)
 
@@ -49,20 +49,21 @@ class ModelSettings(Section):
     """The model that the run starts from: exactly one of base, preset and architecture."""
 
     base: Text | None = None
-    """Weights to continue from: a Hugging Face model name, a NeoX model directory, a GPT-NeoX
-    library checkpoint, a rewarm checkpoint, or a run (its last checkpoint, or the one that
-    RUN@40000, RUN@last or RUN@before-decay names)."""
+    """Base model to continue from: a Hugging Face model name, a NeoX model directory, a GPT-NeoX
+    library checkpoint, a rewarm checkpoint, or a run directory RUN (its last checkpoint; another
+    one as RUN@40000, RUN@last or RUN@before-decay)."""
     revision: Text | None = None
-    """Branch, tag or commit of a Hugging Face `base`, such as step143000."""
+    """Branch, tag or commit of a base model from Hugging Face, such as step143000."""
     preset: str | None = None
-    """Train new weights of a Pythia size: pythia-14m ... pythia-12b."""
+    """Train newly initialized weights of a Pythia size: pythia-14m ... pythia-12b."""
     architecture: Architecture | None = None
-    """Train new weights of this architecture."""
+    """Train newly initialized weights of this architecture."""
     base_lr: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] | None = None
-    """The last learning rate of the base, if its lineage does not record it. Rates such as `base`
-    and `5x base` are multiples of it."""
+    """The last learning rate of the base model, if its lineage does not record it. Rates such as
+    `base` and `5x base` are multiples of it."""
     fresh: bool = False
-    """Use the architecture of `base` but draw new weights (the from-scratch baseline)."""
+    """Use the architecture of the base model with newly initialized weights (the from-scratch
+    baseline)."""
 
     @model_validator(mode="after")
     def _check_one_source(self) -> ModelSettings:
@@ -84,12 +85,12 @@ class ModelSettings(Section):
 
     @property
     def explicit_architecture(self) -> Architecture | None:
-        """The architecture if the recipe states it; None for a base, whose config does."""
+        """The architecture in the recipe; None for a base model, whose files contain it."""
         return PRESETS[self.preset] if self.preset else self.architecture
 
 
 def _check_plain_source(source: str) -> str:
-    """Refuses what a reader could run as a command (`pipe:`, `!`) or chain (`a::b`)."""
+    """Returns a source unchanged; refuses commands (`pipe:`, `!`) and chained URLs (`a::b`)."""
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", source)
     if scheme and scheme[1] not in URL_SCHEMES:
         schemes = ", ".join(f"{name}://" for name in URL_SCHEMES)
@@ -109,7 +110,7 @@ class WeightFrom(Section):
     """A corpus's weight from a point in the run onward."""
 
     start: Annotated[Span, Field(alias="from", ge=0, lt=1)]
-    """Where in the run this weight starts: a share of the run (30%), tokens or steps."""
+    """Point in the run at which this weight starts: a share of the run (30%), tokens or steps."""
     weight: Annotated[Share, Field(ge=0, allow_inf_nan=False)]
     """Share of every batch from there on, relative to the other corpora's weights."""
 
@@ -126,7 +127,9 @@ def _as_pieces(written: Any) -> Any:
 def _check_pieces_in_order(pieces: tuple[WeightFrom, ...]) -> tuple[WeightFrom, ...]:
     starts = [float(piece.start) for piece in pieces]
     if not starts or starts[0] != 0 or any(b <= a for a, b in pairwise(starts)):
-        raise ValueError("should start with `from: 0`, and each `from` should be after the last")
+        raise ValueError(
+            "should start with `from: 0`, and each `from` should be above the one before"
+        )
     return pieces
 
 
@@ -148,46 +151,47 @@ class TrainSet(Section):
     """A corpus to train on."""
 
     shards: Shards
-    """A folder that `rewarm shard` wrote, some of its tar files (data/x/{00000..00003}.tar), or a
-    URL (https://, s3://, gs://, hf://)."""
+    """A folder that `rewarm shard` wrote, some of its shards (data/x/{00000..00003}.tar), or a URL
+    (https://, s3://, gs://, hf://)."""
     weight: Weight = (WeightFrom.model_validate({"from": 0, "weight": 1.0}),)
     """Share of every batch, relative to the other corpora's weights. A list of
     {from: SPAN, weight: SHARE} changes the weight during the run."""
     order: Literal["shuffled", "sequential"] = "shuffled"
-    """`shuffled`: in an order drawn from the seed. `sequential`: documents and shards in their
-    stored order."""
+    """`shuffled`: in a random order that the seed determines. `sequential`: documents and
+    shards in their stored order."""
 
 
 class ValidationSet(Section):
     """A corpus to evaluate on, in its stored order."""
 
     shards: Shards
-    """A folder of shards, some of its tar files, or a URL, as for a training corpus."""
+    """A folder of shards, some of its shards, or a URL, as for a training corpus."""
     tokens: Count | None = None
-    """Evaluate on this many tokens from the start; null for all."""
+    """Number of tokens to evaluate on, from the start of the corpus; null for all."""
 
 
 class DataSettings(Section):
     """Training and validation data: named corpora, mixed block by block."""
 
     context: Annotated[Count, Field(le=1_048_576)] = 2048
-    """Tokens in a sequence."""
+    """Tokens per sequence."""
     lanes: Annotated[int, Field(strict=True, gt=0)] = 16
     """Shards of one corpus that are read in parallel; blocks are shuffled across them."""
     documents: Literal["attend-across", "separate"] = "attend-across"
     """`attend-across`: tokens attend to earlier documents in the same sequence, as in GPT-NeoX.
     `separate`: tokens attend to their own document only."""
     max_epochs: PositiveFloat | None = 4.0
-    """Largest number of passes over a corpus; needing more is an error. null for no limit."""
+    """Maximum number of passes over a corpus; a recipe that needs more is an error. null for no
+    limit."""
     verify: bool = True
     """Check the sha256 of each shard when it is first opened."""
     workers: Annotated[int, Field(strict=True, ge=0, le=64)] = 1
-    """Threads that read batches ahead of training. Does not change what is read."""
+    """Threads that read batches ahead of training. Does not change the batches."""
     cache: Count = 64_000_000_000
     """Maximum bytes of downloaded shards kept in ~/.cache/rewarm."""
     carry: bool = False
-    """Continue each corpus from the base's data position instead of from its start. The base must
-    be a rewarm checkpoint with the same seed, context, lanes and corpora."""
+    """Continue each corpus from the base model's data position instead of from its start. The base
+    must be a rewarm checkpoint with the same seed, context, lanes and corpora."""
     train: Annotated[dict[Name, TrainSet], Field(min_length=1)]
     """Corpora to train on, by name. For replay, add the upstream corpus with a weight."""
     validation: dict[Name, ValidationSet] = {}
@@ -238,7 +242,7 @@ class OptimizerSettings(Section):
     clip: PositiveFloat | None = 1.0
     """Maximum gradient norm; null for no clipping."""
     carry: bool = False
-    """Continue with the base's optimizer state instead of a new one. The base must have it."""
+    """Continue with the base model's optimizer state instead of a new one. It must have one."""
 
 
 def _check_power_of_two(scale: int) -> int:
@@ -262,8 +266,8 @@ class LossScaleSettings(Section):
     window: Annotated[int, Field(strict=True, gt=0, le=2**24)] = 1000
     """Steps without an overflow after which the scale is doubled."""
     hysteresis: Annotated[int, Field(strict=True, gt=0, le=2**24)] = 2
-    """Overflows since the scale was last doubled before it is halved; each further overflow halves
-    it again."""
+    """Number of overflows since the scale was last doubled at which it is halved; each further
+    overflow halves it again."""
     minimum: PowerOfTwo = 1
     """Smallest scale, a power of 2. An overflow at this scale counts as a gradient that is not
     finite (see `guard`)."""
@@ -299,9 +303,9 @@ class KeepSettings(Section):
     """
 
     last: Annotated[int, Field(strict=True, gt=0)] | None = None
-    """Keep this many of the newest checkpoints; null for all."""
+    """Number of newest checkpoints to keep; null for all."""
     every: Steps | None = None
-    """Also keep checkpoints whose step is a multiple of this."""
+    """Also keep checkpoints whose step is a multiple of this number of steps."""
 
 
 class EverySettings(Section):
@@ -310,6 +314,6 @@ class EverySettings(Section):
     log: Steps = 10
     """Steps between records in metrics.jsonl."""
     evaluate: Steps | None = 500
-    """Steps between evaluations; null for only before the first step and after the last."""
+    """Steps between evaluations; null to evaluate only before the first step and after the last."""
     save: Steps | None = 1000
-    """Steps between checkpoints; null for only after the last step."""
+    """Steps between checkpoints; null to save only after the last step."""

@@ -51,13 +51,13 @@ _FP8_TILE = 16
 """Both sides of a matrix in an fp8 matmul have to be multiples of this."""
 
 BaseRateLookup = Callable[[ModelSettings], float]
-"""Returns the last learning rate of a model's base; raises ValueError where it is not known."""
+"""A function that returns a base model's last learning rate; raises ValueError if it is unknown."""
 
 
 def _resolution_context(info: ValidationInfo) -> dict[str, Any]:
-    """Returns what spans and rates are resolved against: the budget and the base's last rate.
+    """Returns the budget that resolves spans, and the function that looks up the base's last rate.
 
-    Each is None where the settings that it follows from are missing or invalid.
+    Each is None if the settings that it depends on are missing or invalid.
     """
     tokens, batch, model = (info.data.get(name) for name in ("tokens", "batch", "model"))
     context: dict[str, Any] = {"budget": None, "base_lr": None}
@@ -83,13 +83,13 @@ def base_lr_in_recipe(model: ModelSettings) -> float:
 class Recipe(Section):
     """A training run: model, data, schedule, budget and everything else that determines it."""
 
-    # Order matters: spans in `data` and `schedule` are resolved against `tokens` and `batch`.
+    # Order matters: `tokens` and `batch` are needed to resolve spans in `data` and `schedule`.
     run: Text
-    """The run directory, where the resolved recipe, metrics and checkpoints are written."""
+    """Run directory, where the resolved recipe, metrics and checkpoints are written."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 17
-    """Seed of the data order and of new weights."""
+    """Seed of the data order and of newly initialized weights."""
     tokens: Count
-    """Tokens to train on (the budget). The number of steps follows from it."""
+    """Number of tokens to train on (the budget); the number of steps is tokens // batch.tokens."""
     model: ModelSettings
     batch: BatchSettings
     data: SerializeAsAny[DataSettings]
@@ -146,9 +146,7 @@ class Recipe(Section):
             self._check_some_corpus_has_weight,
         )
         problems = [problem for check in checks for problem in check()]
-        if (
-            not problems
-        ):  # the number of steps is only meaningful in a recipe that is otherwise valid
+        if not problems:  # only a valid recipe has a meaningful number of steps
             problems = list(self._check_rates())
         if problems:
             raise ValidationError.from_exception_data("Recipe", problems)
@@ -158,7 +156,7 @@ class Recipe(Section):
         batch, context = self.batch, self.data.context
         unit = (batch.microbatch or 1) * context
         if batch.tokens % unit:
-            parts = (
+            unit_name = (
                 f"microbatches ({batch.microbatch} sequences × {context:,} tokens = {unit:,})"
                 if batch.microbatch
                 else f"sequences of {context:,} tokens"
@@ -166,7 +164,7 @@ class Recipe(Section):
             nearest = max(1, round(batch.tokens / unit)) * unit
             yield field_problem(
                 ("batch", "tokens"),
-                f"should be a whole number of {parts}, got {batch.tokens:,}; try {nearest:,}",
+                f"should be a whole number of {unit_name}, got {batch.tokens:,}; try {nearest:,}",
                 batch.tokens,
             )
 
@@ -212,20 +210,20 @@ class Recipe(Section):
     def _check_carry_needs_base_weights(self) -> Iterator[InitErrorDetails]:
         if self.model.base is not None and not self.model.fresh:
             return
-        for section, carried in (("optimizer", "optimizer state"), ("data", "data position")):
+        for section, state in (("optimizer", "optimizer state"), ("data", "data position")):
             if getattr(self, section).carry:
                 yield field_problem(
                     (section, "carry"),
-                    f"should be false: the run starts from new weights, so there is no {carried} "
-                    "to carry over; remove it, or start from a rewarm checkpoint (model.base)",
+                    f"should be false: the run starts from newly initialized weights, so there is "
+                    f"no {state} to carry over; remove it, or start from a rewarm checkpoint "
+                    "(model.base)",
                     True,
                 )
 
     def _check_some_corpus_has_weight(self) -> Iterator[InitErrorDetails]:
         weights = self.corpus_weights.values()
-        for block in sorted({start for pieces in weights for start, _ in pieces}):
-            current = ([w for start, w in pieces if start <= block][-1] for pieces in weights)
-            if not any(current):
+        for block in sorted({first for pieces in weights for first, _ in pieces}):
+            if not any([w for first, w in pieces if first <= block][-1] for pieces in weights):
                 yield field_problem(
                     ("data", "train"),
                     "should have a corpus with a weight above 0 at every step; from step "
@@ -240,7 +238,7 @@ class Recipe(Section):
             yield field_problem(("schedule",), str(error), self.schedule.name)
 
     def check_fp8_widths(self, architecture: Architecture) -> None:
-        """Checks that the widths of a model's matrices allow the recipe's precision.
+        """Checks that the widths of a model's matrices allow fp8 matmuls, if the recipe uses fp8.
 
         Raises:
             RecipeError: a width is not a multiple of 16, and `precision` is fp8.
@@ -256,12 +254,12 @@ class Recipe(Section):
 
     @property
     def steps(self) -> int:
-        """Optimizer updates of the run: the whole batches in the budget."""
+        """Number of optimizer updates: whole batches that fit into the budget."""
         return self.tokens // self.batch.tokens
 
     @property
     def microbatch(self) -> int:
-        """Sequences that one GPU runs at once; for recipes whose `auto` has been resolved."""
+        """Sequences that one GPU runs at once, in a recipe whose `auto` has been resolved."""
         assert self.batch.microbatch is not None
         return self.batch.microbatch
 
@@ -277,7 +275,7 @@ class Recipe(Section):
 
     @property
     def corpus_weights(self) -> dict[str, list[tuple[int, float]]]:
-        """Each corpus's pieces of (first block, weight); a piece starts with a whole step."""
+        """The (first block, weight) pieces of each corpus; each piece starts with a whole step."""
         return {
             name: [
                 # 1e-9: rounding in `start` should not delay a piece by a step.
@@ -299,8 +297,8 @@ class Recipe(Section):
     def step_before_decay(self) -> int:
         """The last step before the final decay: a run that branches here is not annealed.
 
-        After it the rate only falls, or stays at its last value. For a schedule that does not end
-        with a decay it is the last step.
+        After it the learning rate only falls, or stays at its final value. It is the last step if
+        the schedule does not end with a decay.
         """
         step, rate = self.steps, self.lr(self.steps)
         while step > 1 and self.lr(step - 1) == rate:
@@ -342,7 +340,7 @@ def load_recipe(
     Args:
         path: the file.
         overrides: settings to change.
-        base_lr: looks up the last rate of a base; by default only `model.base_lr` is known.
+        base_lr: looks up a base model's last learning rate; by default it is `model.base_lr`.
 
     Raises:
         RecipeError: every problem, one line each with its source location.
@@ -354,7 +352,7 @@ def load_recipe(
 
 
 def validate_recipe(document: YamlDocument, *, base_lr: BaseRateLookup | None = None) -> Recipe:
-    """Returns the recipe in a parsed document; `base_lr` as for `load_recipe`.
+    """Returns the recipe in a parsed document. `base_lr` is as in `load_recipe`.
 
     Raises:
         RecipeError: every problem, one line each with its source location.
@@ -382,7 +380,7 @@ def recipe_schema() -> dict[str, Any]:
 
 
 def _refer_nested_schedules(definitions: dict[str, Any]) -> None:
-    """Lets a schedule inside a schedule, as in rewarm-sequence, be any schedule."""
+    """Allows any schedule where a schedule contains one, as in rewarm-sequence."""
     for section in definitions.values():
         for setting in section.get("properties", {}).values():
             if setting.get("format") == "schedule":

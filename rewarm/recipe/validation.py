@@ -25,7 +25,7 @@ from rewarm.schedules import Schedule
 _Model = TypeVar("_Model", bound=Section)
 
 _KEY = "[key]"
-"""What pydantic appends to the location of an error in a mapping's key."""
+"""Pydantic appends this to the location of an error in a mapping's key."""
 
 
 def validate_document(
@@ -34,7 +34,7 @@ def validate_document(
     """Returns a parsed document as an instance of `model`, such as Recipe or Study.
 
     Raises:
-        RecipeError: every problem, one line each, in the order of their source locations.
+        RecipeError: all problems, one line each, in the order of their source locations.
     """
     try:
         return model.model_validate(document.data, context=context)

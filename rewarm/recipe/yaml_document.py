@@ -29,7 +29,7 @@ class YamlDocument:
         """Parses `text`; `source` is the file name shown in errors.
 
         Raises:
-            RecipeError: not valid YAML, not a mapping, or something a recipe may not contain.
+            RecipeError: the text is not valid YAML, not a mapping, or contains what is not allowed.
         """
         self.source = source
         data, self._source_locations = _parse(text, source)
@@ -75,7 +75,7 @@ class YamlDocument:
         self.set_value(keys, _parse(written, source)[0], source)
 
     def set_value(self, key_path: KeyPath, value: Any, source: str) -> None:
-        """Sets a setting to plain data, and creates its sections; errors show `source` for it.
+        """Sets a setting to plain data, creating missing sections; its errors show `source`.
 
         Raises:
             RecipeError: the path goes through a value, which has no settings.
@@ -129,14 +129,14 @@ def _parse(text: str, source: str) -> tuple[Any, dict[KeyPath, str]]:
 
 def _not_yaml(error: yaml.MarkedYAMLError, source: str) -> str:
     message = "; ".join(part for part in (error.context, error.problem) if part)
-    opened, noticed = error.context_mark, error.problem_mark
-    mark = noticed or opened
-    if message.startswith(_UNCLOSED) and opened and noticed and opened.line < noticed.line:
-        mark, message = opened, f"{message} (noticed in line {noticed.line + 1})"
+    opening, problem = error.context_mark, error.problem_mark
+    mark = problem or opening
+    if message.startswith(_UNCLOSED) and opening and problem and opening.line < problem.line:
+        mark, message = opening, f"{message} (noticed in line {problem.line + 1})"
     return f"{_format_mark(source, mark) if mark else source}: not valid YAML: {message}"
 
 
-# Messages of PyYAML about something left open: the mistake is where it was opened.
+# PyYAML's messages about an unclosed bracket or quote: the mistake is at the opening one.
 _UNCLOSED = ("while parsing a flow", "while scanning a quoted", "while scanning a simple key")
 
 
@@ -145,7 +145,7 @@ def _format_mark(source: str, mark: yaml.Mark) -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads null, booleans and numbers as YAML 1.2 does; `3e-4` is a number, `no`, `017` text."""
+    """Reads null, booleans and numbers as in YAML 1.2: `3e-4` is a number, `no` and `017` text."""
 
     def __init__(self, text: str, source: str) -> None:
         super().__init__(text)

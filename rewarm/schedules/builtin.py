@@ -38,8 +38,8 @@ class NoWarmup(Schedule):
     min_lr: Annotated[Rate | None, Field(examples=[3e-5])] = None
     """The learning rate at which the decay ends, kept afterwards; required unless `decay: none`."""
     preheat: Annotated[Span, Field(ge=0, lt=1)] = Span(0)
-    """How long the learning rate is 0 at the start of the run (a share of the run, tokens or steps):
-    Adam's moments build up while the weights do not change."""
+    """How long the learning rate is 0 at the start: a share of the run, tokens or steps. Adam's
+    moments build up while the weights do not change."""
     decay: Decay = "cosine"
     """`cosine`, `linear` and `1-sqrt` reach min_lr at the end of the run. `clipped-cosine` is the
     curve of arXiv:2308.04014: a cosine to zero over the length of the whole run, clipped at min_lr.

@@ -81,11 +81,12 @@ def marks(schedule: Schedule) -> dict[str, float]:
 def of_base(schedule: BaseModel) -> Iterator[str]:
     """Yields how each rate follows from the base model's last learning rate, one line per rate.
 
-    Rates that were written as plain numbers are left out."""
+    Rates that were written as plain numbers are left out.
+    """
 
     def lines(path: str, value: Any) -> Iterator[str]:
         if isinstance(value, RateOfBase):
-            yield f"{path} = {value.factor:g} × {value.base_lr:g} (the base's last rate) = {value:g}"
+            yield f"{path} = {value.factor:g} × {value.base_lr:g} (the base's last) = {value:g}"
         elif isinstance(value, BaseModel):
             for name in type(value).model_fields:
                 yield from lines(f"{path}.{name}" if path else name, getattr(value, name))

@@ -5,7 +5,7 @@ rewarm-NAME/
     pyproject.toml             the entry point by which rewarm finds the class
     rewarm_NAME.py             the class
     README.md                  how to use it
-    tests/test_rewarm_NAME.py  the conformance check, and values computed by hand
+    tests/test_rewarm_NAME.py  a test of the contract, and hand-computed values
 ```
 """
 

@@ -103,8 +103,7 @@ def find(name: str) -> type[Schedule]:
         raise ScheduleError(
             f"{label} was built for {declared_contract} of rewarm schedules, and rewarm "
             f"{version('rewarm')} has contract {CONTRACT}; install a version of "
-            f"{plugin.distribution} for "
-            f"contract {CONTRACT}"
+            f"{plugin.distribution} for contract {CONTRACT}"
         )
     if isabstract(kind):
         raise ScheduleError(f"{label} has no __call__(self, progress): {plugin.entry.value}")

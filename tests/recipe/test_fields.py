@@ -136,7 +136,7 @@ def test_refused(thousand_steps, override, message):
     assert f": {message}" in problem
 
 
-def test_architecture_is_stated_unless_the_model_has_a_base(thousand_steps):
+def test_architecture_is_explicit_unless_the_model_has_a_base(thousand_steps):
     def explicit_architecture(*overrides):
         return recipe_of(thousand_steps, *overrides).model.explicit_architecture
 

@@ -112,13 +112,13 @@ def test_overrides_are_applied_in_order(thousand_steps, tmp_path):
         ),
         (
             "optimizer.carry=true",
-            "optimizer.carry: should be false: the run starts from new weights, so there is no "
-            "optimizer state to carry over; remove it, or start from a rewarm checkpoint",
+            "optimizer.carry: should be false: the run starts from newly initialized weights, so "
+            "there is no optimizer state to carry over; remove it, or start from a rewarm",
         ),
         (
             "data.carry=true",
-            "data.carry: should be false: the run starts from new weights, so there is no data "
-            "position to carry over; remove it, or start from a rewarm checkpoint",
+            "data.carry: should be false: the run starts from newly initialized weights, so "
+            "there is no data position to carry over; remove it, or start from a rewarm checkpoint",
         ),
         (
             "data.train={a: {shards: x, weight: [{from: 0, weight: 1}, {from: 50%, weight: 0}]}}",
@@ -143,12 +143,12 @@ def test_several_contradictions_are_reported_together(thousand_steps):
     assert len(problems) == 3
 
 
-def test_carry_from_a_base_with_fresh_weights_is_refused(thousand_steps):
+def test_carry_from_a_base_with_newly_initialized_weights_is_refused(thousand_steps):
     problems = recipe_problems(
         thousand_steps, "model={base: x, fresh: true}", "optimizer.carry=true"
     )
     assert problems[0].startswith(
-        "--set optimizer.carry=true: optimizer.carry: should be false: the run starts from new"
+        "--set optimizer.carry=true: optimizer.carry: should be false: the run starts from newly"
     )
 
 

@@ -21,7 +21,7 @@ def test_schedules_are_listed(command, distribution):
     _, out, _ = command("schedules", "--json")
     listed = {entry["name"]: entry for entry in json.loads(out)}
     assert listed.keys() >= {"constant", "no-warmup", "rewarm", "broken"}
-    assert listed["constant"]["help"] == "Keeps one rate throughout."
+    assert listed["constant"]["help"] == "Keeps the learning rate constant."
 
 
 def test_the_settings_of_one_schedule(command):
