@@ -6,9 +6,11 @@
             └─ linear ─ GELU ─ linear ───────────┘           └─ stored
 ```
 One large matmul is recomputed, the MLP's first; everything else that is recomputed is bound by
-memory bandwidth. Of a layer's other matmuls, recomputing q, k and v would save as much memory per
-FLOP, and attention less.
-The loss stores no logits: it is the plain PyTorch one, computed for a chunk of tokens at a time.
+memory bandwidth. Of a layer's other matmuls, recomputing q, k and v would save the same memory per
+FLOP, and recomputing attention less.
+The loss stores no logits: it is the plain PyTorch loss, computed for one chunk of tokens at a time.
+
+Shapes: B sequences, T positions, D hidden, N = B · T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,24 +29,29 @@ from rewarm.model.kernels.selection import PYTORCH_KERNELS, Kernels
 
 _CHUNK_LOGITS = 2**26  # 1,024 tokens of Pythia's vocabulary, whose gradients take 0.6 GB in fp32
 
-_MATMULS = {  # which argument is the second matrix
+_MATMULS = {  # the index of the argument that is the second matrix
     torch.ops.aten.mm.default: 1,
     torch.ops.aten.addmm.default: 2,
     torch.ops.aten._scaled_mm.default: 1,
 }
 
-# PyTorch warns of the in-place rotation of queries and keys among the recomputed operators; its
-# result is stored.
+# PyTorch warns that the in-place rotation of queries and keys is recomputed. It is not: its result
+# is stored.
 logging.getLogger("torch._higher_order_ops.wrap").addFilter(
     lambda record: "context_fn" not in str(record.msg)
 )
 
 
-def recompute_in_backward(run: Callable[..., Tensor], x_BTD: Tensor, *arguments: Any) -> Tensor:
-    """Returns `run(x, *arguments)` of a layer; stores x and what `_recompute_policy` selects."""
+def recompute_in_backward(
+    layer_forward: Callable[..., Tensor], x_BTD: Tensor, *arguments: Any
+) -> Tensor:
+    """Returns `layer_forward(x, *arguments)`; the backward pass recomputes most activations.
+
+    Stored are x and the outputs that `_recompute_policy` selects.
+    """
     policy = partial(_recompute_policy, 3 * x_BTD.shape[-1])
     output = checkpoint.checkpoint(
-        run,
+        layer_forward,
         x_BTD,
         *arguments,
         use_reentrant=False,
@@ -61,7 +68,7 @@ def recompute_in_backward(run: Callable[..., Tensor], x_BTD: Tensor, *arguments:
 def _recompute_policy(
     qkv_width: int, _context: object, operator: Any, *arguments: Any, **_keywords: Any
 ) -> checkpoint.CheckpointPolicy:
-    """Returns whether an operator's output is stored: attention's, and queries, keys and values.
+    """Returns that an operator's output is stored, for attention, queries, keys and values only.
 
     The matmul of queries, keys and values is recognized by its `qkv_width` columns.
     """
@@ -74,7 +81,7 @@ def _recompute_policy(
 
 
 def with_chunked_loss(kernels: Kernels) -> Kernels:
-    """Returns the kernels with a loss that does not store all logits; Triton's never does."""
+    """Returns the kernels with a loss that does not store all logits; Triton's loss never does."""
     stores_logits = kernels.cross_entropy is PYTORCH_KERNELS.cross_entropy
     return kernels._replace(cross_entropy=chunked_cross_entropy) if stores_logits else kernels
 
@@ -82,7 +89,9 @@ def with_chunked_loss(kernels: Kernels) -> Kernels:
 def chunked_cross_entropy(
     x_BTD: Tensor, embed_out: nn.Linear, targets_BT: Tensor, reduction: str
 ) -> Tensor:
-    """Returns `pytorch_reference.cross_entropy`; the same bits, if all tokens fit into one chunk.
+    """Returns the cross-entropy, computed in chunks of tokens.
+
+    It has the bits of `pytorch_reference.cross_entropy` if all tokens fit into one chunk.
 
     Raises:
         ValueError: the reduction is neither `sum` nor `mean`.
@@ -133,7 +142,7 @@ _chunked_head_loss: Callable[[Tensor, Tensor, Tensor], Tensor] = _ChunkedHeadLos
 
 
 def _chunks(x_ND: Tensor, weight_VD: Tensor) -> Iterator[slice]:
-    # A power of two, which suits the matmuls' tiles.
+    """Yields the rows of each chunk; their number is a power of two, which suits matmul tiles."""
     rows = 1 << max(0, (_CHUNK_LOGITS // len(weight_VD)).bit_length() - 1)
     for start in range(0, len(x_ND), rows):
         yield slice(start, start + rows)

@@ -1,4 +1,4 @@
-"""The shape of a GPT-NeoX model: presets, Hugging Face's `config.json`, sizes and FLOPs."""
+"""The architecture of a GPT-NeoX model: presets, Hugging Face's `config.json`, sizes and FLOPs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Architecture(BaseModel):
     vocabulary: Size = 50_304
     """Rows of the embedding; at least the tokenizer's size, often padded."""
     positions: Size = 2048
-    """The longest sequence the model is meant for."""
+    """The longest sequence that the model supports."""
     rotary: Annotated[float, Field(strict=True, gt=0, le=1)] = 0.25
     """The fraction of each head that rotary embeddings rotate."""
     rotary_base: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 10_000.0
@@ -48,7 +48,7 @@ class Architecture(BaseModel):
     @model_validator(mode="after")
     def _check_rotary_table(self) -> Architecture:
         angles = self.positions * self.rotary_size
-        if angles > _MAX_ANGLES:  # the only size that no tensor of a weight file confirms
+        if angles > _MAX_ANGLES:  # no tensor of a weight file confirms this size
             raise ValueError(
                 f"positions {self.positions:,} × {self.rotary_size:,} rotary dimensions make a "
                 f"table of {angles:,} angles; the maximum is {_MAX_ANGLES:,}"
@@ -105,10 +105,10 @@ class Architecture(BaseModel):
 
     @classmethod
     def from_hugging_face(cls, config: dict[str, Any]) -> Architecture:
-        """Returns the architecture in a `config.json`, with old or new names of rotary settings.
+        """Returns the architecture in a `config.json`, whose rotary settings have old or new names.
 
         Raises:
-            ValueError: it is not a GPT-NeoX model, or uses a feature that rewarm does not have.
+            ValueError: the model is not GPT-NeoX, or uses a feature that rewarm does not support.
         """
         model_type = config.get("model_type")
         if model_type != "gpt_neox":
@@ -117,7 +117,7 @@ class Architecture(BaseModel):
             )
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, dict):
-            raise ValueError(f"the rotary settings should be a JSON object, and are {rope!r}")
+            raise ValueError(f"the rotary settings should be a JSON object, got {rope!r}")
         rope_type = rope.get("rope_type", rope.get("type", "default"))
         if rope_type != "default":
             raise ValueError(f"rotary scaling {rope_type!r} is not supported, only 'default'")

@@ -1,4 +1,7 @@
-"""Causal self-attention, and the mask that separates documents."""
+"""Causal self-attention, and the mask that separates documents.
+
+Shapes: B sequences, T positions, D hidden, H heads, K head size, R rotary dimensions.
+"""
 
 from __future__ import annotations
 
@@ -12,33 +15,34 @@ from rewarm.model.kernels.fp8.scaling import ScaledLinear
 from rewarm.model.kernels.selection import PYTORCH_KERNELS
 
 AttentionMask = Tensor | BlockMask
-"""Which positions each position attends to. Without a mask: itself and all before it."""
+"""Which positions each position attends to. None means causal: each position attends to itself and
+all earlier ones."""
 
 
 def document_mask(tokens_BT: Tensor, separator_id: int) -> AttentionMask:
-    """Returns the causal mask within documents; a separator_id is its document's last token.
+    """Returns a causal mask that separates documents; a separator is its document's last token.
 
     Rotary positions need not restart in each document: attention depends on differences of
     positions alone (arXiv:2104.09864, equation 16).
 
     Args:
         tokens_BT: the input tokens.
-        separator_id: the token that ends a document.
+        separator_id: the id of the token that ends a document.
 
     Returns:
         On a GPU a sparse block mask for flex attention; on a CPU a boolean tensor, (B, 1, T, T).
     """
     B, T = tokens_BT.shape
-    ends_BT = (tokens_BT == separator_id).long()
-    document_BT = ends_BT.cumsum(1) - ends_BT
+    is_end_BT = (tokens_BT == separator_id).long()
+    document_ids_BT = is_end_BT.cumsum(1) - is_end_BT
     if tokens_BT.is_cuda:
 
-        def attends(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            return (q >= k) & (document_BT[b, q] == document_BT[b, k])
+        def mask_mod(b: Tensor, _h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            return (q >= k) & (document_ids_BT[b, q] == document_ids_BT[b, k])
 
-        return create_block_mask(attends, B, None, T, T, device=str(tokens_BT.device))
+        return create_block_mask(mask_mod, B, None, T, T, device=str(tokens_BT.device))
     causal_TT = torch.ones(T, T, dtype=torch.bool, device=tokens_BT.device).tril()
-    return (causal_TT & (document_BT[:, :, None] == document_BT[:, None, :]))[:, None]
+    return (causal_TT & (document_ids_BT[:, :, None] == document_ids_BT[:, None, :]))[:, None]
 
 
 class Attention(nn.Module):

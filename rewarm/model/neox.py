@@ -1,4 +1,4 @@
-"""GPT-NeoX in PyTorch: parameters are named as on disk, so a state dict needs no adapter.
+"""GPT-NeoX in PyTorch. Parameters are named as on disk, so that state dicts load unchanged.
 
 Shapes: B sequences, T positions, D hidden, H heads, K head size, R rotary dimensions, V vocabulary.
 """
@@ -37,7 +37,7 @@ class MLP(nn.Module):
 
 
 class LayerNorm(nn.LayerNorm):
-    """Layer norm computed in fp32 whatever its input's dtype: autocast does so on a GPU only."""
+    """Layer norm computed in fp32 for inputs of any dtype; autocast does so on a GPU only."""
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Returns the normalized input in fp32, (B, T, D)."""
@@ -74,7 +74,7 @@ class Layer(nn.Module):
     ) -> Tensor:
         attention_norm, mlp_norm = self.input_layernorm, self.post_attention_layernorm
         if self.parallel:
-            # From here on use the x that the kernel returns: one pass then adds its gradients.
+            # Use the x that the kernel returns: its backward pass adds the residual's gradient.
             a_BTD, b_BTD, x_BTD = self.kernels.norms(x_BTD, attention_norm, mlp_norm)
             attended_BTD = self.attention(a_BTD, cos_TR, sin_TR, mask)
             return cast(Tensor, x_BTD + attended_BTD + self.mlp(b_BTD))
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
 
 
 class NeoX(nn.Module):
-    """A GPT-NeoX language model: `model(tokens)` gives logits, `model.loss(...)` nats."""
+    """A GPT-NeoX language model: `model(tokens)` returns logits, `model.loss(...)` nats."""
 
     kernels = PYTORCH_KERNELS
     fp8_scaling: Fp8Scaling | None = None
@@ -114,7 +114,7 @@ class NeoX(nn.Module):
     def forward(self, tokens_BT: Tensor, separator_id: int | None = None) -> Tensor:
         """Returns logits, (B, T, V), for T up to the architecture's positions.
 
-        With a `separator_id`, no token attends across one: each document of a sequence is separate.
+        With a `separator_id`, the token that ends documents, each attends to its own document only.
         """
         return cast(Tensor, self.embed_out(self._hidden_states(tokens_BT, separator_id)))
 
@@ -139,7 +139,7 @@ class NeoX(nn.Module):
         separator_id: int | None = None,
         reduction: str = "mean",
     ) -> Tensor:
-        """Returns the cross-entropy in nats, in fp32; targets of -100 do not count."""
+        """Returns the cross-entropy in nats, in fp32; targets of -100 are ignored."""
         x_BTD = self._hidden_states(inputs_BT, separator_id)
         return self.kernels.cross_entropy(x_BTD, self.embed_out, targets_BT, reduction)
 
@@ -148,9 +148,9 @@ class NeoX(nn.Module):
 
         Args:
             kernels: the implementations to use.
-            memory: with `lean`, the backward pass recomputes a part of the activations.
-            precision: with `fp8`, layers have their linear layers in fp8, at scales that need
-                calibration. All other precisions are up to autocast.
+            memory: with `lean`, the backward pass recomputes some of the activations.
+            precision: with `fp8`, the linear layers of each layer run in fp8, with scales that need
+                calibration. Other precisions are set by the caller's autocast.
         """
         recompute = memory == "lean"
         self.fp8_scaling = Fp8Scaling(self.gpt_neox.layers) if precision == "fp8" else None
@@ -163,14 +163,14 @@ class NeoX(nn.Module):
                 module.recompute_activations = recompute
 
     def compile_layers(self) -> None:
-        """Compiles every layer in place: one graph serves all, and state-dict keys stay."""
+        """Compiles every layer in place: all share one graph, and state-dict keys do not change."""
         for layer in self.gpt_neox.layers:
             layer.compile(fullgraph=True, dynamic=False)
 
 
 @torch.no_grad()
 def initialize_weights(model: NeoX, seed: int) -> None:
-    """Draws new weights as Pythia's configuration does, the same on every machine.
+    """Initializes all weights as Pythia's configuration does; the same seed gives the same weights.
 
     Matrices: normal with σ = √(2 / 5D) ("small init", arXiv:1910.05895); the two linear layers that
     write to the residual stream: σ = 2 / (layers · √D) ("wang init", GPT-NeoX). Biases 0, norms 1.

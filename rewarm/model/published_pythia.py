@@ -1,7 +1,7 @@
 """Published facts about the Pythia models (arXiv:2304.01373) that their files do not contain.
 
 A checkpoint on the hub holds weights only. The tokens that it was trained on and the learning rate
-of its last update follow from the paper: 143,000 steps of 1,024 × 2,048 tokens, a warm-up of 1 %,
+of its last update follow from the paper: 143,000 steps of 1,024 × 2,048 tokens, a warm-up of 1%,
 and GPT-NeoX's cosine to zero, clipped at a tenth of the peak.
 """
 
@@ -34,7 +34,7 @@ class PublishedTraining(NamedTuple):
     step: int
     tokens: int
     lrs: tuple[float, float, float]
-    """The learning rates of its first, highest and last update."""
+    """The learning rate of the first update, the highest, and that of the last update."""
 
 
 def published_architecture(name: str) -> Architecture | None:
@@ -44,7 +44,7 @@ def published_architecture(name: str) -> Architecture | None:
 
 
 def published_training(name: str, revision: str | None) -> PublishedTraining | None:
-    """Returns how far a Pythia revision such as `step10000` was trained; None where unknown."""
+    """Returns how far a Pythia revision such as `step10000` was trained; None if unknown."""
     peak = _PEAK_LR.get(_preset_name(name) or "")
     match = re.fullmatch(r"step([0-9]{1,6})", revision or f"step{_STEPS}")
     step = int(match[1]) if match else 0

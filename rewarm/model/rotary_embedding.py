@@ -1,4 +1,4 @@
-"""Rotary position embeddings (arXiv:2104.09864)."""
+"""Rotary position embeddings (arXiv:2104.09864). Shapes: T positions, R rotary dimensions."""
 
 from __future__ import annotations
 

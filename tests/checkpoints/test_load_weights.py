@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers_models import (
-    SHAPES,
+    ARCHITECTURES,
     load_model,
     same_tensors,
     state_dict_on_disk,
@@ -21,14 +21,14 @@ from rewarm.model.neox import NeoX
 
 
 def test_sharded_safetensors_are_read(tmp_path):
-    reference = transformers_model(SHAPES[0])
+    reference = transformers_model(ARCHITECTURES[0])
     reference.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
     assert same_tensors(load_model(tmp_path).state_dict(), state_dict_on_disk(reference))
 
 
 def test_a_pickled_state_dict_of_plain_tensors_is_read(tmp_path):
-    reference = transformers_model(SHAPES[0])
+    reference = transformers_model(ARCHITECTURES[0])
     reference.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
@@ -43,7 +43,7 @@ def test_a_pickled_state_dict_of_plain_tensors_is_read(tmp_path):
 
 
 def test_half_precision_weights_become_fp32(tmp_path):
-    reference = transformers_model(SHAPES[0]).half()
+    reference = transformers_model(ARCHITECTURES[0]).half()
     reference.save_pretrained(tmp_path)
     loaded = load_model(tmp_path).state_dict()
     assert {tensor.dtype for tensor in loaded.values()} == {torch.float32}
@@ -53,7 +53,7 @@ def test_half_precision_weights_become_fp32(tmp_path):
 
 
 def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
-    transformers_model(SHAPES[0]).save_pretrained(tmp_path)
+    transformers_model(ARCHITECTURES[0]).save_pretrained(tmp_path)
     model = NeoX(read_architecture(tmp_path))
     (tmp_path / "model.safetensors").unlink()
     target = tmp_path / "ran"
@@ -103,7 +103,7 @@ def test_a_pickle_that_runs_code_is_refused_and_not_run(tmp_path):
     ],
 )
 def test_tensors_that_do_not_match_the_model_are_listed(tmp_path, change, table):
-    transformers_model(SHAPES[0]).save_pretrained(tmp_path)
+    transformers_model(ARCHITECTURES[0]).save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     change(state)
     save_file(state, tmp_path / "model.safetensors")
@@ -112,7 +112,7 @@ def test_tensors_that_do_not_match_the_model_are_listed(tmp_path, change, table)
 
 
 def test_a_truncated_file_and_a_folder_without_weights_are_refused(tmp_path):
-    transformers_model(SHAPES[0]).save_pretrained(tmp_path)
+    transformers_model(ARCHITECTURES[0]).save_pretrained(tmp_path)
     model = NeoX(read_architecture(tmp_path))
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-500])

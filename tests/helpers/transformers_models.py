@@ -8,7 +8,7 @@ from rewarm.checkpoints.load_weights import load_weights
 from rewarm.model.neox import NeoX
 
 # parallel residual, rotary fraction, tied, activation, attention bias, (layers, hidden, heads)
-SHAPES = [
+ARCHITECTURES = [
     (True, 0.25, False, "gelu", True, (2, 32, 4)),
     (True, 1.0, False, "gelu", True, (3, 48, 4)),
     (False, 0.25, False, "gelu", True, (2, 64, 4)),
@@ -20,9 +20,9 @@ SHAPES = [
 ]
 
 
-def transformers_model(shape, *, old_names=False, **settings):
+def transformers_model(architecture, *, old_names=False, **settings):
     """A model of transformers with random weights; `old_names` of rotary settings."""
-    parallel, rotary, tied, activation, bias, (layers, hidden, heads) = shape
+    parallel, rotary, tied, activation, bias, (layers, hidden, heads) = architecture
     rotation = (
         {"rotary_pct": rotary, "rotary_emb_base": 5000}
         if old_names

@@ -17,7 +17,7 @@ from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.training.device_setup import autocast
 
 CPU = torch.device("cpu")
-SHAPES = {
+CHANGES = {
     "parallel": {},
     "sequential": {"parallel_residual": False, "attention_bias": False},
     "tied": {"ffn": 64, "heads": 8, "tied": True, "activation": "silu"},
@@ -25,8 +25,8 @@ SHAPES = {
 
 
 def new_model(memory, *, layers=3, **changed):
-    shape = {"hidden": 64, "heads": 4, "vocabulary": 97, "positions": 64} | changed
-    model = NeoX(Architecture(layers=layers, **shape))
+    settings = {"hidden": 64, "heads": 4, "vocabulary": 97, "positions": 64} | changed
+    model = NeoX(Architecture(layers=layers, **settings))
     initialize_weights(model, 1)
     model.configure(PYTORCH_KERNELS, memory=memory)
     return model
@@ -44,7 +44,7 @@ def loss_and_gradients(model, precision="fp32", **loss_arguments):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("loss_arguments", [{}, {"separator_id": 3}, {"reduction": "sum"}], ids=str)
-@pytest.mark.parametrize("changed", SHAPES.values(), ids=SHAPES)
+@pytest.mark.parametrize("changed", CHANGES.values(), ids=CHANGES)
 def test_loss_and_gradients_have_the_same_bits(changed, loss_arguments, precision):
     fast, lean = (
         loss_and_gradients(new_model(memory, **changed), precision, **loss_arguments)
@@ -117,7 +117,7 @@ def compiled_flops(model, tokens):
 
 @compiles
 @pytest.mark.parametrize(
-    "changed", [SHAPES["parallel"], SHAPES["sequential"]], ids=list(SHAPES)[:2]
+    "changed", [CHANGES["parallel"], CHANGES["sequential"]], ids=list(CHANGES)[:2]
 )
 def test_the_mlps_first_matmul_and_the_head_are_recomputed(changed):
     tokens = torch.zeros(2, 65, dtype=torch.int64)
@@ -135,9 +135,9 @@ def test_the_mlps_first_matmul_and_the_head_are_recomputed(changed):
 
 
 def test_the_recomputed_share_of_a_step():
-    shape = PRESETS["pythia-410m"]
-    mlp = 2 * shape.layers * shape.hidden * shape.inner / shape.flops_per_token(2048)
-    head = 2 * shape.vocabulary * shape.hidden / shape.flops_per_token(2048)
+    model = PRESETS["pythia-410m"]
+    mlp = 2 * model.layers * model.hidden * model.inner / model.flops_per_token(2048)
+    head = 2 * model.vocabulary * model.hidden / model.flops_per_token(2048)
     assert mlp == pytest.approx(0.074, abs=5e-4)
     assert mlp + head == pytest.approx(0.112, abs=5e-4)
 

@@ -12,7 +12,7 @@ def test_the_document_mask_by_hand():
     assert mask.shape == (1, 1, 4, 4)
     assert mask[0, 0].int().tolist() == [
         [1, 0, 0, 0],
-        [1, 1, 0, 0],  # the separator_id belongs to the document that it ends
+        [1, 1, 0, 0],  # a separator belongs to the document that it ends
         [0, 0, 1, 0],
         [0, 0, 1, 1],
     ]
@@ -20,8 +20,8 @@ def test_the_document_mask_by_hand():
 
 def test_attention_is_causal():
     torch.manual_seed(0)
-    shape = Architecture(layers=1, hidden=32, heads=4, vocabulary=50, positions=8)
-    attention, angles = Attention(shape), rotary_angles(shape, 8)
+    architecture = Architecture(layers=1, hidden=32, heads=4, vocabulary=50, positions=8)
+    attention, angles = Attention(architecture), rotary_angles(architecture, 8)
     x_BTD = torch.randn(2, 8, 32)
     changed_BTD = x_BTD.clone()
     changed_BTD[:, 5:] += 1
@@ -37,7 +37,7 @@ def test_separate_documents_do_not_attend_to_each_other():
     packed = torch.tensor([[token for document in documents for token in document]])
     separate = torch.cat([model(torch.tensor([document]))[0] for document in documents])
     assert (model(packed, separator_id=0)[0] - separate).abs().max() < 1e-5
-    assert (model(packed)[0] - separate).abs().max() > 1e-3  # without a separator_id they do
+    assert (model(packed)[0] - separate).abs().max() > 1e-3  # without a separator they do
 
 
 @pytest.mark.gpu

@@ -3,16 +3,16 @@ import math
 
 import pytest
 import torch
-from transformers_models import SHAPES, load_model, same_tensors, transformers_model
+from transformers_models import ARCHITECTURES, load_model, same_tensors, transformers_model
 
 from rewarm.model.architecture import Architecture
 from rewarm.model.neox import NeoX, initialize_weights
 
 
 @pytest.mark.parametrize("old_names", [True, False])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_logits_and_gradients_equal_transformers(shape, old_names, tmp_path):
-    reference = transformers_model(shape, old_names=old_names)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_logits_and_gradients_equal_transformers(architecture, old_names, tmp_path):
+    reference = transformers_model(architecture, old_names=old_names)
     reference.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     if old_names:  # as in files written before the new names
@@ -44,7 +44,7 @@ def test_the_loss_of_uniform_logits_is_the_log_of_the_vocabulary():
     assert model.loss(tokens[:, :-1], tokens[:, 1:]).item() == pytest.approx(math.log(50), rel=1e-6)
 
 
-def test_targets_of_minus_100_do_not_count():
+def test_targets_of_minus_100_are_ignored():
     model = NeoX(Architecture(layers=1, hidden=8, heads=1, vocabulary=50, positions=8))
     initialize_weights(model, 0)
     tokens = torch.randint(0, 50, (2, 9))
@@ -56,9 +56,9 @@ def test_targets_of_minus_100_do_not_count():
     )
 
 
-def test_new_weights_have_pythias_standard_deviations_and_depend_on_the_seed_alone():
-    shape = Architecture(layers=3, hidden=256, heads=4, vocabulary=512, positions=16)
-    models = [NeoX(shape) for _ in range(3)]
+def test_initialized_weights_have_pythias_standard_deviations_and_depend_on_the_seed_alone():
+    architecture = Architecture(layers=3, hidden=256, heads=4, vocabulary=512, positions=16)
+    models = [NeoX(architecture) for _ in range(3)]
     for model, seed in zip(models, (1, 1, 2), strict=True):
         initialize_weights(model, seed)
     first, repeated, other = (model.state_dict() for model in models)
@@ -80,9 +80,9 @@ def test_tied_embeddings_are_one_parameter():
     assert sum(p.numel() for p in model.parameters()) == model.architecture.parameters
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_number_of_parameters_is_that_of_the_architecture(shape, tmp_path):
-    transformers_model(shape).save_pretrained(tmp_path)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_number_of_parameters_is_that_of_the_architecture(architecture, tmp_path):
+    transformers_model(architecture).save_pretrained(tmp_path)
     model = load_model(tmp_path)
     assert sum(p.numel() for p in model.parameters()) == model.architecture.parameters
 
@@ -91,10 +91,10 @@ def test_the_number_of_parameters_is_that_of_the_architecture(shape, tmp_path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_on_a_gpu_compiled_layers_in_bf16_are_close_to_eager_fp32():
     torch.manual_seed(0)
-    shape = Architecture(layers=4, hidden=256, heads=4, vocabulary=512, positions=128)
-    plain = NeoX(shape)
+    architecture = Architecture(layers=4, hidden=256, heads=4, vocabulary=512, positions=128)
+    plain = NeoX(architecture)
     initialize_weights(plain, 0)
-    compiled = NeoX(shape)
+    compiled = NeoX(architecture)
     compiled.load_state_dict(plain.state_dict())
     plain.cuda()
     compiled.cuda().compile_layers()

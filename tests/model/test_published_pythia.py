@@ -28,5 +28,5 @@ def test_an_early_revision_is_still_in_the_warm_up():
 
 
 @pytest.mark.parametrize("revision", ["step0", "step143001", "main", "step-5", "step10000000"])
-def test_other_revisions_are_unknown(revision):
+def test_nothing_is_published_about_other_revisions(revision):
     assert published_training("EleutherAI/pythia-410m", revision) is None

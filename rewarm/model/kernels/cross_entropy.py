@@ -7,6 +7,8 @@ x (N, D) ──> a chunk's logits ── in place ──> their gradient ──�
 The forward pass computes the gradients too, as if the loss were the plain sum; the backward pass
 scales them. So the numbers in half precision are differences of probabilities, and neither the
 number of tokens nor fp16's loss scale moves them out of its range.
+
+Shapes: B sequences, T positions, D hidden, N = B · T tokens, V vocabulary.
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ def _cross_entropy_grad(
 
 @torch.library.custom_op("rewarm::softmax_grad_", mutates_args=("logits",))
 def softmax_grad_(logits: Tensor, targets: Tensor, backward: bool) -> Tensor:
-    """Returns each row's loss, (N,) in fp32; `backward` replaces the logits by their gradient."""
+    """Returns each row's loss, (N,) in fp32; if `backward`, writes the gradient over the logits."""
     rows, vocabulary = logits.shape
     losses = logits.new_empty(rows, dtype=torch.float32)
     _cross_entropy_grad[(rows,)](
@@ -77,7 +79,7 @@ def _(logits: Tensor, targets: Tensor, backward: bool) -> Tensor:
 
 @torch.library.custom_op("rewarm::add_matmul_", mutates_args=("total",))
 def add_matmul_(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Adds a matmul to an fp32 total: half precision would lose small chunks in large sums."""
+    """Adds a @ b to an fp32 total in place: half precision would lose small terms in large sums."""
     if total.is_cuda and a.dtype != total.dtype:
         torch.addmm(total, a, b, out_dtype=total.dtype, out=total)  # adds the unrounded fp32 sums
     else:
@@ -90,17 +92,17 @@ def _(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The loss summed over all tokens; it keeps only the gradients of x and of the weight."""
+    """The loss summed over all tokens; stores only the gradients of x and of the weight."""
 
     @staticmethod
     def forward(
         ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype,
         backward: bool,
     ) -> Tensor:  # fmt: skip
-        wants_x, wants_weight, *_ = ctx.needs_input_grad
+        needs_dx, needs_dweight, *_ = ctx.needs_input_grad
         weight = weight_VD.to(dtype)
-        dx = torch.empty_like(x_ND, dtype=dtype) if backward and wants_x else None
-        dweight = torch.zeros_like(weight_VD) if backward and wants_weight else None
+        dx = torch.empty_like(x_ND, dtype=dtype) if backward and needs_dx else None
+        dweight = torch.zeros_like(weight_VD) if backward and needs_dweight else None
         losses = torch.empty(len(x_ND), dtype=torch.float32, device=x_ND.device)
         rows = _chunk_rows(len(x_ND), len(weight))
         for start in range(0, len(x_ND), rows):
@@ -126,7 +128,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _chunk_rows(tokens: int, vocabulary: int) -> int:
-    """Returns the tokens of a chunk: a power of two, which suits the matmuls' tiles."""
+    """Returns the number of tokens per chunk: a power of two, which suits matmul tiles."""
     max_rows = 1 << max(0, (_CHUNK_LOGITS // vocabulary).bit_length() - 1)
     return max(1, min(tokens, max_rows))
 

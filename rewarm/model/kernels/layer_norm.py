@@ -5,6 +5,7 @@ x ── mean, 1/σ ──> x̂ ──┬─ · weight₁ + bias₁ ──> for 
                        └─ · weight₂ + bias₂ ──> for the MLP
 gradients of both norms and of the residual ── one pass ──> gradients of x, weights and biases
 ```
+Shapes: B sequences, T positions, D hidden.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _norms_backward(
 
 
 def _warps(width: int) -> int:
-    """Returns the warps of one program: about eight numbers of a row for each thread."""
+    """Returns the number of warps per program: each thread holds about eight numbers of a row."""
     return min(16, max(1, next_power_of_two(width) // 256))
 
 
@@ -161,7 +162,7 @@ def norms_backward(
     weight_1: Tensor,
     weight_2: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Returns the gradients of x, and of both weights and biases as one (4, D) in fp32.
+    """Returns the gradients of x, and of both weights and biases as one (4, D) tensor in fp32.
 
     Its rows are weight 1, bias 1, weight 2, bias 2.
     """

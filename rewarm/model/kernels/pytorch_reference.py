@@ -21,14 +21,14 @@ TANH_GELUS = ("gelu_new", "gelu_fast", "gelu_pytorch_tanh")
 def rotary(
     x_BTD: Tensor, query_key_value: nn.Linear, heads: int, cos_TR: Tensor, sin_TR: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns queries, keys and values, (B, H, T, K); queries and keys rotated by position."""
+    """Applies the linear layer; returns q, k, v, each (B, H, T, K), q and k rotated by position."""
     return split_and_rotate(query_key_value(x_BTD), heads, cos_TR, sin_TR)
 
 
 def split_and_rotate(
     packed_BTF: Tensor, heads: int, cos_TR: Tensor, sin_TR: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns what `rotary` does, from the output of its linear layer, (B, T, H · 3K)."""
+    """Returns q, k, v as `rotary` does, from the output of its linear layer, (B, T, H · 3K)."""
     B, T, _ = packed_BTF.shape
     qkv = packed_BTF.view(B, T, heads, -1)
     q_BHTK, k_BHTK, v_BHTK = qkv.transpose(1, 2).chunk(3, dim=-1)
@@ -54,7 +54,7 @@ def norms(
 
 
 def linear_layer(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
-    """Returns the linear layer of x: attention's output projection."""
+    """Returns `dense(x)`: attention's output projection."""
     return cast(Tensor, dense(x_BTD))
 
 
@@ -71,7 +71,7 @@ def gelu(x_BTD: Tensor, dense_h_to_4h: nn.Linear, activation: str) -> Tensor:
 
 
 def activate(x: Tensor, name: str) -> Tensor:
-    """Applies the MLP's non-linearity, named as in Hugging Face's `hidden_act`.
+    """Returns the MLP's non-linearity of x, by its name in Hugging Face's `hidden_act`.
 
     Raises:
         ValueError: there is no such non-linearity.
@@ -91,7 +91,7 @@ def activate(x: Tensor, name: str) -> Tensor:
 def cross_entropy(
     x_BTD: Tensor, embed_out: nn.Linear, targets_BT: Tensor, reduction: str
 ) -> Tensor:
-    """Returns the cross-entropy of the head's logits in nats, in fp32; -100 does not count."""
+    """Returns the cross-entropy of the head's logits in nats, in fp32; ignores targets of -100."""
     return head_loss(x_BTD.flatten(0, 1), embed_out.weight, targets_BT.flatten(), reduction)
 
 

@@ -5,6 +5,7 @@
                                         └── only the rotated parts are read and written
 gradients of q, k, v ── rotated back and packed, one pass ──> (B, T, H, 3K) and the bias's gradient
 ```
+Shapes: B sequences, T positions, D hidden, H heads, K head size, R rotary dimensions.
 """
 
 from __future__ import annotations
@@ -152,7 +153,7 @@ def _rotary_pack(
 
 @torch.library.custom_op("rewarm::turn_", mutates_args=("qkv",))
 def turn_(qkv: Tensor, cos: Tensor, sin: Tensor) -> None:
-    """Rotates queries and keys of a packed (B, T, H, 3K) in place."""
+    """Rotates queries and keys of a packed (B, T, H, 3K) tensor in place."""
     B, T, H, packed = qkv.shape
     half, rows = cos.shape[-1] // 2, B * T * H
     _rotary_turn[(triton.cdiv(rows, _TURN_ROWS),)](
@@ -188,13 +189,14 @@ def _pack(
     """Launches `_rotary_pack`, `rows` tokens at a time; returns the sums over all tokens.
 
     Args:
-        gradients: of q, k and v, each (B, H, T, K).
-        cos: of each position's angles, (T, R).
-        sin: likewise.
-        outputs: packed; and for fp8 its transpose, the scale and the amax, else three times None.
+        gradients: the gradients of q, k and v, each (B, H, T, K).
+        cos: the cosines of each position's angles, (T, R).
+        sin: the sines of each position's angles, (T, R).
+        outputs: the packed gradient; for fp8 also its transpose, the scale and the amax, each of
+            which is None otherwise.
         fp8_max: the largest number of the fp8 format; 0 for outputs that are not fp8.
-        rows: tokens of a tile.
-        warps: of a program.
+        rows: the number of tokens per tile.
+        warps: the number of warps per program.
     """
     dq, dk, dv = (x if x.stride(-1) == 1 else x.contiguous() for x in gradients)
     B, H, T, K = dq.shape
@@ -221,7 +223,7 @@ def _pack_fake(
 def pack8(
     dq: Tensor, dk: Tensor, dv: Tensor, cos: Tensor, sin: Tensor, factor: Tensor, amax: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns `pack` in fp8: (B · T, H · 3K), its transpose, and the sum in fp32."""
+    """Returns the result of `pack` in fp8, (B · T, H · 3K), its transpose, and the sum in fp32."""
     packed, transposed, _ = _pack8_fake(dq, dk, dv, cos, sin, factor, amax)
     outputs = (packed, transposed, factor, amax)
     rows = max(1, _PACK8_TILE // next_power_of_two(dq.shape[-1]))
@@ -239,7 +241,10 @@ def _pack8_fake(
 
 
 class _Rotary(torch.autograd.Function):
-    """The bias is an argument only for its gradient, which `pack` sums in its pass."""
+    """Rotates packed q and k in place; returns q, k and v as views.
+
+    The bias is an argument only for its gradient, which `pack` computes in the same pass.
+    """
 
     @staticmethod
     def forward(
@@ -259,7 +264,7 @@ class _Rotary(torch.autograd.Function):
 def rotary(
     x_BTD: Tensor, query_key_value: nn.Linear, heads: int, cos_TR: Tensor, sin_TR: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Triton version of `pytorch_reference.rotary`."""
+    """Applies the linear layer; returns q, k, v: `pytorch_reference.rotary` in Triton."""
     B, T, _ = x_BTD.shape
     bias = query_key_value.bias
     qkv = functional.linear(x_BTD, query_key_value.weight, None if bias is None else bias.detach())

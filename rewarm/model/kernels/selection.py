@@ -1,10 +1,10 @@
 """The passes of a training step that move the most memory, each in plain PyTorch and in Triton.
 
 ```
-               pytorch_reference.py             Triton, where it works
+               pytorch_reference.py             Triton, if it works
 rotary         rotate, concatenate       ──>    rotate a quarter of q and k in place
 norms          two layer norms           ──>    one mean and variance for both
-mlp            bias, then GELU           ──>    both at once; backward, the bias's gradient as well
+mlp            bias, then GELU           ──>    both in one pass; backward, the bias's gradient too
 cross_entropy  all logits in fp32        ──>    chunks of logits, turned into gradients in place
 ```
 Kernels sum in an order that depends on shapes alone, without atomics, so the same run gives the
@@ -25,7 +25,7 @@ from rewarm.model.kernels.fp8 import pytorch_reference as fp8_reference
 
 
 class Kernels(NamedTuple):
-    """One function for each pass; all implementations compute the same."""
+    """One function per pass; all implementations of a pass compute the same result."""
 
     rotary: Callable[[Tensor, nn.Linear, int, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     norms: Callable[[Tensor, nn.LayerNorm, nn.LayerNorm], tuple[Tensor, Tensor, Tensor]]
@@ -68,9 +68,9 @@ def triton_kernels() -> Kernels:
 
 
 def fp8_kernels(kernels: Kernels) -> Kernels:
-    """Returns the kernels with a layer's linear layers in fp8, at the scales of `Fp8Scaling`.
+    """Returns the kernels with a layer's linear layers in fp8, with the scales of `Fp8Scaling`.
 
-    Each stays in plain PyTorch or in Triton; `linear_layer` is in Triton where any other kernel is.
+    Each stays in plain PyTorch or in Triton; `linear_layer` is in Triton if any other kernel is.
     """
     fp8_linear: Any = fp8_reference
     if {kernels.rotary, kernels.norms, kernels.mlp} - set(PYTORCH_KERNELS):
@@ -83,10 +83,10 @@ def fp8_kernels(kernels: Kernels) -> Kernels:
 
 
 def choose_kernels(setting: str, device: torch.device) -> tuple[Kernels, str]:
-    """Returns the kernels for a device, and a note for the line that names the device.
+    """Returns the kernels for a device, and a note to append to the name of the device.
 
     Args:
-        setting: `auto`: Triton on a GPU where it works, else plain PyTorch; or `plain`.
+        setting: `auto` (Triton on a GPU if it works, else plain PyTorch) or `plain`.
         device: the device of the model.
     """
     if setting == "plain" or device.type != "cuda":
@@ -105,7 +105,11 @@ def choose_kernels(setting: str, device: torch.device) -> tuple[Kernels, str]:
 
 
 def _check_kernels_run(kernels: Kernels, device: torch.device) -> None:
-    """Runs one small kernel: a machine that compiles it compiles the others too."""
+    """Runs one small kernel; a machine that compiles it compiles the others too.
+
+    Raises:
+        Exception: the kernel cannot be compiled or run, or its result is wrong.
+    """
     with torch.no_grad():
         x = torch.arange(16.0, device=device).view(1, 2, 8)
         norm = nn.LayerNorm(8, device=device)  # draws no random numbers

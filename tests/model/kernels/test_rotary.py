@@ -24,8 +24,8 @@ from rewarm.model.rotary_embedding import rotary_angles
 )
 def test_rotary_equals_the_reference(size, rotated, bias, dtype):
     heads, length = 3, 37
-    shape = {"layers": 1, "hidden": heads * size, "heads": heads, "positions": length}
-    angles = rotary_angles(Architecture(**shape, rotary=rotated / size), length)
+    settings = {"layers": 1, "hidden": heads * size, "heads": heads, "positions": length}
+    angles = rotary_angles(Architecture(**settings, rotary=rotated / size), length)
     x = normal(2, length, 24)
     projection = make_linear(24, 3 * heads * size, bias=bias)
     arguments = (projection, heads, *angles)
@@ -47,9 +47,9 @@ def test_pack_accepts_gradients_of_any_memory_layout(dtype):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_fp8_rotary_equals_the_reference(bias):
-    shape = Architecture(layers=1, hidden=96, heads=3, rotary=0.5, positions=32)
+    architecture = Architecture(layers=1, hidden=96, heads=3, rotary=0.5, positions=32)
     projection, x = make_linear(96, 288, bias=bias), normal(2, 32, 96)
-    case = ((projection, 3, *rotary_angles(shape, 32)), x, [projection])
+    case = ((projection, 3, *rotary_angles(architecture, 32)), x, [projection])
     check_close_in_norm(
         fp8_results(TRITON_FP8.rotary, *case), fp8_results(PYTORCH_FP8.rotary, *case)
     )

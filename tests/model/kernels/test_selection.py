@@ -84,7 +84,7 @@ def test_a_model_on_a_cpu_uses_plain_pytorch_and_does_not_import_triton():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="Triton works on this GPU")
-def test_where_triton_does_not_work_plain_kernels_are_used_and_the_reason_is_reported():
+def test_plain_kernels_are_used_and_the_reason_is_reported_if_triton_does_not_work():
     kernels, note = choose_kernels("auto", torch.device("cuda"))
     assert kernels == PYTORCH_KERNELS
     assert re.fullmatch(
@@ -112,7 +112,7 @@ def test_the_recipe_selects_kernels(recipe_text, tmp_path):
 
 # On a GPU, at Pythia-410M's shapes: compiled, under autocast, against plain PyTorch in fp32.
 
-SHAPE = PRESETS["pythia-410m"]
+ARCHITECTURE = PRESETS["pythia-410m"]
 SMALL = {"layers": 2, "hidden": 256, "heads": 4, "vocabulary": 512, "positions": 256}
 DEVICE = "cuda"
 
@@ -120,17 +120,17 @@ DEVICE = "cuda"
 def kernel_cases():
     """The modules and further arguments of each kernel, by its name."""
     torch.manual_seed(0)
-    width = SHAPE.hidden
-    angles = [x.to(DEVICE) for x in rotary_angles(SHAPE, SHAPE.positions)]
+    width = ARCHITECTURE.hidden
+    angles = [x.to(DEVICE) for x in rotary_angles(ARCHITECTURE, ARCHITECTURE.positions)]
     projection = nn.Linear(width, 3 * width, device=DEVICE)
-    up = nn.Linear(width, SHAPE.inner, device=DEVICE)
-    down = nn.Linear(SHAPE.inner, width, device=DEVICE)
+    up = nn.Linear(width, ARCHITECTURE.inner, device=DEVICE)
+    down = nn.Linear(ARCHITECTURE.inner, width, device=DEVICE)
     norms = [nn.LayerNorm(width, device=DEVICE) for _ in range(2)]
-    head = nn.Linear(width, SHAPE.vocabulary, bias=False, device=DEVICE)
-    targets = torch.randint(0, SHAPE.vocabulary, (2, SHAPE.positions), device=DEVICE)
+    head = nn.Linear(width, ARCHITECTURE.vocabulary, bias=False, device=DEVICE)
+    targets = torch.randint(0, ARCHITECTURE.vocabulary, (2, ARCHITECTURE.positions), device=DEVICE)
     targets[:, ::5] = -100
     return {
-        "rotary": ([projection], (projection, SHAPE.heads, *angles)),
+        "rotary": ([projection], (projection, ARCHITECTURE.heads, *angles)),
         "norms": (norms, tuple(norms)),
         "linear": ([projection], (projection,)),
         "mlp": ([up, down], (up, down, "gelu")),
@@ -157,7 +157,7 @@ def outputs_and_gradients(function, x, modules, arguments, *, autocast):
 @pytest.mark.parametrize("name", KERNEL_NAMES)
 def test_each_kernel_compiled_in_bf16_is_close_to_plain_pytorch_in_fp32(name):
     modules, arguments = kernel_cases()[name]
-    x = torch.randn(2, SHAPE.positions, SHAPE.hidden, device=DEVICE)
+    x = torch.randn(2, ARCHITECTURE.positions, ARCHITECTURE.hidden, device=DEVICE)
     reference = getattr(PYTORCH_KERNELS, name)
     expected = outputs_and_gradients(reference, x, modules, arguments, autocast=False)
     kernel = getattr(triton_kernels(), name)
@@ -173,7 +173,7 @@ def test_each_kernel_compiled_in_bf16_is_close_to_plain_pytorch_in_fp32(name):
 
 
 def new_model():
-    model = NeoX(SHAPE)
+    model = NeoX(ARCHITECTURE)
     initialize_weights(model, 0)
     return model.to(DEVICE)
 
@@ -186,7 +186,10 @@ def test_twenty_steps_have_the_losses_of_plain_fp32():
         generator = torch.Generator().manual_seed(2)
         # A part of the vocabulary, so that something can be learned in twenty steps.
         tokens = torch.randint(
-            0, SHAPE.vocabulary // 64, (20, 2, SHAPE.positions + 1), generator=generator
+            0,
+            ARCHITECTURE.vocabulary // 64,
+            (20, 2, ARCHITECTURE.positions + 1),
+            generator=generator,
         )
         for block in tokens.to(DEVICE):
             with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
@@ -208,7 +211,9 @@ def test_twenty_steps_have_the_losses_of_plain_fp32():
 @pytest.mark.gpu
 @on_gpu
 def test_a_compiled_model_in_bf16_has_the_gradients_of_plain_fp32():
-    tokens = torch.randint(0, SHAPE.vocabulary, (2, SHAPE.positions + 1), device=DEVICE)
+    tokens = torch.randint(
+        0, ARCHITECTURE.vocabulary, (2, ARCHITECTURE.positions + 1), device=DEVICE
+    )
     plain, compiled = new_model(), new_model()
     compiled.configure(triton_kernels())
     compiled.compile_layers()

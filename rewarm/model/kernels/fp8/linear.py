@@ -6,6 +6,8 @@ backward    x's gradient <─ matmul ─ GELU's derivative and round ─ matmul 
 ```
 A separate rounding pass is needed only for the outputs of norms and attention, the gradient of the
 residual stream, and the weights.
+
+Shapes: B sequences, T positions, D hidden, R rotary dimensions; others in each class.
 """
 
 from __future__ import annotations
@@ -141,7 +143,7 @@ _fp8_rotary: Callable[..., tuple[Tensor, Tensor, Tensor]] = _Fp8Rotary.apply
 def rotary(
     x_BTD: Tensor, query_key_value: nn.Linear, heads: int, cos_TR: Tensor, sin_TR: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The Triton version of `fp8.pytorch_reference.rotary`."""
+    """Applies the linear layer in fp8; returns q, k, v as `fp8.pytorch_reference.rotary` does."""
     if not torch.is_grad_enabled():
         return rotary_kernels.rotary(x_BTD, query_key_value, heads, cos_TR, sin_TR)
     dense, scales = query_key_value, get_scales(query_key_value)

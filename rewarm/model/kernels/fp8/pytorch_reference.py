@@ -1,8 +1,11 @@
 """Linear layers in fp8 in plain PyTorch: the reference, and what runs on a CPU.
 
-Shapes: N tokens, I inputs, O outputs of a linear layer; R rows, C columns. A GPU multiplies 8-bit
-matrices only along the rows of both operands, so a rounded matrix is stored twice: as it is for one
-matmul, transposed for another.
+A GPU multiplies 8-bit matrices only along the rows of both operands, so a rounded matrix is stored
+twice: as it is for one matmul, transposed for another.
+
+Shapes: B sequences, T positions, D hidden, F inner size, R rotary dimensions; N tokens, I inputs, O
+outputs of a linear layer. `round_to_fp8`: R rows, C columns. `fp8_matmul`: an (M, K) matrix times
+the transpose of an (N, K) one.
 """
 
 from __future__ import annotations
@@ -124,7 +127,7 @@ def linear_layer(x_BTD: Tensor, dense: nn.Linear) -> Tensor:
 def rotary(
     x_BTD: Tensor, query_key_value: nn.Linear, heads: int, cos_TR: Tensor, sin_TR: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The fp8 version of `kernels.pytorch_reference.rotary`; only its matmuls are in fp8."""
+    """Applies the linear layer in fp8; returns q, k, v as `kernels.pytorch_reference.rotary`."""
     packed = linear_layer(x_BTD, query_key_value)
     return pytorch_reference.split_and_rotate(packed, heads, cos_TR, sin_TR)
 

@@ -6,6 +6,8 @@ number ── · scale ── clamp ── round ──┬──> (rows, columns
 ```
 The amax is the only value that programs update together with an atomic operation: the order does
 not change a maximum.
+
+Shapes: R rows, C columns.
 """
 
 from __future__ import annotations

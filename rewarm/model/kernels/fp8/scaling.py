@@ -6,7 +6,7 @@
  gradient ── · scale ── e5m2 ───────────────────────             and times x ──> gradient of weight
     └── amax of this step ── after the step ──> amaxes of the last 16 steps ──> the next scales
 ```
-Formats and per-tensor scales are those of arXiv:2209.05433. A scale follows from the steps before
+Formats and per-tensor scales are those of arXiv:2209.05433. A scale is computed from earlier steps
 ("delayed scaling"), so numbers can be rounded where they are computed, without an extra pass over
 memory that looks for the amax first. Embeddings, head, norms, attention, master weights and
 optimizer state are as in bf16, and so is evaluation.
@@ -30,16 +30,16 @@ FP8_MAX = tuple(torch.finfo(dtype).max for dtype in FP8_DTYPES)
 AMAX_HISTORY = 16
 """Steps whose amaxes determine a scale."""
 
-_INITIAL_FACTORS = (1.0, 2.0**6, 2.0**20)  # near the middle of the range, before any measurement
+_INITIAL_FACTORS = (1.0, 2.0**6, 2.0**20)  # without any amax: near the middle of the range
 _MAX_CALIBRATION_RUNS = 8
 _MIN_COMPUTE_CAPABILITY = (8, 9)  # Ada
 
 
 def check_fp8_device(device: torch.device) -> str:
-    """Checks that a device has fp8 matmuls; returns a note for the line that names the device.
+    """Checks that a device has fp8 matmuls; returns a note to append to the name of the device.
 
     Raises:
-        RecipeError: it has none.
+        RecipeError: the device has no fp8 matmuls.
     """
     if device.type == "cpu":
         return ", which rounds as a GPU does, slower than in bf16"
@@ -54,7 +54,7 @@ def check_fp8_device(device: torch.device) -> str:
 
 
 class TensorScale(NamedTuple):
-    """The scale of one operand, and its amax: each (), fp32, read and written on the device.
+    """The scale of one operand, and its amax: fp32 scalars, read and written on the device.
 
     Each is a tensor of its own, not a view of a larger one. A compiled layer may write to a tensor
     in its forward pass or in its backward pass, not in both; and PyTorch 2.11 cannot compile a
@@ -74,7 +74,7 @@ LinearScales = tuple[TensorScale, TensorScale, TensorScale]
 
 
 class ScaledLinear(nn.Linear):
-    """A linear layer of a transformer layer; it has scales where it is computed in fp8."""
+    """A linear layer with fp8 scales, which `Fp8Scaling` sets; without them it is a plain one."""
 
     scales: LinearScales
 
@@ -88,17 +88,17 @@ class Fp8Scaling:
     """The scales of all linear layers of a model, updated after each step from the amaxes."""
 
     def __init__(self, layers: nn.Module) -> None:
-        """Gives every `ScaledLinear` in `layers` its scales, which need calibration."""
+        """Sets the scales of every `ScaledLinear` in `layers`; they need calibration."""
         linears = [module for module in layers.modules() if isinstance(module, ScaledLinear)]
         device = linears[0].weight.device
         self.amax_history = torch.zeros(AMAX_HISTORY, len(linears), 3, device=device)
-        """The amaxes of each step, the last step first; 0 where there was none."""
+        """The amaxes of each step, the last step first; 0 for steps that have not happened yet."""
         self._max = torch.tensor(FP8_MAX, device=device)
         self.needs_calibration = True
-        """Whether there are no amaxes yet to compute scales from."""
+        """Whether the scales are still initial, since no amaxes were measured yet."""
         self._initial_factors = torch.tensor(_INITIAL_FACTORS, device=device)
         self._scales: list[TensorScale] = []
-        """Three of the first linear layer, three of the second, and so on."""
+        """Three for the first linear layer, three for the second, and so on."""
         for linear in linears:
             x, weight, gradient = (
                 TensorScale(factor.clone(), 1 / factor, torch.zeros_like(factor))
@@ -108,43 +108,43 @@ class Fp8Scaling:
             self._scales += linear.scales
 
     def calibrate(self, run: Callable[[], object]) -> None:
-        """Finds the scales of the first step: repeats a part of it until they stop changing.
+        """Finds the scales of the first step: repeats a part of it, `run`, until they are stable.
 
-        It runs eight times at most. Numbers that an initial scale rounds to zero or clamps are
-        missing in what is computed from them, so each run measures amaxes a little further than the
-        last. With good initial scales the second run confirms the first.
+        `run` is called eight times at most. Numbers that an initial scale rounds to zero or clamps
+        are missing in what is computed from them, so each run measures amaxes a little further than
+        the last. With good initial scales the second run confirms the first.
         """
         self.discard_amaxes()
         for _ in range(_MAX_CALIBRATION_RUNS):
-            before = self._factors()
+            previous_factors = self._factors()
             run()
             self.amax_history.zero_()
             self.update()
-            if torch.equal(self._factors(), before):
+            if torch.equal(self._factors(), previous_factors):
                 break
 
     def update(self, skipped: Tensor | None = None) -> None:
-        """Adds the amaxes since the last call, those of a step, to the history; sets the scales.
+        """Adds the amaxes of the last step to the history and computes the scales of the next.
 
-        Where the step was `skipped` (1, not 0), the previous step's amaxes are repeated instead:
-        its own may be those of numbers about to overflow.
+        If the step was skipped (`skipped` is 1), the amaxes of the step before it are repeated
+        instead, since its own may belong to numbers about to overflow.
         """
-        step = torch.stack(self._amaxes).view(1, -1, len(FP8_DTYPES))
+        step_amaxes = torch.stack(self._amaxes).view(1, -1, len(FP8_DTYPES))
         if skipped is not None:
-            step = torch.where(skipped > 0, self.amax_history[:1], step)
-        self.amax_history = torch.cat((step, self.amax_history[:-1]))
+            step_amaxes = torch.where(skipped > 0, self.amax_history[:1], step_amaxes)
+        self.amax_history = torch.cat((step_amaxes, self.amax_history[:-1]))
         self._set_scales()
         self.discard_amaxes()
 
     def discard_amaxes(self) -> None:
-        """Sets the amaxes since the last step to 0: what was computed was not a step."""
+        """Sets the amaxes since the last step to 0, after a computation that was not a step."""
         torch._foreach_zero_(self._amaxes)
 
     def load_history(self, amaxes: Tensor) -> None:
-        """Restores the amaxes of a checkpoint, (16, linear layers, 3) in fp32.
+        """Restores the amaxes of a checkpoint, (16, linear layers, 3) in fp32, and their scales.
 
         Raises:
-            ValueError: they are those of another model, or not amaxes.
+            ValueError: the amaxes belong to another model, or are not finite or below 0.
         """
         if amaxes.shape != self.amax_history.shape or amaxes.dtype != torch.float32:
             raise ValueError(
@@ -165,7 +165,7 @@ class Fp8Scaling:
         return torch.stack([scale.factor for scale in self._scales])
 
     def _set_scales(self) -> None:
-        """Sets the largest powers of two at which nothing in the history would be clamped.
+        """Sets each scale to the largest power of two that clamps nothing in the history.
 
         They lie between 2⁻¹⁰⁰ and 2¹⁰⁰, as their inverses do. Where all amaxes are zero they are
         the initial factors.

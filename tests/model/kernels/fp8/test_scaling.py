@@ -34,11 +34,11 @@ from rewarm.training.loop import take_step
 from rewarm.training.optimizer import build_adamw
 
 CPU = torch.device("cpu")
-SHAPE = Architecture(layers=2, hidden=64, heads=4, vocabulary=512, positions=64)
+ARCHITECTURE = Architecture(layers=2, hidden=64, heads=4, vocabulary=512, positions=64)
 
 
 def new_model(precision, **settings):
-    model = NeoX(SHAPE)
+    model = NeoX(ARCHITECTURE)
     initialize_weights(model, 0)
     model.configure(PYTORCH_KERNELS, precision=precision, **settings)
     return model
@@ -289,7 +289,7 @@ def test_an_older_gpu_is_refused_by_name(monkeypatch, recipe_file, capability, w
             check_fp8_device(torch.device("cuda"))
         with pytest.raises(RecipeError, match=message):  # before microbatches are tried
             microbatch_search._remembered_or_searched(
-                load_recipe(recipe_file, ["precision=fp8"]), SHAPE, torch.device("cuda")
+                load_recipe(recipe_file, ["precision=fp8"]), ARCHITECTURE, torch.device("cuda")
             )
 
 
@@ -298,12 +298,13 @@ def test_an_older_gpu_is_refused_by_name(monkeypatch, recipe_file, capability, w
 @pytest.mark.parametrize("setting", ["plain", "auto"])
 @pytest.mark.parametrize("memory", ["fast", "lean"])
 def test_on_a_gpu_twenty_compiled_steps_have_the_losses_of_bf16(setting, memory):
-    device, shape = torch.device("cuda"), PRESETS["pythia-410m"].model_copy(update={"layers": 4})
+    device = torch.device("cuda")
+    architecture = PRESETS["pythia-410m"].model_copy(update={"layers": 4})
     kernels, _ = choose_kernels(setting, device)
     losses, grad_norms = {}, {}
     for precision in ("bf16", "fp8"):
         torch.compiler.reset()
-        model = NeoX(shape)
+        model = NeoX(architecture)
         initialize_weights(model, 0)
         model.to(device).configure(kernels, memory=memory, precision=precision)
         model.compile_layers()
