@@ -112,7 +112,7 @@ class RateOfBase(float):
 def _validate_rate(
     written: Any, validate_number: ValidatorFunctionWrapHandler, info: ValidationInfo
 ) -> float:
-    """Returns a valid learning rate; multiples of the base's are resolved.
+    """Returns a valid learning rate; multiples such as `5x base` are resolved.
 
     `base_lr` in the context is a function that returns the base model's last learning rate.
     """
@@ -128,7 +128,7 @@ def _validate_rate(
     base_lr = (info.context or {}).get("base_lr")
     if base_lr is None:
         raise ValueError(
-            "there is no base here, so a rate cannot be a multiple of the base's; write a number"
+            "there is no base here, so a rate cannot be a multiple of its last rate; write a number"
         )
     return RateOfBase(float(match[1] or 1), base_lr())
 

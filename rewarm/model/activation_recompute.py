@@ -68,7 +68,7 @@ def recompute_in_backward(
 def _recompute_policy(
     qkv_width: int, _context: object, operator: Any, *arguments: Any, **_keywords: Any
 ) -> checkpoint.CheckpointPolicy:
-    """Returns that an operator's output is stored, for attention, queries, keys and values only.
+    """Returns MUST_SAVE for attention and the matmul of q, k and v, otherwise PREFER_RECOMPUTE.
 
     The matmul of queries, keys and values is recognized by its `qkv_width` columns.
     """

@@ -69,8 +69,10 @@ class ModelSettings(Section):
     def _check_one_source(self) -> ModelSettings:
         sources = [n for n in ("base", "preset", "architecture") if getattr(self, n) is not None]
         if len(sources) != 1:
-            given = " and ".join(sources) or "none of them"
-            raise ValueError(f"should have exactly one of base, preset, architecture; got {given}")
+            source_names = " and ".join(sources) or "none of them"
+            raise ValueError(
+                f"should have exactly one of base, preset, architecture; got {source_names}"
+            )
         if self.preset is not None and self.preset not in PRESETS:
             names = list(PRESETS)
             message = (
@@ -223,8 +225,8 @@ class BatchSettings(Section):
     tokens: Count
     """Tokens of one optimizer update, over all GPUs: a multiple of microbatch × context."""
     microbatch: Microbatch
-    """Sequences that one GPU runs at once. `auto` uses as many as fit in memory; the number is
-    written to the run's recipe and reused when the run is resumed."""
+    """Sequences that one GPU runs at once. `auto` uses the largest number that fits in memory, writes
+    it to the run's recipe and uses it again when the run is resumed."""
 
 
 class OptimizerSettings(Section):
