@@ -225,8 +225,8 @@ class BatchSettings(Section):
     tokens: Count
     """Tokens of one optimizer update, over all GPUs: a multiple of microbatch × context."""
     microbatch: Microbatch
-    """Sequences that one GPU runs at once. `auto` uses the largest number that fits in memory, writes
-    it to the run's recipe and uses it again when the run is resumed."""
+    """Sequences that one GPU runs at once. `auto` uses the largest number that fits in memory,
+    writes it to the run's recipe and uses it again when the run is resumed."""
 
 
 class OptimizerSettings(Section):
