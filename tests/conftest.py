@@ -27,13 +27,20 @@ settings.load_profile("calm")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config):
-    """Runs folders of tests in one process per core; a single file or test runs in this process."""
+    """Leaves slow tests out, and uses all cores, unless a file, a test or `-m` selects tests.
+
+    Folders of tests run in one process per core. A file or a test runs in this process, slow or
+    not; so do tests on the one GPU.
+    """
     option = config.option
-    if getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput"):
-        return  # pytest-xdist is not installed, -n is given, or this is one of its processes
-    single = any("::" in path or path.endswith(".py") for path in config.args)
-    on_one_gpu = "gpu" in option.markexpr
-    if not (single or on_one_gpu or option.collectonly):
+    if hasattr(config, "workerinput"):
+        return  # a process of pytest-xdist, which has the options of the first process
+    names_a_file = any("::" in path or path.endswith(".py") for path in config.args)
+    if not (names_a_file or option.markexpr):
+        option.markexpr = "not slow"
+    if getattr(option, "numprocesses", 0) is not None:
+        return  # -n is given, or pytest-xdist is not installed
+    if not (names_a_file or "gpu" in option.markexpr or option.collectonly):
         option.numprocesses, option.dist = "auto", "worksteal"
 
 

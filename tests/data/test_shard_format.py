@@ -172,7 +172,7 @@ def test_an_index_of_more_tokens_than_its_tars_can_hold_is_refused(folder):
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["tokens"] = 10**9
     (folder / "index.json").write_text(json.dumps(index))
-    with pytest.raises(DataError, match="not an index of shards: [^V]"):  # not "Value error"
+    with pytest.raises(DataError, match=r"not an index of shards: [^V]"):  # not "Value error"
         read_shard_index(folder)
 
 

@@ -72,4 +72,4 @@ def test_gpu_hours_of_a_study_where_a_speed_is_known(study, command):
     recipe = study.with_name("recipe.yaml")
     recipe.write_text(recipe.read_text() + "precision: fp32\n")
     _, out, _ = command("check", study)
-    assert "hours     rewarm plan --measure, on the machine that is to run it" in out
+    assert "hours     rewarm plan --measure, on the machine that will run it" in out
