@@ -33,13 +33,11 @@ def pytest_cmdline_main(config):
     not; so do tests on the one GPU.
     """
     option = config.option
-    if hasattr(config, "workerinput"):
-        return  # a process of pytest-xdist, which has the options of the first process
     names_a_file = any("::" in path or path.endswith(".py") for path in config.args)
     if not (names_a_file or option.markexpr):
         option.markexpr = "not slow"
-    if getattr(option, "numprocesses", 0) is not None:
-        return  # -n is given, or pytest-xdist is not installed
+    if getattr(option, "numprocesses", 0) is not None or hasattr(config, "workerinput"):
+        return  # pytest-xdist is not installed, -n is given, or this is one of its processes
     if not (names_a_file or "gpu" in option.markexpr or option.collectonly):
         option.numprocesses, option.dist = "auto", "worksteal"
 

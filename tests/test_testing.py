@@ -102,10 +102,11 @@ def test_builtin_schedules_keep_all_promises_with_other_settings():
             "        return self\n"
             "    def __call__(self, progress): return 1e-3 / self._steps",
         ),
-        (
+        pytest.param(
             "fast",
             "µs; at most 200",
             "def __call__(self, progress): return time.sleep(3e-4) or 1e-3",
+            marks=pytest.mark.slow,
         ),
         (
             "comes back from YAML and JSON",
