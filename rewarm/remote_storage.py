@@ -24,6 +24,8 @@ DEFAULT_CACHE_BYTES = 64 * 10**9
 
 Result = TypeVar("Result")
 _CHUNK = 1 << 20
+_FIRST_WAIT_S = 1.0
+_LONGEST_WAIT_S = 30.0
 
 
 def is_url(address: str) -> bool:
@@ -149,7 +151,7 @@ class RemoteFolder:
         reason = ""
         for attempt in range(self.attempts):
             if attempt:
-                time.sleep(min(30.0, 0.5 * 2**attempt))
+                time.sleep(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)))
             try:
                 with self._open(location) as file:
                     return read_from(file)

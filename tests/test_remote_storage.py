@@ -14,8 +14,9 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 @pytest.fixture
-def remote(tmp_path):
+def remote(tmp_path, monkeypatch):
     """Returns a function that opens the served folder, with a cache for this test."""
+    monkeypatch.setattr("rewarm.remote_storage._FIRST_WAIT_S", 0.01)
     (tmp_path / "served").mkdir()
     for number in range(4):
         (tmp_path / "served" / f"{number}.tar").write_bytes(CONTENT)

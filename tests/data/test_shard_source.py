@@ -14,6 +14,7 @@ from rewarm.errors import DataError, RecipeError
 def url(corpora, tmp_path, monkeypatch):
     """Returns the URL of a copy of the corpora, with a cache for this test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("rewarm.remote_storage._FIRST_WAIT_S", 0.01)
     shutil.copytree(corpora, tmp_path / "served")
     with serve(tmp_path / "served") as url:
         yield url

@@ -155,7 +155,15 @@ class MemoryMeter(TorchDispatchMode):
 
 @compiles
 @pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("fp8", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("changed", [{}, {"parallel_residual": False}, {"heads": 8}], ids=str)
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        pytest.param({"parallel_residual": False}, marks=pytest.mark.slow),
+        pytest.param({"heads": 8}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_saved_bytes_of_lean_layers_are_those_of_the_formula(changed, precision):
     architecture, model = small_model(changed)
     model.configure(PYTORCH_KERNELS, memory="lean", precision=precision)

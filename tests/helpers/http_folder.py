@@ -48,6 +48,7 @@ def serve(folder: Path) -> Iterator[str]:
     FaultyServer.faults, FaultyServer.requests = {}, []
     handler = functools.partial(FaultyServer, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        serve_forever = functools.partial(server.serve_forever, poll_interval=0.01)
+        threading.Thread(target=serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
