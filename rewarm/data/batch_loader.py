@@ -1,9 +1,9 @@
-"""Mixes corpora into batches and reads them ahead of time, starting at any position.
+"""Mixes corpora into batches and prefetches them, starting at any position.
 
 ```
- corpora      block_order.py: which block is the n-th of a corpus; corpus.py: reads it
+ corpora      block_order.py: maps n to the n-th block of a corpus; corpus.py: reads it
    |
- mixture      which corpus gives the next block: never a whole block away from its weight
+ mixture      picks the next corpus: each stays within one block of its share of the blocks
    |
  TokenBatch   tokens, and the data position after it: blocks read per corpus, digest of all tokens
 ```

@@ -1,12 +1,12 @@
-"""Resolves a recipe against the disk, once: base, lineage, datasets, tokenizer and resume state.
+"""Finds everything on disk that a recipe needs: base, lineage, data, tokenizer, resume state.
 
 ```
  recipe ──> run directory ──> base or checkpoint ──> datasets ──> start record ──> ResolvedRun
                  └───────────────────┴──── problems ────┴──────────────┘
 ```
 `check`, `train`, `plan` and `compare` all use a `ResolvedRun`, so `check` reports the same problems
-as `train`, in the same words. Problems that need all data or weights to be read are found only by
-`train` (`thorough`).
+as `train`, with the same messages. Problems that need all data or weights to be read are found
+only by `train` (`thorough`).
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def resolve(
         recipe: the recipe to run.
         resume: continue after the last checkpoint in the run directory, if there is one.
         accept_changes: resume even if the recipe has changed in a way that changes the result.
-        thorough: also do what takes long: download a hub model, and compute the sha256 of every
+        thorough: also run the slow checks: download a hub model, and compute the sha256 of every
             file of a checkpoint.
     """
     directory, origin, start = Path(recipe.run), None, None
@@ -309,7 +309,7 @@ def _match_model_and_data(
 
 
 def _locate(model: ModelSettings, *, weights: bool) -> BaseCheckpoint:
-    """Returns the base of a model; the shape of a published one needs no download."""
+    """Returns the base of a model; a published architecture is known without a download."""
     assert model.base is not None
     published = published_architecture(model.base)
     if published and not weights and not find_local_model(model.base):

@@ -94,9 +94,10 @@ class NoWarmup(Schedule):
     def floor_progress(self) -> float:
         """Returns the progress at which `min_lr` is reached.
 
-        For `clipped-cosine` that is w + arccos(2·min/peak - 1)/π: 80.5% of the run for a 1%
-        warm-up and a tenth of the peak (240 B of 296.86 B tokens, as arXiv:2308.04014 says).
-        For `inverse-sqrt` it is w·(peak/min)², if that is within the run.
+        For `clipped-cosine` that is preheat + warmup + arccos(2·min_lr/peak_lr - 1)/π: 80.5% of
+        the run for a 1% warm-up and min_lr = peak_lr/10 (240 B of 296.86 B tokens, as
+        arXiv:2308.04014 says). For `inverse-sqrt` it is preheat + warmup·(peak_lr/min_lr)², if
+        that is within the run.
         """
         if self.min_lr is None or self.peak_lr == 0:
             return 1.0
