@@ -70,6 +70,7 @@ def few_steps(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.mark.slow
 def test_measured_cost_of_a_recipe(few_steps, recipe_file, command, tmp_path):
     # Neither its base nor its data is needed.
     changed = ("--set", "batch.microbatch=auto", "--set", "data.validation.downstream.tokens=1280")
@@ -113,6 +114,7 @@ def test_a_study_has_a_row_for_each_arm_and_one_for_all(tmp_path, thousand_steps
     ]
 
 
+@pytest.mark.slow
 def test_examples_in_the_documentation_are_what_it_prints(command, monkeypatch):
     text = (ROOT / "docs" / "plan.md").read_text()
     monkeypatch.chdir(ROOT / "recipes")
