@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import IO
 
 
-def atomic_write(path: Path, text: str) -> None:
-    """Writes a file atomically; the text is on the disk when this returns.
+def atomic_write(path: Path, content: str | bytes) -> None:
+    """Writes a file atomically; the content is on the disk when this returns.
 
     After an error, or a kill at any moment, the file is either the complete old or the complete
     new one.
@@ -20,8 +20,8 @@ def atomic_write(path: Path, text: str) -> None:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     partial.unlink(missing_ok=True)  # never write through a link at this path
     try:
-        with partial.open("x", encoding="utf-8") as file:
-            file.write(text)
+        with partial.open("xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
@@ -29,6 +29,18 @@ def atomic_write(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_to_disk(path.parent)
+
+
+def create_folder(path: Path) -> None:
+    """Creates a folder, and those above it; their names are on the disk when this returns.
+
+    Raises:
+        OSError: a folder cannot be created.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync_to_disk(folder.parent)
 
 
 def sync_to_disk(path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from rewarm.checkpoints.manifest import MetricsRecord
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.checkpoints.write_checkpoint import TensorSnapshot, TokenizerSource, write_checkpoint
 from rewarm.errors import CheckpointError
@@ -32,6 +33,8 @@ class SaveResult(NamedTuple):
     """None if the checkpoint was written."""
     removed: list[str]
     """Names of older checkpoints that were deleted (`keep`)."""
+    set_aside: str | None = None
+    """New name of a folder that something else had left in the checkpoint's place."""
 
 
 class BackgroundWriter:
@@ -44,6 +47,7 @@ class BackgroundWriter:
         optimizer: torch.optim.Optimizer,
         recipe_yaml: str,
         tokenizer: TokenizerSource,
+        sync_metrics: Callable[[], None],
         prune: Callable[[], list[str]],
     ) -> None:
         """Stores the arguments; nothing is saved yet.
@@ -54,6 +58,8 @@ class BackgroundWriter:
             optimizer: optimizer whose state is saved.
             recipe_yaml: the recipe as YAML, which is written into each checkpoint.
             tokenizer: tokenizer whose files are copied into each checkpoint.
+            sync_metrics: function that waits until all metrics are on the disk, and raises
+                CheckpointError if they cannot be written; called before a checkpoint is complete.
             prune: function that deletes older checkpoints and returns their names; called after
                 each save.
         """
@@ -62,6 +68,7 @@ class BackgroundWriter:
         self._optimizer = optimizer
         self._recipe_yaml = recipe_yaml
         self._tokenizer = tokenizer
+        self._sync_metrics = sync_metrics
         self._prune = prune
         self._snapshot = TensorSnapshot()
         self._pending: Future[SaveResult] | None = None
@@ -75,10 +82,11 @@ class BackgroundWriter:
         """
         return 1.5 * self._slowest_seconds * (2 if self._pending else 1)
 
-    def start_save(self, state: TrainingState) -> SaveResult | None:
+    def start_save(self, state: TrainingState, metrics: MetricsRecord) -> SaveResult | None:
         """Copies the tensors and starts to write them; returns the result of the previous save.
 
-        Waits for the previous save first, since there is memory for only one copy. Returns None if
+        `metrics` states which lines of metrics.jsonl belong to the checkpoint. Waits for the
+        previous save first, since there is memory for only one copy. Returns None if
         there was none, or its result has already been returned.
         """
         started = time.perf_counter()
@@ -87,7 +95,8 @@ class BackgroundWriter:
         stall = time.perf_counter() - started
         pending = self._pending = Future[SaveResult]()
         # A daemon thread, since Python would wait at exit for the thread of an executor.
-        Thread(target=self._write, args=(pending, state, stall), daemon=True).start()
+        arguments = (pending, state, metrics, stall)
+        Thread(target=self._write, args=arguments, daemon=True).start()
         return previous
 
     def poll_save(self) -> SaveResult | None:
@@ -103,17 +112,26 @@ class BackgroundWriter:
         self._slowest_seconds = max(self._slowest_seconds, result.seconds)
         return result
 
-    def _write(self, pending: Future[SaveResult], state: TrainingState, stall: float) -> None:
+    def _write(
+        self,
+        pending: Future[SaveResult],
+        state: TrainingState,
+        metrics: MetricsRecord,
+        stall: float,
+    ) -> None:
         started = time.perf_counter() - stall
-        error, removed = None, []
+        error, removed, moved = None, [], None
         try:
-            write_checkpoint(
+            # After a power loss, a checkpoint must not be ahead of its metrics.
+            self._sync_metrics()
+            moved = write_checkpoint(
                 self._checkpoint_path(state.step),
                 self._model.architecture,
                 self._snapshot,
                 state,
                 self._recipe_yaml,
                 self._tokenizer,
+                metrics,
             )
             removed = self._prune()
         except CheckpointError as caught:
@@ -122,4 +140,4 @@ class BackgroundWriter:
             pending.set_exception(caught)
             return
         seconds = time.perf_counter() - started
-        pending.set_result(SaveResult(state.step, seconds, stall, error, removed))
+        pending.set_result(SaveResult(state.step, seconds, stall, error, removed, moved))

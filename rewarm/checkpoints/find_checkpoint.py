@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
@@ -20,6 +22,10 @@ from rewarm.model.architecture import Architecture
 from rewarm.quantities import parse_count
 from rewarm.recipe.recipe import load_recipe
 from rewarm.safe_loading import check_files_inside, read_json
+
+CheckpointContent = TypeVar("CheckpointContent")
+
+_STEP_FOLDER = re.compile(r"step-\d{8,}")
 
 
 class BaseCheckpoint(NamedTuple):
@@ -65,6 +71,11 @@ def locate_base(name: str, revision: str | None = None, *, weights: bool = True)
         architecture = read_gpt_neox_architecture(gpt_neox_folder)
         return BaseCheckpoint(name, gpt_neox_folder, architecture, GPT_NEOX_KIND)
     kind = "rewarm checkpoint" if (directory / MANIFEST).exists() else "local model"
+    if kind == "local model" and (directory / "progress.json").exists():
+        raise CheckpointError(
+            f"{directory}: not a complete checkpoint (progress.json, but no {MANIFEST}); copy it "
+            "again, or remove progress.json to use the weights alone"
+        )
     return BaseCheckpoint(name, directory, read_architecture(directory), kind)
 
 
@@ -89,6 +100,8 @@ def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
         CheckpointError: there is no such checkpoint, or the reference is invalid.
     """
     checkpoints = list_checkpoints(run)
+    if reference == "last":
+        last_checkpoint(run)  # refuses to use an older one than the last
     if not checkpoints:
         raise CheckpointError(
             f"{run}: the run has no complete checkpoint, so @{reference} does not exist"
@@ -106,11 +119,11 @@ def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
         expected = f"at or before step {last_step:,}, where the decay begins"
     else:
         try:
-            step = parse_count(reference)
+            step = parse_count(re.sub(r"^step-0*(?=\d)", "", reference))
         except ValueError:
             raise CheckpointError(
-                f"{run}@{reference}: not a checkpoint reference; expected a step, `last` or "
-                "`before-decay`"
+                f"{run}@{reference}: not a checkpoint reference; expected a step, such as 40000 "
+                "or step-00040000, `last` or `before-decay`"
             ) from None
         expected = f"at step {step:,}"
     if step is None or step not in checkpoints:
@@ -121,20 +134,82 @@ def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
     return checkpoints[step]
 
 
+class _StepFolders(NamedTuple):
+    """What is named like a checkpoint, keyed by step in ascending order."""
+
+    complete: dict[int, Path]
+    incomplete: dict[int, Path]
+
+
 def list_checkpoints(run: Path) -> dict[int, Path]:
     """Returns the complete checkpoints of a run directory, keyed by step in ascending order."""
-    paths = [
-        path
-        for path in (run / "checkpoints").glob("step-*")
-        if re.fullmatch(r"step-\d{8,}", path.name) and (path / MANIFEST).is_file()
-    ]
-    return dict(sorted((int(path.name.removeprefix("step-")), path) for path in paths))
+    return _step_folders(run).complete
+
+
+def incomplete_checkpoints(run: Path) -> dict[int, Path]:
+    """Returns what is named like a checkpoint and is none, keyed by step in ascending order.
+
+    Training renames a checkpoint when it is complete, and before it is deleted: an incomplete one
+    was copied or deleted by something else, and only in part.
+    """
+    return _step_folders(run).incomplete
+
+
+def later_checkpoints(run: Path, checkpoint: Path | None) -> list[Path]:
+    """Returns the checkpoints of a run after one of them, complete or not; all after None."""
+    complete, incomplete = _step_folders(run)
+    folders = dict(sorted((complete | incomplete).items()))
+    step = next((step for step, path in folders.items() if path == checkpoint), -1)
+    return [path for later, path in folders.items() if later > step]
+
+
+def _step_folders(run: Path) -> _StepFolders:
+    while True:
+        folders = _StepFolders({}, {})
+        paths = [p for p in (run / "checkpoints").glob("step-*") if _STEP_FOLDER.fullmatch(p.name)]
+        for path in sorted(paths, key=lambda path: int(path.name.removeprefix("step-"))):
+            is_complete = (path / MANIFEST).is_file()
+            of_its_kind = folders.complete if is_complete else folders.incomplete
+            of_its_kind[int(path.name.removeprefix("step-"))] = path
+        if all(os.path.lexists(path) for path in folders.incomplete.values()):
+            return folders
+        # A run that is training has deleted one meanwhile, and may have saved a newer one.
 
 
 def last_checkpoint(run: Path) -> Path | None:
-    """Returns the newest complete checkpoint of a run directory; None if there is none."""
+    """Returns the newest checkpoint of a run directory; None if there is none.
+
+    Raises:
+        CheckpointError: there is an incomplete checkpoint: an older one would be used instead.
+    """
     checkpoints = list_checkpoints(run)
+    if incomplete := incomplete_checkpoints(run):
+        older = f", such as {run}@{max(checkpoints)}" if checkpoints else ""
+        raise CheckpointError(
+            f"{', '.join(map(str, incomplete.values()))}: not a complete checkpoint (no "
+            f"{MANIFEST}): a copy of it may have been interrupted; copy it again or delete it, or "
+            f"name another checkpoint{older} (`train`: --resume-from STEP)"
+        )
     return checkpoints[max(checkpoints)] if checkpoints else None
+
+
+def read_last_checkpoint(
+    run: Path, read: Callable[[Path], CheckpointContent]
+) -> CheckpointContent | None:
+    """Returns `read(newest checkpoint)` of a run that may be training; None without a checkpoint.
+
+    If the run deletes that checkpoint meanwhile (`keep`), the then newest one is read.
+
+    Raises:
+        CheckpointError: there is an incomplete checkpoint, or `read` raised it.
+    """
+    while checkpoint := last_checkpoint(run):
+        try:
+            return read(checkpoint)
+        except (RewarmError, OSError):
+            if checkpoint.exists():
+                raise
+    return None
 
 
 def read_architecture(directory: Path) -> Architecture:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from rewarm.checkpoints.find_checkpoint import (
     BaseCheckpoint,
     find_local_model,
-    last_checkpoint,
     locate_base,
+    read_last_checkpoint,
 )
 from rewarm.checkpoints.manifest import MANIFEST, sha256_in_manifest
 from rewarm.checkpoints.training_state import Ancestor, TrainingState, read_training_state
@@ -82,17 +84,30 @@ def read_lineages(path: Path) -> list[list[Ancestor]]:
     Raises:
         CheckpointError: `path` contains no rewarm checkpoint, or a checkpoint is damaged.
     """
-    directory = find_local_model(str(path))
-    if directory and (directory / MANIFEST).is_file():
-        checkpoints = [(str(path), directory)]
-    else:
-        runs = sorted({step.parent.parent for step in path.glob("**/checkpoints/step-*")})
-        checkpoints = [(str(run), last) for run in runs if (last := last_checkpoint(run))]
-    if not checkpoints:
+    if not (path / "checkpoints").is_dir():
+        directory = find_local_model(str(path))
+        if directory and (directory / MANIFEST).is_file():
+            return [_checkpoint_lineage(str(path), directory)]
+    lineages = [
+        lineage
+        for run in _runs_below(path)
+        if (lineage := read_last_checkpoint(run, partial(_checkpoint_lineage, str(run))))
+    ]
+    if not lineages:
         raise CheckpointError(
             f"{path}: neither a rewarm checkpoint, nor a run that has one, nor a folder of runs"
         )
-    return [_checkpoint_lineage(name, checkpoint) for name, checkpoint in checkpoints]
+    return lineages
+
+
+def _runs_below(path: Path) -> list[Path]:
+    """Returns the folders, at any depth, that have a folder of checkpoints."""
+    runs = []
+    for folder, subfolders, _ in os.walk(path):  # passes over what a run deletes meanwhile
+        if "checkpoints" in subfolders:
+            runs.append(Path(folder))
+            subfolders.remove("checkpoints")
+    return sorted(runs)
 
 
 def _checkpoint_lineage(name: str, checkpoint: Path) -> list[Ancestor]:

@@ -1,4 +1,4 @@
-"""MANIFEST.json: the size and sha256 of every file of a checkpoint.
+"""MANIFEST.json: the size and sha256 of every file of a checkpoint, and of its run's metrics.
 
 It distinguishes a complete checkpoint from a damaged one. It is not a signature: anyone who can
 change a file can also change the manifest.
@@ -31,17 +31,27 @@ class _FileEntry(BaseModel):
     sha256: str
 
 
+class MetricsRecord(BaseModel):
+    """The lines of metrics.jsonl that belong to a checkpoint: all that were written before it."""
+
+    lines: Annotated[int, Field(strict=True, ge=0)]
+    sha256: str
+    """Digest of these lines, line ends included."""
+
+
 class _Manifest(BaseModel):
     files: dict[str, _FileEntry]
+    metrics: MetricsRecord | None = None
+    """None in checkpoints of earlier versions of rewarm."""
 
 
-def build_manifest(directory: Path) -> dict[str, Any]:
-    """Returns the content of the manifest for the files in a directory."""
+def build_manifest(directory: Path, metrics: MetricsRecord | None = None) -> dict[str, Any]:
+    """Returns the content of the manifest for the files in a directory, and a run's metrics."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(directory.iterdir())
     }
-    return {"files": files}
+    return {"files": files, "metrics": metrics and metrics.model_dump()}
 
 
 def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool = True) -> None:
@@ -84,6 +94,19 @@ def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool
             raise CheckpointError(
                 f"{file}: changed since it was written (size or sha256); use another checkpoint"
             )
+
+
+def metrics_record(directory: Path) -> MetricsRecord | None:
+    """Returns which lines of metrics.jsonl belong to a checkpoint; None if it does not say so.
+
+    Raises:
+        CheckpointError: the manifest is missing or damaged.
+    """
+    path = directory / MANIFEST
+    try:
+        return read_json_as(_Manifest, path).metrics
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}; use another checkpoint") from None
 
 
 def sha256_in_manifest(directory: Path, name: str = "model.safetensors") -> str | None:

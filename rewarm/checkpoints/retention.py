@@ -1,7 +1,8 @@
-"""Decides which checkpoints of a run to keep (`keep` in the recipe), and deletes the others."""
+"""Decides which checkpoints of a run to keep (`keep` in the recipe); deletes or moves others."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.recipe.fields import KeepSettings
 from rewarm.recipe.recipe import Recipe
 
+SET_ASIDE_SUFFIX = ".set-aside"
+"""Suffix of a checkpoint directory that a run no longer uses, and that only a user deletes."""
 DELETING_SUFFIX = ".deleting"
 """Suffix of a checkpoint directory while its files are being deleted."""
 
@@ -53,3 +56,16 @@ def prune_checkpoints(
         shutil.rmtree(renamed, ignore_errors=True)
         deleted.append(path.name)
     return deleted
+
+
+def set_aside(checkpoint: Path) -> Path:
+    """Renames a checkpoint that is in the way, so that no reader uses it; returns its new path.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    path, number = checkpoint.with_name(checkpoint.name + SET_ASIDE_SUFFIX), 1
+    while os.path.lexists(path):
+        number += 1
+        path = checkpoint.with_name(f"{checkpoint.name}{SET_ASIDE_SUFFIX}-{number}")
+    return checkpoint.rename(path)

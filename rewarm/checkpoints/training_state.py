@@ -77,8 +77,12 @@ class TrainingState(BaseModel):
     """Digest of every token so far."""
     corpora: dict[str, str]
     """Digest of each training corpus, to detect a resume with different data."""
+    validation: dict[str, str] = {}
+    """Digest of the data of each validation set, to detect that its baseline is of other data."""
     baseline: dict[str, float]
     """Loss on each validation set before the first update, to compute forgetting from."""
+    baseline_steps: dict[str, _NonNegative] = {}
+    """The step of a baseline that was measured later: the validation set was added or changed."""
     losses: dict[str, float]
     """Last measured loss on each validation set, in nats."""
     guard: dict[str, Any]

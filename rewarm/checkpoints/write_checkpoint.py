@@ -4,7 +4,7 @@
 step-00001000/  config.json  generation_config.json  model.safetensors  tokenizer files   the model
                 model.safetensors.index.json                      names the file of each weight
                 optimizer.safetensors  progress.json  recipe.yaml                         to resume
-                MANIFEST.json                                     size and sha256 of every file
+                MANIFEST.json       size and sha256 of every file, digest of the metrics so far
 ```
 The directory is written as step-00001000.partial, flushed to disk, and renamed when complete. It
 contains only safetensors, JSON, YAML and text files: none of them can run code when it is loaded.
@@ -13,6 +13,7 @@ contains only safetensors, JSON, YAML and text files: none of them can run code 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +23,14 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from rewarm.checkpoints.manifest import MANIFEST, OPTIMIZER_FILE, build_manifest
+from rewarm.checkpoints.manifest import (
+    MANIFEST,
+    OPTIMIZER_FILE,
+    MetricsRecord,
+    build_manifest,
+)
 from rewarm.checkpoints.optimizer_state import optimizer_state_tensors
+from rewarm.checkpoints.retention import set_aside
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError
 from rewarm.files import sync_to_disk
@@ -91,8 +98,11 @@ def write_checkpoint(
     state: TrainingState,
     recipe_yaml: str,
     tokenizer: TokenizerSource,
-) -> None:
+    metrics: MetricsRecord,
+) -> str | None:
     """Writes a complete checkpoint, or raises an error and leaves no files behind.
+
+    Returns the new name of a folder that was in its place, which something else left there.
 
     Args:
         directory: directory of the new checkpoint, such as RUN/checkpoints/step-00001000.
@@ -101,6 +111,7 @@ def write_checkpoint(
         state: the training state, written to progress.json.
         recipe_yaml: the recipe as YAML.
         tokenizer: tokenizer whose files are copied.
+        metrics: which lines of metrics.jsonl belong to the checkpoint; they are on the disk.
 
     Raises:
         CheckpointError: there is not enough free disk space, or the directory cannot be written.
@@ -114,9 +125,10 @@ def write_checkpoint(
         save_file(snapshot.optimizer_state, partial / OPTIMIZER_FILE)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         _write_json(partial / "progress.json", state.model_dump())
-        _write_json(partial / MANIFEST, build_manifest(partial))
+        _write_json(partial / MANIFEST, build_manifest(partial, metrics))
         for path in [*partial.iterdir(), partial]:
             sync_to_disk(path)
+        moved = set_aside(directory) if os.path.lexists(directory) else None
         partial.rename(directory)
         sync_to_disk(directory.parent)
     except (OSError, SafetensorError) as error:
@@ -125,6 +137,7 @@ def write_checkpoint(
             f"{directory}: cannot be written: {error}; earlier checkpoints are untouched; free "
             "disk space, or check the permissions of the folder"
         ) from None
+    return moved.name if moved else None
 
 
 def _check_free_space(folder: Path, needed_bytes: int) -> None:

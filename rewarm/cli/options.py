@@ -19,6 +19,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text."
 Resume = Annotated[
     bool, typer.Option("--resume", help="Resume from the run's last checkpoint, if any.")
 ]
+ResumeFrom = Annotated[
+    str | None,
+    typer.Option(
+        "--resume-from",
+        metavar="STEP",
+        help="Resume from this checkpoint, such as 1000; later ones are renamed, not deleted.",
+    ),
+]
 AcceptChanges = Annotated[
     bool,
     typer.Option("--accept-changes", help="Resume even if changed settings change the result."),

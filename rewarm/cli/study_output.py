@@ -22,7 +22,7 @@ from rewarm.quantities import format_count, format_number
 from rewarm.recipe.recipe import Recipe
 from rewarm.study.comparison_tables import claims_table, comparison_table
 from rewarm.study.results_json import StudySummary, results_as_json, study_pareto_front
-from rewarm.study.run_outcomes import UPSTREAM, StudyResults, same_batches
+from rewarm.study.run_outcomes import UPSTREAM, StudyResults, outcome_notes, same_batches
 from rewarm.study.runner import RunStatus, StudyRunner
 from rewarm.study.study_file import StudyPlan
 
@@ -173,6 +173,8 @@ def _print_results(plan: StudyPlan, results: StudyResults, summary: StudySummary
                 f"front     {name}: no arm has a lower final loss on both it and upstream than "
                 f"{', '.join(front)}"
             )
+    for note in outcome_notes(results):
+        print(f"note      {note}")
     for seed, groups in same_batches(results, arms).items():
         for group in groups:
             if len(group) > 1:

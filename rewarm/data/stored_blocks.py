@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -49,6 +50,16 @@ class StoredBlocks:
     def tokens(self) -> int:
         """Number of target tokens in all blocks."""
         return self.block_count * self.context
+
+    def digest(self) -> str:
+        """Returns a digest of what is measured: of the shards that are read, and how far."""
+        index, read_tokens, shards = self.source.index, 0, []
+        for shard in index.shards:
+            if read_tokens <= self.tokens:
+                shards.append(shard.sha256)
+            read_tokens += shard.tokens
+        parts = [index.tokenizer.digest, index.dtype, self.context, self.tokens, *shards]
+        return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 
     def __len__(self) -> int:
         return self.block_count

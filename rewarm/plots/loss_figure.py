@@ -17,7 +17,7 @@ from rewarm.plots.figure_style import (
 )
 from rewarm.plots.schedule_preview import compute_curve
 from rewarm.recipe.recipe import load_recipe
-from rewarm.runs.metrics_file import read_metrics
+from rewarm.runs.metrics_file import comparable_evaluations, read_metrics, read_run_metrics
 
 
 def save_losses(arms: dict[str, list[Path]], out: Path) -> None:
@@ -43,10 +43,7 @@ def _loss_figure(arms: dict[str, list[Path]]) -> Any:
     from matplotlib.figure import Figure
 
     evaluations = {
-        arm: [
-            [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "evaluate"]
-            for run in runs
-        ]
+        arm: [comparable_evaluations(read_run_metrics(run).lines) for run in runs]
         for arm, runs in arms.items()
     }
     lines = [line for runs in evaluations.values() for run in runs for line in run]

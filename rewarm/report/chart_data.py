@@ -77,7 +77,7 @@ class PackedColumns:
 def _run_data(
     record: RunRecord, validation_sets: list[str], columns: PackedColumns
 ) -> dict[str, Any]:
-    train_lines, evaluations = record.lines_of("train"), record.lines_of("evaluate")
+    train_lines, evaluations = record.lines_of("train"), record.evaluations
     losses = {
         index: columns.add_losses([line.get(f"{name}/loss") for line in evaluations])
         for index, name in enumerate(validation_sets)

@@ -13,14 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rewarm.checkpoints.find_checkpoint import later_checkpoints
 from rewarm.checkpoints.lineage import read_lineages
-from rewarm.checkpoints.training_state import Ancestor
+from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError
 from rewarm.recipe.recipe import load_recipe
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
-from rewarm.runs.metrics_file import read_metrics
-from rewarm.safe_loading import parse_json, read_json_as
+from rewarm.runs.metrics_file import (
+    METRICS_FILE,
+    comparable_evaluations,
+    read_events,
+    read_run_metrics,
+)
+from rewarm.safe_loading import read_json_as
 from rewarm.study.results_json import JudgedClaim, StudySummary
 from rewarm.study.run_outcomes import RunOutcome, StudyResults, outcome_from_metrics
 from rewarm.study.study_file import Study, is_study
@@ -37,6 +43,8 @@ class RunRecord(NamedTuple):
     directory: Path
     lines: list[JsonLine]
     """The lines of metrics.jsonl."""
+    state: TrainingState | None
+    """The training state in the last checkpoint; None without a checkpoint."""
     recipe_text: str
     """The text of recipe.yaml; empty if there is none."""
     settings: dict[str, Any]
@@ -51,6 +59,11 @@ class RunRecord(NamedTuple):
     def lines_of(self, kind: str) -> list[JsonLine]:
         """Returns the lines of metrics.jsonl of one kind, `train` or `evaluate`."""
         return [line for line in self.lines if line["kind"] == kind]
+
+    @property
+    def evaluations(self) -> list[JsonLine]:
+        """The evaluations, without losses on validation data that was replaced later."""
+        return comparable_evaluations(self.lines)
 
     @property
     def step(self) -> int:
@@ -150,7 +163,7 @@ def _furthest_outcomes(records: list[RunRecord]) -> dict[tuple[str, int], RunOut
     outcomes = {
         (record.arm, record.seed): outcome
         for record in records
-        if (outcome := outcome_from_metrics(record.lines))
+        if (outcome := outcome_from_metrics(record.lines, record.state))
     }
     furthest: dict[str, int] = {}
     for (arm, _), outcome in outcomes.items():
@@ -181,12 +194,12 @@ def _find_runs(folder: Path, arm_order: list[str]) -> Iterator[tuple[Path, Path]
 
     A single run is an arm of its own; in a study's folder, an arm is the folder of its seeds.
     """
-    if (folder / "metrics.jsonl").is_file():
+    if _is_run(folder):
         absolute = folder.resolve()
         yield absolute.parent if absolute.name.isdecimal() else folder, folder
         return
-    runs = [path.parent for path in folder.glob("*/metrics.jsonl")]
-    runs += [path.parent for path in folder.glob("*/*/metrics.jsonl") if path.parts[-3] != "bases"]
+    runs = [path for path in folder.glob("*") if _is_run(path)]
+    runs += [path for path in folder.glob("*/*") if path.parts[-2] != "bases" and _is_run(path)]
     if not runs:
         raise CheckpointError(
             f"{folder}: no run found (no metrics.jsonl in it or up to two levels below)"
@@ -203,6 +216,11 @@ def _find_runs(folder: Path, arm_order: list[str]) -> Iterator[tuple[Path, Path]
         yield arm_folders[run], run
 
 
+def _is_run(folder: Path) -> bool:
+    """Returns whether a folder is a run; one whose metrics were deleted is, and is reported."""
+    return (folder / METRICS_FILE).is_file() or bool(later_checkpoints(folder, None))
+
+
 def _read_record(arm: str, directory: Path) -> RunRecord:
     path = directory / "recipe.yaml"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -211,50 +229,22 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
         recipe = load_recipe(path)
     settings = flatten_settings(YamlDocument(text, str(path)).data) if text else {}
     seed = settings.get("seed")
+    metrics = read_run_metrics(directory)
     lineage: list[Ancestor] = []
-    with contextlib.suppress(CheckpointError):  # a report needs only the metrics
+    if metrics.state:
         [lineage] = read_lineages(directory)
     return RunRecord(
         arm,
         seed if isinstance(seed, int) else 0,
         directory,
-        _read_checked_metrics(directory / "metrics.jsonl"),
+        metrics.lines,
+        metrics.state,
         text,
         settings,
         recipe.steps if recipe else None,
-        list(_read_events(directory / "events.jsonl")),
+        list(read_events(directory / "events.jsonl")),
         lineage,
     )
-
-
-def _read_checked_metrics(path: Path) -> list[JsonLine]:
-    """Returns the lines of metrics.jsonl, after checking that the values to plot are numbers."""
-    lines = read_metrics(path)
-    for line in lines:
-        required = {"tokens": int} if line["kind"] in ("train", "evaluate") else {}
-        for key, value in (required | line).items():
-            if key.rpartition("/")[2] not in _NUMERIC_KEYS:
-                continue
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not is_number and not (value is None and key != "tokens"):
-                raise CheckpointError(
-                    f"{path}: damaged: {key} at step {line['step']} should be a number, got "
-                    f"{line.get(key)!r:.60}"
-                )
-    return lines
-
-
-_NUMERIC_KEYS = {"tokens", "loss", "lr", "tokens_per_second", "mfu", "skipped"}
-
-
-def _read_events(path: Path) -> Iterator[JsonLine]:
-    """Yields the readable lines of events.jsonl, which a full disk may have truncated."""
-    if path.is_file():
-        for line in path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError):
-                event = parse_json(line)
-                if isinstance(event, dict) and isinstance(event.get("kind"), str):
-                    yield event
 
 
 def _read_summary(path: Path, folder: Path) -> StudySummary | None:

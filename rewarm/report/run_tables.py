@@ -128,7 +128,7 @@ def events_table(collected: CollectedRuns) -> Table:
         ]
         for record in collected.records
         for line in record.lines
-        if line["kind"] not in ("train", "evaluate")
+        if line["kind"] not in ("train", "evaluate", "baseline", "gap")
     ]
     caption = (
         "Steps that were not applied, spikes of the loss, and stability gaps after re-warming."

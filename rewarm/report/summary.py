@@ -10,6 +10,7 @@ from rewarm.report.loss_tables import final_losses, pareto_arms, set_pairs
 from rewarm.report.run_tables import same_batches_table
 from rewarm.study.comparison_tables import mean_cell
 from rewarm.study.loss_history import final_loss
+from rewarm.study.run_outcomes import outcome_notes
 from rewarm.table_cells import plural
 
 
@@ -17,6 +18,7 @@ def summary_sentences(collected: CollectedRuns) -> list[str]:
     """Returns the main results, one sentence per result."""
     return [
         _runs_sentence(collected),
+        *outcome_notes(collected.results),
         *_claims_sentences(collected),
         *_lowest_loss_sentences(collected),
         *_pareto_sentences(collected),

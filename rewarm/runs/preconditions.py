@@ -11,14 +11,19 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
-from rewarm.checkpoints.find_checkpoint import last_checkpoint
+from rewarm.checkpoints.find_checkpoint import later_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.data.corpus import Corpus, check_epochs
 from rewarm.data.mixture import Mixture
-from rewarm.errors import CheckpointError, DataError
+from rewarm.data.stored_blocks import StoredBlocks
+from rewarm.errors import CheckpointError, DataError, RewarmError
 from rewarm.files import try_lock
-from rewarm.recipe.recipe import Recipe
+from rewarm.recipe.recipe import Recipe, load_recipe
+from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
+from rewarm.runs.metrics_file import METRICS_FILE, read_events, read_metrics
+from rewarm.runs.resume_changes import changed_corpora, changed_settings, changed_validation_sets
 
 
 def unwritable(directory: Path, reason: str | None) -> CheckpointError:
@@ -61,11 +66,73 @@ def run_directory_problems(directory: Path, *, resume: bool) -> Iterator[Checkpo
             yield in_use(directory)
         else:
             lock.close()
-    last = last_checkpoint(directory)
-    if last and not resume:
+    checkpoints = later_checkpoints(directory, None)
+    if checkpoints and not resume:
         yield CheckpointError(
-            f"{directory}: already has checkpoints, up to {last.name}; continue it with --resume, "
-            "or name another directory with --set run=DIR"
+            f"{directory}: already has checkpoints, up to {checkpoints[-1].name}; continue it with "
+            "--resume, or name another directory with --set run=DIR"
+        )
+    if not checkpoints:
+        yield from _metrics_without_checkpoint(directory, resume=resume)
+
+
+def _metrics_without_checkpoint(directory: Path, *, resume: bool) -> Iterator[CheckpointError]:
+    """Yields an error if a directory has the metrics of a run, and no checkpoint of it.
+
+    A run that was killed before its first checkpoint may be resumed: it starts from step 1 again.
+    """
+    metrics = directory / METRICS_FILE
+    if not (metrics.is_file() and metrics.stat().st_size):
+        return
+    if not resume:
+        yield CheckpointError(
+            f"{directory}: has the {METRICS_FILE} of a run, and no checkpoint; start that run "
+            "again with --resume, move the file away, or name another directory with --set run=DIR"
+        )
+    elif had_checkpoint(directory):
+        yield CheckpointError(
+            f"{directory}: the run had saved checkpoints, and there is none now; mount or restore "
+            f"{directory / 'checkpoints'}, or move {METRICS_FILE} away to start from step 1"
+        )
+
+
+def had_checkpoint(directory: Path) -> bool:
+    """Returns whether the records of a run show that it has saved a checkpoint.
+
+    Its event log says so; or, as that may be lost, it was trained beyond the step of its first
+    checkpoint without an error to save it.
+    """
+    saves: list[dict[str, Any]] = []
+    for event in read_events(directory / "events.jsonl"):
+        if event["kind"] == "start" and event.get("step") == 0:
+            saves = []  # an earlier run may have left its events
+        elif event["kind"] == "save":
+            saves.append(event)
+    if saves:
+        return any(event.get("error") is None for event in saves)
+    try:
+        first_save = load_recipe(directory / "recipe.yaml").save_steps[0]
+        return any(line["step"] > first_save for line in read_metrics(directory / METRICS_FILE))
+    except RewarmError:
+        return False
+
+
+def check_same_recipe(recipe: Recipe, directory: Path) -> None:
+    """Makes sure that metrics without a checkpoint, which would be replaced, are of this recipe.
+
+    Raises:
+        CheckpointError: the directory has the metrics and the recipe of another run.
+    """
+    path = directory / "recipe.yaml"
+    if not (path.is_file() and (directory / METRICS_FILE).is_file()):
+        return
+    saved = flatten_settings(YamlDocument.load(path).data)
+    now = flatten_settings(recipe.document())
+    if changes := changed_settings(saved, now):
+        raise CheckpointError(
+            f"{directory}: has the {METRICS_FILE} of another recipe, and no checkpoint:\n  "
+            + "\n  ".join(changes)
+            + "\nname another directory with --set run=DIR, or replace it with --accept-changes"
         )
 
 
@@ -136,15 +203,26 @@ def check_same_shards(
         CheckpointError: the shards of a corpus have changed.
     """
     digests = {name: corpus.index.digest() for name, corpus in corpora.items()}
-    # A corpus that the base did not have starts at its beginning; a run's own cannot be new.
-    changed = [
-        name
-        for name, digest in digests.items()
-        if earlier_state.corpora.get(name, "" if is_resume else digest) != digest
-    ]
-    if changed:
+    if changed := changed_corpora(digests, earlier_state, is_resume=is_resume):
         owner = "the run was started with" if is_resume else "the base was trained on"
         raise CheckpointError(
             f"{recipe.run}: the shards of {', '.join(changed)} are not those that {owner}; restore "
             "them, or continue with these at the same position with --accept-changes"
+        )
+
+
+def check_same_validation(
+    recipe: Recipe, validation: dict[str, StoredBlocks], state: TrainingState
+) -> None:
+    """Makes sure that each baseline was measured on the data that its validation set has now.
+
+    Raises:
+        CheckpointError: the data of a validation set has changed.
+    """
+    if changed := changed_validation_sets(validation, state):
+        raise CheckpointError(
+            f"{recipe.run}: the data of the validation sets {', '.join(changed)} is not that on "
+            "which the losses so far were measured (shards, tokens or context); restore it, give "
+            "the new data another name, or start a new baseline for it at this step with "
+            "--accept-changes"
         )

@@ -22,8 +22,11 @@ from rewarm.checkpoints.find_checkpoint import (
     BaseCheckpoint,
     find_local_model,
     last_checkpoint,
+    later_checkpoints,
+    list_checkpoints,
     locate_base,
     read_architecture,
+    resolve_checkpoint_reference,
 )
 from rewarm.checkpoints.lineage import model_lineage, recipe_of_checkpoint
 from rewarm.checkpoints.manifest import verify_checkpoint
@@ -38,9 +41,12 @@ from rewarm.model.architecture import Architecture
 from rewarm.model.published_pythia import published_architecture
 from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe
+from rewarm.runs.metrics_file import check_metrics
 from rewarm.runs.preconditions import (
     check_no_changes,
+    check_same_recipe,
     check_same_shards,
+    check_same_validation,
     check_training_state,
     epoch_problems,
     run_directory_problems,
@@ -63,6 +69,8 @@ class ResumeState(NamedTuple):
     """Differences from the saved recipe that change the result, accepted by --accept-changes."""
     microbatch: int | None
     """The microbatch that `auto` resolved to when the run was started."""
+    skipped: list[Path]
+    """Later checkpoints, complete or not, that the user does not resume from (--resume-from)."""
 
 
 class ModelOrigin(NamedTuple):
@@ -146,30 +154,43 @@ def preflight(
 
 
 def resolve(
-    recipe: Recipe, *, resume: bool = False, accept_changes: bool = False, thorough: bool = False
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    resume_from: str | None = None,
+    accept_changes: bool = False,
+    thorough: bool = False,
 ) -> ResolvedRun:
     """Returns a recipe with everything on disk that it refers to, and a list of problems.
 
     Args:
         recipe: the recipe to run.
         resume: continue after the last checkpoint in the run directory, if there is one.
+        resume_from: continue after this checkpoint instead: a step, or `before-decay`.
         accept_changes: resume even if the recipe has changed in a way that changes the result.
         thorough: also run the slow checks: download a hub model, and compute the sha256 of every
             file of a checkpoint.
     """
     directory, origin, start = Path(recipe.run), None, None
+    resume = resume or resume_from is not None
     problems: list[Problem] = [*run_directory_problems(directory, resume=resume)]
     problems_so_far = len(problems)
     with _collect_errors(problems):
-        if resume and (checkpoint := last_checkpoint(directory)):
+        checkpoint = _checkpoint_to_resume(directory, resume_from) if resume else None
+        if checkpoint:
             origin = _origin_from_own_checkpoint(
                 recipe, checkpoint, accept_changes=accept_changes, thorough=thorough
             )
         else:
+            if resume and not accept_changes:
+                check_same_recipe(recipe, directory)
             origin = _origin_of_new_run(recipe, problems, thorough=thorough)
     is_model_intact = len(problems) == problems_so_far
     corpora, validation = _open_datasets(recipe, origin, problems)
     folder = _match_model_and_data(recipe, origin, corpora, problems, accept_changes=accept_changes)
+    if origin and origin.resume_state and not accept_changes:
+        with _collect_errors(problems):
+            check_same_validation(recipe, validation, origin.resume_state.state)
     if origin and is_model_intact:
         with _collect_errors(problems):
             start = describe_start(
@@ -191,21 +212,47 @@ def _collect_errors(problems: list[Problem]) -> Iterator[None]:
         problems.append(error)
 
 
+def _checkpoint_to_resume(run: Path, resume_from: str | None) -> Path | None:
+    """Returns the checkpoint that a run is resumed from; None if it has saved none yet."""
+    return resolve_checkpoint_reference(run, resume_from) if resume_from else last_checkpoint(run)
+
+
+@contextmanager
+def _name_other_checkpoints(run: Path, checkpoint: Path) -> Iterator[None]:
+    """Adds to an error about a checkpoint which others the run can be resumed from."""
+    try:
+        yield
+    except CheckpointError as error:
+        others = [f"{step:,}" for step, path in list_checkpoints(run).items() if path != checkpoint]
+        if others:
+            error.args = (f"{error}: --resume-from STEP, and STEP is {' or '.join(others)}",)
+        raise
+
+
 def _origin_from_own_checkpoint(
     recipe: Recipe, checkpoint: Path, *, accept_changes: bool, thorough: bool
 ) -> ModelOrigin:
     """Returns the origin of a run that is resumed from its own checkpoint."""
-    verify_checkpoint(checkpoint, digests=thorough)
-    state = read_training_state(checkpoint)
-    check_training_state(recipe, checkpoint, checkpoint_path(Path(recipe.run), state.step), state)
-    saved = read_saved_recipe(checkpoint)
+    run = Path(recipe.run)
+    with _name_other_checkpoints(run, checkpoint):
+        verify_checkpoint(checkpoint, digests=thorough)
+        state = read_training_state(checkpoint)
+        check_training_state(recipe, checkpoint, checkpoint_path(run, state.step), state)
+        saved = read_saved_recipe(checkpoint)
     changes = recipe_changes(saved, state, recipe)
     if not accept_changes:
         check_no_changes(recipe, changes)
+        check_metrics(run, checkpoint, state)
     return ModelOrigin(
         read_architecture(checkpoint),
         checkpoint,
-        resume_state=ResumeState(checkpoint, state, changes, recorded_microbatch(saved, recipe)),
+        resume_state=ResumeState(
+            checkpoint,
+            state,
+            changes,
+            recorded_microbatch(saved, recipe),
+            later_checkpoints(run, checkpoint),
+        ),
         ancestors=tuple(state.lineage),
         carried=state.carried,
     )

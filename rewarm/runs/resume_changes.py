@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from rewarm import schedules
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.training_state import TrainingState
+from rewarm.data.shard_source import ShardSource
+from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, RecipeError, printable
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
@@ -20,6 +22,16 @@ _HARMLESS = (
     *("run", "every", "keep", "on_save_error", "guard.patience"),
     *("data.validation", "data.workers", "data.cache", "data.verify"),
 )
+
+
+def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Returns how settings differ, a line each, without those that do not change the result."""
+    return [
+        printable(f"{path}: {before.get(path, 'not set')} → {now.get(path, 'not set')}")
+        for path in [*before, *(path for path in now if path not in before)]
+        if before.get(path) != now.get(path)
+        and not any(path == name or path.startswith(f"{name}.") for name in _HARMLESS)
+    ]
 
 
 class SavedRecipe(NamedTuple):
@@ -63,15 +75,59 @@ def recipe_changes(saved: SavedRecipe, state: TrainingState, recipe: Recipe) -> 
     now = flatten_settings(recipe.document())
     if now["batch.microbatch"] == "auto" and recorded_microbatch(saved, recipe):
         now["batch.microbatch"] = before["batch.microbatch"]
-    changed = [
-        printable(f"{path}: {before.get(path, 'not set')} → {now.get(path, 'not set')}")
-        for path in [*before, *(path for path in now if path not in before)]
-        if before.get(path) != now.get(path)
-        and not any(path == name or path.startswith(f"{name}.") for name in _HARMLESS)
-    ]
+    changed = changed_settings(before, now)
     if saved.recipe is None:  # the recipe names another plug-in: that change is listed
         return changed
     return changed + _rate_changes(state, saved.recipe, recipe)
+
+
+def changed_corpora(digests: dict[str, str], state: TrainingState, *, is_resume: bool) -> list[str]:
+    """Returns the corpora whose shards are not those in which a data position was reached.
+
+    A corpus that a base did not have starts at its beginning; a run's own cannot be new.
+    """
+    return [
+        name
+        for name, digest in digests.items()
+        if state.corpora.get(name, "" if is_resume else digest) != digest
+    ]
+
+
+def changed_validation_sets(validation: dict[str, StoredBlocks], state: TrainingState) -> list[str]:
+    """Returns the validation sets whose data is not that on which a run has measured losses."""
+    digests = {name: blocks.digest() for name, blocks in validation.items()}
+    return [
+        name for name, digest in digests.items() if state.validation.get(name, digest) != digest
+    ]
+
+
+def data_changes(recipe: Recipe, state: TrainingState) -> list[str]:
+    """Returns how the data of a recipe differs from that of a run that is complete, a line each.
+
+    Raises:
+        DataError: the index of a dataset cannot be read.
+    """
+    data = recipe.data
+    digests = {name: ShardSource(c.shards).index.digest() for name, c in data.train.items()}
+    validation = {
+        name: StoredBlocks(ShardSource(v.shards), context=data.context, tokens=v.tokens)
+        for name, v in data.validation.items()
+    }
+    return [
+        *(
+            f"data.train.{name}: other shards"
+            for name in changed_corpora(digests, state, is_resume=True)
+        ),
+        *(
+            f"data.validation.{name}: other shards or tokens"
+            for name in changed_validation_sets(validation, state)
+        ),
+        *(
+            f"data.validation.{name}: was not measured"
+            for name in validation
+            if state.validation and name not in state.validation
+        ),
+    ]
 
 
 def recorded_microbatch(saved: SavedRecipe, recipe: Recipe) -> int | None:

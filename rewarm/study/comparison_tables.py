@@ -33,7 +33,8 @@ def start_to_end_table(outcomes: dict[str, RunOutcome]) -> Table:
         row = [Cell(arm)]
         for name in validation_sets:
             history = outcome.losses[name]
-            row.append(Cell(f"{history.start:.3f} → {history.final:.3f}", history.final))
+            start = "—" if history.start is None else f"{history.start:.3f}"
+            row.append(Cell(f"{start} → {history.final:.3f}", history.final))
             change = history.forgetting if name == UPSTREAM else history.adaptation
             row.append(number_cell(change, "+.3f"))
         rows.append(row)
@@ -97,7 +98,7 @@ def _baselines(arm_names: list[str], reference: str, control: str | None) -> lis
 def _comparison_row(
     results: StudyResults, validation_set: str, arm: str, baselines: list[str]
 ) -> list[Cell]:
-    def mean(metric: Callable[[LossHistory], float]) -> Estimate | None:
+    def mean(metric: Callable[[LossHistory], float | None]) -> Estimate | None:
         return results.mean_over_seeds(arm, validation_set, metric)
 
     differences = [
@@ -108,7 +109,8 @@ def _comparison_row(
     ]
     final_perplexity = mean(lambda history: perplexity(history.final))
     peak_rise = mean(lambda history: history.peak_rise)
-    peak_tokens = mean(lambda history: history.peak.tokens)
+    peak_tokens = mean(lambda history: history.peak and history.peak.tokens)
+    never_rose = _NEVER_ROSE if peak_rise else EMPTY
     has_risen = peak_rise is not None and peak_rise.mean > 0
     return [
         Cell(arm),
@@ -117,8 +119,8 @@ def _comparison_row(
         *differences,
         number_cell(final_perplexity.mean if final_perplexity else None, ",.2f"),
         mean_cell(mean(lambda history: history.forgetting), sign=True),
-        mean_cell(peak_rise, sign=True) if has_risen else _NEVER_ROSE,
-        tokens_cell(peak_tokens.mean) if has_risen and peak_tokens else _NEVER_ROSE,
+        mean_cell(peak_rise, sign=True) if has_risen else never_rose,
+        tokens_cell(peak_tokens.mean) if has_risen and peak_tokens else never_rose,
         _recovered_cell(results.histories(arm, validation_set)),
         mean_cell(mean(lambda history: history.mean_loss)),
     ]
@@ -133,7 +135,11 @@ def _recovered_cell(histories: list[LossHistory]) -> Cell:
 
     If it does not recover with every seed, the cell has the number of seeds with which it does.
     """
-    tokens_by_seed = [history.recovered_at for history in histories]
+    tokens_by_seed = [
+        history.recovered_at for history in histories if history.peak_rise is not None
+    ]
+    if not tokens_by_seed:
+        return EMPTY
     recovery_tokens = [tokens for tokens in tokens_by_seed if tokens is not None]
     if not recovery_tokens:
         return Cell("never", math.inf)

@@ -17,16 +17,29 @@ class LossPoint(NamedTuple):
     """In nats per token."""
 
 
+class Baseline(NamedTuple):
+    """The loss from which changes are counted."""
+
+    loss: float
+    """In nats per token."""
+    step: int = 0
+    """The step after which it was measured: later than 0 where the validation data changed."""
+
+
 class LossHistory(NamedTuple):
     """The validation losses of one run on one validation set."""
 
     points: list[LossPoint]
-    """In the order of their steps; the first is measured before step 1. Never empty."""
+    """In the order of their steps. Never empty."""
+    baseline: Baseline | None
+    """None if it was not measured: then no change of the loss is known."""
+    has_gap: bool = False
+    """Whether measurements are missing, so that the highest loss and the mean are not known."""
 
     @property
-    def start(self) -> float:
-        """The loss before the first step."""
-        return self.points[0].loss
+    def start(self) -> float | None:
+        """The loss before the first step, or where the validation data changed."""
+        return self.baseline.loss if self.baseline else None
 
     @property
     def final(self) -> float:
@@ -34,44 +47,47 @@ class LossHistory(NamedTuple):
         return self.points[-1].loss
 
     @property
-    def forgetting(self) -> float:
+    def forgetting(self) -> float | None:
         """How much the loss rose from start to end."""
-        return self.final - self.start
+        return None if self.start is None else self.final - self.start
 
     @property
-    def adaptation(self) -> float:
+    def adaptation(self) -> float | None:
         """How much the loss fell from start to end."""
-        return self.start - self.final
+        return None if self.start is None else self.start - self.final
 
     @property
-    def peak(self) -> LossPoint:
+    def peak(self) -> LossPoint | None:
         """The point with the highest loss."""
-        return max(self.points, key=lambda point: point.loss)
+        return None if self.has_gap else max(self.points, key=lambda point: point.loss)
 
     @property
-    def peak_rise(self) -> float:
+    def peak_rise(self) -> float | None:
         """How far the highest loss is above the start."""
-        return self.peak.loss - self.start
+        peak = self.peak
+        return None if peak is None or self.start is None else peak.loss - self.start
 
     @property
     def recovered_at(self) -> int | None:
         """Tokens at the first point after the peak whose loss is at most the start, if any.
 
-        None if the loss never recovers; 0 if it never rose.
+        None if the loss never recovers, or that is not known; 0 if it never rose.
         """
-        if self.peak_rise <= 0:
+        peak, start, rise = self.peak, self.start, self.peak_rise
+        if peak is None or start is None or rise is None:
+            return None
+        if rise <= 0:
             return 0
-        peak = self.peak
         recovered_tokens = (
-            point.tokens
-            for point in self.points
-            if point.step > peak.step and point.loss <= self.start
+            point.tokens for point in self.points if point.step > peak.step and point.loss <= start
         )
         return next(recovered_tokens, None)
 
     @property
-    def mean_loss(self) -> float:
+    def mean_loss(self) -> float | None:
         """The loss averaged over the training tokens, by the trapezoidal rule."""
+        if self.has_gap:
+            return None
         tokens = self.points[-1].tokens - self.points[0].tokens
         if not tokens:
             return self.final
@@ -79,7 +95,7 @@ class LossHistory(NamedTuple):
         return sum(areas) / tokens
 
 
-METRICS: dict[str, Callable[[LossHistory], float]] = {
+METRICS: dict[str, Callable[[LossHistory], float | None]] = {
     "start": lambda history: history.start,
     "final": lambda history: history.final,
     "forgetting": lambda history: history.forgetting,
@@ -87,7 +103,7 @@ METRICS: dict[str, Callable[[LossHistory], float]] = {
     "bump": lambda history: history.peak_rise,
     "area": lambda history: history.mean_loss,
 }
-"""The metrics of a loss history, by their names in claims and in results.json."""
+"""The metrics of a loss history, by their names in claims and in results.json; None: not known."""
 
 
 def final_loss(history: LossHistory) -> float:
@@ -156,7 +172,7 @@ def metrics_as_json(history: LossHistory) -> dict[str, float | int | None]:
     return {
         "start": history.start,
         "bump": history.peak_rise,
-        "bump at tokens": history.peak.tokens,
+        "bump at tokens": history.peak and history.peak.tokens,
         "recovered at tokens": history.recovered_at,
         "final": history.final,
         "forgetting": history.forgetting,

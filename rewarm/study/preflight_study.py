@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rewarm.checkpoints.find_checkpoint import last_checkpoint
+from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.errors import RewarmError
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.preconditions import in_use
@@ -55,7 +55,7 @@ def _recipes(plan: StudyPlan) -> dict[str, Recipe]:
 
 def _checkable_recipe(plan: StudyPlan, run: StudyRun) -> Recipe:
     """Returns a run's recipe; a base that is not trained yet is replaced by that base's model."""
-    if run.needs_base is None or last_checkpoint(Path(plan.bases[run.needs_base].run)):
+    if run.needs_base is None or list_checkpoints(Path(plan.bases[run.needs_base].run)):
         return run.recipe
     model = plan.bases[run.needs_base].model
     optimizer = run.recipe.optimizer.model_copy(update={"carry": False})

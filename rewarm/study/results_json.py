@@ -4,6 +4,7 @@
 arms       ARM: changes, trains on, seeds (metrics, stream, run), over seeds, and against the
                 reference and the control: SET: METRIC: {mean, error, seeds, interval}
 batches    SEED: the groups of arms that were trained on the same tokens
+notes      what limits the comparison: gaps in metrics, validation data that changed
 overtakes  SET: ARM: OTHER: tokens after which ARM's loss stays below OTHER's
 pareto     SET: the arms trained on it that no other dominates on it and upstream
 lines      SET: ARM: SEED: its losses as a straight line over the upstream losses
@@ -30,7 +31,13 @@ from rewarm.study.loss_history import (
     fit_line,
     metrics_as_json,
 )
-from rewarm.study.run_outcomes import UPSTREAM, StudyResults, pareto_front, same_batches
+from rewarm.study.run_outcomes import (
+    UPSTREAM,
+    StudyResults,
+    outcome_notes,
+    pareto_front,
+    same_batches,
+)
 from rewarm.study.study_file import StudyPlan
 
 
@@ -73,6 +80,7 @@ def results_as_json(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
         "batches": {
             str(seed): groups for seed, groups in same_batches(results, plan.study.arms).items()
         },
+        "notes": outcome_notes(results),
         "overtakes": {name: _overtakes(plan, results, name) for name in results.validation_sets},
         "pareto": {name: study_pareto_front(plan, results, name) for name in new_sets},
         "lines": {name: _fitted_lines(plan, results, name) for name in new_sets},
@@ -134,7 +142,7 @@ def _same_length(plan: StudyPlan, arm: str, other: str) -> bool:
 
 def _all_metrics(
     results: StudyResults,
-    estimate: Callable[[str, Callable[[LossHistory], float]], Estimate | None],
+    estimate: Callable[[str, Callable[[LossHistory], float | None]], Estimate | None],
 ) -> dict[str, Any]:
     return {
         validation_set: {

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from rewarm.runs.metrics_file import read_metrics
+from rewarm.checkpoints.find_checkpoint import later_checkpoints
+from rewarm.checkpoints.training_state import TrainingState
+from rewarm.runs.metrics_file import METRICS_FILE, comparable_evaluations, read_run_metrics
 from rewarm.study.claims import MetricRequest
 from rewarm.study.intervals import Estimate, estimate_mean
 from rewarm.study.loss_history import (
     METRICS,
+    Baseline,
     LossHistory,
     LossPoint,
     final_loss,
@@ -32,6 +36,10 @@ class RunOutcome(NamedTuple):
     """Chained digest of all tokens that the run was trained on so far."""
     steps_done: int
     seconds_per_token: float | None
+    validation_digests: Mapping[str, str] = MappingProxyType({})
+    """Digest of the data of each validation set, as far as it is on record."""
+    gaps: tuple[int, ...] = ()
+    """Steps before which metrics are missing, which the user has accepted."""
 
     @property
     def last_evaluated_step(self) -> int:
@@ -45,14 +53,24 @@ def read_outcome(directory: Path) -> RunOutcome | None:
     Raises:
         CheckpointError: its metrics are damaged.
     """
-    path = directory / "metrics.jsonl"
-    return outcome_from_metrics(read_metrics(path)) if path.exists() else None
+    if not (directory / METRICS_FILE).exists() and not later_checkpoints(directory, None):
+        return None
+    return outcome_from_metrics(*read_run_metrics(directory))
 
 
-def outcome_from_metrics(lines: list[dict[str, Any]]) -> RunOutcome | None:
-    """Returns the outcome that lines of metrics.jsonl record, or None without a measured loss."""
-    evaluations = [line for line in lines if line["kind"] == "evaluate"]
+def outcome_from_metrics(
+    lines: list[dict[str, Any]], state: TrainingState | None = None
+) -> RunOutcome | None:
+    """Returns the outcome that a run's metrics record, or None without a measured loss.
+
+    Args:
+        lines: the lines of metrics.jsonl.
+        state: the training state in the last checkpoint, which has the baselines; None if nothing
+            is saved yet.
+    """
+    evaluations = comparable_evaluations(lines)
     train_lines = [line for line in lines if line["kind"] == "train"]
+    gaps = tuple(line["step"] for line in lines if line["kind"] == "gap")
     losses: dict[str, LossHistory] = {}
     for key in dict.fromkeys(key for line in evaluations for key in line if key.endswith("/loss")):
         points = [
@@ -61,7 +79,8 @@ def outcome_from_metrics(lines: list[dict[str, Any]]) -> RunOutcome | None:
             if line.get(key) is not None
         ]
         if points:
-            losses[key.removesuffix("/loss")] = LossHistory(points)
+            baseline = _baseline(key.removesuffix("/loss"), lines, state)
+            losses[key.removesuffix("/loss")] = LossHistory(points, baseline, bool(gaps))
     if not losses:
         return None
     speeds = [line["tokens_per_second"] for line in train_lines if line.get("tokens_per_second")]
@@ -70,7 +89,27 @@ def outcome_from_metrics(lines: list[dict[str, Any]]) -> RunOutcome | None:
         train_lines[-1].get("stream") if train_lines else None,
         train_lines[-1]["step"] if train_lines else 0,
         1 / fmean(speeds) if speeds else None,
+        state.validation if state else {},
+        gaps,
     )
+
+
+def _baseline(
+    name: str, lines: list[dict[str, Any]], state: TrainingState | None
+) -> Baseline | None:
+    """Returns the loss on a validation set from which its changes are counted."""
+    measured = [
+        Baseline(line[f"{name}/loss"], line["step"])
+        for line in lines
+        if line["kind"] == "baseline" or (line["kind"] == "evaluate" and line["step"] == 0)
+        if line.get(f"{name}/loss") is not None
+    ]
+    # A baseline that was measured after the last checkpoint is not in its state yet.
+    if measured and (state is None or measured[-1].step >= state.step):
+        return measured[-1]
+    if state and name in state.baseline:
+        return Baseline(state.baseline[name], state.baseline_steps.get(name, 0))
+    return measured[-1] if measured else None
 
 
 class StudyResults:
@@ -182,6 +221,31 @@ def pareto_front(points: dict[str, tuple[float, float]]) -> list[str]:
     return sorted(
         (name for name in points if not is_dominated(name)), key=lambda name: points[name]
     )
+
+
+def outcome_notes(results: StudyResults) -> list[str]:
+    """Returns what limits the comparison of a study's losses, one sentence each."""
+    notes: dict[str, None] = {}
+    for (arm, seed), outcome in results.outcomes.items():
+        for step in outcome.gaps:
+            notes[f"{arm}, seed {seed}: metrics before step {step:,} are incomplete."] = None
+        for name, history in outcome.losses.items():
+            if history.baseline is None:
+                notes[f"{arm}, seed {seed}: the {name} loss has no baseline."] = None
+            elif history.baseline.step:
+                notes[
+                    f"{arm}, seed {seed}: the {name} data is new since step "
+                    f"{history.baseline.step:,}; its changes count from there."
+                ] = None
+    for name in results.validation_sets:
+        arms_by_digest: dict[str, list[str]] = {}
+        for (arm, _), outcome in results.outcomes.items():
+            if digest := outcome.validation_digests.get(name):
+                arms_by_digest.setdefault(digest, []).append(arm)
+        if len(arms_by_digest) > 1:
+            groups = "; ".join(", ".join(dict.fromkeys(arms)) for arms in arms_by_digest.values())
+            notes[f"The {name} data differs between {groups}: do not compare these losses."] = None
+    return list(notes)
 
 
 def same_batches(results: StudyResults, arms: Iterable[str]) -> dict[int, list[list[str]]]:

@@ -27,8 +27,8 @@ from rewarm.checkpoints.training_state import read_training_state
 from rewarm.errors import CheckpointError, Preempted, RewarmError
 from rewarm.files import try_lock
 from rewarm.recipe.recipe import Recipe
-from rewarm.runs.metrics_file import read_metrics
-from rewarm.runs.resume_changes import read_saved_recipe, recipe_changes
+from rewarm.runs.metrics_file import check_metrics, read_metrics
+from rewarm.runs.resume_changes import data_changes, read_saved_recipe, recipe_changes
 from rewarm.study.run_outcomes import StudyResults, read_outcome
 from rewarm.study.study_file import StudyPlan, StudyRun
 
@@ -53,18 +53,21 @@ def is_complete(recipe: Recipe) -> bool:
     """Returns whether a run is complete and was made by this recipe.
 
     Raises:
-        CheckpointError: it is complete, but was made by another recipe; or it is damaged.
+        CheckpointError: it is complete, but was made by another recipe or with other data; or it
+            is damaged.
+        DataError: the index of a dataset cannot be read.
     """
     directory = Path(recipe.run)
     checkpoint = list_checkpoints(directory).get(recipe.steps)
     if checkpoint is None:
         return False
     saved, state = read_saved_recipe(checkpoint), read_training_state(checkpoint)
-    if changes := recipe_changes(saved, state, recipe):
+    if changes := [*recipe_changes(saved, state, recipe), *data_changes(recipe, state)]:
         raise CheckpointError(
             f"{directory}: already complete, but by another recipe: {'; '.join(changes[:3])}; "
             "move the run away, or undo the changes"
         )
+    check_metrics(directory, checkpoint, state)
     return True
 
 

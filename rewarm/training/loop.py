@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from rewarm.data.batch_loader import TokenBlocks
 from rewarm.errors import CheckpointError, DataError
 from rewarm.model.neox import NeoX
 from rewarm.recipe.recipe import Recipe
-from rewarm.runs.resolve_run import resolve
+from rewarm.runs.resolve_run import ResumeState, resolve
 from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
 from rewarm.training.device_setup import (
@@ -111,6 +111,7 @@ def train(
     recipe: Recipe,
     *,
     resume: bool = False,
+    resume_from: str | None = None,
     accept_changes: bool = False,
     stop_after_step: int | None = None,
     deadline: float = math.inf,
@@ -121,6 +122,7 @@ def train(
     Args:
         recipe: the recipe to run.
         resume: continue after the last checkpoint in the run directory, if there is one.
+        resume_from: continue after this checkpoint instead: a step, or `before-decay`.
         accept_changes: resume even if the recipe has changed in a way that changes the result.
         stop_after_step: save and stop after this step, as on SIGTERM.
         deadline: a `time.monotonic()` value by which to save and exit.
@@ -131,17 +133,23 @@ def train(
     """
     keep_freed_memory()
     set_up_device(find_device(), tf32=recipe.tf32, deterministic=recipe.deterministic)
-    resolved = resolve(recipe, resume=resume, accept_changes=accept_changes, thorough=True)
+    resolved = resolve(
+        recipe,
+        resume=resume,
+        resume_from=resume_from,
+        accept_changes=accept_changes,
+        thorough=True,
+    )
     resolved.raise_problems()
     resume_state = resolved.resume_state
     if resume_state and resume_state.state.step >= recipe.steps:
-        print(f"complete: step {recipe.steps:,} of {recipe.steps:,} is saved", file=sys.stderr)
-        return resume_state.checkpoint
+        return _finish_complete_run(recipe, resume_state)
     resolved, microbatch_messages = resolve_microbatch(resolved)
     checkpoint = resume_state.checkpoint if resume_state else None
-    with RunDirectory(Path(recipe.run), checkpoint) as run_directory:
+    skipped = resume_state.skipped if resume_state else []
+    with RunDirectory(Path(recipe.run), checkpoint, skipped=skipped) as run_directory:
         run = start_or_resume(resolved)
-        cleanup_messages = run_directory.prepare(run.recipe.to_yaml(), run.state.step)
+        cleanup_messages = run_directory.prepare(run.recipe.to_yaml(), run.state)
         record = run.start_record.model_dump(mode="json")
         record["environment"] = describe_environment(find_device())
         run_directory.log_event("start", step=run.state.step, pid=os.getpid(), **record)
@@ -155,14 +163,26 @@ def train(
             return _run_steps(run, recorder, stop_requests)
 
 
+def _finish_complete_run(recipe: Recipe, resume_state: ResumeState) -> Path:
+    """Clears what a killed process left in a complete run; returns its last checkpoint."""
+    checkpoint = resume_state.checkpoint
+    messages = [f"complete: step {recipe.steps:,} of {recipe.steps:,} is saved"]
+    with (
+        suppress(CheckpointError, OSError),  # it may be archived, where nothing can be written
+        RunDirectory(Path(recipe.run), checkpoint, skipped=resume_state.skipped) as directory,
+    ):
+        messages += directory.remove_leftovers() + directory.cut_metrics(resume_state.state)
+    print("\n".join(messages), file=sys.stderr)
+    return checkpoint
+
+
 def _run_steps(run: StartedRun, recorder: RunRecorder, stop_requests: StopRequests) -> Path:
     """Runs the remaining steps, with logging, evaluation and saving; returns the checkpoint."""
     recipe, model, optimizer, state = run.recipe, run.model, run.optimizer, run.state
     speed_meter, guard, every = recorder.speed_meter, recorder.guard, recipe.every
     device = next(model.parameters()).device
     autocast_context = autocast(recipe.precision, device)
-    if state.step == 0:
-        state = recorder.evaluate(state)
+    state = recorder.measure_baseline(state)
     batches = run.loader.batches(
         recipe.data.workers, transform=_pin_memory if device.type == "cuda" else _unchanged
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rewarm.checkpoints.background_writer import BackgroundWriter, SaveResult
-from rewarm.checkpoints.find_checkpoint import last_checkpoint, list_checkpoints
+from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.retention import prune_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import Diverged
@@ -56,6 +56,7 @@ class RunRecorder:
             run.optimizer,
             recipe.to_yaml(),
             run.tokenizer,
+            sync_metrics=run_directory.sync_metrics,
             prune=lambda: prune_checkpoints(run_directory.path, recipe.keep, self.branch_step),
         )
         self._saved_steps = {run.state.step} if run_directory.resumed_from else set[int]()
@@ -115,36 +116,57 @@ class RunRecorder:
         )
         self._progress_line.show_training(state.step, metrics)
 
-    def evaluate(self, state: TrainingState) -> TrainingState:
-        """Logs the loss on every validation set, and returns the state with these losses.
+    def measure_baseline(self, state: TrainingState) -> TrainingState:
+        """Logs the loss on every validation set without a baseline, and returns the state with it.
 
-        Before the first step they are also the baseline that forgetting is measured against.
+        Before the first step these are all sets; on a resume, those that were added or changed.
         """
+        digests = {name: blocks.digest() for name, blocks in self._run.validation.items()}
+        new_sets = [name for name in digests if digests[name] != state.validation.get(name)]
+        state = state.model_copy(update={"validation": {**state.validation, **digests}})
+        return self._measure(state, new_sets, is_baseline=True) if new_sets else state
+
+    def evaluate(self, state: TrainingState) -> TrainingState:
+        """Logs the loss on every validation set, and returns the state with these losses."""
+        sets = list(self._run.validation)
+        return self._measure(state, sets, is_baseline=False) if sets else state
+
+    def _measure(
+        self, state: TrainingState, names: list[str], *, is_baseline: bool
+    ) -> TrainingState:
+        """Logs the loss on validation sets, and returns the state with these losses."""
         with self.speed_meter.paused(self._device):
             started = time.perf_counter()
             measured = measure_losses(
                 self._run.model,
-                self._run.validation,
+                {name: self._run.validation[name] for name in names},
                 microbatch=self._recipe.microbatch,
                 precision=self._recipe.precision,
                 separator_id=self._run.separator_id,
             )
             seconds = time.perf_counter() - started
         losses = {name: result.loss for name, result in measured.items()}
-        baseline = state.baseline if state.step else losses
+        baseline, steps = state.baseline, state.baseline_steps
+        if is_baseline:
+            baseline = {**baseline, **losses}
+            steps = {**steps, **(dict.fromkeys(names, state.step) if state.step else {})}
         metrics: dict[str, float] = {}
         for name, result in measured.items():
             metrics |= {f"{name}/loss": result.loss, f"{name}/perplexity": result.perplexity}
-            if name in baseline:  # a validation set added on --resume has no baseline
+            if name in baseline:  # a baseline that was not finite is none
                 metrics[f"{name}/forgetting"] = result.loss - baseline[name]
-        if losses:
-            self._run_directory.log_metrics(
-                "evaluate", step=state.step, tokens=state.tokens, **metrics
-            )
-            self._run_directory.log_event("evaluate", step=state.step, seconds=seconds)
-            self._progress_line.show_evaluation(state.step, losses, baseline)
+        kind = "baseline" if is_baseline and state.step else "evaluate"
+        self._run_directory.log_metrics(kind, step=state.step, tokens=state.tokens, **metrics)
+        self._run_directory.log_event("evaluate", step=state.step, seconds=seconds)
+        self._progress_line.show_evaluation(state.step, losses, baseline)
         # JSON has no NaN: a checkpoint that held one could not be read again.
-        return state.model_copy(update={"losses": _finite(losses), "baseline": _finite(baseline)})
+        return state.model_copy(
+            update={
+                "losses": _finite({**state.losses, **losses} if is_baseline else losses),
+                "baseline": _finite(baseline),
+                "baseline_steps": steps,
+            }
+        )
 
     def save(self, state: TrainingState, *, even_if_unhealthy: bool) -> None:
         """Starts writing a checkpoint; skipped if the last loss was not finite, unless told so."""
@@ -157,7 +179,9 @@ class RunRecorder:
                 return
             guard = self.guard.state()
             self.flush_metrics()  # a resume starts after this step: unwritten lines would be lost
-            self._log_save(self.writer.start_save(state.model_copy(update={"guard": guard})))
+            state = state.model_copy(update={"guard": guard})
+            metrics = self._run_directory.metrics_record()
+            self._log_save(self.writer.start_save(state, metrics))
         self._saved_steps.add(state.step)
 
     def finish_save(self, *, wait: bool) -> None:
@@ -177,8 +201,11 @@ class RunRecorder:
         if state.step and state.step not in self._saved_steps:
             self.save(state, even_if_unhealthy=True)
         self.finish_save(wait=True)
-        last = last_checkpoint(self._run_directory.path)
-        return f"; everything up to step {state.step:,} is saved in {last}" if last else ""
+        checkpoints = list_checkpoints(self._run_directory.path)
+        if not checkpoints:
+            return ""
+        last = checkpoints[max(checkpoints)]
+        return f"; everything up to step {state.step:,} is saved in {last}"
 
     def _log_save(self, save: SaveResult | None, *, must_succeed: bool = False) -> None:
         if save is None:
@@ -188,6 +215,11 @@ class RunRecorder:
         self._run_directory.log_event("save", **save._asdict() | {"error": error})
         if save.error and (must_succeed or self._recipe.on_save_error == "stop"):
             raise save.error
+        if save.set_aside:
+            self._progress_line.print(
+                f"warning: something was in the place of the checkpoint of step {save.step:,}; it "
+                f"is kept as {save.set_aside}"
+            )
         if save.error:
             self._progress_line.print(
                 f"warning: {error}; training continues (on_save_error: continue)"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from rewarm.checkpoints.find_checkpoint import locate_base
+from rewarm.checkpoints.find_checkpoint import locate_base, read_last_checkpoint
 from rewarm.checkpoints.load_weights import load_model
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.data.shard_source import ShardSource
@@ -102,7 +104,28 @@ def measure_checkpoint(
         CheckpointError: it cannot be found or loaded, or its tokenizer is not the shards'.
         DataError: a shard folder cannot be read, or holds less than one block.
     """
-    base = locate_base(name)
+    measure = partial(
+        _measure_base,
+        sources=sources,
+        context=context,
+        microbatch=microbatch,
+        tokens=tokens,
+        precision=precision,
+    )
+    # A run that is training may delete a checkpoint while it is read, after it saved a newer one.
+    return read_last_checkpoint(Path(name), measure) or measure(name)
+
+
+def _measure_base(
+    name: str | Path,
+    sources: dict[str, ShardSource],
+    context: int | None,
+    microbatch: int,
+    tokens: int | None,
+    precision: str,
+) -> dict[str, SetLoss]:
+    """Returns the loss of a base on named sets; arguments as for `measure_checkpoint`."""
+    base = locate_base(str(name))
     if base.kind == "rewarm checkpoint":
         verify_checkpoint(base.directory)
     context = context or base.architecture.positions

@@ -35,9 +35,9 @@ def call_before_manifest(monkeypatch, action):
     """Calls `action(folder)` in the writing thread before a checkpoint is complete."""
     build_manifest = write_checkpoint.build_manifest
 
-    def act_and_build(folder):
+    def act_and_build(folder, metrics):
         action(folder)
-        return build_manifest(folder)
+        return build_manifest(folder, metrics)
 
     monkeypatch.setattr(write_checkpoint, "build_manifest", act_and_build)
 
@@ -110,7 +110,7 @@ def test_an_unexpected_error_waits_for_the_pending_save(recipe_text, tmp_path, m
 
 
 def test_seconds_to_finish_includes_the_pending_save():
-    writer = BackgroundWriter(None, None, None, "", None, prune=list)
+    writer = BackgroundWriter(None, None, None, "", None, sync_metrics=None, prune=list)
     writer._pending = Future()
     writer._pending.set_result(SaveResult(1, seconds=2.0, stall=0.0, error=None, removed=[]))
     writer.wait_for_save()

@@ -1,6 +1,7 @@
 """Finding a model by its name: a directory, a run, a checkpoint reference or a hub name."""
 
 import json
+import shutil
 
 import pytest
 from training_runs import run
@@ -8,10 +9,12 @@ from training_runs import run
 from recipes import recipe_of
 from rewarm.checkpoints.find_checkpoint import (
     find_local_model,
+    incomplete_checkpoints,
     last_checkpoint,
     list_checkpoints,
     locate_base,
     read_architecture,
+    read_last_checkpoint,
 )
 from rewarm.errors import CheckpointError
 from rewarm.model.architecture import PRESETS
@@ -23,13 +26,14 @@ def test_checkpoint_references(recipe_text, tmp_path):
     assert find_local_model(f"{base}").name == "step-00000020"
     assert find_local_model(f"{base}@last").name == "step-00000020"
     assert find_local_model(f"{base}@8").name == "step-00000008"
+    assert find_local_model(f"{base}@step-00000008").name == "step-00000008"
     with pytest.raises(
         CheckpointError, match="no checkpoint at step 9; the run has checkpoints at steps 4, 8, 12"
     ):
         find_local_model(f"{base}@9")
     with pytest.raises(CheckpointError, match="or before step 2, where the decay begins"):
         find_local_model(f"{base}@before-decay")
-    with pytest.raises(CheckpointError, match="not a checkpoint reference; expected a step, `last"):
+    with pytest.raises(CheckpointError, match="not a checkpoint reference; expected a step, such"):
         find_local_model(f"{base}@yesterday")
     assert find_local_model(f"{tmp_path}/nowhere@last") is None
 
@@ -62,20 +66,51 @@ def test_a_learning_rate_that_never_falls_has_no_step_before_decay(thousand_step
     assert recipe_of(thousand_steps, falls).step_before_decay == 100
 
 
-def test_incomplete_checkpoints_are_not_listed(tmp_path):
-    for name in ("step-00000002", "step-00000004", "step-00000006.partial", "best"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+def test_incomplete_checkpoints_are_refused_and_not_listed(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    for name in ("step-00000002.partial", "step-00000004.deleting", "best"):
+        (checkpoints / name).mkdir(parents=True)
     assert last_checkpoint(tmp_path) is None
-    with pytest.raises(CheckpointError, match="has no complete checkpoint, so @2 does not exist"):
-        find_local_model(f"{tmp_path}@2")
-    (tmp_path / "checkpoints" / "step-00000002" / "MANIFEST.json").touch()
+    for name in ("step-00000002", "step-00000004"):
+        (checkpoints / name).mkdir()
+    (checkpoints / "step-00000002" / "MANIFEST.json").touch()
     assert list(list_checkpoints(tmp_path)) == [2]
+    assert list(incomplete_checkpoints(tmp_path)) == [4]
+    assert find_local_model(f"{tmp_path}@2").name == "step-00000002"
+    refusal = r"step-00000004: not a complete checkpoint \(no MANIFEST.json\): .* such as .*@2"
+    for name in (f"{tmp_path}", f"{tmp_path}@last"):
+        with pytest.raises(CheckpointError, match=refusal):
+            find_local_model(name)
+    with pytest.raises(CheckpointError, match="no checkpoint at step 4"):
+        find_local_model(f"{tmp_path}@4")
+
+
+def test_a_checkpoint_that_is_deleted_meanwhile_is_replaced_by_the_newest(tmp_path):
+    for step in (2, 4):
+        folder = tmp_path / "checkpoints" / f"step-{step:08d}"
+        folder.mkdir(parents=True)
+        (folder / "MANIFEST.json").touch()
+    read = []
+
+    def delete_and_read(checkpoint):
+        read.append(checkpoint.name)
+        if len(read) == 1:
+            shutil.rmtree(checkpoint)
+        return (checkpoint / "MANIFEST.json").read_text()
+
+    assert read_last_checkpoint(tmp_path, delete_and_read) == ""
+    assert read == ["step-00000004", "step-00000002"]
+    with pytest.raises(FileNotFoundError):  # what is missing in a checkpoint that stays
+        read_last_checkpoint(tmp_path, lambda checkpoint: (checkpoint / "other").read_text())
 
 
 def test_the_kind_of_a_base(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(PRESETS["pythia-14m"].to_hugging_face()))
     base = locate_base(str(tmp_path))
     assert (base.kind, base.architecture.layers) == ("local model", 6)
+    (tmp_path / "progress.json").touch()
+    with pytest.raises(CheckpointError, match=r"progress.json, but no MANIFEST.json"):
+        locate_base(str(tmp_path))
     (tmp_path / "MANIFEST.json").touch()
     assert locate_base(str(tmp_path)).kind == "rewarm checkpoint"
     with pytest.raises(CheckpointError, match=r"only a hub name can have a revision \(step1\)"):

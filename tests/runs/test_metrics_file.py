@@ -1,13 +1,24 @@
 """metrics.jsonl: a line cut off by a kill is left out, other damage is an error."""
 
 import json
+import os
+import shutil
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
+from training_runs import run
 
-from rewarm.errors import CheckpointError
-from rewarm.runs.metrics_file import read_metrics
+from rewarm.errors import CheckpointError, Preempted
+from rewarm.runs.metrics_file import (
+    METRICS_FILE,
+    comparable_evaluations,
+    read_metrics,
+    read_run_metrics,
+)
+from rewarm.study.run_outcomes import read_outcome
 
-LINES = [{"kind": "train", "step": step, "loss": 2.5} for step in (1, 2, 3)]
+LINES = [{"kind": "train", "step": step, "tokens": 64 * step, "loss": 2.5} for step in (1, 2, 3)]
 
 
 @pytest.fixture
@@ -27,18 +38,181 @@ def test_a_last_line_that_was_cut_off_is_left_out(path):
 
 
 @pytest.mark.parametrize(
-    "line", ["", "{", "[]", "3", '{"step": 1}', '{"kind": "train"}', '{"kind": "a", "step": "1"}']
+    "line",
+    [
+        *("", "{", "[]", "3", '{"step": 1}', '{"kind": "train"}', '{"kind": "a", "step": "1"}'),
+        '{"kind": "train", "step": 1}',
+        '{"kind": "train", "step": 1, "tokens": 1.5}',
+        '{"kind": "train", "step": -1, "tokens": 1}',
+        '{"kind": "train", "step": true, "tokens": 1}',
+        '{"kind": "train", "step": 1, "tokens": 1, "loss": NaN}',
+        '{"kind": "train", "step": 1, "tokens": 1, "loss": 1e999}',
+        '{"kind": "train", "step": 1, "tokens": 1, "loss": "2.5"}',
+        '{"kind": "evaluate", "step": 1, "tokens": 1, "upstream/loss": [2.5]}',
+        '{"kind": "evaluate", "step": 1, "tokens": 1, "\\ud800/loss": 2.5}',
+        '{"kind": "train", "step": 1, "tokens": 1, "stream": "\\ud800"}',
+        '{"kind": "train", "step": 1' + 400 * "0" + "}",
+        "[" * 100_000,
+        "\ufffd",
+    ],
 )
 def test_damage_before_the_last_line_is_an_error(path, line):
     path.write_text(f"{line}\n{path.read_text()}")
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl:1: not a line of metrics"):
+    with pytest.raises(
+        CheckpointError, match=r"metrics.jsonl:1: not a line of metrics: .+; restore"
+    ):
         read_metrics(path)
 
 
-@pytest.mark.parametrize("content", [None, b"\xff"], ids=["missing", "not UTF-8"])
-def test_a_file_that_cannot_be_read_is_an_error(path, content):
+def test_a_line_that_is_twice_or_out_of_order_is_an_error(path):
+    first, second, third = path.read_text().splitlines(keepends=True)
+    for lines in ([first, first, second], [first, third, second]):
+        path.write_text("".join(lines))
+        with pytest.raises(CheckpointError, match=r"metrics.jsonl:[23]: the train line of step"):
+            read_metrics(path)
+
+
+def test_a_missing_file_is_an_error(path):
     path.unlink()
-    if content:
-        path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"metrics.jsonl: cannot be read"):
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl: cannot be read: No such file"):
         read_metrics(path)
+
+
+def test_losses_on_data_that_was_replaced_are_left_out():
+    def line(kind, step, **losses):
+        values = {f"{name}/loss": loss for name, loss in losses.items()}
+        return {"kind": kind, "step": step, "tokens": step, **values}
+
+    lines = [
+        line("evaluate", 0, upstream=3.0, downstream=5.0),
+        line("evaluate", 5, upstream=3.1, downstream=4.0),
+        line("baseline", 5, upstream=2.0),
+        line("evaluate", 10, upstream=2.1, downstream=3.0),
+    ]
+    evaluations = comparable_evaluations(lines)
+    assert [e.get("upstream/loss") for e in evaluations] == [None, 2.0, 2.1]
+    assert [e["downstream/loss"] for e in evaluations] == [5.0, 4.0, 3.0]
+
+
+# What a checkpoint says about the metrics: the file of a real run, damaged in every way.
+
+
+@pytest.fixture(scope="module")
+def stopped_run(trained_run, tmp_path_factory):
+    """A run of 20 steps that was stopped after step 12."""
+    directory = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.raises(Preempted):
+        run((trained_run / "recipe.yaml").read_text(), directory, until=12)
+    return directory
+
+
+def _without(path, number):
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:number] + lines[number + 1 :]))
+
+
+DAMAGES = {
+    "deleted": lambda path: path.unlink(),
+    "emptied": lambda path: path.write_text(""),
+    "truncated": lambda path: path.write_text(path.read_text()[:300]),
+    "first line missing": lambda path: _without(path, 0),
+    "a line missing": lambda path: _without(path, 3),
+    "a line twice": lambda path: path.write_text(2 * path.read_text().splitlines(True)[0]),
+    "a number changed": lambda path: path.write_text(path.read_text().replace("5", "6", 1)),
+    "a bad line": lambda path: path.write_text("{\n" + path.read_text()),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_metrics_are_noticed_by_every_reader(
+    damage, stopped_run, recipe_text, tmp_path, command
+):
+    directory = Path(shutil.copytree(stopped_run, tmp_path / "run"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text)
+    damage(directory / METRICS_FILE)
+    damaged = {path: path.read_bytes() for path in directory.glob("*.jsonl")}
+    for words in (
+        ("train", recipe, "--resume"),
+        ("check", recipe, "--resume"),
+        ("verify", directory),
+        ("report", directory, "--out", tmp_path / "report.html"),
+        ("report", tmp_path, "--out", tmp_path / "report.csv"),
+    ):
+        code, _, err = command(*words)
+        assert (code, words[0]) == (3, words[0])
+        assert "metrics.jsonl" in err
+        assert "--resume --accept-changes" in err
+        assert not list(tmp_path.glob("report.*"))
+    with pytest.raises(CheckpointError, match=r"metrics.jsonl"):
+        read_outcome(directory)
+    assert {path: path.read_bytes() for path in directory.glob("*.jsonl")} == damaged
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_an_accepted_gap_is_marked_and_no_number_is_made_up(
+    damage, stopped_run, recipe_text, tmp_path, command
+):
+    """The baseline is the checkpoint's own; what needs the missing lines is not known."""
+    directory = Path(shutil.copytree(stopped_run, tmp_path / "run"))
+    before = read_outcome(directory).losses["upstream"]
+    damage(directory / METRICS_FILE)
+    damaged = directory / METRICS_FILE
+    damaged_bytes = damaged.read_bytes() if damaged.exists() else None
+    run(recipe_text, directory, resume=True, accept_changes=True)
+    copy = directory / "metrics-damaged-00000012.jsonl"
+    assert (copy.read_bytes() if copy.exists() else None) == (damaged_bytes or None)
+    lines = read_run_metrics(directory).lines
+    assert [line["step"] for line in lines if line["kind"] == "gap"] == [12]
+    history = read_outcome(directory).losses["upstream"]
+    assert history.start == before.start
+    assert history.forgetting == history.final - before.start != 0
+    assert (history.peak_rise, history.mean_loss, history.recovered_at) == (None, None, None)
+    code, out, _ = command("verify", directory)
+    assert code == 0
+    assert "intact" in out
+    code, _, _ = command("report", directory, "--out", tmp_path / "report.md")
+    assert code == 0
+    assert "metrics before step 12 are incomplete" in (tmp_path / "report.md").read_text()
+
+
+def test_metrics_are_on_the_disk_before_their_checkpoint_is_complete(
+    recipe_text, tmp_path, monkeypatch
+):
+    """Without a power loss, what was synced shows only in the order of the calls."""
+    calls = []
+    fsync, rename = os.fsync, Path.rename
+
+    def record_fsync(descriptor):
+        calls.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    def record_rename(path, target):
+        calls.append(f"rename {Path(target).name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(Path, "rename", record_rename)
+    run(recipe_text, tmp_path / "run", every__save=5)
+    renames = [i for i, call in enumerate(calls) if call.startswith("rename step-")]
+    assert len(renames) == 4
+    for first, last in pairwise([0, *renames]):
+        assert METRICS_FILE in calls[first:last]
+
+
+def test_a_checkpoint_of_an_earlier_version_is_checked_as_far_as_possible(
+    stopped_run, recipe_text, tmp_path
+):
+    """It has no record of the lines: only a baseline that is missing in them can be noticed."""
+    directory = Path(shutil.copytree(stopped_run, tmp_path / "run"))
+    for manifest in directory.rglob("MANIFEST.json"):
+        data = json.loads(manifest.read_text())
+        del data["metrics"]
+        manifest.write_text(json.dumps(data))
+    path = directory / METRICS_FILE
+    complete = path.read_text()
+    path.write_text("".join(complete.splitlines(keepends=True)[1:]))
+    with pytest.raises(CheckpointError, match="lacks the downstream loss before step 1"):
+        run(recipe_text, directory, resume=True)
+    path.write_text(complete)
+    run(recipe_text, directory, resume=True)

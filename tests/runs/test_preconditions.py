@@ -11,6 +11,7 @@ from training_runs import run
 
 from rewarm.data.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
+from rewarm.errors import Preempted
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,8 @@ def test_training_folder_shorter_than_a_block(refused, tiny_corpus):
 
 
 def test_base_without_weights(refused, copy):
-    (copy / "MANIFEST.json").unlink()
+    for name in ("MANIFEST.json", "progress.json"):
+        (copy / name).unlink()
     (copy / "model.safetensors").unlink()
     (copy / "model.safetensors.index.json").unlink()
     code, message = refused(f"model={{base: {copy}}}")
@@ -207,7 +209,8 @@ def test_epochs_include_the_data_that_the_base_has_read(refused, base, corpora):
 
 
 def test_optimizer_state_of_a_base_that_has_none(refused, copy):
-    (copy / "MANIFEST.json").unlink()
+    for name in ("MANIFEST.json", "progress.json"):
+        (copy / name).unlink()
     (copy / "optimizer.safetensors").unlink()
     code, message = refused(f"model={{base: {copy}}}", "optimizer.carry=true")
     assert code == 3
@@ -215,7 +218,8 @@ def test_optimizer_state_of_a_base_that_has_none(refused, copy):
 
 
 def test_data_position_of_a_base_that_records_none(refused, copy):
-    (copy / "MANIFEST.json").unlink()
+    for name in ("MANIFEST.json", "progress.json"):
+        (copy / name).unlink()
     code, message = refused(f"model={{base: {copy}}}", "data.carry=true")
     assert code == 3
     assert "this is a local model, which records no data position" in message
@@ -242,3 +246,78 @@ def test_every_problem_is_in_one_message(refused, tmp_path):
     assert code == 3
     for text in ("nowhere: no such folder", "nor-here: no such folder", "missing: no such folder"):
         assert text in message
+
+
+# A run directory that is not what it was: the run neither starts over nor falls back silently.
+
+
+@pytest.fixture
+def stopped(recipe_text, tmp_path):
+    """A run of 20 steps with checkpoints at steps 4, 8 and 12, after which it was stopped."""
+    with pytest.raises(Preempted):
+        run(recipe_text, tmp_path / "run", until=12, every__save=4)
+    return tmp_path / "run"
+
+
+def test_resume_past_an_incomplete_checkpoint(refused, stopped):
+    (stopped / "checkpoints" / "step-00000012" / "MANIFEST.json").unlink()
+    code, message = refused("every.save=4", options=("--resume",))
+    assert code == 3
+    assert "step-00000012: not a complete checkpoint" in message
+    assert "--resume-from STEP" in message
+    code, message = refused("every.save=4")
+    assert code == 3
+    assert "already has checkpoints, up to step-00000012" in message
+
+
+def test_checkpoints_that_are_gone(refused, stopped, tmp_path):
+    """As when they are on a disk that is not mounted."""
+    (stopped / "checkpoints").rename(tmp_path / "unmounted")
+    (stopped / "checkpoints").mkdir()
+    code, message = refused("every.save=4", options=("--resume",))
+    assert code == 3
+    assert "the run had saved checkpoints, and there is none now; mount or restore" in message
+    (stopped / "events.jsonl").unlink()  # the metrics alone show it too
+    assert refused("every.save=4", options=("--resume",)) == (code, message)
+    code, message = refused("every.save=4")
+    assert code == 3
+    assert "has the metrics.jsonl of a run, and no checkpoint" in message
+
+
+def test_metrics_of_another_recipe_without_a_checkpoint(refused, stopped, tmp_path):
+    shutil.rmtree(stopped / "checkpoints")
+    (stopped / "events.jsonl").unlink()
+    lines = (stopped / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (stopped / "metrics.jsonl").write_text(lines[0])  # killed before its first checkpoint
+    code, message = refused("every.save=4", "seed=6", options=("--resume",))
+    assert code == 3
+    assert "has the metrics.jsonl of another recipe, and no checkpoint:\n  seed: 5 → 6" in message
+
+
+def test_resume_from_a_checkpoint_that_does_not_exist(refused, stopped):
+    code, message = refused("every.save=4", options=("--resume-from", "6"))
+    assert code == 3
+    assert "no checkpoint at step 6; the run has checkpoints at steps 4, 8, 12" in message
+
+
+@pytest.mark.parametrize("setting", ["tokens=64", "shards={corpora}/third/val"])
+def test_resume_with_other_validation_data(refused, stopped, corpora, setting):
+    override = f"data.validation.upstream.{setting.format(corpora=corpora)}"
+    code, message = refused("every.save=4", override, options=("--resume",))
+    assert code == 3
+    assert "the data of the validation sets upstream is not that on which the losses" in message
+    assert "--accept-changes" in message
+
+
+def test_resume_with_a_replaced_validation_shard(refused, recipe_text, corpora, tmp_path):
+    """The recipe is the same: only the folder has other shards."""
+    shards = tmp_path / "val"
+    shutil.copytree(corpora / "upstream" / "val", shards)
+    setting = f"data.validation.upstream.shards={shards}"
+    with pytest.raises(Preempted):
+        run(recipe_text, tmp_path / "run", until=5, data__validation__upstream__shards=shards)
+    shutil.rmtree(shards)
+    shutil.copytree(corpora / "third" / "val", shards)
+    code, message = refused(setting, options=("--resume",))
+    assert code == 3
+    assert "validation sets upstream" in message

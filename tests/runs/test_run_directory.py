@@ -3,13 +3,38 @@
 import fcntl
 import json
 import math
+import shutil
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
-from training_runs import metrics, run, signal_in_step
+from training_runs import metrics, run, signal_in_step, trained_files
 
+from rewarm.checkpoints.manifest import MetricsRecord
+from rewarm.checkpoints.retention import prune_checkpoints
+from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError, Preempted
+from rewarm.recipe.fields import KeepSettings
 from rewarm.runs.run_directory import RunDirectory
+from rewarm.training import loop
+
+
+def state_at(step: int) -> TrainingState:
+    empty = ("blocks", "carried", "corpora", "baseline", "losses", "guard", "schedule")
+    return TrainingState(
+        step=step,
+        tokens=step,
+        lrs=None,
+        stream="0" * 32,
+        lineage=[],
+        rewarm="0",
+        **{name: {} for name in empty},
+    )
+
+
+def write_manifest(checkpoint: Path, record: MetricsRecord | None) -> None:
+    text = json.dumps({"files": {}, "metrics": record and record.model_dump()})
+    (checkpoint / "MANIFEST.json").write_text(text)
 
 
 def test_one_process_at_a_time_opens_it(tmp_path):
@@ -36,17 +61,21 @@ def test_another_last_checkpoint_than_expected_is_refused(tmp_path):
 def test_metrics_after_the_resumed_step_are_removed(tmp_path):
     checkpoint = tmp_path / "run" / "checkpoints" / "step-00000010"
     with RunDirectory(tmp_path / "run") as directory:
-        directory.prepare("", 0)
-        for step in (5, 10, 15):
-            directory.log_metrics("train", step=step, loss=math.nan if step == 5 else 2.5)
+        directory.prepare("", state_at(0))
+        directory.log_metrics("train", step=5, tokens=5, loss=math.nan)
+        directory.log_metrics("train", step=10, tokens=10, loss=2.5)
+        record = directory.metrics_record()
+        directory.log_metrics("train", step=15, tokens=15, loss=2.5)
     checkpoint.mkdir()
-    (checkpoint / "MANIFEST.json").touch()
+    write_manifest(checkpoint, record)
     with RunDirectory(tmp_path / "run", checkpoint) as directory:
-        directory.prepare("run: x\n", 10)
+        messages = directory.prepare("run: x\n", state_at(10))
         directory.log_event("start", step=10)
+    assert messages == ["metrics.jsonl: 1 line after step 10 removed; those steps are taken again"]
     assert metrics(tmp_path / "run") == [
-        {"kind": "train", "step": 5, "loss": None}, {"kind": "train", "step": 10, "loss": 2.5},
-    ]  # fmt: skip
+        {"kind": "train", "step": 5, "tokens": 5, "loss": None},
+        {"kind": "train", "step": 10, "tokens": 10, "loss": 2.5},
+    ]
     assert (tmp_path / "run" / "recipe.yaml").read_text() == "run: x\n"
     event = json.loads((tmp_path / "run" / "events.jsonl").read_text())
     assert event.items() >= {"kind": "start", "step": 10}.items()
@@ -54,7 +83,7 @@ def test_metrics_after_the_resumed_step_are_removed(tmp_path):
 
 def test_metrics_wait_until_the_disk_has_space(tmp_path):
     with RunDirectory(tmp_path / "run") as directory:
-        directory.prepare("", 0)
+        directory.prepare("", state_at(0))
 
         class FullDisk:
             def __init__(self, file):
@@ -67,11 +96,14 @@ def test_metrics_wait_until_the_disk_has_space(tmp_path):
                 return self.file.write(data[:5])
 
         file, directory._metrics = directory._metrics, FullDisk(directory._metrics)
-        directory.log_metrics("train", step=1)
+        directory.log_metrics("train", step=1, tokens=1)
+        with pytest.raises(CheckpointError, match="No space left"):
+            directory.sync_metrics()  # no checkpoint may be ahead of the metrics
         assert "No space left" in directory.flush_metrics()
         assert metrics(directory.path) == []  # a partial line is ignored, as after a kill
         directory._metrics = file
-        directory.log_metrics("train", step=2)
+        directory.log_metrics("train", step=2, tokens=2)
+        directory.sync_metrics()
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
 
 
@@ -116,3 +148,151 @@ def test_partly_written_checkpoints_are_removed_and_reported(recipe_text, tmp_pa
     run(recipe_text, tmp_path / "run", resume=True, accept_changes=True)
     assert "step-00000099.partial: incomplete, removed" in capsys.readouterr().err
     assert not partial.exists()
+
+
+def act_after_step(monkeypatch, step, action):
+    """Calls `action()` after the step of that number was taken."""
+    take_step, count = loop.take_step, 0
+
+    def take_and_act(*args, **kwargs):
+        nonlocal count
+        result = take_step(*args, **kwargs)
+        count += 1
+        if count == step:
+            action()
+        return result
+
+    monkeypatch.setattr(loop, "take_step", take_and_act)
+
+
+def test_a_run_directory_that_is_renamed_is_noticed_and_not_split(
+    recipe_text, tmp_path, monkeypatch
+):
+    straight = run(recipe_text, tmp_path / "straight")
+    with monkeypatch.context() as patch:
+        act_after_step(patch, 7, lambda: (tmp_path / "run").rename(tmp_path / "moved"))
+        with pytest.raises(CheckpointError, match=r"run: moved to .*/moved while the run was us"):
+            run(recipe_text, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    resumed = run(recipe_text, tmp_path / "moved", resume=True)
+    assert trained_files(resumed) == trained_files(straight)
+    assert metrics(tmp_path / "moved") == metrics(tmp_path / "straight")
+
+
+def test_a_run_directory_that_is_deleted_ends_the_run(recipe_text, tmp_path, monkeypatch):
+    act_after_step(monkeypatch, 7, lambda: shutil.rmtree(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match="run: deleted or moved while the run was using it"):
+        run(recipe_text, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_metrics_that_are_deleted_or_replaced_are_noticed_and_restored(
+    recipe_text, tmp_path, monkeypatch, replaced
+):
+    straight = run(recipe_text, tmp_path / "straight")
+    path = tmp_path / "run" / "metrics.jsonl"
+
+    def delete():
+        path.unlink()
+        if replaced:
+            path.write_text("mine\n")
+
+    with monkeypatch.context() as patch:
+        act_after_step(patch, 7, delete)
+        with pytest.raises(
+            CheckpointError, match=r"metrics.jsonl: deleted or replaced .* are saved in .*.jsonl"
+        ) as raised:
+            run(recipe_text, tmp_path / "run")
+    if replaced:
+        assert path.read_text() == "mine\n"
+        saved = Path(str(raised.value).partition("are saved in ")[2].partition(";")[0])
+        saved.rename(path)
+    resumed = run(recipe_text, tmp_path / "run", resume=True)
+    assert trained_files(resumed) == trained_files(straight)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "straight")
+
+
+def test_leftovers_of_a_complete_run_are_removed(recipe_text, tmp_path, capsys):
+    run(recipe_text, tmp_path / "run", tokens=2048)
+    leftover = tmp_path / "run" / "checkpoints" / "step-00000001.deleting"
+    leftover.mkdir()
+    (leftover / "model.safetensors").touch()
+    run(recipe_text, tmp_path / "run", tokens=2048, resume=True)
+    assert "step-00000001.deleting: incomplete, removed" in capsys.readouterr().err
+    assert not leftover.exists()
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_set_aside(
+    recipe_text, tmp_path, monkeypatch, capsys
+):
+    straight = run(recipe_text, tmp_path / "straight")
+    place = tmp_path / "run" / "checkpoints" / "step-00000020"
+
+    def leave_a_folder():
+        place.mkdir()
+        (place / "mine").touch()
+
+    act_after_step(monkeypatch, 12, leave_a_folder)
+    last = run(recipe_text, tmp_path / "run")
+    assert trained_files(last) == trained_files(straight)
+    assert (place.with_name("step-00000020.set-aside") / "mine").exists()
+    assert "kept as step-00000020.set-aside" in capsys.readouterr().err
+
+
+def test_every_reader_reports_an_incomplete_checkpoint(
+    trained_run, recipe_file, corpora, tmp_path, command
+):
+    directory = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    incomplete = directory / "checkpoints" / "step-00000020"
+    (incomplete / "MANIFEST.json").unlink()
+    recipe = (*("train", recipe_file), *("--set", f"run={tmp_path / 'other'}"))
+    for words in (
+        ("eval", directory, "--data", f"upstream={corpora}/upstream/val"),
+        ("eval", incomplete, "--data", f"upstream={corpora}/upstream/val"),
+        ("lineage", directory),
+        ("lineage", tmp_path),
+        ("report", directory, "--out", tmp_path / "report.html"),
+        ("verify", directory),
+        (*recipe, "--set", f"model={{base: {directory}}}"),
+        (*recipe, "--set", f"model={{base: {incomplete}}}"),
+    ):
+        code, _, err = command(*words)
+        assert (code, words) == (3, words)
+        assert "step-00000020" in err
+        assert "MANIFEST.json" in err
+    assert not (tmp_path / "report.html").exists()
+    code, _, _ = command("eval", f"{directory}@10", "--data", f"a={corpora}/upstream/val")
+    assert code == 0
+
+
+@pytest.mark.slow
+def test_readers_beside_a_run_that_prunes_report_no_damage(trained_run, corpora, tmp_path, command):
+    """A thread saves and deletes checkpoints as training does, only faster."""
+    directory = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    checkpoints = directory / "checkpoints"
+    stop = Event()
+
+    def save_and_prune():
+        step = 20
+        while not stop.is_set():
+            last, step = step, step + 1
+            new = checkpoints / f"step-{step:08d}"
+            shutil.copytree(checkpoints / f"step-{last:08d}", f"{new}.partial")
+            Path(f"{new}.partial").rename(new)
+            prune_checkpoints(directory, KeepSettings(last=1), None)
+
+    thread = Thread(target=save_and_prune)
+    thread.start()
+    try:
+        for _ in range(15):
+            for words in (
+                ("verify", directory),
+                ("lineage", directory),
+                ("eval", directory, "--data", f"upstream={corpora}/upstream/val"),
+            ):
+                code, _, err = command(*words)
+                assert (code, err) == (0, "")
+    finally:
+        stop.set()
+        thread.join()

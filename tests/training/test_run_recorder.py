@@ -12,8 +12,9 @@ from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.training_state import read_training_state
 from rewarm.data.corpus import Corpus
 from rewarm.data.shard_source import ShardSource
-from rewarm.errors import DataError, Diverged
+from rewarm.errors import DataError, Diverged, Preempted
 from rewarm.runs.metrics_file import read_metrics
+from rewarm.study.run_outcomes import read_outcome
 from rewarm.training import run_recorder
 from rewarm.training.validation_loss import SetLoss
 
@@ -48,14 +49,42 @@ def test_evaluation_metrics(recipe_text, tmp_path):
     assert first["upstream/loss"] == pytest.approx(math.log(512), rel=0.1)
 
 
-def test_a_set_that_a_resume_adds_has_no_forgetting(recipe_text, tmp_path, corpora):
+def test_a_set_that_a_resume_adds_has_its_baseline_there(recipe_text, tmp_path, corpora):
     run(recipe_text, tmp_path / "run", tokens=2048)
     third = {"data__validation__third": f"{{shards: {corpora}/third/val}}"}
     run(recipe_text, tmp_path / "run", resume=True, accept_changes=True, tokens=3072, **third)
+    [baseline] = metrics(tmp_path / "run", "baseline")
+    assert baseline["step"] == 2
+    assert "upstream/loss" not in baseline
     last = metrics(tmp_path / "run", "evaluate")[-1]
-    assert last["third/loss"] > 0
-    assert "third/forgetting" not in last
+    assert last["third/forgetting"] == last["third/loss"] - baseline["third/loss"] != 0
     assert "upstream/forgetting" in last
+    history = read_outcome(tmp_path / "run").losses["third"]
+    assert history.baseline == (baseline["third/loss"], 2)
+
+
+def test_changed_validation_data_starts_a_new_baseline(recipe_text, tmp_path, corpora, command):
+    """The other text is measured where the run is resumed; its loss is not forgetting."""
+    with pytest.raises(Preempted):
+        run(recipe_text, tmp_path / "run", until=7)
+    other = {"data__validation__upstream__shards": f"{corpora}/third/val"}
+    checkpoint = run(recipe_text, tmp_path / "run", resume=True, accept_changes=True, **other)
+    [baseline] = metrics(tmp_path / "run", "baseline")
+    assert (baseline["step"], set(baseline)) == (
+        7, {"kind", "step", "tokens", "upstream/loss", "upstream/perplexity", "upstream/forgetting"}
+    )  # fmt: skip
+    state = read_training_state(checkpoint)
+    assert state.baseline["upstream"] == baseline["upstream/loss"]
+    assert state.baseline_steps == {"upstream": 7}
+    losses = read_outcome(tmp_path / "run").losses
+    upstream, downstream = losses["upstream"], losses["downstream"]
+    assert [point.step for point in upstream.points] == [7, 10, 15, 20]
+    assert upstream.forgetting == upstream.final - baseline["upstream/loss"]
+    assert [point.step for point in downstream.points] == [0, 5, 10, 15, 20]
+    command("report", tmp_path / "run", "--out", tmp_path / "report.md")
+    text = (tmp_path / "report.md").read_text()
+    assert "the upstream data is new since step 7; its changes count from there" in text
+    run(recipe_text, tmp_path / "run", resume=True, **other)  # accepted once, and saved
 
 
 def test_a_loss_that_is_not_finite_leaves_a_checkpoint_that_can_be_read(

@@ -3,6 +3,7 @@
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.training_state import read_training_state
-from rewarm.errors import Preempted
+from rewarm.errors import CheckpointError, Preempted
 from rewarm.runs.resolve_run import resolve
+from rewarm.training.loop import train
 from rewarm.training.start_or_resume import start_or_resume
 
 
@@ -139,3 +141,48 @@ def test_what_is_printed_before_the_first_step(recipe_text, tmp_path, straight):
         "model   58,240 parameters, 512 embedding rows, 135 of them padding",
         "device  cpu, fp32",
     ]
+
+
+def test_a_run_whose_last_checkpoint_is_damaged_is_resumed_from_another(
+    recipe_text, recipe_file, tmp_path, straight, command
+):
+    directory = Path(shutil.copytree(straight, tmp_path / "run"))
+    last = directory / "checkpoints" / "step-00000020"
+    (last / "model.safetensors").write_bytes(b"damaged")
+    code, _, err = command("train", recipe_file, "--resume")
+    assert code == 3
+    assert "step-00000020/model.safetensors: changed since it was written" in err
+    assert "--resume-from STEP" in err
+    code, out, err = command("train", recipe_file, "--resume-from", "step-00000010")
+    assert code == 0
+    assert out.strip().endswith("step-00000020")
+    assert "step-00000020: renamed to step-00000020.set-aside" in err
+    assert_same_run(directory, straight)
+    set_aside = directory / "checkpoints" / "step-00000020.set-aside"
+    assert (set_aside / "model.safetensors").read_bytes() == b"damaged"
+
+
+def test_an_incomplete_last_checkpoint_is_not_in_the_way(recipe_text, tmp_path, straight):
+    """Saved again at the same step, where the rename failed for ever."""
+    directory = Path(shutil.copytree(straight, tmp_path / "run"))
+    (directory / "checkpoints" / "step-00000020" / "MANIFEST.json").unlink()
+    with pytest.raises(CheckpointError, match="step-00000020: not a complete checkpoint"):
+        run(recipe_text, directory, resume=True)
+    recipe = recipe_with(recipe_text, directory)
+    train(recipe, resume_from="10")
+    assert_same_run(directory, straight)
+
+
+def test_a_run_killed_before_its_first_checkpoint_says_that_it_starts_again(
+    recipe_text, tmp_path, straight, capsys
+):
+    directory = Path(shutil.copytree(straight, tmp_path / "run"))
+    shutil.rmtree(directory / "checkpoints")
+    (directory / "events.jsonl").unlink()
+    lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (directory / "metrics.jsonl").write_text("".join(lines[:3]))  # up to step 5 of 10
+    run(recipe_text, directory, resume=True)
+    assert "metrics.jsonl: 3 lines after step 0 removed; those steps are taken again" in (
+        capsys.readouterr().err
+    )
+    assert_same_run(directory, straight)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from rewarm.cli.options import AcceptChanges, Json, RecipeFile, Resume, Set, load_recipe_file
+from rewarm.cli.options import (
+    AcceptChanges,
+    Json,
+    RecipeFile,
+    Resume,
+    ResumeFrom,
+    Set,
+    load_recipe_file,
+)
 
 
 def check(
     recipe: RecipeFile,
     overrides: Set = None,
     resume: Resume = False,
+    resume_from: ResumeFrom = None,
     accept_changes: AcceptChanges = False,
     as_json: Json = False,
 ) -> None:
@@ -28,7 +37,10 @@ def check(
     from rewarm.runs.resolve_run import resolve
 
     resolved = resolve(
-        load_recipe_file(recipe, overrides), resume=resume, accept_changes=accept_changes
+        load_recipe_file(recipe, overrides),
+        resume=resume,
+        resume_from=resume_from,
+        accept_changes=accept_changes,
     )
     plan = plan_run(resolved)
     print(plan.model_dump_json(indent=1, by_alias=True) if as_json else plan_as_text(plan))

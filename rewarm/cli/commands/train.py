@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rewarm.cli.options import AcceptChanges, RecipeFile, Resume, Set, load_recipe_file
+from rewarm.cli.options import AcceptChanges, RecipeFile, Resume, ResumeFrom, Set, load_recipe_file
 from rewarm.cli.process_setup import STARTED
 
 
@@ -15,6 +15,7 @@ def train_command(
     recipe: RecipeFile,
     overrides: Set = None,
     resume: Resume = False,
+    resume_from: ResumeFrom = None,
     accept_changes: AcceptChanges = False,
     time_limit: Annotated[
         str | None,
@@ -35,4 +36,11 @@ def train_command(
     )  # a mistake in it is reported before torch is imported
     from rewarm.training.loop import train
 
-    print(train(loaded, resume=resume, accept_changes=accept_changes, deadline=deadline))
+    checkpoint = train(
+        loaded,
+        resume=resume,
+        resume_from=resume_from,
+        accept_changes=accept_changes,
+        deadline=deadline,
+    )
+    print(checkpoint)

@@ -25,11 +25,11 @@ def verify(
     ] = None,
 ) -> None:
     """Read every shard or checkpoint completely, and compare it with its index or manifest."""
-    from rewarm.checkpoints.find_checkpoint import list_checkpoints
+    from rewarm.checkpoints.find_checkpoint import later_checkpoints
     from rewarm.checkpoints.manifest import MANIFEST
     from rewarm.data.verify_shards import verify_shards
 
-    checkpoints = list(list_checkpoints(folder).values())
+    checkpoints = later_checkpoints(folder, None)
     if checkpoints or (folder / MANIFEST).is_file():
         _verify_checkpoints(folder, checkpoints or [folder])
         return
@@ -70,30 +70,36 @@ def _check_overlap(folder: Path, other: Path, reports: list[ShardFolderReport]) 
 
 
 def _verify_checkpoints(folder: Path, checkpoints: list[Path]) -> None:
-    """Verifies checkpoints, and the metrics file of their run; prints one line for each.
+    """Verifies checkpoints, and the metrics of their run; prints one line for each.
 
     Raises:
-        CheckpointError: a checkpoint or the metrics file is damaged.
+        CheckpointError: a checkpoint is incomplete or damaged, or lacks its metrics.
     """
     from rewarm.checkpoints.lineage import recipe_of_checkpoint
     from rewarm.checkpoints.manifest import verify_checkpoint
     from rewarm.checkpoints.training_state import read_training_state
-    from rewarm.runs.metrics_file import read_metrics
+    from rewarm.runs.metrics_file import METRICS_FILE, check_metrics, read_metrics
 
-    problems = []
+    problems: dict[str, None] = {}  # an ordered set: checkpoints share the problems of the metrics
+    is_run = checkpoints != [folder]
     for checkpoint in checkpoints:
         try:
             verify_checkpoint(checkpoint)
             recipe_of_checkpoint(checkpoint)
             state = read_training_state(checkpoint)
             print(f"{checkpoint}: intact: step {state.step:,}, {state.tokens:,} tokens")
-        except RewarmError as error:
-            problems.append(str(error))
-    metrics = folder / "metrics.jsonl"
-    if metrics.exists():
+            if is_run:
+                check_metrics(folder, checkpoint, state)
+        except (RewarmError, OSError) as error:
+            if checkpoint.exists():
+                problems[str(error)] = None
+            else:
+                print(f"{checkpoint}: deleted meanwhile by the run (keep)")
+    if is_run:
+        metrics = folder / METRICS_FILE
         try:
             print(f"{metrics}: {len(read_metrics(metrics)):,} lines")
         except RewarmError as error:
-            problems.append(str(error))
+            problems[str(error)] = None
     if problems:
         raise CheckpointError("\n".join(problems))

@@ -50,8 +50,11 @@ def test_unusable_paths_are_refused(tmp_path, command):
         (empty,): (3, "empty: no run found (no metrics.jsonl in it"),
         (unmeasured,): (3, "unmeasured: no metrics yet; wait for the first line"),
         (tmp_path / "recipe.yaml",): (2, "recipe.yaml: not a study (no `arms`)"),
-        (damaged,): (3, "damaged/metrics.jsonl:1: not a line of metrics"),
-        (wrong_type,): (3, "metrics.jsonl: damaged: loss at step 1 should be a number, got 'x'"),
+        (damaged,): (3, "damaged/metrics.jsonl:1: not a line of metrics: should be an object"),
+        (wrong_type,): (
+            3,
+            "metrics.jsonl:2: not a line of metrics: loss should be a number, got 'x'",
+        ),
         (study,): (3, "results.json: cannot be read: arms: "),
         (good, "--out", tmp_path / "none" / "r.html"): (1, "r.html: cannot be written: No such"),
         (good, "--out", tmp_path / "none" / "r.png"): (1, "r.png: cannot be written: No such"),
