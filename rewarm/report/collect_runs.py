@@ -9,11 +9,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rewarm.checkpoints.find_checkpoint import later_checkpoints
+from rewarm.checkpoints.find_checkpoint import later_checkpoints, read_last_checkpoint
 from rewarm.checkpoints.lineage import read_lineages
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError
@@ -26,8 +27,7 @@ from rewarm.runs.metrics_file import (
     read_events,
     read_run_metrics,
 )
-from rewarm.safe_loading import read_json_as
-from rewarm.study.results_json import JudgedClaim, StudySummary
+from rewarm.study.results_json import JudgedClaim, StudySummary, read_summary
 from rewarm.study.run_outcomes import RunOutcome, StudyResults, outcome_from_metrics
 from rewarm.study.study_file import Study, is_study
 
@@ -47,6 +47,8 @@ class RunRecord(NamedTuple):
     """The training state in the last checkpoint; None without a checkpoint."""
     recipe_text: str
     """The text of recipe.yaml; empty if there is none."""
+    has_other_recipe: bool
+    """Whether recipe.yaml is not the recipe of the last checkpoint."""
     settings: dict[str, Any]
     """The settings of recipe.yaml as {"a.b": value}."""
     steps: int | None
@@ -233,6 +235,9 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
     lineage: list[Ancestor] = []
     if metrics.state:
         [lineage] = read_lineages(directory)
+    saved_text = read_last_checkpoint(
+        directory, lambda checkpoint: (checkpoint / "recipe.yaml").read_bytes()
+    )
     return RunRecord(
         arm,
         seed if isinstance(seed, int) else 0,
@@ -240,6 +245,7 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
         metrics.lines,
         metrics.state,
         text,
+        saved_text is not None and text.encode() != saved_text,
         settings,
         recipe.steps if recipe else None,
         list(read_events(directory / "events.jsonl")),
@@ -250,13 +256,8 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
 def _read_summary(path: Path, folder: Path) -> StudySummary | None:
     """Returns a study's results.json or, if it does not exist yet, the same from the study file."""
     results = folder / "results.json"
-    try:
-        if results.is_file():
-            return read_json_as(StudySummary, results)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{results}: cannot be read: {error}; run `rewarm compare` again, or move it away"
-        ) from None
+    if os.path.lexists(results):
+        return read_summary(results)
     if not path.is_file():
         return None
     study = validate_document(YamlDocument.load(path), Study, {})

@@ -19,6 +19,12 @@ def summary_sentences(collected: CollectedRuns) -> list[str]:
     return [
         _runs_sentence(collected),
         *outcome_notes(collected.results),
+        *(
+            f"{record.arm}, seed {record.seed}: recipe.yaml is not that of the last checkpoint: it "
+            "was changed, or the run was resumed with changes after it."
+            for record in collected.records
+            if record.has_other_recipe
+        ),
         *_claims_sentences(collected),
         *_lowest_loss_sentences(collected),
         *_pareto_sentences(collected),

@@ -184,6 +184,12 @@ class RunDirectory:
                 raise CheckpointError(f"{before}: deleted or moved while the run was using it")
             self.path = now
             raise CheckpointError(f"{before}: moved to {now} while the run was using it")
+        if not _is_same_file(self.path / "lock", self._lock.fileno()):
+            lock = try_lock(self.path / "lock")
+            if lock is None:  # the file was deleted, and another process has locked a new one
+                raise in_use(self.path)
+            self._lock.close()
+            self._lock = lock
         if not _is_same_file(self._metrics_path, self._metrics.fileno()):
             before = self._metrics_path
             self._restore_metrics()

@@ -9,6 +9,7 @@ overtakes  SET: ARM: OTHER: tokens after which ARM's loss stays below OTHER's
 pareto     SET: the arms trained on it that no other dominates on it and upstream
 lines      SET: ARM: SEED: its losses as a straight line over the upstream losses
 claims     NAME: claim, verdict, effect, why
+sha256     digest of all of the above, so that a report notices a change
 ```
 Losses are in nats per token. Errors are standard errors over the seeds; intervals are 95%
 confidence intervals of the mean.
@@ -16,12 +17,17 @@ confidence intervals of the mean.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
+from rewarm.errors import CheckpointError
+from rewarm.safe_loading import first_validation_error, read_json
 from rewarm.study.claims import Verdict
 from rewarm.study.intervals import Estimate
 from rewarm.study.loss_history import (
@@ -67,8 +73,40 @@ class StudySummary(BaseModel):
     claims: dict[str, JudgedClaim] = {}
 
 
+def results_digest(content: dict[str, Any]) -> str:
+    """Returns the digest of the content of results.json, without the digest that it contains."""
+    as_read = json.loads(json.dumps({k: v for k, v in content.items() if k != "sha256"}))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
+
+
+def read_summary(path: Path) -> StudySummary:
+    """Returns what a report reads of a results.json.
+
+    Raises:
+        CheckpointError: the file is damaged, or changed since it was written.
+    """
+    try:
+        content = read_json(path)
+        summary = StudySummary.model_validate(content)
+        if content.get("sha256", results_digest(content)) != results_digest(content):
+            raise ValueError("changed since it was written (its sha256 differs)")
+        return summary
+    except ValidationError as error:
+        reason = first_validation_error(error)
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise CheckpointError(
+        f"{path}: cannot be read: {reason}; run `rewarm compare` again, or move it away"
+    )
+
+
 def results_as_json(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
     """Returns the content of results.json, for the complete runs of a study."""
+    content = _results(plan, results)
+    return content | {"sha256": results_digest(content)}
+
+
+def _results(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
     new_sets = [name for name in results.validation_sets if name != UPSTREAM]
     seeds = plan.study.seeds
     return {

@@ -14,6 +14,7 @@ from rewarm.checkpoints.manifest import MetricsRecord
 from rewarm.checkpoints.retention import prune_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError, Preempted
+from rewarm.files import try_lock
 from rewarm.recipe.fields import KeepSettings
 from rewarm.runs.run_directory import RunDirectory
 from rewarm.training import loop
@@ -211,6 +212,26 @@ def test_metrics_that_are_deleted_or_replaced_are_noticed_and_restored(
     resumed = run(recipe_text, tmp_path / "run", resume=True)
     assert trained_files(resumed) == trained_files(straight)
     assert metrics(tmp_path / "run") == metrics(tmp_path / "straight")
+
+
+def test_a_lock_that_is_deleted_is_locked_again(recipe_text, tmp_path, monkeypatch):
+    lock = tmp_path / "run" / "lock"
+    act_after_step(monkeypatch, 7, lock.unlink)
+    run(recipe_text, tmp_path / "run")
+    assert lock.exists()
+
+
+def test_a_lock_that_another_process_has_taken_ends_the_run(recipe_text, tmp_path, monkeypatch):
+    lock, taken = tmp_path / "run" / "lock", []
+
+    def take_lock():
+        lock.unlink()
+        taken.append(try_lock(lock))
+
+    act_after_step(monkeypatch, 7, take_lock)
+    with pytest.raises(CheckpointError, match="in use by another process"):
+        run(recipe_text, tmp_path / "run")
+    taken[0].close()
 
 
 def test_leftovers_of_a_complete_run_are_removed(recipe_text, tmp_path, capsys):
