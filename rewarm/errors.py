@@ -7,7 +7,7 @@ RewarmError
   DataError        a shard is missing, truncated, corrupt, empty, or data is too short     exit 3
   CheckpointError  not a checkpoint; corrupt; of another model; a run in use               exit 3
   Diverged         the loss or gradient is not finite: step, last good checkpoint          exit 4
-  Preempted        a signal asked the run to stop; its checkpoint is saved     exit 75 (SIGINT: 130)
+  Preempted        a signal or a time limit stopped the run, saved             exit 75 (SIGINT: 130)
 ```
 """
 
@@ -58,7 +58,7 @@ class Diverged(RewarmError):
 
 
 class Preempted(RewarmError):
-    """A signal asked the run to stop; everything up to the current step is saved."""
+    """A signal or a time limit stopped the run; everything up to the current step is saved."""
 
     exit_code = exit_codes.STOPPED
 

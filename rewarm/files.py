@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 from pathlib import Path
@@ -50,6 +51,23 @@ def sync_to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def exchange(path: Path, other: Path) -> None:
+    """Exchanges two files or folders, at once where the system and the file system can.
+
+    Raises:
+        OSError: one of them does not exist, or cannot be renamed.
+    """
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    current_folder, at_once = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    names = (current_folder, os.fsencode(path), current_folder, os.fsencode(other))
+    if renameat2 is not None and renameat2(*names, at_once) == 0:
+        return
+    other.stat()
+    between = path.rename(path.with_name(f"{path.name}.{os.getpid()}.partial"))
+    other.rename(path)
+    between.rename(other)
 
 
 def try_lock(path: Path) -> IO[str] | None:

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import IO, Any, TypeVar
 
 from rewarm.errors import DataError
 from rewarm.files import sync_to_disk
+from rewarm.reader_threads import pause_reading
 
 URL_SCHEMES = ("http", "https", "s3", "gs", "hf")
 DEFAULT_CACHE_BYTES = 64 * 10**9
@@ -120,6 +120,7 @@ class RemoteFolder:
             digest, size = hashlib.sha256(), 0
             with partial.open("wb") as out:
                 while chunk := file.read(_CHUNK):
+                    pause_reading(0)
                     out.write(chunk)
                     digest.update(chunk)
                     size += len(chunk)
@@ -151,7 +152,7 @@ class RemoteFolder:
         reason = ""
         for attempt in range(self.attempts):
             if attempt:
-                time.sleep(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)))
+                pause_reading(min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2 ** (attempt - 1)))
             try:
                 with self._open(location) as file:
                     return read_from(file)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rewarm import files
-from rewarm.files import atomic_write, cache_dir, sync_to_disk, try_lock
+from rewarm.files import atomic_write, cache_dir, exchange, sync_to_disk, try_lock
 
 
 def run_python(script, *arguments, **settings):
@@ -144,3 +144,18 @@ def test_the_cache_directory_without_xdg_cache_home(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     assert str(cache_dir()) == "/home/me/.cache/rewarm"
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_two_folders_are_exchanged(tmp_path, monkeypatch, at_once):
+    if not at_once:  # another system, which cannot
+        monkeypatch.setattr(files.ctypes, "CDLL", lambda _: object())
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"of {name}").touch()
+    exchange(tmp_path / "a", tmp_path / "b")
+    assert names(tmp_path) == ["a", "b"]
+    assert (names(tmp_path / "a"), names(tmp_path / "b")) == (["of b"], ["of a"])
+    with pytest.raises(FileNotFoundError):
+        exchange(tmp_path / "a", tmp_path / "missing")
+    assert names(tmp_path) == ["a", "b"]

@@ -85,6 +85,8 @@ class TrainingState(BaseModel):
     """The step of a baseline that was measured later: the validation set was added or changed."""
     losses: dict[str, float]
     """Last measured loss on each validation set, in nats."""
+    evaluation_owed: bool = False
+    """Whether the evaluation of this step is due and was stopped: a resume repeats it."""
     guard: dict[str, Any]
     """State of the divergence guard."""
     schedule: dict[str, str]
@@ -93,11 +95,13 @@ class TrainingState(BaseModel):
     """Learning rate at each hundredth of the run, to detect that a plug-in has changed."""
     lineage: list[Ancestor]
     """The ancestors of this run, the oldest first."""
+    cpu_threads: _NonNegative | None = None
+    """Threads that computed, on which the last bits depend; None on a GPU, or where not known."""
     rewarm: str
     """Version of rewarm that wrote this state."""
 
     def after_step(
-        self, step: int, tokens: int, lr: float, position: DataPosition
+        self, step: int, tokens: int, lr: float, position: DataPosition, *, evaluation_owed: bool
     ) -> TrainingState:
         """Returns the state after one more step.
 
@@ -106,6 +110,7 @@ class TrainingState(BaseModel):
             tokens: target tokens in the batch of the step.
             lr: learning rate of the update.
             position: data position after the batch.
+            evaluation_owed: whether an evaluation is due after the step.
         """
         first, highest, _ = self.lrs or (lr, lr, lr)
         return self.model_copy(
@@ -115,8 +120,13 @@ class TrainingState(BaseModel):
                 "lrs": (first, max(highest, lr), lr),
                 "blocks": position.blocks_read,
                 "stream": position.digest,
+                "evaluation_owed": evaluation_owed,
             }
         )
+
+    def is_complete(self, steps: int) -> bool:
+        """Returns whether a run of so many steps has nothing left to train or to evaluate."""
+        return self.step >= steps and not self.evaluation_owed
 
     @property
     def lr(self) -> float | None:

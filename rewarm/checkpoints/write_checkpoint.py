@@ -31,9 +31,9 @@ from rewarm.checkpoints.manifest import (
 )
 from rewarm.checkpoints.optimizer_state import optimizer_state_tensors
 from rewarm.checkpoints.retention import set_aside
-from rewarm.checkpoints.training_state import TrainingState
+from rewarm.checkpoints.training_state import TrainingState, read_training_state
 from rewarm.errors import CheckpointError
-from rewarm.files import sync_to_disk
+from rewarm.files import exchange, sync_to_disk
 from rewarm.model.architecture import Architecture
 from rewarm.model.neox import NeoX
 from rewarm.quantities import format_bytes
@@ -128,8 +128,13 @@ def write_checkpoint(
         _write_json(partial / MANIFEST, build_manifest(partial, metrics))
         for path in [*partial.iterdir(), partial]:
             sync_to_disk(path)
-        moved = set_aside(directory) if os.path.lexists(directory) else None
-        partial.rename(directory)
+        moved = None
+        if _lacks_evaluation(directory):
+            exchange(partial, directory)
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            moved = set_aside(directory) if os.path.lexists(directory) else None
+            partial.rename(directory)
         sync_to_disk(directory.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
@@ -138,6 +143,14 @@ def write_checkpoint(
             "disk space, or check the permissions of the folder"
         ) from None
     return moved.name if moved else None
+
+
+def _lacks_evaluation(directory: Path) -> bool:
+    """Returns whether a checkpoint was saved before its evaluation, which a stop prevented."""
+    try:
+        return read_training_state(directory).evaluation_owed
+    except CheckpointError:
+        return False
 
 
 def _check_free_space(folder: Path, needed_bytes: int) -> None:

@@ -26,7 +26,7 @@ from rewarm.cli.commands.shard import shard
 from rewarm.cli.commands.train import train_command
 from rewarm.cli.commands.verify import verify
 from rewarm.cli.commands.verify_resume import verify_resume_command
-from rewarm.cli.process_setup import let_threads_sleep
+from rewarm.cli.process_setup import exit_process, let_threads_sleep
 from rewarm.errors import RecipeError, RewarmError
 
 # ClickException of click, or of the copy of click that newer versions of typer contain.
@@ -114,7 +114,7 @@ def main() -> None:
             "occurred, set REWARM_TRACEBACK=1 and run the command again",
             exit_codes.UNEXPECTED,
         )
-    sys.exit(code or exit_codes.DONE)
+    exit_process(code or exit_codes.DONE)
 
 
 def _fail(error: object, code: int) -> None:
@@ -127,4 +127,4 @@ def _fail(error: object, code: int) -> None:
         else:
             console.print("[bold red]error:[/] ", end="")
             console.print(str(error), markup=False)
-    sys.exit(code)
+    exit_process(code)

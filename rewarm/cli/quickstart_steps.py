@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
+from rewarm.checkpoints.training_state import read_training_state
 from rewarm.cli.terminal_tables import print_result_table
 from rewarm.data.quickstart_text import (
     VOCABULARY_SIZE,
@@ -127,7 +128,7 @@ def _write_recipes(out: Path) -> dict[str, Path]:
 
 def _train_unless_complete(recipe: Recipe, console: Console) -> None:
     checkpoint = last_checkpoint(Path(recipe.run))
-    if checkpoint is not None and checkpoint.name == f"step-{recipe.steps:08d}":
+    if checkpoint and read_training_state(checkpoint).is_complete(recipe.steps):
         console.print(f"   complete: {checkpoint}")
         return
     from rewarm.training.loop import train

@@ -17,8 +17,8 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+from concurrent.futures import Future
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from rewarm.data.mixture import Mixture, WeightPieces
 from rewarm.data.shard_format import Tokens
 from rewarm.data.tokenizer import check_same_tokenizer
 from rewarm.errors import DataError
+from rewarm.reader_threads import ReaderThreads
 
 TokenBlocks = npt.NDArray[np.int64]
 """Token ids, shape (sequences, context + 1): inputs are [:, :-1], targets [:, 1:]."""
@@ -143,6 +144,7 @@ class BatchLoader:
         workers: int = 1,
         ahead: int = 4,
         transform: Callable[[TokenBlocks], TokenBlocks] = _unchanged,
+        wait: Callable[[Future[Any]], Any] = Future.result,
     ) -> Generator[TokenBatch]:
         """Yields the batches, in order, read ahead of time by threads.
 
@@ -150,32 +152,36 @@ class BatchLoader:
             workers: number of threads that read; with 0, each batch is read when it is requested.
             ahead: maximum number of batches that are read ahead of time.
             transform: function applied to a batch's tokens by the thread that read them.
+            wait: returns the result of a future; where it raises an error instead, the threads are
+                not waited for: a read may block for as long as the storage does.
 
         Raises:
             DataError: a shard is missing or damaged; raised when its batch is requested.
         """
         digest = int(self._position.digest, 16)
-        for batch, blocks_read in self._read_in_order(workers, ahead, transform):
+        for batch, blocks_read in self._read_in_order(workers, ahead, transform, wait):
             digest = (digest + batch.digest) % 2**128
             yield TokenBatch(batch.tokens, DataPosition(blocks_read, f"{digest:032x}"))
 
     def _read_in_order(
-        self, workers: int, ahead: int, transform: Callable[[TokenBlocks], TokenBlocks]
+        self,
+        workers: int,
+        ahead: int,
+        transform: Callable[[TokenBlocks], TokenBlocks],
+        wait: Callable[[Future[Any]], Any],
     ) -> Iterator[tuple[_ReadBatch, dict[str, int]]]:
         """Yields each batch, and the blocks read per corpus after it."""
-        if not workers:
-            yield from ((self._read(p.blocks, transform), p.blocks_read) for p in self._plans())
-        with ThreadPoolExecutor(workers, "rewarm-loader") as pool:
-            pending: deque[tuple[Future[_ReadBatch], dict[str, int]]] = deque()
-            try:
-                for plan in self._plans():
-                    batch = pool.submit(self._read, plan.blocks, transform)
-                    pending.append((batch, plan.blocks_read))
-                    if len(pending) > ahead:
-                        batch, blocks_read = pending.popleft()
-                        yield batch.result(), blocks_read
-            finally:
-                pool.shutdown(cancel_futures=True)
+        threads = ReaderThreads(max(1, workers), "rewarm-loader")
+        pending: deque[tuple[Future[_ReadBatch], dict[str, int]]] = deque()
+        try:
+            for plan in self._plans():
+                batch = threads.submit(self._read, plan.blocks, transform)
+                pending.append((batch, plan.blocks_read))
+                if len(pending) > (ahead if workers else 0):
+                    batch, blocks_read = pending.popleft()
+                    yield wait(batch), blocks_read
+        finally:
+            threads.close()
 
     def _plans(self) -> Iterator[_BatchPlan]:
         """Yields the blocks of each batch that this process reads."""

@@ -2,51 +2,32 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Generator, Iterator
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from rewarm.reader_threads import ReaderThreads
 
 Item = TypeVar("Item")
 
 
-def prefetch(items: Iterator[Item], depth: int = 4) -> Generator[Item]:
+def prefetch(
+    items: Iterator[Item],
+    depth: int = 4,
+    wait: Callable[[Future[Any]], Any] = Future.result,
+) -> Generator[Item]:
     """Yields the same items in the same order, up to `depth` of them computed ahead of time.
 
-    An error that the iterator raises is raised here after all items that came before it.
+    An error that the iterator raises is raised here after all items that came before it. `wait`
+    returns the result of a future; where it raises an error instead, the thread is not waited for.
     """
-    ready: queue.Queue[Future[Item] | None] = queue.Queue(depth)
-    stopped = threading.Event()
-
-    def put(entry: Future[Item] | None) -> bool:
-        while not stopped.is_set():
-            try:
-                ready.put(entry, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def run() -> None:
-        try:
-            for item in items:
-                result = Future[Item]()
-                result.set_result(item)
-                if not put(result):
-                    return
-        except BaseException as error:
-            failure = Future[Item]()
-            failure.set_exception(error)
-            put(failure)
-        else:
-            put(None)
-
-    thread = threading.Thread(target=run, name="rewarm-prefetch", daemon=True)
-    thread.start()
+    end = object()
+    threads = ReaderThreads(1, "rewarm-prefetch")
     try:
-        while (entry := ready.get()) is not None:
-            yield entry.result()
+        pending = deque(threads.submit(next, items, end) for _ in range(depth))
+        while (item := wait(pending.popleft())) is not end:
+            pending.append(threads.submit(next, items, end))
+            yield item
     finally:
-        stopped.set()
-        thread.join()
+        threads.close()

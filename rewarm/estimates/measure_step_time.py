@@ -31,6 +31,7 @@ from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.safe_loading import parse_json
+from rewarm.stop_signals import raise_if_stopped, stop_signals_noted
 
 STEPS_PER_LINE = 5  # of metrics; the first line is a warm-up
 MIN_LINES = 3
@@ -126,29 +127,35 @@ def _train_until_measured(path: Path, run: Path, output: IO[bytes]) -> int:
     """Runs a recipe until enough was measured, and returns the peak memory of its process.
 
     Raises:
-        RewarmError: it ended by itself.
+        RewarmError: it ended by itself, or a signal ended it.
     """
     command = [sys.executable, "-m", "rewarm", "train", str(path)]
-    process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
-    try:
-        _wait(process.pid, run)
-        os.kill(process.pid, signal.SIGTERM)  # send_signal would reap a process that has ended
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            process.wait()
+    with stop_signals_noted() as noted:
+        process = subprocess.Popen(command, stdout=output, stderr=output, start_new_session=True)
+        try:
+            _wait(process.pid, run, noted)
+            os.kill(process.pid, signal.SIGTERM)  # send_signal would reap a process that has ended
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                process.wait()
     if process.returncode != exit_codes.STOPPED:
         raise _failure(output, process.returncode)
     return usage.ru_maxrss * 1024
 
 
-def _wait(pid: int, run: Path) -> None:
-    """Waits until enough was measured, or the process has ended."""
+def _wait(pid: int, run: Path, noted: list[int]) -> None:
+    """Waits until enough was measured, or the process has ended.
+
+    Raises:
+        Preempted: a signal was noted.
+    """
     since = None
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(0.05)
+        raise_if_stopped(noted)
         try:
             metrics = read_metrics(run / "metrics.jsonl")
         except RewarmError:

@@ -11,6 +11,7 @@ several machines that share the folder divide the runs among them.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,6 +30,7 @@ from rewarm.files import try_lock
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_file import check_metrics, read_metrics
 from rewarm.runs.resume_changes import data_changes, read_saved_recipe, recipe_changes
+from rewarm.stop_signals import REPEATED_SIGNALS, signals_to_handle
 from rewarm.study.run_outcomes import StudyResults, read_outcome
 from rewarm.study.study_file import StudyPlan, StudyRun
 
@@ -62,6 +64,8 @@ def is_complete(recipe: Recipe) -> bool:
     if checkpoint is None:
         return False
     saved, state = read_saved_recipe(checkpoint), read_training_state(checkpoint)
+    if not state.is_complete(recipe.steps):
+        return False
     if changes := [*recipe_changes(saved, state, recipe), *data_changes(recipe, state)]:
         raise CheckpointError(
             f"{directory}: already complete, but by another recipe: {'; '.join(changes[:3])}; "
@@ -103,25 +107,29 @@ class StudyRunner:
         def stop(number: int, _frame: object) -> None:
             signals.append(number)
             self._stop.set()
+            if number in REPEATED_SIGNALS and len(signals) > 1:
+                return  # a second signal would end the runs before they are saved
             for process in list(self._processes.values()):
                 if process is not None:
                     process.send_signal(signal.SIGTERM)
 
         self._locks.mkdir(parents=True, exist_ok=True)
-        handlers = {
-            number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        handlers = {number: signal.signal(number, stop) for number in signals_to_handle()}
         threads = [Thread(target=self._worker, args=(index, workers)) for index in range(workers)]
         try:
             for thread in threads:
                 thread.start()
             while any(thread.is_alive() for thread in threads):
-                show(self.statuses())
+                statuses = self.statuses()
+                with contextlib.suppress(OSError):  # a closed terminal must not end the study
+                    show(statuses)
                 time.sleep(_POLL_SECONDS)
         finally:
             for number, handler in handlers.items():
                 signal.signal(number, handler)
-        show(self.statuses())
+        statuses = self.statuses()
+        with contextlib.suppress(OSError):
+            show(statuses)
         if signals:
             raise _preempted(signals[0])
         if self._failures:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
+from torch import Tensor
 
 from rewarm.errors import ScheduleError
 from rewarm.model.neox import NeoX
@@ -22,8 +25,11 @@ class AppliedRateProbe:
         self._optimizer = optimizer
         self._before = self._parameter.detach().double().clone()
 
-    def check(self, lr: float, step: int) -> float:
-        """Returns the rate that the step since was applied at. Waits for the device.
+    def check(self, lr: float, step: int) -> float | None:
+        """Returns the rate that the step since was applied at; None if the weights cannot tell.
+
+        They cannot where no gradient reached the bias, where ε dwarfs its gradients, and where the
+        bias is so large that fp32 rounds a step of this rate away. Waits for the device.
 
         Raises:
             ScheduleError: it differs from `lr` by more than rounding in fp32 explains.
@@ -40,9 +46,13 @@ class AppliedRateProbe:
         direction = mean / (variance.sqrt() + group["eps"])
         moved = self._parameter.detach().double() - self._before
         squared_length = float(direction.square().sum())
+        if not squared_length:
+            return None
         measured = -float((moved * direction).sum()) / squared_length
-        unit = torch.finfo(torch.float32).eps * float(self._parameter.detach().abs().max())
-        tolerance = 1e-3 * lr + unit * float(direction.abs().sum()) / squared_length
+        rounding = self._rounding(direction) / squared_length
+        if not math.isfinite(rounding) or rounding > lr > 0:
+            return None
+        tolerance = 1e-3 * lr + rounding
         if not abs(measured - lr) <= tolerance:
             raise ScheduleError(
                 f"step {step:,} moved the weights at a rate of {measured:.6g}, and the schedule "
@@ -50,3 +60,12 @@ class AppliedRateProbe:
                 "rate; nothing of this step is saved"
             )
         return measured
+
+    def _rounding(self, direction: Tensor) -> float:
+        """Returns what rounding in fp32 may add to the product of the movement and `direction`.
+
+        A weight moves by a whole number of units in its last place; numbers below the smallest
+        normal one are rounded to it, or to 0.
+        """
+        info, largest = torch.finfo(torch.float32), float(self._parameter.detach().abs().max())
+        return max(info.eps * largest, info.tiny) * float(direction.abs().sum())

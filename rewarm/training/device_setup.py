@@ -23,11 +23,19 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def cpu_threads(device: torch.device) -> int | None:
+    """Returns how many threads compute on a CPU; None on a GPU, whose results need none.
+
+    They divide sums among them, so the last bits of a result depend on their number.
+    """
+    return torch.get_num_threads() if device.type == "cpu" else None
+
+
 def describe_environment(device: torch.device) -> dict[str, str]:
     """Returns the versions and the device that a run's numbers may depend on."""
-    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    threads = cpu_threads(device)
     return {
-        "device": device_name(device) + threads,
+        "device": device_name(device) + (f", {threads} threads" if threads else ""),
         "rewarm": __version__,
         "torch": torch.__version__,
         "CUDA": torch.version.cuda or "none",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from rewarm.data.batch_loader import TokenBlocks
-from rewarm.errors import CheckpointError, DataError
+from rewarm.errors import CheckpointError
 from rewarm.model.neox import NeoX
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.resolve_run import ResumeState, resolve
@@ -37,7 +37,7 @@ from rewarm.training.device_setup import (
 from rewarm.training.divergence_guard import not_finite
 from rewarm.training.microbatch_search import resolve_microbatch
 from rewarm.training.optimizer import apply_update, clip_gradient
-from rewarm.training.preemption import StopRequests
+from rewarm.training.preemption import StopRequested, StopRequests
 from rewarm.training.progress_line import ProgressLine
 from rewarm.training.run_recorder import RunRecorder
 from rewarm.training.start_or_resume import StartedRun, start_or_resume
@@ -133,34 +133,36 @@ def train(
     """
     keep_freed_memory()
     set_up_device(find_device(), tf32=recipe.tf32, deterministic=recipe.deterministic)
-    resolved = resolve(
-        recipe,
-        resume=resume,
-        resume_from=resume_from,
-        accept_changes=accept_changes,
-        thorough=True,
-    )
-    resolved.raise_problems()
-    resume_state = resolved.resume_state
-    if resume_state and resume_state.state.step >= recipe.steps:
-        return _finish_complete_run(recipe, resume_state)
-    resolved, microbatch_messages = resolve_microbatch(resolved)
-    checkpoint = resume_state.checkpoint if resume_state else None
-    skipped = resume_state.skipped if resume_state else []
-    with RunDirectory(Path(recipe.run), checkpoint, skipped=skipped) as run_directory:
-        run = start_or_resume(resolved)
-        cleanup_messages = run_directory.prepare(run.recipe.to_yaml(), run.state)
-        record = run.start_record.model_dump(mode="json")
-        record["environment"] = describe_environment(find_device())
-        run_directory.log_event("start", step=run.state.step, pid=os.getpid(), **record)
-        with (
-            progress_line_class(steps=recipe.steps, done=run.state.step) as progress_line,
-            StopRequests(stop_after_step, deadline) as stop_requests,
-        ):
-            for message in [*run.start_messages, *microbatch_messages, *cleanup_messages]:
-                progress_line.print(message)
-            recorder = RunRecorder(run, run_directory, progress_line)
-            return _run_steps(run, recorder, stop_requests)
+    with StopRequests(stop_after_step, deadline) as stop_requests:
+        with stop_requests.while_starting():
+            resolved = resolve(
+                recipe,
+                resume=resume,
+                resume_from=resume_from,
+                accept_changes=accept_changes,
+                thorough=True,
+            )
+            resolved.raise_problems()
+        resume_state = resolved.resume_state
+        if resume_state and resume_state.state.is_complete(recipe.steps):
+            return _finish_complete_run(recipe, resume_state)
+        with stop_requests.while_starting():
+            resolved, microbatch_messages = resolve_microbatch(resolved)
+        checkpoint = resume_state.checkpoint if resume_state else None
+        skipped = resume_state.skipped if resume_state else []
+        with RunDirectory(Path(recipe.run), checkpoint, skipped=skipped) as run_directory:
+            with stop_requests.while_starting():
+                run = start_or_resume(resolved)
+            cleanup_messages = run_directory.prepare(run.recipe.to_yaml(), run.state)
+            record = run.start_record.model_dump(mode="json")
+            record["environment"] = describe_environment(find_device())
+            record["cpu_threads"] = run.state.cpu_threads
+            run_directory.log_event("start", step=run.state.step, pid=os.getpid(), **record)
+            with progress_line_class(steps=recipe.steps, done=run.state.step) as progress_line:
+                for message in [*run.start_messages, *microbatch_messages, *cleanup_messages]:
+                    progress_line.print(message)
+                recorder = RunRecorder(run, run_directory, progress_line, stop_requests)
+                return _run_steps(run, recorder)
 
 
 def _finish_complete_run(recipe: Recipe, resume_state: ResumeState) -> Path:
@@ -176,18 +178,22 @@ def _finish_complete_run(recipe: Recipe, resume_state: ResumeState) -> Path:
     return checkpoint
 
 
-def _run_steps(run: StartedRun, recorder: RunRecorder, stop_requests: StopRequests) -> Path:
+def _run_steps(run: StartedRun, recorder: RunRecorder) -> Path:
     """Runs the remaining steps, with logging, evaluation and saving; returns the checkpoint."""
     recipe, model, optimizer, state = run.recipe, run.model, run.optimizer, run.state
     speed_meter, guard, every = recorder.speed_meter, recorder.guard, recipe.every
     device = next(model.parameters()).device
     autocast_context = autocast(recipe.precision, device)
-    state = recorder.measure_baseline(state)
     batches = run.loader.batches(
-        recipe.data.workers, transform=_pin_memory if device.type == "cuda" else _unchanged
+        recipe.data.workers,
+        transform=_pin_memory if device.type == "cuda" else _unchanged,
+        wait=recorder.wait_for,
     )
-    speed_meter.reset()
     try:
+        state = recorder.measure_baseline(state)
+        if state.evaluation_owed:
+            state = recorder.evaluate_again(state)
+        speed_meter.reset()
         for step in range(state.step + 1, recipe.steps + 1):
             with speed_meter.waiting():
                 tokens, data_position = next(batches)
@@ -206,25 +212,25 @@ def _run_steps(run: StartedRun, recorder: RunRecorder, stop_requests: StopReques
                 separator_id=run.separator_id,
                 loss_scale=guard.scale,
             )
-            state = state.after_step(step, recipe.batch.tokens, lr, data_position)
-            recorder.count_step(step)
             if probe and not result.skipped.item():
                 recorder.check_applied_rate(step, probe)
-            stop_reason = stop_requests.reason_to_stop(step, recorder.seconds_to_exit)
-            must_save = is_last or stop_reason is not None
+            owed = recorder.is_evaluation_due(step)
+            state = state.after_step(
+                step, recipe.batch.tokens, lr, data_position, evaluation_owed=owed
+            )
+            recorder.count_step()
             if is_last or _is_due(step, every.log):
                 recorder.log(state, result.loss, result.grad_norm)
-            if is_last or _is_due(step, every.evaluate):
+            if state.evaluation_owed:
                 state = recorder.evaluate(state)
-            if must_save or _is_due(step, every.save) or step == recorder.branch_step:
-                recorder.save(state, even_if_unhealthy=must_save)
-            recorder.finish_save(wait=must_save)
-            if stop_reason and not is_last:
-                raise stop_requests.stopped(stop_reason, step, recorder.checkpoint_path(step))
-    except DataError as error:
-        raise DataError(f"{error}{recorder.save_after_data_error(state)}") from error
-    except Exception:
-        recorder.writer.wait_for_save()  # the checkpoint being written is from before the error
+            if is_last or _is_due(step, every.save) or step == recorder.branch_step:
+                recorder.save(state, even_if_unhealthy=is_last)
+            recorder.finish_save(wait=is_last)
+            recorder.finish_step(step)
+    except StopRequested as request:
+        raise recorder.stop(request, state) from None
+    except BaseException as error:
+        recorder.save_after_error(state, error)
         raise
     finally:
         batches.close()

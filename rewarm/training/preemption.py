@@ -1,59 +1,95 @@
-"""Requests to stop a run: a signal, a time limit, or a step named in advance."""
+"""Requests to stop a run: a signal, a time limit, or a step named in advance.
+
+```
+ while it starts     the request ends the run at once: there is nothing to save yet
+ between two steps   `check` raises StopRequested
+ waiting for data    `wait_for` raises it, and leaves the thread that reads behind
+```
+"""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from concurrent import futures
 from pathlib import Path
 from threading import Thread
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rewarm import exit_codes
 from rewarm.errors import Preempted
+from rewarm.stop_signals import REPEATED_SIGNALS, signals_to_handle
 
 # Signals within so many seconds are one request: a launcher forwards to its processes what a
 # scheduler sends to all of them.
 _ONE_REQUEST = 0.2
+_POLL_SECONDS = 0.05
+"""Between two looks for a request while data is waited for."""
+_LONGEST_END_OF_START = 1.0
+"""Seconds after which a start ends that no exception can end, since it is blocked in C."""
+_EXIT_SECONDS = 1.0
+"""What the exit of a run takes that has nothing to save."""
+
+
+class StopRequested(BaseException):
+    """The run has to stop here; the text is the reason.
+
+    Not an Exception: what handles errors must not take it for one.
+    """
 
 
 class StopRequests:
-    """Turns signals and limits into a stop after the current step; a second signal exits at once.
+    """Turns signals and limits into a stop; a second signal exits at once.
 
     A context manager: signal handlers are installed inside it, and restored at its end.
     """
-
-    _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __init__(self, until: int | None = None, deadline: float = math.inf) -> None:
         """Takes a step to stop after, and a `time.monotonic()` to have exited by."""
         self._until = until
         self._deadline = deadline
-        self._signal: signal.Signals | None = None
+        self._reason: str | None = None
+        self._exit_code = exit_codes.STOPPED
+        self._is_starting = False
 
     def __enter__(self) -> Self:
         reading, self._writing = os.pipe()
         os.set_blocking(self._writing, False)
-        self._handlers = {number: signal.signal(number, self._remember) for number in self._SIGNALS}
+        self._handlers = {
+            number: signal.signal(number, self._remember)
+            for number in signals_to_handle()
+            + ((signal.SIGALRM,) if math.isfinite(self._deadline) else ())
+        }
         self._wakeup_fd = signal.set_wakeup_fd(self._writing)
-        Thread(target=self._exit_at_second_signal, args=(reading,), daemon=True).start()
+        Thread(target=self._watch, args=(reading,), daemon=True).start()
         return self
 
     def __exit__(
-        self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+        self, _k: type[BaseException] | None, error: BaseException | None, _t: TracebackType | None
     ) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup_fd)
         os.close(self._writing)
+        if isinstance(error, StopRequested):
+            raise self.preempted(
+                f"{error}: stopped before the first step; nothing new to save; run the same "
+                "command again"
+            ) from None
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self._signal = self._signal or signal.Signals(number)
+        if self._reason is None:
+            self._reason, self._exit_code = _request(number)
+        if self._is_starting:
+            raise StopRequested(self._reason)
 
-    def _exit_at_second_signal(self, reading: int) -> None:
+    def _watch(self, reading: int) -> None:
         """Ends the process at the second signal, whatever the main thread waits for.
 
         A Python handler would wait with it, for a long step, a save or a device that hangs; and two
@@ -61,34 +97,107 @@ class StopRequests:
         """
         first = None
         while number := os.read(reading, 1):
-            if number[0] not in self._SIGNALS:
+            if number[0] not in self._handlers:
+                continue
+            if self._is_starting:
+                self._end_start(number[0])
+            if number[0] in (*REPEATED_SIGNALS, signal.SIGALRM):
                 continue
             first = first or time.monotonic()
             if time.monotonic() - first > _ONE_REQUEST:
-                if sys.stderr.isatty():
-                    os.write(sys.stderr.fileno(), b"\x1b[?25h\n")  # shows the cursor again
-                os._exit(128 + number[0])
+                _exit_now(128 + number[0])
         os.close(reading)
 
-    def reason_to_stop(self, step: int, seconds_to_exit: float) -> str | None:
-        """Returns why the run has to stop after a step, or None.
+    def _end_start(self, number: int) -> None:
+        """Ends the process if a start does not end: the handler's exception cannot reach it."""
+        time.sleep(_LONGEST_END_OF_START)
+        if self._is_starting:
+            reason, exit_code = _request(number)
+            _exit_now(exit_code, f"error: {reason}: stopped before the first step\n")
+
+    @contextlib.contextmanager
+    def while_starting(self) -> Iterator[None]:
+        """Has a request end at once what is inside: a download, a checkpoint that is read.
+
+        Raises:
+            StopRequested: a stop is requested, before or inside.
+        """
+        timer = (0.0, 0.0)
+        self._is_starting = True
+        try:
+            self.check(_EXIT_SECONDS)
+            if math.isfinite(self._deadline):
+                left = self._deadline - _EXIT_SECONDS - time.monotonic()
+                timer = signal.setitimer(signal.ITIMER_REAL, max(1e-3, left))
+            yield
+        finally:
+            self._is_starting = False
+            if math.isfinite(self._deadline):
+                signal.setitimer(signal.ITIMER_REAL, *timer)
+
+    def check(self, seconds_to_exit: float, step: int | None = None) -> None:
+        """Raises StopRequested if the run has to stop.
 
         Args:
-            step: the one that was just taken.
-            seconds_to_exit: what one more step, a checkpoint and the exit take.
+            seconds_to_exit: what the run takes until it has exited, if it stops at the next check.
+            step: the one that was just taken; None within a step.
         """
-        if self._signal:
-            return self._signal.name
-        if time.monotonic() + seconds_to_exit > self._deadline:
-            return "time limit"
-        return f"step {step:,}" if step == self._until else None
+        if self._reason is None and time.monotonic() + seconds_to_exit > self._deadline:
+            self._reason = "time limit"
+        if self._reason is None and step is not None and step == self._until:
+            self._reason = f"step {step:,}"
+        if self._reason is not None:
+            raise StopRequested(self._reason)
 
-    def stopped(self, reason: str, step: int, checkpoint: Path) -> Preempted:
-        """Returns the error that ends the run after its checkpoint is saved."""
-        error = Preempted(
-            f"{reason}: stopped after step {step:,}, saved in {checkpoint}; continue with the same "
-            "command and --resume"
-        )
-        if self._signal == signal.SIGINT:
-            error.exit_code = exit_codes.INTERRUPTED
+    def wait_for(self, read: futures.Future[Any], seconds_to_exit: float) -> Any:
+        """Returns the result of a read; raises StopRequested if the run has to stop before.
+
+        The thread that reads is left behind then.
+        """
+        self.check(seconds_to_exit)
+        while not read.done():
+            futures.wait([read], timeout=_POLL_SECONDS)
+            self.check(seconds_to_exit)
+        return read.result()
+
+    def preempted(self, message: str) -> Preempted:
+        """Returns the error that ends the run, with the exit code of the request."""
+        error = Preempted(message)
+        error.exit_code = self._exit_code
         return error
+
+    def stopped(
+        self, reason: object, step: int, checkpoint: Path, *, evaluating: bool
+    ) -> Preempted:
+        """Returns the error that ends the run after its checkpoint is saved.
+
+        Args:
+            reason: of the request.
+            step: the last one that was taken.
+            checkpoint: where it is saved.
+            evaluating: whether its evaluation was stopped.
+        """
+        repeated = "its evaluation was stopped and will be repeated; " if evaluating else ""
+        return self.preempted(
+            f"{reason}: stopped after step {step:,}, saved in {checkpoint}; {repeated}continue "
+            "with the same command and --resume"
+        )
+
+
+def _request(number: int) -> tuple[str, int]:
+    """Returns the reason that a signal stands for, and the exit code of the run."""
+    if number == signal.SIGALRM:
+        return "time limit", exit_codes.STOPPED
+    interrupted = number == signal.SIGINT
+    return (
+        signal.Signals(number).name,
+        exit_codes.INTERRUPTED if interrupted else exit_codes.STOPPED,
+    )
+
+
+def _exit_now(code: int, message: str = "") -> None:
+    show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""
+    if text := show_cursor + message:
+        with contextlib.suppress(OSError):
+            os.write(sys.stderr.fileno(), text.encode())
+    os._exit(code)

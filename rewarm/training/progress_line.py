@@ -41,17 +41,20 @@ class ProgressLine:
         self._task: TaskID = self._bar.add_task("", total=steps, completed=done, numbers="starting")
 
     def __enter__(self) -> Self:
-        self._bar.start()
+        with _ignore_closed_terminal():
+            self._bar.start()
         return self
 
     def __exit__(
         self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
     ) -> None:
-        self._bar.stop()
+        with _ignore_closed_terminal():
+            self._bar.stop()
 
     def show_step(self, step: int) -> None:
         """Moves the bar."""
-        self._bar.update(self._task, completed=step)
+        with _ignore_closed_terminal():
+            self._bar.update(self._task, completed=step)
 
     def show_training(self, step: int, metrics: dict[str, Any]) -> None:
         """Shows a line of training metrics."""
@@ -61,7 +64,8 @@ class ProgressLine:
         )
         if metrics["mfu"] is not None:
             numbers += f"  mfu {metrics['mfu']:.1%}"
-        self._bar.update(self._task, completed=step, numbers=numbers)
+        with _ignore_closed_terminal():
+            self._bar.update(self._task, completed=step, numbers=numbers)
         if not self._live:
             self.print(f"step {step:,}/{self._steps:,}  {numbers}")
 
@@ -78,8 +82,13 @@ class ProgressLine:
 
     def print(self, line: str) -> None:
         """Prints a line above the bar."""
-        if self._live:
-            self._console.print(line, markup=False, highlight=False)
-        else:
-            with suppress(OSError):  # a log on a full disk must not end the run
+        with _ignore_closed_terminal():
+            if self._live:
+                self._console.print(line, markup=False, highlight=False)
+            else:
                 print(line, file=sys.stderr, flush=True)
+
+
+def _ignore_closed_terminal() -> suppress:
+    """Returns a context in which a closed terminal, or a log on a full disk, is no error."""
+    return suppress(OSError, ValueError)  # a closed file is a ValueError

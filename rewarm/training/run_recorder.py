@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import Future
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -12,12 +14,13 @@ from rewarm.checkpoints.background_writer import BackgroundWriter, SaveResult
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.retention import prune_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
-from rewarm.errors import Diverged
+from rewarm.errors import Diverged, Preempted, RewarmError
 from rewarm.estimates.throughput import peak_flops
 from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
 from rewarm.training.device_setup import device_name
 from rewarm.training.divergence_guard import DivergenceGuard, StopReason
+from rewarm.training.preemption import StopRequested, StopRequests
 from rewarm.training.progress_line import ProgressLine
 from rewarm.training.speed_meter import SpeedMeter
 from rewarm.training.start_or_resume import StartedRun
@@ -30,10 +33,16 @@ class RunRecorder:
     """Writes a run's metrics, events and checkpoints, and shows its progress."""
 
     def __init__(
-        self, run: StartedRun, run_directory: RunDirectory, progress_line: ProgressLine
+        self,
+        run: StartedRun,
+        run_directory: RunDirectory,
+        progress_line: ProgressLine,
+        stop_requests: StopRequests,
     ) -> None:
         """Takes an open run directory and progress line."""
         recipe = run.recipe
+        self._stop_requests = stop_requests
+        self._evaluation_seconds = 0.0
         self._run, self._recipe = run, recipe
         self._run_directory, self._progress_line = run_directory, progress_line
         self._device = next(run.model.parameters()).device
@@ -62,9 +71,18 @@ class RunRecorder:
         self._saved_steps = {run.state.step} if run_directory.resumed_from else set[int]()
 
     @property
-    def seconds_to_exit(self) -> float:
+    def _seconds_to_exit(self) -> float:
         """Estimated seconds for one more step, a checkpoint and the exit, based on earlier ones."""
         return self.speed_meter.step_seconds + self.writer.seconds_to_finish + _STARTUP_AND_EXIT
+
+    def is_evaluation_due(self, step: int) -> bool:
+        """Returns whether the losses are measured after a step."""
+        every = self._recipe.every.evaluate
+        return step == self._recipe.steps or (every is not None and step % every == 0)
+
+    def wait_for(self, read: Future[Any]) -> Any:
+        """Returns the result of a read; raises StopRequested if the run has to stop before."""
+        return self._stop_requests.wait_for(read, self._seconds_to_exit)
 
     def checkpoint_path(self, step: int) -> Path:
         """Returns where the checkpoint of a step belongs."""
@@ -74,10 +92,27 @@ class RunRecorder:
         """Writes pending metric lines; returns an error message if that failed, else None."""
         return self._run_directory.flush_metrics()
 
-    def count_step(self, step: int) -> None:
-        """Counts a completed step, and shows it."""
+    def count_step(self) -> None:
+        """Counts the tokens of a step.
+
+        Raises:
+            Diverged: the guard found a reason to stop, in this step or one of the last few.
+        """
         self.speed_meter.count(self._recipe.batch.tokens)
+        if self.guard.must_stop:
+            self._log_guard_events()
+
+    def finish_step(self, step: int) -> None:
+        """Shows a step as done.
+
+        Raises:
+            StopRequested: the run has to stop after it, which it has not after the last one. A
+                time limit has to leave time for the next step and its evaluation.
+        """
         self._progress_line.show_step(step)
+        if step < self._recipe.steps:
+            evaluation = self._evaluation_seconds if self.is_evaluation_due(step + 1) else 0.0
+            self._stop_requests.check(self._seconds_to_exit + evaluation, step)
 
     def checks_rate(self, step: int) -> bool:
         """Returns whether the applied learning rate of a step is measured."""
@@ -85,6 +120,8 @@ class RunRecorder:
 
     def check_applied_rate(self, step: int, probe: AppliedRateProbe) -> None:
         """Logs the learning rate of a step, computed from the change of the weights.
+
+        Where the weights cannot tell, it is logged as null, and said to be not measured.
 
         Raises:
             ScheduleError: the applied learning rate differs from the scheduled one.
@@ -94,6 +131,11 @@ class RunRecorder:
         self._run_directory.log_event(
             "rate", step=step, scheduled=scheduled_lr, measured=applied_lr
         )
+        if applied_lr is None:
+            self._progress_line.print(
+                f"step {step:,}  lr {scheduled_lr:.4g} was not measured on the weights: they moved "
+                "too little to tell"
+            )
 
     def log(self, state: TrainingState, loss: Tensor, grad_norm: Tensor) -> None:
         """Logs the metrics of a step. Waits for the device."""
@@ -120,16 +162,26 @@ class RunRecorder:
         """Logs the loss on every validation set without a baseline, and returns the state with it.
 
         Before the first step these are all sets; on a resume, those that were added or changed.
+
+        Raises:
+            StopRequested: the run has to stop; nothing is logged, and a resume measures again.
         """
         digests = {name: blocks.digest() for name, blocks in self._run.validation.items()}
         new_sets = [name for name in digests if digests[name] != state.validation.get(name)]
         state = state.model_copy(update={"validation": {**state.validation, **digests}})
-        return self._measure(state, new_sets, is_baseline=True) if new_sets else state
+        if new_sets:
+            state = self._measure(state, new_sets, is_baseline=True)
+        return state if state.step else state.model_copy(update={"evaluation_owed": False})
 
     def evaluate(self, state: TrainingState) -> TrainingState:
-        """Logs the loss on every validation set, and returns the state with these losses."""
-        sets = list(self._run.validation)
-        return self._measure(state, sets, is_baseline=False) if sets else state
+        """Logs the loss on every validation set, and returns the state with these losses.
+
+        Raises:
+            StopRequested: the run has to stop; nothing is logged, and a resume evaluates again.
+        """
+        if self._run.validation:
+            state = self._measure(state, list(self._run.validation), is_baseline=False)
+        return state.model_copy(update={"evaluation_owed": False})
 
     def _measure(
         self, state: TrainingState, names: list[str], *, is_baseline: bool
@@ -143,8 +195,9 @@ class RunRecorder:
                 microbatch=self._recipe.microbatch,
                 precision=self._recipe.precision,
                 separator_id=self._run.separator_id,
+                wait=self.wait_for,
             )
-            seconds = time.perf_counter() - started
+            seconds = self._evaluation_seconds = time.perf_counter() - started
         losses = {name: result.loss for name, result in measured.items()}
         baseline, steps = state.baseline, state.baseline_steps
         if is_baseline:
@@ -168,6 +221,16 @@ class RunRecorder:
             }
         )
 
+    def evaluate_again(self, state: TrainingState) -> TrainingState:
+        """Logs the evaluation that a stop prevented, and returns the new state.
+
+        The checkpoint that was saved without it is replaced by what it would have been.
+        """
+        state = self.evaluate(state)
+        self.save(state, even_if_unhealthy=True)
+        self.finish_save(wait=True)
+        return state
+
     def save(self, state: TrainingState, *, even_if_unhealthy: bool) -> None:
         """Starts writing a checkpoint; skipped if the last loss was not finite, unless told so."""
         with self.speed_meter.paused(self._device):
@@ -182,7 +245,6 @@ class RunRecorder:
             state = state.model_copy(update={"guard": guard})
             metrics = self._run_directory.metrics_record()
             self._log_save(self.writer.start_save(state, metrics))
-        self._saved_steps.add(state.step)
 
     def finish_save(self, *, wait: bool) -> None:
         """Logs the result of the background save if it has finished; with `wait`, waits for it.
@@ -196,16 +258,61 @@ class RunRecorder:
         else:
             self._log_save(self.writer.poll_save())
 
-    def save_after_data_error(self, state: TrainingState) -> str:
-        """Saves what was reached before the data failed; returns a suffix for the error message."""
-        if state.step and state.step not in self._saved_steps:
-            self.save(state, even_if_unhealthy=True)
-        self.finish_save(wait=True)
+    def stop(self, request: StopRequested, state: TrainingState) -> Preempted:
+        """Saves what was reached before a request to stop; returns the error that ends the run."""
+        if not state.step:
+            return self._stop_requests.preempted(
+                f"{request}: stopped before step 1; nothing was trained, so nothing is saved; run "
+                "the same command again"
+            )
+        self._save_reached(state)
+        return self._stop_requests.stopped(
+            request,
+            state.step,
+            self.checkpoint_path(state.step),
+            evaluating=state.evaluation_owed,
+        )
+
+    def save_after_error(self, state: TrainingState, error: BaseException) -> None:
+        """Saves what was reached before an error, which is raised again; says what is saved."""
+        if isinstance(error, Diverged):  # says so itself; what was reached is not worth saving
+            self.writer.wait_for_save()
+            return
+        problem = None
+        try:
+            if self.guard.last_judged > state.step:
+                problem = (
+                    f"step {state.step + 1:,} is not saved, since its update may be incomplete"
+                )
+                self.writer.wait_for_save()  # it is of an earlier step
+            elif state.step:
+                self._save_reached(state)
+        except Exception as failure:
+            if str(failure) != str(error):
+                problem = f"step {state.step:,} could not be saved: {failure}"
         checkpoints = list_checkpoints(self._run_directory.path)
-        if not checkpoints:
-            return ""
-        last = checkpoints[max(checkpoints)]
-        return f"; everything up to step {state.step:,} is saved in {last}"
+        last = max(checkpoints, default=None)
+        saved = "nothing is saved"
+        if last is not None:
+            saved = f"everything up to step {last:,} is saved in {checkpoints[last]}"
+        message = f"{problem}; {saved}" if problem else saved
+        if isinstance(error, RewarmError):
+            error.args = (f"{error}; {message}",)
+        else:
+            self._progress_line.print(
+                f"{type(error).__name__} after step {state.step:,}: {message}"
+            )
+
+    def _save_reached(self, state: TrainingState) -> None:
+        """Saves a state, unless it is saved, and waits until that is complete.
+
+        Raises:
+            CheckpointError: it cannot be saved.
+        """
+        self._log_save(self.writer.wait_for_save())
+        if state.step not in self._saved_steps:
+            self.save(state, even_if_unhealthy=True)
+            self.finish_save(wait=True)
 
     def _log_save(self, save: SaveResult | None, *, must_succeed: bool = False) -> None:
         if save is None:
@@ -213,6 +320,8 @@ class RunRecorder:
         self.speed_meter.add_stall(save.stall)
         error = save.error and str(save.error)
         self._run_directory.log_event("save", **save._asdict() | {"error": error})
+        if not save.error:
+            self._saved_steps.add(save.step)
         if save.error and (must_succeed or self._recipe.on_save_error == "stop"):
             raise save.error
         if save.set_aside:

@@ -19,8 +19,7 @@ class SpeedMeter:
         self._waited = 0.0
         self._stalled = 0.0
         self._steps = 0
-        self.step_seconds = 0.0
-        """What a step took on average, between the last two readings."""
+        self._step_seconds = 0.0
         self._since = time.perf_counter()
 
     def count(self, tokens: int) -> None:
@@ -31,6 +30,16 @@ class SpeedMeter:
     def add_stall(self, seconds: float) -> None:
         """Adds seconds that training waited for a save."""
         self._stalled += seconds
+
+    @property
+    def step_seconds(self) -> float:
+        """What a step took on average, between the last two readings; until then, since the start.
+
+        A time limit needs it before the first reading.
+        """
+        if self._step_seconds or not self._steps:
+            return self._step_seconds
+        return (time.perf_counter() - self._since) / self._steps
 
     def reset(self) -> None:
         """Starts a new interval."""
@@ -45,7 +54,7 @@ class SpeedMeter:
         seconds = max(1e-9, time.perf_counter() - self._since)
         speed, waited, stalled = self._tokens / seconds, self._waited / seconds, self._stalled
         if self._steps:
-            self.step_seconds = seconds / self._steps
+            self._step_seconds = seconds / self._steps
         self._tokens, self._steps, self._waited, self._stalled = 0, 0, 0.0, 0.0
         self._since = time.perf_counter()
         mfu = speed * self._flops_per_token / self._peak if self._peak else None

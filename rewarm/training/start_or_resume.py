@@ -30,7 +30,7 @@ from rewarm.recipe.recipe import Recipe
 from rewarm.runs.resolve_run import ResolvedRun, ResumeState
 from rewarm.runs.start_record import StartRecord
 from rewarm.safe_loading import first_validation_error
-from rewarm.training.device_setup import autocast, device_name, find_device
+from rewarm.training.device_setup import autocast, cpu_threads, device_name, find_device
 from rewarm.training.divergence_guard import GuardState
 from rewarm.training.layer_compilation import compile_or_run_eagerly, run_trial_pass
 from rewarm.training.optimizer import build_adamw
@@ -159,6 +159,7 @@ def _training_state(resolved: ResolvedRun) -> TrainingState:
         "corpora": {name: corpus.index.digest() for name, corpus in resolved.corpora.items()},
         "schedule": schedules.identity(recipe.schedule.name),
         "curve": schedules.sample_curve(recipe.schedule),
+        "cpu_threads": cpu_threads(find_device()),
         "rewarm": __version__,
     }
     if resolved.resume_state:
@@ -172,6 +173,7 @@ def _training_state(resolved: ResolvedRun) -> TrainingState:
         stream=EMPTY_DIGEST,
         baseline={},
         losses={},
+        evaluation_owed=True,  # forgetting needs a baseline
         guard={},
         lineage=list(origin.ancestors),
         **current,
@@ -179,10 +181,18 @@ def _training_state(resolved: ResolvedRun) -> TrainingState:
 
 
 def _resume_lines(resume: ResumeState | None, now: TrainingState) -> list[str]:
-    """Returns the accepted changes of a resumed run, and a warning of a new plug-in version."""
+    """Returns the accepted changes of a resumed run, and what differs without having changed it."""
     if resume is None:
         return []
     lines = [f"changed {change}" for change in resume.changes]
+    if resume.state.evaluation_owed:
+        lines.append(f"step {now.step:,}  its evaluation was stopped, and is repeated now")
+    if (threads := resume.state.cpu_threads) and now.cpu_threads not in (None, threads):
+        lines.append(
+            f"warning: CPU threads: {now.cpu_threads} now, {threads} before: sums are in another "
+            "order, so the last bits will differ from those of a run that was not stopped; for the "
+            f"same bits set OMP_NUM_THREADS={threads}"
+        )
     if resume.state.schedule != now.schedule:
         before, after = (
             "{name} of {distribution} {version}".format_map({**now.schedule, **state.schedule})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +15,8 @@ import torch
 from rewarm.checkpoints.find_checkpoint import locate_base, read_last_checkpoint
 from rewarm.checkpoints.load_weights import load_model
 from rewarm.checkpoints.manifest import verify_checkpoint
+from rewarm.data.batch_loader import TokenBlocks
+from rewarm.data.prefetch import prefetch
 from rewarm.data.shard_source import ShardSource
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.data.tokenizer import check_model_matches_shards
@@ -43,6 +47,7 @@ def measure_loss(
     microbatch: int,
     precision: str = "fp32",
     separator_id: int | None = None,
+    wait: Callable[[Future[Any]], Any] = Future.result,
 ) -> SetLoss:
     """Returns the model's loss on blocks of shape (context + 1,), in their stored order.
 
@@ -52,24 +57,31 @@ def measure_loss(
         microbatch: sequences at once.
         precision: of the forward pass; sums are in double precision.
         separator_id: the end-of-text token, where documents must not attend to each other.
+        wait: returns the result of a future, here the next microbatch; an error that it raises
+            ends the measurement.
 
     Raises:
         DataError: a shard is missing or damaged.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    rest = iter(blocks)
-    while rows := list(islice(rest, microbatch)):
-        tokens = torch.from_numpy(np.stack(rows).astype(np.int64)).to(device)
+    for rows in prefetch(_microbatches(blocks, microbatch), depth=2, wait=wait):
+        tokens = torch.from_numpy(rows).to(device)
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        if len(rows) < microbatch:
+        if len(tokens) < microbatch:
             # A compiled layer has one shape: padded with targets that are ignored.
-            missing = microbatch - len(rows)
+            missing = microbatch - len(tokens)
             inputs = torch.nn.functional.pad(inputs, (0, 0, 0, missing))
             targets = torch.nn.functional.pad(targets, (0, 0, 0, missing), value=-100)
         with autocast(precision, device):
             total += model.loss(inputs, targets, separator_id=separator_id, reduction="sum")
     return SetLoss(float(total) / blocks.tokens, blocks.tokens)
+
+
+def _microbatches(blocks: StoredBlocks, microbatch: int) -> Iterator[TokenBlocks]:
+    rest = iter(blocks)
+    while rows := list(islice(rest, microbatch)):
+        yield np.stack(rows).astype(np.int64)
 
 
 def measure_losses(
@@ -79,11 +91,17 @@ def measure_losses(
     microbatch: int,
     precision: str,
     separator_id: int | None = None,
+    wait: Callable[[Future[Any]], Any] = Future.result,
 ) -> dict[str, SetLoss]:
     """Returns the loss on each validation set, by name; arguments as for `measure_loss`."""
     return {
         name: measure_loss(
-            model, blocks, microbatch=microbatch, precision=precision, separator_id=separator_id
+            model,
+            blocks,
+            microbatch=microbatch,
+            precision=precision,
+            separator_id=separator_id,
+            wait=wait,
         )
         for name, blocks in sets.items()
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from rewarm.checkpoints.manifest import OPTIMIZER_FILE
 from rewarm.errors import RewarmError
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_file import read_metrics
+from rewarm.stop_signals import raise_if_stopped, stop_signals_noted
 
 _TIMES = ("tokens_per_second", "mfu", "data_wait", "save_stall")
 
@@ -67,11 +69,21 @@ def verify_resume(recipe: Recipe, steps: int, work: Path) -> list[str]:
 
 def _run_part(recipe: Path, run: Path, start: str, until: int) -> None:
     command = [sys.executable, "-c", _PART, str(recipe), str(run), start, str(until)]
-    ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
-    if ended.returncode:
-        lines = ended.stderr.strip().splitlines() or ["no message"]
+    with (
+        stop_signals_noted() as noted,
+        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+    ):
+        messages = None
+        while messages is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                _, messages = process.communicate(timeout=0.2)
+            if noted:
+                process.kill()
+                raise_if_stopped(noted)
+    if process.returncode:
+        lines = messages.strip().splitlines() or ["no message"]
         error = RewarmError(f"{run.name}: {lines[-1].removeprefix('error: ')}")
-        error.exit_code = ended.returncode
+        error.exit_code = process.returncode
         raise error
 
 

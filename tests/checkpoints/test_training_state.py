@@ -14,8 +14,8 @@ START = TrainingState(
 
 def test_after_step():
     assert START.lr is None
-    first = START.after_step(1, 100, 2e-3, DataPosition({"a": 4}, "1" * 32))
-    second = first.after_step(2, 100, 1e-3, DataPosition({"a": 8}, "2" * 32))
+    first = START.after_step(1, 100, 2e-3, DataPosition({"a": 4}, "1" * 32), evaluation_owed=True)
+    second = first.after_step(2, 100, 1e-3, DataPosition({"a": 8}, "2" * 32), evaluation_owed=False)
     assert (second.step, second.tokens, second.lr) == (2, 200, 1e-3)
     assert second.lrs == (2e-3, 2e-3, 1e-3)  # first, highest, last
     assert second.position == DataPosition({"a": 8}, "2" * 32)
@@ -28,6 +28,13 @@ def test_the_state_is_read_back_equal(tmp_path):
     (tmp_path / "progress.json").write_text('{"step": -1}')
     with pytest.raises(CheckpointError, match=r"progress\.json: cannot be read: step: .*use anoth"):
         read_training_state(tmp_path)
+
+
+def test_states_of_earlier_versions_are_read(tmp_path):
+    newer = {"cpu_threads", "evaluation_owed"}
+    (tmp_path / "progress.json").write_text(START.model_dump_json(exclude=newer))
+    state = read_training_state(tmp_path)
+    assert (state.cpu_threads, state.evaluation_owed) == (None, False)
 
 
 def test_an_ancestor_as_one_line():

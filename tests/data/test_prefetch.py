@@ -1,4 +1,5 @@
 import threading
+import time
 from itertools import count
 
 import pytest
@@ -21,4 +22,19 @@ def test_prefetch_stops_its_thread():
     ahead = prefetch(count(), depth=2)
     assert next(ahead) == 0
     ahead.close()
-    assert not any(thread.name == "rewarm-prefetch" for thread in threading.enumerate())
+    assert not any(thread.name.startswith("rewarm-prefetch") for thread in threading.enumerate())
+
+
+def test_prefetch_leaves_an_iterator_that_hangs():
+    released = threading.Event()
+
+    def items():
+        yield 0
+        released.wait(60)
+
+    ahead = prefetch(items())
+    assert next(ahead) == 0
+    started = time.monotonic()
+    ahead.close()
+    assert time.monotonic() - started < 1
+    released.set()

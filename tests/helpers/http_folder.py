@@ -25,15 +25,15 @@ class FaultyServer(http.server.SimpleHTTPRequestHandler):
             self.send_error(404)
         elif fault == "500":
             self.send_error(500)
-        elif fault in ("cut", "stall"):
+        elif fault in ("cut", "stall", "hang"):
             data = Path(self.translate_path(self.path)).read_bytes()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data[: len(data) // 2])
             self.wfile.flush()
-            if fault == "stall":
-                time.sleep(3)
+            if fault != "cut":
+                time.sleep(3 if fault == "stall" else 60)
             self.close_connection = True
         else:
             super().do_GET()

@@ -40,12 +40,18 @@ class RewarmProcess:
     What it prints goes to files in `folder`; it runs in `cwd`, by default that of the test.
     """
 
-    def __init__(self, folder: Path, *words: object, cwd: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *words: object,
+        cwd: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ) -> None:
         self._output, self._errors = folder / "process.out", folder / "process.err"
         for path in (self._output, self._errors):
             path.unlink(missing_ok=True)
         arguments = (
-            *(list(map(str, words)), cwd or Path.cwd(), dict(os.environ)),
+            *(list(map(str, words)), cwd or Path.cwd(), os.environ | (environment or {})),
             *(self._output, self._errors),
         )
         self._process = _SERVER.Process(target=_main, args=arguments)

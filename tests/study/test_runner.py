@@ -174,3 +174,22 @@ def test_a_run_without_its_metrics_is_not_complete(recipe_text, tmp_path):
     (tmp_path / "run" / "metrics.jsonl").unlink()
     with pytest.raises(CheckpointError, match=r"metrics.jsonl: cannot be read: No such file"):
         is_complete(recipe)
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_saves_every_run_and_leaves_none_behind(study):
+    arm = study.parent / "arm.yaml"
+    text = arm.read_text().replace("lanes: 2", "lanes: 2\n  max_epochs: null")
+    arm.write_text(re.sub("^tokens: .*", "tokens: 20M", text, flags=re.M))
+    arguments = [sys.executable, "-m", "rewarm", "compare", str(study), "--workers", "2"]
+    with subprocess.Popen(arguments, stderr=subprocess.PIPE, start_new_session=True) as process:
+        logs = [study.parent / "study" / arm / "17.log" for arm in ("rewarm", "constant")]
+        while not all(log.exists() and "\nstep 3/" in log.read_text() for log in logs):
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 75
+        assert "SIGHUP: stopped, everything saved" in process.stderr.read().decode()
+    assert not list(training_processes(study))
+    for log in logs:
+        assert re.search(r"SIGTERM: stopped after step \d+, saved in", log.read_text())

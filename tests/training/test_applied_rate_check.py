@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import torch
 from tiny_models import random_tokens, take_tiny_step, tiny_model
 from training_runs import measured_rates, run
 
@@ -34,6 +35,37 @@ def test_a_hook_that_restores_the_rate_is_found_on_the_weights(tiny):
     take_tiny_step(model, optimizer, random_tokens())
     with pytest.raises(ScheduleError, match=r"at a rate of 3e-05, .* says 0\.001"):
         probe.check(1e-3, step=1)
+
+
+def test_a_step_that_rounds_away_is_not_measured(tiny):
+    model, optimizer = tiny
+    bias = model.gpt_neox.final_layer_norm.bias
+    with torch.no_grad():
+        bias.fill_(1e6)  # its last place is 0.06: a step of 1e-3 leaves it as it is
+    probe = AppliedRateProbe(model, optimizer)
+    take_tiny_step(model, optimizer, random_tokens())
+    assert torch.equal(bias, torch.full_like(bias, 1e6))
+    assert probe.check(1e-3, step=1) is None
+
+
+def test_a_head_of_zeros_gives_the_bias_no_gradient(tiny):
+    model, optimizer = tiny
+    with torch.no_grad():
+        model.embed_out.weight.zero_()
+    for step, expected in ((1, None), (2, pytest.approx(1e-3, rel=1e-3))):
+        probe = AppliedRateProbe(model, optimizer)
+        take_tiny_step(model, optimizer, random_tokens())
+        assert probe.check(1e-3, step) == expected
+
+
+@pytest.mark.parametrize("setting", [("eps", "1e308"), ("clip", "1e-320")])
+def test_a_rate_that_cannot_be_measured_is_said_to_be_not_measured(
+    recipe_text, tmp_path, capsys, setting
+):
+    name, value = setting
+    run(recipe_text, tmp_path / "run", tokens=2048, **{f"optimizer__{name}": value})
+    assert measured_rates(tmp_path / "run") == {1: None, 2: None}
+    assert "step 2  lr 0.001 was not measured on the weights: they moved" in capsys.readouterr().err
 
 
 # The recipe's own curve: up to 1e-2 over 10 % of 20 steps, so 5e-3 and 1e-2 at steps 1 and 2.

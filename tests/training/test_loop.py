@@ -2,12 +2,18 @@
 
 import pytest
 import torch
+from hanging_reads import hanging_at
 from tiny_models import random_tokens, take_tiny_step, tiny_model
-from training_runs import metrics, run
+from training_runs import metrics, run, trained_files
 
-from rewarm.errors import DataError
+from rewarm.checkpoints.find_checkpoint import last_checkpoint, list_checkpoints
+from rewarm.data.corpus import Corpus
+from rewarm.errors import DataError, ScheduleError
 from rewarm.recipe.fields import OptimizerSettings
+from rewarm.recipe.recipe import Recipe
+from rewarm.training import loop
 from rewarm.training.optimizer import build_adamw
+from rewarm.training.progress_line import ProgressLine
 
 
 def test_accumulation_is_one_large_batch():
@@ -78,3 +84,104 @@ def test_separate_documents_train_and_are_measured(recipe_text, tmp_path):
     )
     assert separate < 4
     assert separate != across
+
+
+def fail_at_call(monkeypatch, owner, name, number, error, *, after=False):
+    """Makes the `number`-th call of a function fail, before or after it has done its work."""
+    function, calls = getattr(owner, name), []
+
+    def fail_or_call(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == number and not after:
+            raise error
+        result = function(*args, **kwargs)
+        if len(calls) == number:
+            raise error
+        return result
+
+    monkeypatch.setattr(owner, name, fail_or_call)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "number", "error", "step"),
+    [
+        (loop, "clip_gradient", 13, MemoryError("no memory"), 12),
+        (torch.autograd, "backward", 26, RuntimeError("in C++"), 12),  # microbatch 2 of step 13
+        (loop, "take_step", 13, KeyboardInterrupt(), 12),
+        (loop, "take_step", 13, SystemExit(0), 12),
+        (ProgressLine, "show_step", 13, RuntimeError("a broken progress line"), 13),
+        (ProgressLine, "show_training", 4, OSError(5, "a broken log"), 12),
+    ],
+)
+def test_any_error_saves_what_was_reached(
+    recipe_text, tmp_path, monkeypatch, capsys, owner, name, number, error, step
+):
+    with monkeypatch.context() as patch:
+        fail_at_call(patch, owner, name, number, error)
+        with pytest.raises(type(error)) as raised:
+            run(recipe_text, tmp_path / "run")
+    assert raised.value is error
+    saved = last_checkpoint(tmp_path / "run")
+    assert saved.name == f"step-{step:08d}"
+    expected = f"{type(error).__name__} after step {step}: everything up to step {step} is saved in"
+    assert f"{expected} {saved}" in capsys.readouterr().err
+    straight = run(recipe_text, tmp_path / "straight")
+    assert trained_files(run(recipe_text, tmp_path / "run", resume=True)) == trained_files(straight)
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_step_that_may_be_half_applied_is_not_saved(
+    recipe_text, tmp_path, monkeypatch, capsys, after
+):
+    fail_at_call(monkeypatch, loop, "apply_update", 13, RuntimeError("a device"), after=after)
+    with pytest.raises(RuntimeError, match="a device"):
+        run(recipe_text, tmp_path / "run")
+    assert list(list_checkpoints(tmp_path / "run")) == [10]
+    message = "step 13 is not saved, since its update may be incomplete; everything up to step 10"
+    assert message in capsys.readouterr().err
+
+
+def test_a_step_at_a_wrong_rate_is_not_saved(recipe_text, tmp_path, monkeypatch):
+    apply_update = loop.apply_update
+    monkeypatch.setattr(
+        loop, "apply_update", lambda optimizer, lr, skip: apply_update(optimizer, 2 * lr, skip)
+    )
+    with pytest.raises(ScheduleError, match=r"at a rate of 0\.01, .*nothing is saved"):
+        run(recipe_text, tmp_path / "run", every__save=1)
+    assert not list_checkpoints(tmp_path / "run")
+
+
+def test_an_error_of_the_schedule_keeps_its_exit_code(recipe_text, tmp_path, monkeypatch):
+    rate_at = Recipe.lr
+
+    def fail_in_step_13(recipe, step):
+        if step == 13 and list_checkpoints(tmp_path / "run"):
+            raise ScheduleError("no rate")
+        return rate_at(recipe, step)
+
+    monkeypatch.setattr(Recipe, "lr", fail_in_step_13)
+    with pytest.raises(ScheduleError, match="no rate; everything up to step 12 is saved") as error:
+        run(recipe_text, tmp_path / "run")
+    assert error.value.exit_code == 2
+
+
+def test_an_error_that_prevents_saving_is_named_too(recipe_text, tmp_path, monkeypatch, capsys):
+    fail_at_call(monkeypatch, loop, "take_step", 13, RuntimeError("the device is lost"))
+    save = loop.RunRecorder.save
+
+    def fail_after_step_10(recorder, state, **kwargs):
+        if state.step > 10:
+            raise RuntimeError("it cannot be read")
+        return save(recorder, state, **kwargs)
+
+    monkeypatch.setattr(loop.RunRecorder, "save", fail_after_step_10)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        run(recipe_text, tmp_path / "run")
+    expected = "step 12 could not be saved: it cannot be read; everything up to step 10 is saved"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_run_ends_without_the_data_that_was_read_ahead(recipe_text, tmp_path, monkeypatch):
+    with hanging_at(monkeypatch, Corpus, "block", 16 * 20 + 1):
+        assert run(recipe_text, tmp_path / "run").name == "step-00000020"

@@ -1,5 +1,6 @@
 """The three ways to start, and a resumed run that is, bit for bit, the uninterrupted one."""
 
+import re
 import shutil
 import signal
 import time
@@ -9,7 +10,7 @@ import pytest
 import torch
 from rewarm_process import RewarmProcess
 from safetensors.torch import load_file
-from training_runs import metrics, recipe_with, run, signal_in_step, trained_files
+from training_runs import events, metrics, recipe_with, run, signal_in_step, trained_files
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
@@ -186,3 +187,21 @@ def test_a_run_killed_before_its_first_checkpoint_says_that_it_starts_again(
         capsys.readouterr().err
     )
     assert_same_run(directory, straight)
+
+
+def test_another_number_of_cpu_threads_is_reported_on_resume(recipe_text, tmp_path, capsys):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        run(recipe_text, tmp_path / "run", tokens=2048)
+        run(recipe_text, tmp_path / "run", tokens=3072, resume=True, accept_changes=True)
+        assert "CPU threads" not in capsys.readouterr().err
+        torch.set_num_threads(1)
+        last = run(recipe_text, tmp_path / "run", tokens=4096, resume=True, accept_changes=True)
+    finally:
+        torch.set_num_threads(threads)
+    warning = "warning: CPU threads: 1 now, 2 before: .* for the same bits set OMP_NUM_THREADS=2"
+    assert re.search(warning, capsys.readouterr().err)
+    assert read_training_state(last).cpu_threads == 1
+    starts = events(tmp_path / "run", "start")
+    assert [start["cpu_threads"] for start in starts] == [2, 2, 1]
