@@ -42,6 +42,32 @@ HOSTILE = {
     ),
     "nan": ("returns NaN", PLAIN.format(name="nan", value="float('nan')")),
     "negative": ("returns a negative rate", PLAIN.format(name="negative", value="-1e-3")),
+    "exits-import": ("calls sys.exit(0) at import", "import sys; sys.exit(0)"),
+    "exits": (
+        "calls sys.exit(0) in a call",
+        PLAIN.format(name="exits", value="__import__('sys').exit(0)"),
+    ),
+    "exits-marks": (
+        "calls sys.exit(0) for its marks",
+        PLAIN.format(name="exits-marks", value="1e-3")
+        + "\n    def marks(self):\n        raise SystemExit(0)\n",
+    ),
+    "generator": (
+        "raises GeneratorExit in a call",
+        PLAIN.format(name="generator", value="next(self.stop())")
+        + "\n    def stop(self):\n        raise GeneratorExit\n",
+    ),
+    "stuck": (
+        "never returns from a call",
+        PLAIN.format(name="stuck", value="self.wait()")
+        + "\n    def wait(self):\n        while True:\n            pass\n",
+    ),
+    "huge": ("returns an integer of 400 digits", PLAIN.format(name="huge", value="10**400")),
+    "nameless": (
+        "raises an exception without text",
+        PLAIN.format(name="nameless", value="self.fail()")
+        + "\n    def fail(self):\n        raise ValueError\n",
+    ),
     "text": ("returns a string", PLAIN.format(name="text", value="'1e-3'")),
     "mutates": (
         "keeps state between calls",

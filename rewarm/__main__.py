@@ -1,5 +1,15 @@
-"""`python -m rewarm`, and `torchrun -m rewarm`."""
+"""`rewarm`, `python -m rewarm`, and `torchrun -m rewarm`."""
 
-from rewarm.cli.app import main
+from rewarm.cli.process_setup import exit_at_interrupts_of_imports
 
-main()
+
+def start() -> None:
+    """Runs the command line."""
+    exit_at_interrupts_of_imports()
+    from rewarm.cli.app import main
+
+    main()
+
+
+if __name__ == "__main__":
+    start()

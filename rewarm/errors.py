@@ -11,7 +11,17 @@ RewarmError
 ```
 """
 
+import re
+
 from rewarm import exit_codes
+
+# https://user:password@host; a revision follows the @ of hf://owner/name@revision
+_USER = re.compile(
+    r"((?!hf:)[A-Za-z][A-Za-z0-9+.-]*:/+)"
+    r"(?:[^\s/@?#'\"]*|[^\s/@?#'\"]*:(?!\d+/)[^\s@'\"]*)@"  # AWS's secrets may contain a /
+    r"|(\bhf:/+)[^\s/@:]*:[^\s/@]*@"
+)
+_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/+[^\s?#'\"]*[?#])[^\s='\"]*=[^\s'\"]*")
 
 
 class RewarmError(Exception):
@@ -66,8 +76,9 @@ class Preempted(RewarmError):
 def printable(text: str) -> str:
     """Returns text with unprintable characters escaped, cut to 50 lines of 1,000 characters.
 
-    Messages quote names and values from untrusted files.
+    Messages quote names and values from untrusted files. Credentials in URLs are left out.
     """
+    text = hide_credentials(text)
     lines = text.split("\n")
     if len(lines) > 50:
         lines = [*lines[:48], f"... and {len(lines) - 49} more lines", lines[-1]]
@@ -75,6 +86,16 @@ def printable(text: str) -> str:
         line if len(line) <= 1000 else f"{line[:600]} [...] {line[-300:]}" for line in lines
     )
     return "\n".join(map(escape_unprintable, shortened))
+
+
+def hide_credentials(text: str) -> str:
+    """Returns a text with `***` for the user, password and query of each URL in it.
+
+    >>> hide_credentials("https://me:secret@host/pile?token=secret")
+    'https://***@host/pile?***'
+    """
+    without_users = _USER.sub(lambda match: f"{match[1] or match[2]}***@", text)
+    return _QUERY.sub(r"\1***", without_users)
 
 
 def escape_unprintable(line: str) -> str:

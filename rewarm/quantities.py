@@ -162,6 +162,9 @@ class Budget(NamedTuple):
     tokens_per_step: int
 
 
+SPAN_UNITS = ("step", "steps", "token", "tokens")
+
+
 class Span(float):
     """A length as a fraction of the run's budget, with the text that it was written as.
 
@@ -186,7 +189,7 @@ class Span(float):
     def _fraction(written: str | float, budget: Budget | None) -> float:
         if isinstance(written, str):
             amount, _, unit = written.strip().rpartition(" ")
-            if unit in ("step", "steps", "token", "tokens"):
+            if unit in SPAN_UNITS:
                 count = parse_count(amount)
                 if budget is None:
                     raise ValueError(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from rewarm.errors import DataError
+from rewarm.errors import DataError, hide_credentials
 from rewarm.files import sync_to_disk
 from rewarm.reader_threads import pause_reading
 
@@ -40,6 +40,22 @@ def is_url(address: str) -> bool:
             f"{scheme}: cannot be read (supported: local folders, {', '.join(URL_SCHEMES)})"
         )
     return bool(separator)
+
+
+def check_no_credentials(address: str) -> None:
+    """Checks that an address is not a URL with a user, a password or a query such as `?token=...`.
+
+    Recipes are copied into checkpoints and reports, and with them every address.
+
+    Raises:
+        ValueError: it is one; the message does not contain the address.
+    """
+    if hide_credentials(address) != address:
+        raise ValueError(
+            "should be a URL without user, password and query, since recipes are copied into "
+            "checkpoints and reports; give credentials in the environment, or in fsspec's "
+            "configuration (docs/data.md, Credentials)"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +197,9 @@ class RemoteFolder:
                     f"{self.url}: reading it needs aiohttp: pip install 'rewarm[http]'"
                 ) from None
             limit = ClientTimeout(sock_connect=self.timeout, sock_read=self.timeout)
-            options = {"client_kwargs": {"timeout": limit}, "block_size": 0}
+            scheme = location.partition(":")[0]
+            configured = fsspec.config.conf.get(scheme, {}).get("client_kwargs", {})
+            options = {"client_kwargs": {**configured, "timeout": limit}, "block_size": 0}
         try:
             opened: IO[bytes] = fsspec.open(location, "rb", **options).open()
         except ImportError as error:

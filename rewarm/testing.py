@@ -15,6 +15,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
@@ -24,10 +25,12 @@ from rewarm.errors import ScheduleError
 from rewarm.quantities import Budget, Span
 from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.schedules import Schedule
+from rewarm.schedules.third_party_code import describe_error, within_time_limit
 
 _SAMPLES = [step / 1000 for step in range(1, 1001)]
 _PAST_THE_END = (1.0 + 1e-9, 1.5, 10.0)
 _MAX_SECONDS_PER_CALL = 200e-6  # called once per step, and for every step of a preview
+_MAX_SECONDS_PER_PROMISE = 60.0
 _BUDGETS = (Budget(1000, 64), Budget(131_296, 2_260_992))
 _BASE_LR = 3e-5  # for settings such as `5x base`
 
@@ -110,9 +113,17 @@ def conformance(name: str, settings: dict[str, Any]) -> dict[str, str | None]:
     results: dict[str, str | None] = {}
     for promise, violations in _PROMISES.items():
         try:
-            results[promise] = next(violations(case), None)
-        except Exception as error:  # third-party code may raise anything
-            results[promise] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            results[promise] = within_time_limit(
+                partial(next, violations(case), None),
+                _MAX_SECONDS_PER_PROMISE,
+                lambda: (
+                    f"it is not checked after {_MAX_SECONDS_PER_PROMISE:g} s: does a call hang?"
+                ),
+            )
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # third-party code may raise anything, also SystemExit
+            results[promise] = describe_error(error).splitlines()[0]
     return results
 
 

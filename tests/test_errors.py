@@ -1,7 +1,14 @@
 import pytest
 
 from rewarm import errors
-from rewarm.errors import RecipeError, RewarmError, did_you_mean, escape_unprintable, printable
+from rewarm.errors import (
+    RecipeError,
+    RewarmError,
+    did_you_mean,
+    escape_unprintable,
+    hide_credentials,
+    printable,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,3 +68,19 @@ def test_the_most_similar_known_word_is_suggested():
     assert did_you_mean("rewram", ["constant", "rewarm"]) == "; did you mean 'rewarm'?"
     assert did_you_mean("zzz", ["constant", "rewarm"]) == ""
     assert did_you_mean("x", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://me:secret@host/x: gone", "https://***@host/x: gone"),
+        ("s3://key:sec/ret@bucket/x", "s3://***@bucket/x"),
+        ("verify https:/me:secret@host", "verify https:/***@host"),  # as a Path shows it
+        ("(got 'https://host/x?sig=secret&a=b')", "(got 'https://host/x?***')"),
+        ("hf://datasets/me/pile@main/x", "hf://datasets/me/pile@main/x"),
+        ("https://host:8080/pile@v1/0000?.tar", "https://host:8080/pile@v1/0000?.tar"),
+    ],
+)
+def test_credentials_in_urls_are_not_shown(text, shown):
+    assert str(RewarmError(text)) == shown
+    assert hide_credentials(shown) == shown

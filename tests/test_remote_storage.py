@@ -1,11 +1,14 @@
 """Files at a URL, downloaded from a real HTTP server that fails on demand."""
 
 import hashlib
+import http.server
 import os
 
+import fsspec
 import pytest
 from http_folder import FaultyServer, serve
 
+from rewarm.data.shard_source import ShardSource
 from rewarm.errors import DataError
 from rewarm.remote_storage import RemoteFolder, is_url
 
@@ -120,3 +123,29 @@ def test_only_known_url_schemes_are_accepted():
     assert not is_url("data/a")
     with pytest.raises(ValueError, match=r"ftp: cannot be read \(supported: local folders, http"):
         is_url("ftp://host/a")
+
+
+def test_headers_and_client_settings_of_fsspecs_configuration_are_used(remote, monkeypatch):
+    received = []
+
+    def do_get(self):
+        received.append((self.headers["Authorization"], self.headers["User-Agent"]))
+        http.server.SimpleHTTPRequestHandler.do_GET(self)
+
+    monkeypatch.setattr(FaultyServer, "do_GET", do_get)
+    configured = {
+        "headers": {"Authorization": "Bearer secret"},
+        "client_kwargs": {"headers": {"User-Agent": "of the configuration"}},
+    }
+    monkeypatch.setitem(fsspec.config.conf, "http", configured)
+    assert remote().read("index.json", max_bytes=100) == b'{"a": 1}'
+    assert set(received) == {("Bearer secret", "of the configuration")}
+
+
+@pytest.mark.parametrize("url", ["https://me:secret@host/pile", "gs://bucket/pile?token=secret"])
+def test_shards_at_a_url_with_credentials_are_refused(url):
+    with pytest.raises(
+        DataError, match="should be a URL without user, password and query"
+    ) as error:
+        ShardSource(url)
+    assert "secret" not in str(error.value)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,7 +123,7 @@ def write_checkpoint(
         partial.mkdir(parents=True)
         _check_free_space(partial, snapshot.nbytes)
         _write_model(partial, architecture, snapshot.weights, tokenizer)
-        save_file(snapshot.optimizer_state, partial / OPTIMIZER_FILE)
+        _save_tensors(snapshot.optimizer_state, partial / OPTIMIZER_FILE)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         _write_json(partial / "progress.json", state.model_dump())
         _write_json(partial / MANIFEST, build_manifest(partial, metrics))
@@ -172,9 +173,22 @@ def _write_model(
     # generate() pads with end-of-text by default, but older transformers warn if this is not set.
     _write_json(folder / "generation_config.json", ids | {"pad_token_id": eos_token_id})
     _write_tokenizer(folder, tokenizer, architecture.positions)
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _save_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
     # Without an index, vLLM loads each *.safetensors here as weights, also the optimizer state.
     _write_json(folder / "model.safetensors.index.json", _weight_index(weights))
+
+
+def _save_tensors(
+    tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a safetensors file with the permissions of any new file here, as the umask says.
+
+    safetensors replaces the file by one that only its owner can read.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata=metadata)
+    path.chmod(mode)
 
 
 def _write_json(path: Path, data: Any) -> None:

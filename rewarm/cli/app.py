@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import signal
 import sys
 from typing import Annotated, Any
 
@@ -26,8 +28,13 @@ from rewarm.cli.commands.shard import shard
 from rewarm.cli.commands.train import train_command
 from rewarm.cli.commands.verify import verify
 from rewarm.cli.commands.verify_resume import verify_resume_command
-from rewarm.cli.process_setup import exit_process, let_threads_sleep
-from rewarm.errors import RecipeError, RewarmError
+from rewarm.cli.process_setup import INTERRUPTED_MESSAGE, exit_process, let_threads_sleep
+from rewarm.cli.standard_streams import (
+    flush_stdout,
+    is_output_summary,
+    set_up_standard_streams,
+)
+from rewarm.errors import RecipeError, RewarmError, hide_credentials, printable
 
 # ClickException of click, or of the copy of click that newer versions of typer contain.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -84,47 +91,75 @@ def _options(
 
 def main() -> None:
     """Runs the command line; prints an error as one message and exits with the error's code."""
+    set_up_standard_streams()
     let_threads_sleep()
+    code = _run_command(sys.argv[1:])
+    if output_error := flush_stdout():
+        code = _report_output_error(output_error, code)
+    exit_process(code)
+
+
+def _run_command(arguments: list[str]) -> int:
+    """Runs a command, reports its error, and returns the exit code."""
     try:
-        code = app(standalone_mode=False)
+        command = typer.main.get_command(app)
+        # Not through typer's own main function: some versions of it consume KeyboardInterrupt.
+        with command.make_context("rewarm", arguments) as context:
+            command.invoke(context)
+    except typer.Exit as ended:
+        return int(ended.exit_code)
     except RewarmError as error:
-        _fail(error, error.exit_code)
+        return _report(error, error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _fail(
-            "interrupted; the shards that `rewarm shard` has finished are kept",
-            exit_codes.INTERRUPTED,
-        )
-    except BrokenPipeError:  # `rewarm schema | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(exit_codes.BROKEN_PIPE)
-    except Exception as error:
-        if isinstance(error, _USAGE_ERROR):
-            error.show()
-            sys.exit(error.exit_code)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends what still runs
+        return _report(INTERRUPTED_MESSAGE, exit_codes.INTERRUPTED)
+    except _USAGE_ERROR as error:
+        error.message = hide_credentials(error.message)
+        error.show()
+        return int(error.exit_code)
+    except BaseException as error:  # a plug-in may call sys.exit
         if "REWARM_TRACEBACK" in os.environ:
             raise
-        text = str(error).strip() or "no message"
-        if type(error).__name__ == "OutOfMemoryError":
-            _fail(
-                f"out of memory on the device: {text}; try batch.microbatch: auto",
-                exit_codes.UNEXPECTED,
-            )
-        _fail(
-            f"{type(error).__name__}: {text}\nrewarm does not expect this error; to see where it "
-            "occurred, set REWARM_TRACEBACK=1 and run the command again",
-            exit_codes.UNEXPECTED,
-        )
-    exit_process(code or exit_codes.DONE)
+        if isinstance(error, OSError) and error.filename is not None:
+            # Any use of a path may fail: its name may be too long, its folder not readable.
+            message = f"{error.filename}: {error.strerror}; check the path"
+            return _report(printable(message), exit_codes.UNUSABLE_INPUT)
+        return _report(_describe_unexpected(error), exit_codes.UNEXPECTED)
+    return exit_codes.DONE
 
 
-def _fail(error: object, code: int) -> None:
-    sys.stdout.flush()
+def _describe_unexpected(error: BaseException) -> str:
+    text = printable(str(error).strip()) or "no message"
+    if type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory on the device: {text}; try batch.microbatch: auto"
+    return (
+        f"{type(error).__name__}: {text}\nrewarm does not expect this error; to see where it "
+        "occurred, set REWARM_TRACEBACK=1 and run the command again"
+    )
+
+
+def _report_output_error(error: OSError, code: int) -> int:
+    """Reports that stdout could not be written, and returns the exit code."""
+    is_closed_pipe = error.errno == errno.EPIPE  # `rewarm schema | head`
+    if is_output_summary() or code != exit_codes.DONE:
+        if not is_closed_pipe:
+            _report(f"stdout cannot be written: {error.strerror}; nothing else is lost", code)
+        return code
+    if is_closed_pipe:
+        return exit_codes.BROKEN_PIPE
+    return _report(f"stdout cannot be written: {error.strerror}", exit_codes.UNEXPECTED)
+
+
+def _report(error: object, code: int) -> int:
+    """Prints an error to stderr, and returns its exit code."""
+    flush_stdout()
     console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     with contextlib.suppress(OSError):  # stderr on a full disk must not change the exit code
         if isinstance(error, RecipeError):
             # A line may start with file:line:column, as a compiler's does: editors jump to it.
             console.print(str(error), markup=False)
         else:
-            console.print("[bold red]error:[/] ", end="")
+            label = "[bold red]error:[/]" if code != exit_codes.DONE else "[bold]warning:[/]"
+            console.print(f"{label} ", end="")
             console.print(str(error), markup=False)
-    exit_process(code)
+    return code

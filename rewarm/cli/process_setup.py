@@ -1,17 +1,23 @@
-"""The start time of this process, how its threads wait, and how it ends."""
+"""The start time of this process, how its threads wait, its Ctrl-C, and how it ends."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
+from types import FrameType
 from typing import NoReturn
 
+from rewarm import exit_codes
 from rewarm.reader_threads import has_blocked_threads
 
 STARTED = time.monotonic()
 """Time limits count from here, so that they include imports that take seconds."""
+
+INTERRUPTED_MESSAGE = "interrupted; finished shards and saved checkpoints are kept"
+"""The message after Ctrl-C outside the training loop, which has its own."""
 
 
 def let_threads_sleep() -> None:
@@ -35,3 +41,25 @@ def exit_process(code: int) -> NoReturn:
                 stream.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def exit_at_interrupts_of_imports() -> None:
+    """Makes Ctrl-C end the process at once while a module is imported.
+
+    A KeyboardInterrupt there is a traceback before `main` runs, may be turned into an ImportError,
+    and aborts the process in the C++ part of PyTorch's import. Elsewhere it is raised as usual.
+    """
+    # Not if the process was started in the background, where a shell ignores the signal.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    caller = frame
+    while caller is not None:
+        if caller.f_code.co_filename == "<frozen importlib._bootstrap>":
+            with contextlib.suppress(OSError):
+                os.write(2, f"error: {INTERRUPTED_MESSAGE}\n".encode())
+            os._exit(exit_codes.INTERRUPTED)
+        caller = caller.f_back
+    signal.default_int_handler(number, frame)

@@ -25,7 +25,12 @@ from rewarm.data.shard_format import (
 )
 from rewarm.errors import DataError
 from rewarm.files import cache_dir
-from rewarm.remote_storage import DEFAULT_CACHE_BYTES, RemoteFolder, is_url
+from rewarm.remote_storage import (
+    DEFAULT_CACHE_BYTES,
+    RemoteFolder,
+    check_no_credentials,
+    is_url,
+)
 
 _PATTERN = re.compile(r"[{*?\[]")
 
@@ -56,6 +61,7 @@ class ShardSource:
         folder, pattern = _split_pattern(location)
         self._remote = None
         try:
+            check_no_credentials(location)
             if is_url(folder):
                 self._remote = RemoteFolder(
                     url=folder,

@@ -367,7 +367,8 @@ def recipe_schema() -> dict[str, Any]:
     choices = []
     for plugin in schedules.installed():
         try:
-            settings = schedules.find(plugin.name).model_json_schema(ref_template="#/$defs/{model}")
+            kind = schedules.find(plugin.name)
+            settings = schedules.settings_schema(kind, ref_template="#/$defs/{model}")
         except ScheduleError:
             continue
         definitions |= settings.pop("$defs", {})

@@ -10,6 +10,7 @@ YamlDocument -> pydantic -> Section
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -18,8 +19,10 @@ from pydantic_core import ErrorDetails
 
 from rewarm import schedules
 from rewarm.errors import RecipeError, did_you_mean
+from rewarm.quantities import SPAN_UNITS, parse_count
 from rewarm.recipe.fields import Section
 from rewarm.recipe.yaml_document import KeyPath, YamlDocument
+from rewarm.remote_storage import check_no_credentials
 from rewarm.schedules import Schedule
 
 _Model = TypeVar("_Model", bound=Section)
@@ -36,12 +39,51 @@ def validate_document(
     Raises:
         RecipeError: all problems, one line each, in the order of their source locations.
     """
+    problems = dict.fromkeys(_text_problems(document, document.data, ()))
     try:
-        return model.model_validate(document.data, context=context)
+        validated = model.model_validate(document.data, context=context)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        problems = dict.fromkeys(_problem_line(document, problem, model) for problem in details)
-        raise RecipeError(sorted(problems, key=_source_order)) from None
+        problems |= dict.fromkeys(
+            _problem_line(document, problem, model)
+            for problem in details
+            if problem["type"] != "string_unicode"  # it is one of the texts above
+        )
+    if problems:
+        raise RecipeError(sorted(problems, key=_source_order))
+    return validated
+
+
+def _text_problems(document: YamlDocument, data: Any, key_path: KeyPath) -> Iterator[str]:
+    """Yields a line for each text, of any setting, that no file, or no recipe, may contain."""
+    if isinstance(data, dict | list):
+        items = data.items() if isinstance(data, dict) else enumerate(data)
+        for key, value in items:
+            yield from _text_problems(document, value, (*key_path, key))
+    elif isinstance(data, str):
+        try:
+            check_no_credentials(data)
+            _check_encodable(data)
+        except ValueError as error:
+            setting = ".".join(map(str, key_path))
+            yield f"{document.source_location(key_path)}: {setting}: {error}"
+
+
+def _check_encodable(text: str) -> None:
+    """Checks that a text can be written to a file, and be the name of one.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if "\0" in text:
+        raise ValueError("should not contain a NUL character (\\0)")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            "should be UTF-8 text; half of a surrogate pair (\\ud800 to \\udfff) or a byte that is "
+            "not UTF-8 cannot be written to the run's recipe"
+        ) from None
 
 
 def _source_order(problem: str) -> tuple[str, int, int]:
@@ -75,10 +117,40 @@ def _message(document: YamlDocument, error: ErrorDetails, model: type[Section]) 
         )
     if kind in ("too_short", "string_too_short") and not value:
         return "should not be empty"
+    if explanation := _explain_long_span(document, error):
+        return explanation
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
     if kind == "recipe" or isinstance(value, dict):  # the message already quotes what is wrong
         return message
     return f"{message} (got {_shortened(value)})"
+
+
+def _explain_long_span(document: YamlDocument, error: ErrorDetails) -> str | None:
+    """Returns how long a span in steps or tokens may be; None for another error.
+
+    Pydantic compares fractions: that 100 steps of 20 "should be less than 1" explains nothing.
+    """
+    value, kind = error["input"], error["type"]
+    if kind not in ("less_than", "less_than_equal") or not isinstance(value, str):
+        return None
+    if value.rpartition(" ")[2] not in SPAN_UNITS:
+        return None
+    comparison, limit = ("less than", "lt") if kind == "less_than" else ("at most", "le")
+    share = error["ctx"][limit]
+    return (
+        f"{value} are too many: should be {comparison} {f'{share:.0%} of ' * (share != 1)}"
+        f"{_whole_of_span(document, error['loc'])}; write fewer, or a share such as 10%, or raise "
+        "tokens"
+    )
+
+
+def _whole_of_span(document: YamlDocument, key_path: KeyPath) -> str:
+    """Returns what a span at a key path is a part of: `the run of 20 steps (20,480 tokens)`."""
+    if key_path.count("schedule") > 1:  # of a schedule in another one, such as rewarm-sequence
+        return "the part of the run that this schedule is for"
+    tokens_per_step = parse_count(document.data["batch"]["tokens"])
+    steps = parse_count(document.data["tokens"]) // tokens_per_step
+    return f"the run of {steps:,} steps ({steps * tokens_per_step:,} tokens)"
 
 
 def _shortened(value: object) -> str:

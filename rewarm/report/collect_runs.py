@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from rewarm.checkpoints.find_checkpoint import later_checkpoints, read_last_checkpoint
 from rewarm.checkpoints.lineage import read_lineages
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
-from rewarm.errors import CheckpointError, RecipeError, ScheduleError
+from rewarm.errors import CheckpointError, RecipeError, ScheduleError, hide_credentials
 from rewarm.recipe.recipe import load_recipe
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
@@ -226,6 +226,7 @@ def _is_run(folder: Path) -> bool:
 def _read_record(arm: str, directory: Path) -> RunRecord:
     path = directory / "recipe.yaml"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    text = hide_credentials(text)  # recipes of earlier versions may contain some
     recipe = None
     with contextlib.suppress(RecipeError, ScheduleError):  # such as a plug-in that is missing
         recipe = load_recipe(path)
@@ -236,7 +237,7 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
     if metrics.state:
         [lineage] = read_lineages(directory)
     saved_text = read_last_checkpoint(
-        directory, lambda checkpoint: (checkpoint / "recipe.yaml").read_bytes()
+        directory, lambda checkpoint: (checkpoint / "recipe.yaml").read_text(encoding="utf-8")
     )
     return RunRecord(
         arm,
@@ -245,7 +246,7 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
         metrics.lines,
         metrics.state,
         text,
-        saved_text is not None and text.encode() != saved_text,
+        saved_text is not None and hide_credentials(saved_text) != text,
         settings,
         recipe.steps if recipe else None,
         list(read_events(directory / "events.jsonl")),

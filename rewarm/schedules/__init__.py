@@ -17,6 +17,7 @@ from rewarm.schedules.registry import (
     installed,
     origin,
     read,
+    settings_schema,
 )
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "rate",
     "read",
     "sample_curve",
+    "settings_schema",
 ]

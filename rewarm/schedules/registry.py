@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import EntryPoint, entry_points, version
 from inspect import isabstract
 from typing import Any, NamedTuple
@@ -11,9 +12,13 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rewarm.errors import ScheduleError, did_you_mean
 from rewarm.schedules.base import CONTRACT, Schedule
+from rewarm.schedules.third_party_code import describe_error, within_time_limit
 
 GROUP = "rewarm.schedules"
 """The group of the entry points, as in a plug-in's pyproject.toml."""
+
+_MAX_IMPORT_SECONDS = 120.0
+"""Importing a plug-in that needs a large library takes long from a slow network disk."""
 
 
 class InstalledSchedule(NamedTuple):
@@ -77,8 +82,12 @@ def identity(name: str) -> dict[str, str]:
     return {"name": name, "distribution": plugin.distribution, "version": plugin.version}
 
 
-def find(name: str) -> type[Schedule]:
+def find(name: str, *, max_seconds: float = _MAX_IMPORT_SECONDS) -> type[Schedule]:
     """Returns the schedule class of that name, importing only that plug-in.
+
+    Args:
+        name: the schedule's name.
+        max_seconds: the time that importing the plug-in may take.
 
     Raises:
         ScheduleError: the schedule is missing, ambiguous, cannot be imported, or breaks the
@@ -86,13 +95,7 @@ def find(name: str) -> type[Schedule]:
     """
     plugin = origin(name)
     label = f"schedule {name!r} of {plugin.distribution} {plugin.version}"
-    try:
-        kind = plugin.entry.load()
-    except (Exception, SystemExit) as error:  # importing third-party code may raise anything
-        raise ScheduleError(
-            f"{label} cannot be imported: {type(error).__name__}: {error}; "
-            f"fix or uninstall {plugin.distribution}"
-        ) from error
+    kind = _load(plugin, label, max_seconds)
     if not (isinstance(kind, type) and issubclass(kind, Schedule)):
         raise ScheduleError(f"{label} is not a rewarm.Schedule: {plugin.entry.value}")
     contract = vars(kind).get("contract")  # its own, not an inherited one
@@ -114,6 +117,45 @@ def find(name: str) -> type[Schedule]:
             "entry point"
         )
     return kind
+
+
+def _load(plugin: InstalledSchedule, label: str, max_seconds: float) -> Any:
+    """Returns what a plug-in's entry point names.
+
+    Raises:
+        ScheduleError: importing the plug-in failed, or took longer than `max_seconds`.
+    """
+    remedy = f"fix or uninstall {plugin.distribution}"
+    try:
+        if plugin.entry.module in sys.modules:
+            return plugin.entry.load()
+        return within_time_limit(
+            plugin.entry.load,
+            max_seconds,
+            lambda: f"{label} cannot be imported: it takes longer than {max_seconds:g} s; {remedy}",
+        )
+    except (KeyboardInterrupt, ScheduleError):
+        raise
+    except BaseException as error:  # importing third-party code may raise anything
+        raise ScheduleError(
+            f"{label} cannot be imported: {describe_error(error)}; {remedy}"
+        ) from error
+
+
+def settings_schema(kind: type[Schedule], **options: Any) -> dict[str, Any]:
+    """Returns the JSON Schema of a schedule's settings; `options` as of `model_json_schema`.
+
+    Raises:
+        ScheduleError: the plug-in raised an exception.
+    """
+    try:
+        return kind.model_json_schema(**options)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # third-party code may raise anything
+        raise ScheduleError(
+            f"the settings of schedule {kind.__name__} cannot be described: {describe_error(error)}"
+        ) from error
 
 
 def read(settings: Any, context: dict[str, Any]) -> Schedule:
@@ -144,10 +186,10 @@ def read(settings: Any, context: dict[str, Any]) -> Schedule:
         details = InitErrorDetails(type=problem, loc=("name",), input=name)
         raise ValidationError.from_exception_data("schedule", [details]) from None
     try:
-        return kind.model_validate(settings, context=context)
-    except ValidationError:
+        schedule = kind.model_validate(settings, context=context)
+        schedule.model_dump_json()  # a run writes it into its recipe, after it has started
+        return schedule
+    except (KeyboardInterrupt, ValidationError):
         raise
-    except Exception as error:  # a third-party validator may raise anything
-        raise ValueError(
-            f"{name!r} cannot check its settings: {type(error).__name__}: {error}"
-        ) from error
+    except BaseException as error:  # a third-party validator may raise anything, also SystemExit
+        raise ValueError(f"{name!r} cannot check its settings: {describe_error(error)}") from error

@@ -7,7 +7,7 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -16,6 +16,31 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+
+
+class NarrowProgress(Progress):
+    """A bar with room for the `^C` that a terminal shows after it.
+
+    In the last columns it would be wrapped into the next line, and the bar would be drawn there
+    again.
+    """
+
+    def get_renderable(self) -> RenderableType:
+        """Returns the bar, four columns narrower than the terminal."""
+        return _Narrow(super().get_renderable())
+
+
+class _Narrow:
+    """Draws something four columns narrower than the terminal."""
+
+    def __init__(self, renderable: RenderableType) -> None:
+        self._renderable = renderable
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from console.render(
+            self._renderable, options.update(width=max(1, options.max_width - 4))
+        )
 
 
 class ProgressLine:
@@ -27,12 +52,12 @@ class ProgressLine:
         self._console = console or Console(stderr=True, highlight=False)
         self._live = self._console.is_terminal
         self._steps = steps
-        self._bar = Progress(
+        self._bar = NarrowProgress(
             TextColumn("step"),
-            MofNCompleteColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[numbers]}"),
-            TimeRemainingColumn(compact=True),
+            TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
             TextColumn("left"),
             console=self._console,
             disable=not self._live,

@@ -1,6 +1,8 @@
 """A checkpoint is a complete Hugging Face model; a failed save leaves no files."""
 
 import errno
+import os
+import stat
 
 import pytest
 import torch
@@ -52,3 +54,17 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(recipe_file, checkpoint, mon
         train(load_recipe(recipe_file, ["tokens=4096"]), resume=True, accept_changes=True)
     verify_checkpoint(checkpoint)
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])
+def test_files_have_the_permissions_that_the_umask_allows(recipe_file, tmp_path, umask, mode):
+    previous = os.umask(umask)
+    try:
+        checkpoint = train(load_recipe(recipe_file, ["tokens=1024", "every.evaluate=null"]))
+    finally:
+        os.umask(previous)
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert checkpoint / "optimizer.safetensors" in files
+    assert {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in files} == {
+        path.name: oct(mode) for path in files
+    }

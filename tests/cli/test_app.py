@@ -1,7 +1,11 @@
 """The command line as a whole: help, usage errors, exit codes, located problems."""
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -121,27 +125,80 @@ def test_a_closed_pipe_is_not_an_error():
     assert p.returncode in (1, 141)
 
 
-def test_an_unexpected_error_is_one_message_without_a_traceback(command, distribution, monkeypatch):
-    source = """
-from typing import ClassVar, Literal
-from rewarm import Schedule
+def test_an_unexpected_error_is_one_message_without_a_traceback(command, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("out of [order] :100: at https://me:secret@host")
 
-class Odd(Schedule):
-    contract: ClassVar[int] = 1
-    name: Literal["odd"] = "odd"
-    def __call__(self, progress):
-        return 1.0
-    @classmethod
-    def model_json_schema(cls, *_, **__):
-        raise RuntimeError("out of [order] :100:")
-"""
-    distribution("odd_schedule", source, odd="Odd")
+    monkeypatch.setattr("rewarm.cli.recipe_templates.schema_json", fail)
     monkeypatch.delenv("REWARM_TRACEBACK", raising=False)
-    code, out, err = command("schedules", "odd")
+    code, out, err = command("schema")
     assert (code, out) == (1, "")
-    assert err.startswith("error: RuntimeError: out of [order] :100:\n")
+    assert err.startswith("error: RuntimeError: out of [order] :100: at https://***@host\n")
     assert "set REWARM_TRACEBACK=1" in err
     assert "Traceback" not in err
     monkeypatch.setenv("REWARM_TRACEBACK", "1")
     with pytest.raises(RuntimeError, match="out of"):
-        command("schedules", "odd")
+        command("schema")
+
+
+@pytest.mark.parametrize(
+    "name", ["check", "plan", "plot-schedule", "compare", "train", "verify-resume"]
+)
+def test_ctrl_c_outside_the_training_loop_is_one_line(tmp_path, name):
+    recipe = tmp_path / "recipe.yaml"
+    os.mkfifo(recipe)  # reading it waits for a writer
+    with subprocess.Popen(
+        [sys.executable, "-m", "rewarm", name, recipe],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        writing = _open_when_it_is_read(recipe)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        os.close(writing)
+    assert (out, err) == (
+        "",
+        "error: interrupted; finished shards and saved checkpoints are kept\n",
+    )
+    # Python ends by the signal itself if it was raised in `exec`; a shell reports 130 for both.
+    assert process.returncode in (130, -signal.SIGINT)
+
+
+def _open_when_it_is_read(fifo):
+    descriptor = None
+    while descriptor is None:
+        with contextlib.suppress(OSError):  # ENXIO: nothing reads it yet
+            descriptor = os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.01)
+    return descriptor
+
+
+def test_sys_exit_in_third_party_code_is_not_success(command, monkeypatch):
+    monkeypatch.setattr("rewarm.cli.recipe_templates.schema_json", lambda *_: sys.exit(0))
+    monkeypatch.delenv("REWARM_TRACEBACK", raising=False)
+    code, _, err = command("schema")
+    assert (code, err.splitlines()[0]) == (1, "error: SystemExit: 0")
+
+
+def test_credentials_are_not_in_errors_of_usage(command):
+    code, _, err = command("eval", "x", "--data", "https://me:secret@host/a")
+    assert code == 2
+    assert "secret" not in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "{long}"],
+        ["verify", "{long}"],
+        ["lineage", "{long}"],
+        ["report", "{long}"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_path_that_the_system_refuses_is_a_clear_error(command, words):
+    code, out, err = command(*(word.format(long="x" * 5000) for word in words))
+    assert (code in (2, 3), out) == (True, "")
+    assert "File name too long" in err
+    assert "does not expect" not in err

@@ -223,7 +223,7 @@ def third_party(distribution):
         ),
         (
             "fault: marks",
-            "schedule: schedule 'third-party' marks {'mark': nan}; a mark is a finite",
+            "schedule: schedule 'third-party' marks {'mark': nan}; a mark is a label",
         ),
         ("falut: nan", "schedule.falut: no such setting; did you mean 'fault'?"),
         ("nested: {lnegth: 1}", "schedule.nested.lnegth: no such setting; did you mean 'length'?"),

@@ -1,5 +1,6 @@
 """How problems of a document are reported: at their source locations, all of them at once."""
 
+import os
 import random
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -58,7 +59,7 @@ every: {lgo: 5}
         ("schedule.name={x}", "schedule.name: should be text"),
         ("schedule={}", "schedule.name: required, but missing"),
         ("schedule=rewarm", "schedule: should be settings, such as {name: rewarm"),
-        ("schedule.warmup=1001 steps", "schedule.warmup: should be less than 1 (got '1001 steps')"),
+        ("schedule.warmup=1001 steps", "schedule.warmup: 1001 steps are too many: should be less"),
     ],
 )
 def test_message(thousand_steps, override, message):
@@ -292,3 +293,87 @@ def test_check_command_reports_mutation_at_its_line(mutation, tmp_path, command)
     assert f"{path}:{mutation.line}:" in errors
     assert "Traceback" not in errors
     assert not output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ("tokens=2M", "schedule.warmup=100 steps"),
+            "schedule.warmup: 100 steps are too many: should be less than the run of 20 steps "
+            "(2,000,000 tokens); write fewer, or a share such as 10%, or raise tokens",
+        ),
+        (
+            ("schedule.warmup=200M tokens",),
+            "schedule.warmup: 200M tokens are too many: should be less than the run of 1,000 steps "
+            "(100,000,000 tokens)",
+        ),
+        (
+            ("data.train.old.weight=[{from: 0, weight: 1}, {from: 1000 steps, weight: 2}]",),
+            "data.train.old.weight.1.from: 1000 steps are too many: should be less than the run",
+        ),
+        (("schedule.warmup=150%",), "schedule.warmup: should be less than 1 (got '150%')"),
+    ],
+    ids=str,
+)
+def test_a_span_that_is_too_long_is_compared_with_the_run(overrides, message):
+    (problem,) = recipe_problems(FULL_RECIPE, *overrides)
+    assert message in problem
+
+
+def test_spans_of_plugins_are_compared_with_the_run_too(plugins):
+    wsd = "schedule={name: wsd, lr: 1e-3, decay: 2000 steps}"
+    assert "decay: 2000 steps are too many: should be at most the run of 1,000 steps" in "\n".join(
+        recipe_problems(FULL_RECIPE, wsd)
+    )
+    sequence = (
+        "schedule={name: sequence, parts: [{length: 1, schedule: "
+        "{name: rewarm, peak_lr: 1e-3, min_lr: 0.0, warmup: 2000 steps}}]}"
+    )
+    assert "should be less than the part of the run that this schedule is for" in "\n".join(
+        recipe_problems(FULL_RECIPE, sequence)
+    )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://me:secret@host/pile",
+        "https://secret@host/pile",
+        "s3://key:sec/ret@bucket/pile",
+        "hf://datasets:secret@host/pile",
+        "https://host/pile/{0..3}.tar?X-Amz-Signature=secret&X-Amz-Date=1",
+        "gs://bucket/pile?token=secret",
+    ],
+)
+@pytest.mark.parametrize("setting", ["data.train.new.shards", "model.base", "run"])
+def test_credentials_in_urls_are_refused_and_not_shown(url, setting):
+    with pytest.raises(RecipeError) as raised:
+        recipe_of(FULL_RECIPE, f"{setting}={url}")
+    assert f"{setting}: should be a URL without user, password and query" in str(raised.value)
+    assert "secret" not in str(raised.value)
+    assert "sec/ret" not in str(raised.value)
+
+
+def test_names_of_revisions_wildcards_and_checkpoints_are_not_credentials():
+    for shards in ("hf://datasets/me/pile@main/x", "https://host:8080/pile@v1/0000?.tar"):
+        assert recipe_of(FULL_RECIPE, f"data.train.new.shards={shards}")
+    assert recipe_of(FULL_RECIPE, "run=runs/x@40000")
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (r'"a\0b"', "should not contain a NUL character"),
+        (r'"a\ud800"', "should be UTF-8 text; half of a surrogate pair"),
+        (os.fsdecode(b"a\xff"), "not text: special characters are not allowed"),
+    ],
+)
+@pytest.mark.parametrize("setting", ["run", "model.base", "data.train.new.shards"])
+def test_text_that_cannot_be_written_or_be_a_path_is_refused(setting, written, message):
+    (problem,) = [
+        problem
+        for problem in recipe_problems(FULL_RECIPE, f"{setting}={written}")
+        if "exactly one of" not in problem
+    ]
+    assert message in problem

@@ -1,5 +1,6 @@
 """Plug-ins are real distributions on the path."""
 
+import json
 import sys
 
 import pytest
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 from rewarm import Schedule, schedules
 from rewarm.errors import ScheduleError
 from rewarm.quantities import Budget
+from rewarm.recipe.recipe import recipe_schema
 from rewarm.schedules import Constant, NoWarmup, Rewarm
 
 SOURCE = """
@@ -69,6 +71,7 @@ def test_only_the_requested_schedule_is_imported(distribution):
     [
         ("bad_raise", "raise RuntimeError('out of order')", "Step", "RuntimeError: out of order"),
         ("bad_exit", "import sys; sys.exit(7)", "Step", "SystemExit: 7"),
+        ("bad_generator", "raise GeneratorExit", "Step", "GeneratorExit; fix"),
         ("bad_import", "import no_such_module", "Step", "ModuleNotFoundError: No module named"),
         ("bad_syntax", "def", "Step", "SyntaxError"),
         ("bad_nothing", "", "Step", "AttributeError"),
@@ -152,3 +155,50 @@ def test_invalid_settings_are_located(written, location, message):
     first = raised.value.errors()[0]
     assert first["loc"] == ("inner", *location)
     assert first["msg"].startswith(message)
+
+
+FAULTY = """
+import sys
+from typing import ClassVar, Literal
+from pydantic import field_serializer, field_validator
+from rewarm import Schedule
+
+class Exits(Schedule):
+    contract: ClassVar[int] = 1
+    name: Literal["exits"] = "exits"
+    where: str = "nowhere"
+    def __call__(self, progress):
+        return 1.0
+    @field_validator("where")
+    @classmethod
+    def check(cls, where):
+        return sys.exit(0) if where == "validator" else where
+    @field_serializer("where")
+    def write(self, where):
+        return sys.exit(0) if where == "serializer" else where
+    @classmethod
+    def model_json_schema(cls, *_, **__):
+        sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize("where", ["validator", "serializer"])
+def test_sys_exit_in_checks_of_settings_is_an_error(distribution, where):
+    distribution(f"exits_{where}", FAULTY, exits="Exits")
+    with pytest.raises(ValueError, match=r"'exits' cannot check its settings: .*SystemExit: 0"):
+        schedules.read({"name": "exits", "where": where}, {"budget": None, "base_lr": None})
+
+
+def test_a_schema_that_cannot_be_made_is_an_error_and_left_out_of_that_of_recipes(distribution):
+    distribution("exits_schema", FAULTY, exits="Exits")
+    with pytest.raises(ScheduleError, match="Exits cannot be described: SystemExit: 0"):
+        schedules.settings_schema(schedules.find("exits"))
+    choices = json.dumps(recipe_schema())
+    assert "schedule-exits" not in choices
+    assert "schedule-rewarm" in choices
+
+
+def test_an_import_that_takes_too_long_is_an_error(distribution):
+    distribution("slow_import", "import time; time.sleep(3)" + SOURCE, step="Step")
+    with pytest.raises(ScheduleError, match=r"cannot be imported: it takes longer than 0.1 s; fix"):
+        schedules.find("step", max_seconds=0.1)

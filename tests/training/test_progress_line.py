@@ -2,6 +2,7 @@
 
 import errno
 import io
+import re
 
 from rich.console import Console
 
@@ -41,3 +42,14 @@ def test_a_full_disk_under_the_printed_log_does_not_end_the_run(recipe_file, com
     monkeypatch.setattr("sys.stderr", FullDisk())
     assert command("train", recipe_file)[0] == 0
     assert command("train", recipe_file)[0] == 3  # it has checkpoints; the message cannot be shown
+
+
+def test_the_bar_leaves_room_for_the_interrupt_that_a_terminal_shows():
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=80)
+    with ProgressLine(steps=19531, done=10, console=console) as line:
+        line.show_training(20, NUMBERS)
+    drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue()).replace("\r", "\n")
+    widths = [len(row) for row in drawn.splitlines()]
+    assert 70 < max(widths) <= 76
+    assert "20/19531" in drawn  # the bar is what gets shorter

@@ -11,6 +11,7 @@ from rewarm.cli.options import (
     Set,
     load_recipe_file,
 )
+from rewarm.cli.standard_streams import print_json
 
 
 def check(
@@ -43,5 +44,8 @@ def check(
         accept_changes=accept_changes,
     )
     plan = plan_run(resolved)
-    print(plan.model_dump_json(indent=1, by_alias=True) if as_json else plan_as_text(plan))
+    if as_json:
+        print_json(plan.model_dump_json(indent=1, by_alias=True))
+    else:
+        print(plan_as_text(plan))
     resolved.raise_problems()

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from rewarm.cli.options import Json, Set
+from rewarm.cli.standard_streams import output_is_summary
 
 
 def compare(
@@ -26,6 +27,7 @@ def compare(
     from rewarm.study.preflight_study import check_study
     from rewarm.study.study_file import load_study
 
+    output_is_summary()
     plan = load_study(study, overrides)
     check_study(plan)
     run_and_print_study(plan, workers, as_json=as_json)

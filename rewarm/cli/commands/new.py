@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import plain_table, print_table
 
 
@@ -21,6 +22,7 @@ def new(
     from rewarm.cli.recipe_templates import list_templates, write_template
 
     if name is not None:
+        output_is_summary()
         print("\n".join(str(path) for path in write_template(name, out)))
         return
     table = plain_table("name", "description")

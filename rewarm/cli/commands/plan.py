@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rewarm.cli.options import Json, Set, load_recipe_file
+from rewarm.cli.standard_streams import print_json
 
 if TYPE_CHECKING:
     from rewarm.estimates.cost import CostEstimate
@@ -40,7 +41,7 @@ def plan(
         cost = price * estimate.gpu_hours
         estimate = estimate.model_copy(update={"price": price, "cost": cost})
     if as_json:
-        print(estimate.model_dump_json(indent=1))
+        print_json(estimate.model_dump_json(indent=1))
     else:
         from rewarm.cli.cost_output import print_cost
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rewarm.cli.options import Set, load_recipe_file
+from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import print_table
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def _save_curves(curves: list[Curve], out: Path) -> None:
     from rewarm.plots.schedule_figure import save_schedules
     from rewarm.table_cells import plural
 
+    output_is_summary()
     save_schedules(curves, out)
     print(f"{out}: {plural(len(curves), 'curve')}")
 

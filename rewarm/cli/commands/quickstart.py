@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from rewarm.cli.standard_streams import output_is_summary
+
 
 def quickstart(
     out: Annotated[
@@ -16,4 +18,5 @@ def quickstart(
     """Run the whole workflow here in minutes: a small model, real text, no GPU, no download."""
     from rewarm.cli.quickstart_steps import run_quickstart
 
+    output_is_summary()
     run_quickstart(out)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rewarm.cli.standard_streams import output_is_summary
 from rewarm.errors import RewarmError
 
 FORMATS = ("html", "md", "csv", "png", "svg")
@@ -40,6 +41,7 @@ def report(
     if output_format not in FORMATS:
         option = f"--format {report_format}" if report_format else f"--out {out}"
         raise typer.BadParameter(f"{option}: should be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+    output_is_summary()
     print(write_report(paths, out or Path(f"report.{output_format}"), output_format))
 
 

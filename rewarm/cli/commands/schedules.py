@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from rewarm.cli.options import Json
+from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import plain_table, print_table
 from rewarm.errors import ScheduleError
 
@@ -44,10 +42,10 @@ def _schedules(context: typer.Context, as_json: Json = False) -> None:
 @schedules.command(hidden=True)
 def show(name: str, as_json: Json = False) -> None:
     """Show the settings of a schedule."""
-    from rewarm.schedules import find, origin
+    from rewarm.schedules import find, origin, settings_schema
 
     kind = find(name)
-    schema = kind.model_json_schema()
+    schema = settings_schema(kind)
     if as_json:
         print(json.dumps(schema, indent=1))
         return
@@ -75,6 +73,7 @@ def new_schedule(
     """Write a new schedule plug-in: a distribution that installs and passes its tests."""
     from rewarm.schedules.new_plugin import write_plugin
 
+    output_is_summary()
     files = write_plugin(name, out)
     root = files[0].parent
     print("\n".join(str(path) for path in files))
@@ -120,8 +119,8 @@ def _list(as_json: bool) -> None:
     for plugin in installed():
         start = time.monotonic()
         try:
-            with _time_limit(_IMPORT_TIMEOUT):
-                description = _first_line(find(plugin.name))
+            # a hanging import must not hide the other plug-ins
+            description = _first_line(find(plugin.name, max_seconds=_IMPORT_TIMEOUT))
         except ScheduleError as error:  # one broken plug-in must not hide the others
             description = f"cannot be used: {error}"
         if (seconds := time.monotonic() - start) > _SLOW_IMPORT:
@@ -141,22 +140,6 @@ def _list(as_json: bool) -> None:
     for row in rows:
         table.add_row(*row.values())
     print_table(table)
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError after `seconds`: a hanging import must not hide the other plug-ins."""
-
-    def time_out(*_: object) -> None:
-        raise TimeoutError(f"not imported within {seconds:g} s")
-
-    previous_handler = signal.signal(signal.SIGALRM, time_out)
-    previous_timer = signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, *previous_timer)
-        signal.signal(signal.SIGALRM, previous_handler)
 
 
 def _first_line(kind: type) -> str:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from rewarm.cli.standard_streams import print_json
+
 
 def schema(
     of_study: Annotated[
@@ -17,4 +19,4 @@ def schema(
     from rewarm.recipe.recipe import Recipe
     from rewarm.study.study_file import Study
 
-    print(schema_json(Study if of_study else Recipe), end="")
+    print_json(schema_json(Study if of_study else Recipe).rstrip("\n"))

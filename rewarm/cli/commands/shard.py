@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import print_table
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def shard(
     from rewarm.data.shard_writer import write_shards
     from rewarm.data.tokenizer import load_tokenizer
 
+    output_is_summary()
     shard_tokens, validation_share = _parse_sizes(shard_size, validation)
     loaded_tokenizer = load_tokenizer(tokenizer, eos)
     with _ProgressBar(inputs) as bar:
@@ -100,13 +102,14 @@ class _ProgressBar:
     """Shows the progress of `rewarm shard` if stderr is a terminal."""
 
     def __init__(self, inputs: list[Path]) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
         from rewarm.data.document_readers import find_input_files
+        from rewarm.training.progress_line import NarrowProgress
 
         total_bytes = sum(path.stat().st_size for path in find_input_files(inputs))
         console = Console(stderr=True)
-        self._bar = Progress(
+        self._bar = NarrowProgress(
             TextColumn("sharding"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[speed]}"),

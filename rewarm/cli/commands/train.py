@@ -9,6 +9,7 @@ import typer
 
 from rewarm.cli.options import AcceptChanges, RecipeFile, Resume, ResumeFrom, Set, load_recipe_file
 from rewarm.cli.process_setup import STARTED
+from rewarm.cli.standard_streams import output_is_summary
 
 
 def train_command(
@@ -36,6 +37,7 @@ def train_command(
     )  # a mistake in it is reported before torch is imported
     from rewarm.training.loop import train
 
+    output_is_summary()
     checkpoint = train(
         loaded,
         resume=resume,

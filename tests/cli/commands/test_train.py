@@ -41,3 +41,22 @@ def test_a_wrong_recipe_is_refused_before_anything_is_created(
     assert (code, out) == (2, "")
     assert message in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_sys_exit_in_a_schedule_during_training_is_an_error(command, recipe_file, distribution):
+    source = """
+import sys
+from typing import ClassVar, Literal
+from rewarm import Schedule
+
+class Exits(Schedule):
+    contract: ClassVar[int] = 1
+    name: Literal["exits-later"] = "exits-later"
+    def __call__(self, progress):
+        return sys.exit(0) if progress == 3 / 7 else 1e-3  # no progress that is sampled before
+"""
+    distribution("exits_later", source, **{"exits-later": "Exits"})
+    settings = ("--set", "schedule={name: exits-later}", "--set", "tokens=7168")
+    code, out, err = command("train", recipe_file, *settings)
+    assert (code, out) == (2, "")
+    assert "schedule 'exits-later' at progress 0.428571 raised SystemExit: 0" in err
