@@ -7,11 +7,13 @@ import re
 from fractions import Fraction
 from typing import Annotated, Any, NamedTuple
 
+from annotated_types import Ge, Interval
 from pydantic import (
+    AllowInfNan,
     BeforeValidator,
-    Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    Strict,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -88,7 +90,7 @@ _COUNT_SCHEMA = {
 _SHARE_SCHEMA = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[0-9.]+\\s*%?$"}]}
 
 Count = Annotated[
-    int, BeforeValidator(parse_count), Field(gt=0, le=10**18), WithJsonSchema(_COUNT_SCHEMA)
+    int, BeforeValidator(parse_count), Interval(gt=0, le=10**18), WithJsonSchema(_COUNT_SCHEMA)
 ]
 """A positive integer: `10B`, `2_097_152`, `1e9`."""
 
@@ -135,7 +137,9 @@ def _validate_rate(
 
 Rate = Annotated[
     float,
-    Field(strict=True, ge=0, allow_inf_nan=False),
+    Strict(),
+    Ge(0),
+    AllowInfNan(False),
     WrapValidator(_validate_rate),
     WithJsonSchema(
         {

@@ -23,6 +23,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, cast
 
+from annotated_types import Interval
 from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
@@ -43,7 +44,7 @@ _MAX_BYTES = 1_000_000
 _MAX_SHOWN = 8
 
 # Far above any model, and small enough that products of sizes cause no harm.
-_Size = Annotated[int, Field(gt=0, lt=10**9)]
+_Size = Annotated[int, Interval(gt=0, lt=10**9)]
 
 # Names of the MLP's two linear layers in newer versions of the library.
 _NEW_MLP_NAMES = {"mlp.linear1.": "mlp.dense_h_to_4h.", "mlp.linear2.": "mlp.dense_4h_to_h."}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from pathlib import Path
@@ -33,8 +34,27 @@ def kept_steps(keep: KeepSettings, steps: list[int], branch_step: int | None) ->
 
 def most_checkpoints_at_once(recipe: Recipe) -> int:
     """Returns the maximum number of checkpoints on disk, counting the one being written."""
-    branch_step = recipe.step_before_decay if recipe.has_plateau_before_decay else None
-    return len(kept_steps(recipe.keep, recipe.save_steps[:-1], branch_step)) + 1
+    keep, branch, saves = recipe.keep, recipe.branch_step, recipe.periodic_saves
+    earlier = recipe.checkpoint_count - 1
+    if keep.last is None or keep.last >= earlier:
+        return earlier + 1
+    oldest = _newest(saves, branch, keep.last)  # of the newest ones
+    # Of those before it, multiples of both intervals are kept, and the branch step.
+    interval = keep.every and math.lcm(keep.every, saves.step)
+    kept_before = (oldest - 1) // interval if interval else 0
+    if branch is not None and branch < oldest and not (interval and branch % interval == 0):
+        kept_before += 1
+    return keep.last + kept_before + 1
+
+
+def _newest(saves: range, branch: int | None, number: int) -> int:
+    """Returns the `number`-th newest of the periodic saves and the branch step."""
+    if branch is None or branch in saves:
+        return saves[-number]
+    after_branch = len(range(branch + saves.step - branch % saves.step, saves.stop, saves.step))
+    if number <= after_branch:
+        return saves[-number]
+    return branch if number == after_branch + 1 else saves[1 - number]
 
 
 def prune_checkpoints(

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from annotated_types import Interval
+from pydantic import BaseModel, ConfigDict, Field, Strict
 
 from rewarm.data.batch_loader import DataPosition
 from rewarm.errors import CheckpointError, printable
 from rewarm.quantities import format_count
 from rewarm.safe_loading import read_json_as
 
-_NonNegative = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+_NonNegative = Annotated[int, Strict(), Interval(ge=0, le=2**53)]
 
 
 class Ancestor(BaseModel):
@@ -58,6 +59,17 @@ class Ancestor(BaseModel):
         return printable("  ".join(parts))  # the names come from an untrusted file
 
 
+class WeightChange(BaseModel):
+    """Where a resume changed the weights of the corpora."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: _NonNegative
+    """Optimizer updates done before it."""
+    blocks: dict[str, _NonNegative]
+    """Blocks trained on before it, per corpus."""
+
+
 class TrainingState(BaseModel):
     """The progress of a run: all that is needed to resume it, except tensors."""
 
@@ -73,6 +85,8 @@ class TrainingState(BaseModel):
     """Blocks trained on so far, per corpus."""
     carried: dict[str, _NonNegative]
     """Blocks per corpus that the base model had trained on, which this run skips (data.carry)."""
+    weight_change: WeightChange | None = None
+    """The last resume with other corpus weights; None if they have held from the first step on."""
     stream: Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
     """Digest of every token so far."""
     corpora: dict[str, str]

@@ -96,6 +96,7 @@ class BatchLoader:
         corpora: Sequence[Corpus],
         weights: dict[str, WeightPieces],
         *,
+        weights_start: dict[str, int] | None = None,
         sequences: int,
         position: DataPosition | None = None,
         rank: int = 0,
@@ -106,6 +107,8 @@ class BatchLoader:
         Args:
             corpora: the corpora to mix; at least one.
             weights: weight of each corpus, by name.
+            weights_start: blocks of each corpus that were read before these weights began to hold;
+                None if they hold from the first block on.
             sequences: number of blocks in a batch, of all processes together.
             position: the data position to start at; None for the beginning.
             rank: zero-based number of this process.
@@ -116,7 +119,7 @@ class BatchLoader:
         """
         check_same_tokenizer({str(corpus.source): corpus.index for corpus in corpora})
         self._corpora = {corpus.name: corpus for corpus in corpora}
-        self._mixture = Mixture(weights)
+        self._mixture = Mixture(weights, weights_start)
         self._sequences = sequences
         self._rows_of_rank = range(rank, sequences, world_size)
         self._position = position or DataPosition(dict.fromkeys(self._corpora, 0))

@@ -78,19 +78,19 @@ class BlockOrder:
         self._corpus = corpus
         self._shard_blocks = np.array(shard_blocks, dtype=np.int64)
         self._is_shuffled = order == "shuffled"
-        self._lanes = lanes if self._is_shuffled else 1
+        self.lanes = lanes if self._is_shuffled else 1
 
     def window_of_block(self, block_index: int) -> ShuffleWindow:
         """Returns the shuffle window that holds a block, by its zero-based index."""
         epoch, index_in_epoch = divmod(block_index, self.blocks_per_epoch)
         shards = self.shard_order(epoch)
-        first_shards = range(0, len(shards), self._lanes)
+        first_shards = range(0, len(shards), self.lanes)
         window_sizes = np.add.reduceat(self._shard_blocks[shards], first_shards)
         window_starts = np.concatenate([[0], np.cumsum(window_sizes)])
         window = int(np.searchsorted(window_starts, index_in_epoch, side="right")) - 1
         start, end = int(window_starts[window]), int(window_starts[window + 1])
         epoch_start = epoch * self.blocks_per_epoch
-        window_shards = shards[window * self._lanes : (window + 1) * self._lanes]
+        window_shards = shards[window * self.lanes : (window + 1) * self.lanes]
         return ShuffleWindow(
             epoch,
             range(epoch_start + start, epoch_start + end),

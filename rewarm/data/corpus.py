@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from rewarm.data.block_order import BlockAddress, BlockOrder, Permutation, ShuffleWindow
-from rewarm.data.shard_format import Shard, ShardIndex, Tokens
+from rewarm.data.shard_format import FileStamp, Shard, ShardIndex, Tokens
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import DataError
 
@@ -42,7 +42,7 @@ class Corpus:
             lanes: number of shards whose blocks are shuffled together (one shuffle window).
             order: `sequential` reads shards, documents and blocks in their stored order.
             skip: number of blocks to leave out; block 0 is the first one after them.
-            verify: check each shard's sha256 when it is first opened.
+            verify: check each shard's sha256 when it is first opened, and if its file changes.
 
         Raises:
             DataError: no shard holds a whole block.
@@ -52,7 +52,8 @@ class Corpus:
         self.index = source.index
         self._context = context
         self._skip = skip
-        self._unverified_shards = set(range(len(self.index.shards))) if verify else set()
+        self._verify = verify
+        self._verified: dict[int, FileStamp] = {}
         self._order = BlockOrder(
             seed=seed,
             corpus=name,
@@ -70,6 +71,11 @@ class Corpus:
         # The current window, and the previous one, which other threads may still read from.
         self._windows: deque[_OpenWindow] = deque(maxlen=2)
         self._lock = threading.Lock()
+
+    @property
+    def most_open_shards(self) -> int:
+        """The most shards that are open at once: those of two windows."""
+        return 2 * min(self._order.lanes, len(self.index.shards))
 
     def block(self, block_index: int) -> Tokens:
         """Returns a block of the infinite sequence by its zero-based index, shape (context + 1,).
@@ -110,9 +116,14 @@ class Corpus:
         """Opens a shard, and joins its documents in their order in an epoch."""
         shard_info = self.index.shards[shard_number]
         folder = self.source.fetch_shard(shard_info)
-        verify = shard_number in self._unverified_shards
-        shard = Shard(folder, shard_info, self.index.dtype, verify=verify)
-        self._unverified_shards.discard(shard_number)
+        shard = Shard(
+            folder,
+            shard_info,
+            self.index.dtype,
+            verify=self._verify,
+            verified=self._verified.get(shard_number),
+        )
+        self._verified[shard_number] = shard.stamp
         return _JoinedDocuments(shard, self._order.document_order(epoch, shard_number, len(shard)))
 
 
@@ -140,11 +151,12 @@ class _JoinedDocuments:
         i = int(np.searchsorted(self._document_ends, token_index, side="right"))
         parts = []
         while token_index < end:
-            document = self._shard[int(self._document_order[i])]
-            offset = token_index - (int(self._document_ends[i]) - len(document))
-            parts.append(document[offset : offset + end - token_index])
+            document = int(self._document_order[i])
+            first = token_index - int(self._document_ends[i] - self._shard.lengths[document])
+            parts.append(self._shard.read(document, first, end - token_index))
             token_index += len(parts[-1])
             i += 1
+        self._shard.check_unchanged()
         joined: Tokens = np.concatenate(parts)
         return joined
 

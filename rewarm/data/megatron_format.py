@@ -48,16 +48,23 @@ def read_megatron_documents(path: Path) -> Iterator[tuple[Tokens, int]]:
             f"{path}: {size:,} bytes, and {index_path.name} refers to {int(ends.max()):,}; one of "
             "them is truncated or belongs to another data set"
         )
-    tokens = np.memmap(path, dtype=index.dtype, mode="r") if size else np.empty(0, index.dtype)
-    for first, end in pairwise(index.first_sequences.tolist()):
-        parts = [
-            tokens[index.byte_offsets[i] // index.dtype.itemsize :][: index.lengths[i]]
-            for i in range(first, end)
-        ]
-        joined = np.concatenate(parts) if parts else tokens[:0]
-        if joined.size and int(joined.min()) < 0:
-            raise DataError(f"{path}: a negative token id in the document at sequence {first:,}")
-        yield joined.astype(np.uint32), int(ends[end - 1]) if parts else 0
+    with path.open("rb") as file:
+        for first, end in pairwise(index.first_sequences.tolist()):
+            parts = []
+            for i in range(first, end):  # read, not mapped into memory: see `Shard`
+                file.seek(int(index.byte_offsets[i]))
+                parts.append(np.fromfile(file, index.dtype, int(index.lengths[i])))
+            joined = np.concatenate(parts) if parts else np.empty(0, index.dtype)
+            if joined.size != index.lengths[first:end].sum():
+                raise DataError(
+                    f"{path}: truncated while it is in use: the document at sequence {first:,} is "
+                    "incomplete"
+                )
+            if joined.size and int(joined.min()) < 0:
+                raise DataError(
+                    f"{path}: a negative token id in the document at sequence {first:,}"
+                )
+            yield joined.astype(np.uint32), int(ends[end - 1]) if parts else 0
 
 
 class _SequenceIndex(NamedTuple):

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import NamedTuple
+from itertools import accumulate, pairwise
 
 WeightPieces = list[tuple[int, float]]
 """(first block, weight from this block on), e.g. [(0, 0.95)] or [(0, 0.05), (71_000, 0.3)]."""
 
 _NEVER = 2**62  # a number of blocks that no run reaches
-
-
-class _Piece(NamedTuple):
-    """A range of the stream's blocks, first … end - 1, in which the weights do not change."""
-
-    first: int
-    end: int
-    share: int
-    """The corpus's share of each block, times the common denominator."""
 
 
 class Mixture:
@@ -33,21 +25,35 @@ class Mixture:
     accumulates over a long run.
     """
 
-    def __init__(self, weights: dict[str, WeightPieces]) -> None:
-        """Converts the weights, which are relative to each other, to exact shares."""
-        self._change_points = sorted({first for pieces in weights.values() for first, _ in pieces})
-        shares: dict[str, list[Fraction]] = {name: [] for name in weights}
-        for first in self._change_points:
-            current_weights = {
-                name: Fraction(str([weight for start, weight in pieces if start <= first][-1]))
-                for name, pieces in weights.items()
-            }
-            for name, weight in current_weights.items():
-                shares[name].append(weight / sum(current_weights.values()))
+    def __init__(
+        self, weights: dict[str, WeightPieces], start: Mapping[str, int] | None = None
+    ) -> None:
+        """Converts the weights, which are relative to each other, to exact shares.
+
+        Args:
+            weights: the weights of each corpus.
+            start: blocks of each corpus that were read before these weights began to hold; None
+                if they hold from the first block on.
+        """
+        self._start = dict(start or dict.fromkeys(weights, 0))
+        first_block = sum(self._start.values())
+        changes = merge_weights(weights, first_block)
+        self._change_points = [block for block, _ in changes]
+        shares = {name: [part[name] for _, part in changes] for name in weights}
         self._denominator = math.lcm(*(s.denominator for parts in shares.values() for s in parts))
         self._shares = {
             name: [int(share * self._denominator) for share in parts]
             for name, parts in shares.items()
+        }
+        lengths = [b - a for a, b in pairwise([*self._change_points, _NEVER])]
+        self._shares_before = {
+            name: list(
+                accumulate(
+                    (share * length for share, length in zip(parts, lengths, strict=True)),
+                    initial=self._start[name] * self._denominator,
+                )
+            )
+            for name, parts in self._shares.items()
         }
 
     def next_corpus(self, blocks_read: dict[str, int]) -> str:
@@ -71,26 +77,40 @@ class Mixture:
             for name in self._shares
         }
 
-    def _pieces(self, name: str) -> Iterator[_Piece]:
-        """Yields the ranges of blocks between changes of weight."""
-        ends = [*self._change_points[1:], _NEVER]
-        pieces = zip(self._change_points, ends, self._shares[name], strict=True)
-        return (_Piece(*piece) for piece in pieces)
-
     def _share(self, name: str, block_count: int) -> int:
         """Returns a corpus's exact share of the first blocks, times the denominator."""
-        return sum(
-            piece.share * (min(block_count, piece.end) - piece.first)
-            for piece in self._pieces(name)
-            if piece.first < block_count
-        )
+        piece = max(0, bisect_left(self._change_points, block_count) - 1)
+        blocks = max(0, block_count - self._change_points[piece])
+        return self._shares_before[name][piece] + self._shares[name][piece] * blocks
 
     def _deadline(self, name: str, count: int) -> int:
         """Returns the number of blocks of the stream by which a corpus must have given `count`."""
-        remaining = count * self._denominator
-        for piece in self._pieces(name):
-            share_of_piece = piece.share * (piece.end - piece.first)
-            if piece.share and remaining <= share_of_piece:
-                return piece.first - (-remaining // piece.share)
-            remaining -= share_of_piece
-        return _NEVER
+        due = count * self._denominator
+        piece = bisect_left(self._shares_before[name], due) - 1
+        if piece == len(self._change_points):
+            return _NEVER
+        missing = due - self._shares_before[name][piece]
+        return self._change_points[piece] - (-missing // self._shares[name][piece])
+
+
+def merge_weights(
+    weights: dict[str, WeightPieces], first_block: int = 0
+) -> list[tuple[int, dict[str, Fraction]]]:
+    """Returns the corpora's exact shares of each block as (first block, shares), in order.
+
+    Args:
+        weights: the weights of each corpus.
+        first_block: what holds before this block is left out.
+    """
+    changes: dict[int, dict[str, Fraction]] = {}
+    for name, pieces in weights.items():
+        for first, weight in pieces:
+            # Of the pieces up to `first_block`, the last one holds there.
+            changes.setdefault(max(first, first_block), {})[name] = Fraction(str(weight))
+    current: dict[str, Fraction] = {}
+    merged = []
+    for first in sorted(changes):
+        current |= changes[first]
+        total = sum(current.values())
+        merged.append((first, {name: weight / total for name, weight in current.items()}))
+    return merged

@@ -5,32 +5,37 @@ DIR/index.json      documents, tokens, bytes, sha256 of each shard; tokenizer, d
 DIR/tokenizer.json  the tokenizer that the shards were written with
 DIR/00000.tar       00000-000000.npy, 00000-000001.npy, ...: one document each, end-of-text last
 ```
-`webdataset.WebDataset("DIR/{00000..00007}.tar").decode()` can read them too. rewarm maps each tar
-into memory and reads the arrays without a copy.
+`webdataset.WebDataset("DIR/{00000..00007}.tar").decode()` can read them too. rewarm locates the
+arrays in each tar once, and then reads only the tokens that it needs.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
-import mmap
+import os
 import re
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from annotated_types import Interval
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
+from rewarm import open_files
 from rewarm.errors import DataError
 from rewarm.safe_loading import first_validation_error, read_limited
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
-_Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+_Count = Annotated[int, Strict(), Interval(ge=0, le=2**53)]
 MAX_INDEX_BYTES = 256_000_000
 """Upper bound on the size of an index, or of the tokenizer beside it."""
 
 _TAR_BLOCK = 512  # bytes; a tar consists of such blocks
+_CHUNK = 1 << 20  # bytes that are read at once to compute a sha256
 _NPY = re.compile(
     rb"\{'descr': '<(u2|u4)', 'fortran_order': False, 'shape': \((\d{1,15}),\), \}\s*", re.DOTALL
 )
@@ -146,38 +151,56 @@ def parse_shard_index(data: bytes, source: str) -> ShardIndex:
     return index
 
 
+class FileStamp(NamedTuple):
+    """What changes when a file is replaced or written to."""
+
+    size: int
+    modified_ns: int
+    inode: int
+    device: int
+
+
 class Shard:
-    """One shard, mapped into memory: `shard[i]` is document i, without a copy."""
+    """One shard, kept open: `shard[i]` is document i, and `read` returns a part of one.
+
+    The file is read, not mapped into memory: reading a mapped file that was truncated, or whose
+    disk fails, kills the process (SIGBUS), and an error of a read can be reported.
+    """
 
     def __init__(
-        self, folder: Path, shard_info: ShardInfo, dtype: str, *, verify: bool = True
+        self,
+        folder: Path,
+        shard_info: ShardInfo,
+        dtype: str,
+        *,
+        verify: bool = True,
+        verified: FileStamp | None = None,
     ) -> None:
-        """Maps the shard into memory and locates its documents.
+        """Opens the shard and locates its documents.
 
         Args:
             folder: folder that contains the shard.
             shard_info: entry of the shard in the index.
             dtype: NumPy dtype of the token arrays.
             verify: compare the sha256 with the index, which reads the whole file once.
+            verified: the stamp of the file when its sha256 was last compared; it is not read again
+                while the stamp is the same.
 
         Raises:
             DataError: the shard is missing, or differs from the index.
         """
         self.path = folder / shard_info.name
+        self._info = shard_info
+        self._verify = verify
         self._dtype = np.dtype(dtype).newbyteorder("<")
         try:
-            with self.path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             raise self._error("missing") from None
-        except (OSError, ValueError) as error:  # mmap refuses an empty file with a ValueError
-            raise self._error(f"cannot be read: {error}") from None
-        if len(self._map) != shard_info.bytes:
-            raise self._error(
-                f"{len(self._map):,} bytes long, and the index says {shard_info.bytes:,}"
-            )
-        if verify and hashlib.sha256(self._map).hexdigest() != shard_info.sha256:
-            raise self._error("changed since it was written (its sha256 differs from the index)")
+        except OSError as error:
+            raise self._unreadable(error) from None
+        weakref.finalize(self, os.close, self._descriptor).atexit = False
+        self.stamp = self._check_stamp(verified)
         members = np.array(list(self._members()), dtype=np.int64).reshape(-1, 2)
         self._starts, self.lengths = members[:, 0], members[:, 1]
         documents, tokens = len(self.lengths), int(self.lengths.sum())
@@ -194,8 +217,69 @@ class Shard:
         return (self[document] for document in range(len(self)))
 
     def __getitem__(self, document: int) -> Tokens:
-        start, length = int(self._starts[document]), int(self.lengths[document])
-        return np.frombuffer(self._map, self._dtype, length, start)
+        tokens = self.read(document, 0, int(self.lengths[document]))
+        self.check_unchanged()
+        return tokens
+
+    def read(self, document: int, first: int, count: int) -> Tokens:
+        """Returns up to `count` tokens of a document, from its zero-based token `first` on.
+
+        Call `check_unchanged` before the tokens are used.
+
+        Raises:
+            DataError: the shard cannot be read.
+        """
+        width = self._dtype.itemsize
+        count = min(count, int(self.lengths[document]) - first)
+        data = self._bytes(int(self._starts[document]) + first * width, count * width)
+        return np.frombuffer(data, self._dtype)
+
+    def check_unchanged(self) -> None:
+        """Makes sure that what was read so far is what the index describes.
+
+        Raises:
+            DataError: the file was written to since it was opened, and differs from the index.
+        """
+        status = os.fstat(self._descriptor)
+        if status.st_size != self.stamp.size or status.st_mtime_ns != self.stamp.modified_ns:
+            self.stamp = self._check_stamp(None)
+
+    def _bytes(self, offset: int, count: int) -> bytes:
+        """Returns `count` bytes of the file."""
+        data = b""
+        while len(data) < count:  # a read may return less than was asked for
+            try:
+                part = os.pread(self._descriptor, count - len(data), offset + len(data))
+            except OSError as error:
+                raise self._unreadable(error) from None
+            if not part:
+                end = offset + len(data)
+                raise self._error(f"truncated while it is in use: it ends at byte {end:,}")
+            data += part
+        return data
+
+    def _check_stamp(self, verified: FileStamp | None) -> FileStamp:
+        """Returns the file's stamp; if it is another one, compares the file with the index."""
+        status = os.fstat(self._descriptor)
+        stamp = FileStamp(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+        if stamp == verified:
+            return stamp
+        if stamp.size != self._info.bytes:
+            raise self._error(f"{stamp.size:,} bytes long, and the index says {self._info.bytes:,}")
+        if self._verify and self._sha256() != self._info.sha256:
+            raise self._error("changed since it was written (its sha256 differs from the index)")
+        return stamp
+
+    def _sha256(self) -> str:
+        digest = hashlib.sha256()
+        for offset in range(0, self._info.bytes, _CHUNK):
+            digest.update(self._bytes(offset, min(_CHUNK, self._info.bytes - offset)))
+        return digest.hexdigest()
+
+    def _unreadable(self, error: OSError) -> DataError:
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            open_files.release_reserve()  # what was reached is saved after this error
+        return self._error(f"cannot be read: {error.strerror}")
 
     def _error(self, problem: str) -> DataError:
         return DataError(
@@ -208,9 +292,13 @@ class Shard:
 
         Members that are not regular files are refused: links, devices, long-name records.
         """
-        data, offset = self._map, 0
-        while offset + _TAR_BLOCK <= len(data) and data[offset] != 0:
-            header = data[offset : offset + _TAR_BLOCK]
+        size_of_tar, offset = self._info.bytes, 0
+        while offset + _TAR_BLOCK <= size_of_tar:
+            # The header of the member, and the beginning of its data: that of the .npy file.
+            data = self._bytes(offset, min(2 * _TAR_BLOCK, size_of_tar - offset))
+            header = data[:_TAR_BLOCK]
+            if header[0] == 0:
+                return
             name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
             if header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
                 raise self._error(f"entry {name!r} at byte {offset:,} is not a plain tar member")
@@ -221,23 +309,28 @@ class Shard:
                     f"entry {name!r} at byte {offset:,} has a damaged header"
                 ) from None
             offset += _TAR_BLOCK
-            yield self._locate_array(name, offset, size)
+            yield self._locate_array(name, data[_TAR_BLOCK:], offset, size)
             offset += -(-size // _TAR_BLOCK) * _TAR_BLOCK
-        if offset + _TAR_BLOCK > len(data):
-            raise self._error("truncated: the end of the tar is missing")
+        raise self._error("truncated: the end of the tar is missing")
 
-    def _locate_array(self, name: str, offset: int, size: int) -> tuple[int, int]:
-        """Returns (offset of the array, number of tokens) of a .npy file of `size` bytes."""
-        data, file_end = self._map, offset + size
-        header_end = offset + 10 + int.from_bytes(data[offset + 8 : offset + 10], "little")
-        match = _NPY.fullmatch(data[offset + 10 : min(header_end, file_end)])
-        if not name.endswith(".npy") or data[offset : offset + 8] != b"\x93NUMPY\1\0" or not match:
+    def _locate_array(self, name: str, data: bytes, offset: int, size: int) -> tuple[int, int]:
+        """Returns (offset of the array, number of tokens) of a .npy file of `size` bytes.
+
+        Args:
+            name: its name, for error messages.
+            data: its first bytes, in which NumPy's header of one dimension fits.
+            offset: its offset in the tar.
+            size: its size.
+        """
+        header_size = 10 + int.from_bytes(data[8:10], "little")
+        match = _NPY.fullmatch(data[10 : min(header_size, size)])
+        if not name.endswith(".npy") or data[:8] != b"\x93NUMPY\1\0" or not match:
             raise self._error(f"member {name!r} is not a one-dimensional .npy array of tokens")
         if match[1].decode() != self._dtype.str[1:]:
             raise self._error(f"member {name!r} holds {match[1].decode()}, not {self._dtype.name}")
         length = int(match[2])
-        if not length or header_end + length * self._dtype.itemsize != file_end:
+        if not length or header_size + length * self._dtype.itemsize != size:
             raise self._error(
                 f"member {name!r} does not hold the {length} tokens that its header states"
             )
-        return header_end, length
+        return offset + header_size, length

@@ -33,6 +33,9 @@ from rewarm.remote_storage import (
 )
 
 _PATTERN = re.compile(r"[{*?\[]")
+_WILDCARD = re.compile(r"[*?\[]")
+_NUMBERS = re.compile(r"(-?\d{1,4000})\.\.(-?\d{1,4000})(?:\.\.-?(\d{1,4000}))?")
+_LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
 
 
 class ShardSource:
@@ -110,13 +113,25 @@ class ShardSource:
         """Returns the index of the shards that match a pattern of braces and wildcards."""
         from braceexpand import braceexpand  # webdataset expands its shard names with it
 
+        count, most = count_names(pattern), len(self.index.shards)
+        if count > most:  # a few braces can stand for millions of names: they are not expanded
+            number = f"{count:,}" if count < 10**15 else "more than 10^15"
+            raise DataError(
+                f"{self.location}: its braces stand for {number} names, and its index lists "
+                f"{most:,} shards ({self.index.shards[0].name} to {self.index.shards[-1].name}); "
+                "name each shard once"
+            )
         try:
             names = list(braceexpand(pattern))
         except ValueError:
             raise DataError(f"{self.location}: its braces do not match") from None
+        by_name = {shard.name: shard for shard in self.index.shards}
         shards = []
         for name in names:
-            matches = [s for s in self.index.shards if fnmatch.fnmatchcase(s.name, name)]
+            if _WILDCARD.search(name):
+                matches = [s for s in self.index.shards if fnmatch.fnmatchcase(s.name, name)]
+            else:
+                matches = [by_name[name]] if name in by_name else []
             if not matches:
                 raise DataError(
                     f"{self.location}: no shard {name} in its index (which lists "
@@ -124,6 +139,42 @@ class ShardSource:
                 )
             shards += matches
         return self.index.model_copy(update={"shards": shards})
+
+
+def count_names(pattern: str) -> int:
+    """Returns the number of names that a pattern of braces stands for, without expanding it.
+
+    1 if the braces do not match.
+    """
+    outer: list[tuple[int, int, int]] = []
+    names, alternatives, start = 1, 0, 0  # of the innermost open brace, and where its text starts
+    characters = enumerate(pattern)
+    for i, character in characters:
+        if character == "\\":
+            next(characters, None)
+        elif character == "{":
+            outer.append((names, alternatives, start))
+            names, alternatives, start = 1, 0, i + 1
+        elif character == "," and outer:
+            names, alternatives = 1, alternatives + names
+        elif character == "}":
+            if not outer:
+                return 1
+            inside = _count_range(pattern[start:i]) or alternatives + names
+            names, alternatives, start = outer.pop()
+            names *= inside
+    return 1 if outer else names
+
+
+def _count_range(text: str) -> int | None:
+    """Returns the number of names in `0..9`, `00..98..2` or `a..z`; None if it is no range."""
+    if match := _NUMBERS.fullmatch(text):
+        first, last = int(match[1]), int(match[2])
+    elif match := _LETTERS.fullmatch(text):
+        first, last = ord(match[1]), ord(match[2])
+    else:
+        return None
+    return abs(last - first) // (int(match[3] or 1) or 1) + 1
 
 
 def _split_pattern(location: str) -> tuple[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from itertools import accumulate
 
 import numpy as np
 
@@ -51,13 +52,17 @@ class StoredBlocks:
         """Number of target tokens in all blocks."""
         return self.block_count * self.context
 
+    @property
+    def most_open_shards(self) -> int:
+        """The most shards that are open at once: all that hold a token of the blocks."""
+        shards = self.source.index.shards
+        tokens_before = accumulate((shard.tokens for shard in shards[:-1]), initial=0)
+        return sum(tokens <= self.tokens for tokens in tokens_before)
+
     def digest(self) -> str:
         """Returns a digest of what is measured: of the shards that are read, and how far."""
-        index, read_tokens, shards = self.source.index, 0, []
-        for shard in index.shards:
-            if read_tokens <= self.tokens:
-                shards.append(shard.sha256)
-            read_tokens += shard.tokens
+        index = self.source.index
+        shards = [shard.sha256 for shard in index.shards[: self.most_open_shards]]
         parts = [index.tokenizer.digest, index.dtype, self.context, self.tokens, *shards]
         return hashlib.sha256(" ".join(map(str, parts)).encode()).hexdigest()
 

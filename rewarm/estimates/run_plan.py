@@ -8,11 +8,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rewarm import schedules
 from rewarm.checkpoints.retention import most_checkpoints_at_once
-from rewarm.data.mixture import Mixture
+from rewarm.checkpoints.training_state import WeightChange
 from rewarm.estimates.memory import MemoryEstimate, estimate_recipe_memory
 from rewarm.model.architecture import Architecture
 from rewarm.quantities import format_bytes, format_count
 from rewarm.recipe.recipe import Recipe
+from rewarm.runs.corpus_mixture import corpus_mixture
 from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.runs.start_record import StartRecord
 
@@ -51,6 +52,8 @@ class DatasetPlan(BaseModel):
     """Of the run's tokens."""
     weights: dict[int, float] = {}
     """The recipe's weight from each step on."""
+    read_before: int | None = None
+    """Tokens read before these weights began to hold; None if they hold from step 1 on."""
 
 
 class RunPlan(BaseModel):
@@ -97,7 +100,14 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None) -> RunPlan:
     recipe, architecture = resolved.recipe, resolved.architecture
     plugin = schedules.origin(recipe.schedule.name)
     triton = recipe.kernels == "auto" and (_has_gpu() if on_gpu is None else on_gpu)
-    needed = Mixture(recipe.corpus_weights).exact_shares(recipe.steps * recipe.sequences_per_step)
+    state = resolved.resume_state and resolved.resume_state.state
+    change = state.weight_change if state else None
+    needed = corpus_mixture(recipe, change).blocks_needed()
+    total = sum(needed.values())
+    datasets = {
+        name: _corpus(resolved, name, float(blocks), float(blocks / total), change)
+        for name, blocks in needed.items()
+    }
     return RunPlan(
         run=recipe.run,
         start=resolved.start,
@@ -111,10 +121,10 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None) -> RunPlan:
         batch_tokens=recipe.batch.tokens,
         schedule=f"{plugin.name} ({plugin.distribution} {plugin.version})",
         rates=rates_at_marks(recipe),
-        train={name: _corpus(resolved, name, float(blocks)) for name, blocks in needed.items()},
+        train=datasets,
         validation={name: _validation_set(resolved, name) for name in recipe.data.validation},
         evaluations=_evaluations(recipe),
-        checkpoints=len(recipe.save_steps),
+        checkpoints=recipe.checkpoint_count,
         checkpoints_at_once=most_checkpoints_at_once(recipe),
         checkpoint_bytes=architecture and 12 * architecture.parameters,
         memory=architecture and estimate_recipe_memory(recipe, architecture, triton=triton),
@@ -156,13 +166,17 @@ def rates_at_marks(recipe: Recipe) -> list[RateAtStep]:
     return [RateAtStep(step=step, what=labels[step], lr=recipe.lr(step)) for step in sorted(labels)]
 
 
-def _corpus(resolved: ResolvedRun, name: str, blocks: float) -> DatasetPlan:
+def _corpus(
+    resolved: ResolvedRun, name: str, blocks: float, share: float, change: WeightChange | None
+) -> DatasetPlan:
     recipe = resolved.recipe
+    steps_before = change.step if change else 0
     plan = DatasetPlan(
         needed=round(blocks) * recipe.data.context,
-        share=blocks / (recipe.steps * recipe.sequences_per_step),
+        share=share,
+        read_before=change.blocks[name] * recipe.data.context if change else None,
         weights={
-            first // recipe.sequences_per_step + 1: weight
+            max(first // recipe.sequences_per_step, steps_before) + 1: weight
             for first, weight in recipe.corpus_weights[name]
         },
     )
@@ -253,9 +267,14 @@ def _datasets(datasets: dict[str, DatasetPlan]) -> list[str]:
         available = f" of {format_count(plan.available)}" if plan.available else "; no shards found"
         epochs = f" = {plan.epochs:.2f} epochs" if plan.epochs is not None and plan.share else ""
         lines.append(f"{name:<{width}}  {share}{needed}{available}{epochs}")
-        if len(plan.weights) > 1:
+        if len(plan.weights) > 1 or plan.read_before is not None:
             weights = ", ".join(f"{w:g} from step {step:,}" for step, w in plan.weights.items())
-            lines.append(f"{'':<{width}}  weight {weights}")
+            before = (
+                f"; {format_count(plan.read_before)} tokens read before"
+                if plan.read_before is not None
+                else ""
+            )
+            lines.append(f"{'':<{width}}  weight {weights}{before}")
     return lines
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from annotated_types import Interval
+from pydantic import BaseModel, ConfigDict, Field, Strict, model_validator
 
 Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu"]
-Size = Annotated[int, Field(strict=True, gt=0, le=2**31)]
+Size = Annotated[int, Strict(), Interval(gt=0, le=2**31)]
 
 _MAX_ANGLES = 2**28
 _FIXED = {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"]}

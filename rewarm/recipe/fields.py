@@ -7,13 +7,17 @@ import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
+from annotated_types import Gt, Le
 from pydantic import (
     AfterValidator,
+    AllowInfNan,
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
+    Strict,
+    StringConstraints,
     ValidationError,
     model_validator,
 )
@@ -25,10 +29,11 @@ from rewarm.quantities import Count, Share, Span, parse_count, parse_share
 from rewarm.recipe.yaml_document import KeyPath
 from rewarm.remote_storage import URL_SCHEMES
 
-Steps = Annotated[int, BeforeValidator(parse_count), Field(gt=0)]
-PositiveFloat = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
-Text = Annotated[str, Field(min_length=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+# A shared type holds no Field: pydantic 2.9 to 2.11.4 keep the default of one use for all others.
+Steps = Annotated[int, BeforeValidator(parse_count), Gt(0)]
+PositiveFloat = Annotated[float, Strict(), Gt(0), AllowInfNan(False)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 def field_problem(key_path: KeyPath, message: str, value: object) -> InitErrorDetails:
@@ -186,7 +191,7 @@ class DataSettings(Section):
     """Maximum number of passes over a corpus; a recipe that needs more is an error. null for no
     limit."""
     verify: bool = True
-    """Check the sha256 of each shard when it is first opened."""
+    """Check the sha256 of each shard when it is first opened, and if its file changes."""
     workers: Annotated[int, Field(strict=True, ge=0, le=64)] = 1
     """Threads that read batches ahead of training. Does not change the batches."""
     cache: Count = 64_000_000_000
@@ -209,10 +214,10 @@ def _microbatch_or_auto(written: Any) -> Any:
 
 
 Microbatch = Annotated[
-    Annotated[int, Field(strict=True, gt=0)] | None,
+    Annotated[int, Strict(), Gt(0)] | None,
     BeforeValidator(
         _microbatch_or_auto,
-        json_schema_input_type=Annotated[int, Field(gt=0)] | Literal["auto"],
+        json_schema_input_type=Annotated[int, Gt(0)] | Literal["auto"],
     ),
     PlainSerializer(lambda microbatch: microbatch or "auto"),
 ]
@@ -253,7 +258,7 @@ def _check_power_of_two(scale: int) -> int:
     return scale
 
 
-PowerOfTwo = Annotated[Count, Field(le=2**32), AfterValidator(_check_power_of_two)]
+PowerOfTwo = Annotated[Count, Le(2**32), AfterValidator(_check_power_of_two)]
 
 
 class LossScaleSettings(Section):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +47,9 @@ from rewarm.recipe.fields import (
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.schedules import Schedule
+
+_SAMPLES = 10_000
+"""Steps that are computed to find the decay in a longer run."""
 
 _FP8_TILE = 16
 """Both sides of a matrix in an fp8 matmul have to be multiples of this."""
@@ -221,9 +225,14 @@ class Recipe(Section):
                 )
 
     def _check_some_corpus_has_weight(self) -> Iterator[InitErrorDetails]:
-        weights = self.corpus_weights.values()
-        for block in sorted({first for pieces in weights for first, _ in pieces}):
-            if not any([w for first, w in pieces if first <= block][-1] for pieces in weights):
+        changes: dict[int, dict[str, float]] = {}
+        for name, pieces in self.corpus_weights.items():
+            for first, weight in pieces:
+                changes.setdefault(first, {})[name] = weight
+        weights: dict[str, float] = {}
+        for block in sorted(changes):
+            weights |= changes[block]
+            if not any(weights.values()):
                 yield field_problem(
                     ("data", "train"),
                     "should have a corpus with a weight above 0 at every step; from step "
@@ -234,8 +243,17 @@ class Recipe(Section):
     def _check_rates(self) -> Iterator[InitErrorDetails]:
         try:
             schedules.check_rates(self.schedule, 1 / self.steps)
+            learns = any(self.lr(step) for step in self._sampled_steps())
         except ScheduleError as error:
             yield field_problem(("schedule",), str(error), self.schedule.name)
+            return
+        if not learns:
+            yield field_problem(
+                ("schedule",),
+                "should have a learning rate above 0 at some step; it is 0 throughout, so nothing "
+                "would be learned",
+                self.schedule.name,
+            )
 
     def check_fp8_widths(self, architecture: Architecture) -> None:
         """Checks that the widths of a model's matrices allow fp8 matmuls, if the recipe uses fp8.
@@ -300,27 +318,51 @@ class Recipe(Section):
         After it the learning rate only falls, or stays at its final value. It is the last step if
         the schedule does not end with a decay.
         """
-        step, rate = self.steps, self.lr(self.steps)
-        while step > 1 and self.lr(step - 1) == rate:
-            step -= 1
-        if step == 1 or self.lr(step - 1) < rate:
+        steps, last_rate = self._sampled_steps(), self.lr(self.steps)
+        i = len(steps) - 1
+        while i and self.lr(steps[i - 1]) == last_rate:
+            i -= 1
+        if i == 0:
             return self.steps
-        while step > 1 and (previous := self.lr(step - 1)) > rate:
-            step, rate = step - 1, previous
-        return step
+        decay_end = _first_step(steps[i - 1] + 1, steps[i], lambda n: self.lr(n) == last_rate)
+        if self.lr(decay_end - 1) < last_rate:
+            return self.steps
+        i -= 1
+        while i and self.lr(steps[i - 1]) > self.lr(steps[i]):
+            i -= 1
+        earliest, latest = steps[max(0, i - 1)], min(steps[i + 1], decay_end)
+        return _first_step(earliest, latest, lambda n: self.lr(n) > self.lr(n + 1))
+
+    def _sampled_steps(self) -> list[int]:
+        """Returns all steps; of a long run `_SAMPLES` of them and those at the schedule's marks."""
+        count = min(self.steps, _SAMPLES)
+        samples = {-(-self.steps * sample // count) for sample in range(1, count + 1)}
+        marked = (round(mark * self.steps) for mark in schedules.marks(self.schedule).values())
+        return sorted({1, *samples, *(step for step in marked if 0 < step < self.steps)})
 
     @property
     def has_plateau_before_decay(self) -> bool:
         """Whether the final decay follows a constant rate, as in WSD; runs often branch there."""
         step = self.step_before_decay
-        return 1 < step < self.steps and self.lr(step - 1) == self.lr(step)
+        before = step - max(1, self.steps // _SAMPLES)
+        return before > 0 and step < self.steps and self.lr(before) == self.lr(step)
 
-    @cached_property
-    def save_steps(self) -> list[int]:
-        """The steps after which a checkpoint is written, in order."""
-        periodic = range(self.every.save, self.steps, self.every.save) if self.every.save else ()
-        branch_point = [self.step_before_decay] if self.has_plateau_before_decay else []
-        return sorted({*periodic, *branch_point, self.steps})
+    @property
+    def branch_step(self) -> int | None:
+        """The step at the end of a plateau before the final decay, where a checkpoint is saved."""
+        return self.step_before_decay if self.has_plateau_before_decay else None
+
+    @property
+    def periodic_saves(self) -> range:
+        """The steps before the last one after which a checkpoint is written (`every.save`)."""
+        every = self.every.save
+        return range(every, self.steps, every) if every else range(0)
+
+    @property
+    def checkpoint_count(self) -> int:
+        """Number of checkpoints that are written: periodic, at the branch step, after the last."""
+        branches = self.branch_step is not None and self.branch_step not in self.periodic_saves
+        return len(self.periodic_saves) + branches + 1
 
     def document(self) -> dict[str, Any]:
         """Returns the recipe as plain data, with every default, and spans as they were written."""
@@ -330,6 +372,11 @@ class Recipe(Section):
     def to_yaml(self) -> str:
         """Returns the recipe as YAML with every default; `load_recipe` reads it back equal."""
         return write_yaml(self.document())
+
+
+def _first_step(first: int, end: int, holds: Callable[[int], bool]) -> int:
+    """Returns the step from `first` on at which a condition begins to hold; `end` if none."""
+    return first + bisect_left(range(first, end), True, key=holds)
 
 
 def load_recipe(

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+from rewarm import open_files
 from rewarm.checkpoints.find_checkpoint import later_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.data.corpus import Corpus, check_epochs
-from rewarm.data.mixture import Mixture
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, DataError, RewarmError
 from rewarm.files import try_lock
 from rewarm.recipe.recipe import Recipe, load_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
+from rewarm.runs.corpus_mixture import CorpusMixture
 from rewarm.runs.metrics_file import METRICS_FILE, read_events, read_metrics
 from rewarm.runs.resume_changes import changed_corpora, changed_settings, changed_validation_sets
 
@@ -99,8 +100,8 @@ def _metrics_without_checkpoint(directory: Path, *, resume: bool) -> Iterator[Ch
 def had_checkpoint(directory: Path) -> bool:
     """Returns whether the records of a run show that it has saved a checkpoint.
 
-    Its event log says so; or, as that may be lost, it was trained beyond the step of its first
-    checkpoint without an error to save it.
+    Its event log says so; or, as that may be lost, it was trained beyond the step of its second
+    checkpoint, for which it waited until the first one was saved.
     """
     saves: list[dict[str, Any]] = []
     for event in read_events(directory / "events.jsonl"):
@@ -111,9 +112,12 @@ def had_checkpoint(directory: Path) -> bool:
     if saves:
         return any(event.get("error") is None for event in saves)
     try:
-        first_save = load_recipe(directory / "recipe.yaml").save_steps[0]
-        return any(line["step"] > first_save for line in read_metrics(directory / METRICS_FILE))
-    except RewarmError:
+        recipe = load_recipe(directory / "recipe.yaml")
+        branch_step = {recipe.branch_step} if recipe.branch_step else set()
+        saves_due = sorted({*recipe.periodic_saves[:2], *branch_step, recipe.steps})
+        last_step = read_metrics(directory / METRICS_FILE)[-1]["step"]
+        return len(saves_due) > 1 and last_step > saves_due[1]
+    except (RewarmError, IndexError):  # no metrics
         return False
 
 
@@ -170,10 +174,10 @@ def check_training_state(
 
 
 def epoch_problems(
-    recipe: Recipe, corpora: dict[str, Corpus], carried: dict[str, int]
+    recipe: Recipe, corpora: dict[str, Corpus], mixture: CorpusMixture, carried: dict[str, int]
 ) -> Iterator[DataError]:
     """Yields an error for each corpus that would be read more often than `data.max_epochs`."""
-    needed = Mixture(recipe.corpus_weights).exact_shares(recipe.steps * recipe.sequences_per_step)
+    needed = mixture.blocks_needed()
     for name, corpus in corpora.items():
         try:
             check_epochs(
@@ -185,6 +189,18 @@ def epoch_problems(
             )
         except DataError as error:
             yield error
+
+
+def check_open_files(corpora: Mapping[str, Corpus], validation: Mapping[str, StoredBlocks]) -> None:
+    """Makes sure that all shards that a run reads at once can be open; see `open_files`.
+
+    Raises:
+        DataError: this process may not open so many files.
+    """
+    open_files.check_limit(
+        {f"corpus {name}": corpus.most_open_shards for name, corpus in corpora.items()}
+        | {f"validation set {name}": blocks.most_open_shards for name, blocks in validation.items()}
+    )
 
 
 def check_same_shards(

@@ -41,9 +41,11 @@ from rewarm.model.architecture import Architecture
 from rewarm.model.published_pythia import published_architecture
 from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe
+from rewarm.runs.corpus_mixture import corpus_mixture, weight_change
 from rewarm.runs.metrics_file import check_metrics
 from rewarm.runs.preconditions import (
     check_no_changes,
+    check_open_files,
     check_same_recipe,
     check_same_shards,
     check_same_validation,
@@ -243,6 +245,8 @@ def _origin_from_own_checkpoint(
     if not accept_changes:
         check_no_changes(recipe, changes)
         check_metrics(run, checkpoint, state)
+    change = weight_change(saved.recipe, state, recipe)
+    state = state.model_copy(update={"weight_change": change})
     return ModelOrigin(
         read_architecture(checkpoint),
         checkpoint,
@@ -313,7 +317,11 @@ def _open_datasets(
             shards = open_source(validation_set.shards)
             tokens = validation_set.tokens
             validation[name] = StoredBlocks(shards, context=data.context, tokens=tokens)
-    problems += epoch_problems(recipe, corpora, carried)
+    state = origin.resume_state.state if origin and origin.resume_state else None
+    mixture = corpus_mixture(recipe, state.weight_change if state else None)
+    problems += epoch_problems(recipe, corpora, mixture, carried)
+    with _collect_errors(problems):
+        check_open_files(corpora, validation)
     if sources:
         with _collect_errors(problems):
             check_same_tokenizer({name: opened.index for name, opened in sources.items()})

@@ -15,6 +15,7 @@ from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, RecipeError, printable
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
+from rewarm.runs.corpus_mixture import share_changes
 
 # Settings that may change on --resume without a question: they decide what is written, not what is
 # learned.
@@ -22,6 +23,9 @@ _HARMLESS = (
     *("run", "every", "keep", "on_save_error", "guard.patience"),
     *("data.validation", "data.workers", "data.cache", "data.verify"),
 )
+
+
+_MOST_MIXTURE_LINES = 10
 
 
 def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -78,7 +82,11 @@ def recipe_changes(saved: SavedRecipe, state: TrainingState, recipe: Recipe) -> 
     changed = changed_settings(before, now)
     if saved.recipe is None:  # the recipe names another plug-in: that change is listed
         return changed
-    return changed + _rate_changes(state, saved.recipe, recipe)
+    mixture_changes = list(share_changes(saved.recipe, recipe, state.step))
+    if len(mixture_changes) > _MOST_MIXTURE_LINES:
+        left_out = len(mixture_changes) - _MOST_MIXTURE_LINES
+        mixture_changes[_MOST_MIXTURE_LINES:] = [f"mixture: {left_out:,} more changes"]
+    return changed + mixture_changes + _rate_changes(state, saved.recipe, recipe)
 
 
 def changed_corpora(digests: dict[str, str], state: TrainingState, *, is_resume: bool) -> list[str]:

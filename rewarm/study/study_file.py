@@ -20,7 +20,8 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from annotated_types import Interval
+from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
 from rewarm.checkpoints.lineage import last_lr_of_base
 from rewarm.errors import RecipeError, did_you_mean
@@ -31,7 +32,7 @@ from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.study.claims import Claim, parse_claim
 
-Seed = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Seed = Annotated[int, Strict(), Interval(ge=0, lt=2**63)]
 
 
 def _check_distinct(seeds: tuple[int, ...]) -> tuple[int, ...]:

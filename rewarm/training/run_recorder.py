@@ -57,7 +57,7 @@ class RunRecorder:
             run.start_record.base_lr,
             recipe.loss_scale if recipe.precision == "fp16" else None,
         )
-        self.branch_step = recipe.step_before_decay if recipe.has_plateau_before_decay else None
+        self.branch_step = recipe.branch_step
         """The last step before the final decay; always saved, for other runs to start from."""
         self.writer = BackgroundWriter(
             run_directory.checkpoint_path,

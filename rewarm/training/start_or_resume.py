@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from pydantic import ValidationError
 
-from rewarm import schedules
+from rewarm import open_files, schedules
 from rewarm.checkpoints.load_weights import load_model
 from rewarm.checkpoints.optimizer_state import load_optimizer_state
 from rewarm.checkpoints.training_state import TrainingState
@@ -27,6 +27,7 @@ from rewarm.model.kernels.fp8.scaling import check_fp8_device
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.recipe.recipe import Recipe
+from rewarm.runs.corpus_mixture import corpus_mixture
 from rewarm.runs.resolve_run import ResolvedRun, ResumeState
 from rewarm.runs.start_record import StartRecord
 from rewarm.safe_loading import first_validation_error
@@ -73,13 +74,16 @@ def start_or_resume(resolved: ResolvedRun) -> StartedRun:
         kernels_text += check_fp8_device(device)
     if resolved.optimizer_state_directory:
         load_optimizer_state(resolved.optimizer_state_directory, model, optimizer)
+    open_files.hold_reserve()
     corpora = list(resolved.corpora.values())
     info = corpora[0].index.tokenizer
     separator_id = info.eos if recipe.data.documents == "separate" else None
     compile_lines = _compile(model, recipe, separator_id)
+    mixture = corpus_mixture(recipe, state.weight_change)
     loader = BatchLoader(
         corpora,
-        recipe.corpus_weights,
+        mixture.weights,
+        weights_start=mixture.start,
         sequences=recipe.sequences_per_step,
         position=state.position,
     )

@@ -22,6 +22,7 @@ from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.data.tokenizer import check_model_matches_shards
 from rewarm.model.neox import NeoX
 from rewarm.quantities import perplexity
+from rewarm.runs.preconditions import check_open_files
 from rewarm.training.device_setup import autocast, find_device
 
 
@@ -154,6 +155,7 @@ def _measure_base(
         validation_set: StoredBlocks(source, context=context, tokens=tokens)
         for validation_set, source in sources.items()
     }
+    check_open_files({}, sets)
     model, _ = load_model(base.architecture, base.directory)
     model.to(find_device())
     return measure_losses(model, sets, microbatch=microbatch, precision=precision)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from training_runs import run
 from recipes import recipe_of
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.retention import kept_steps, most_checkpoints_at_once, prune_checkpoints
-from rewarm.recipe.fields import KeepSettings
+from rewarm.recipe.fields import EverySettings, KeepSettings
 
 STEPS = [2, 4, 6, 8, 10]
 
@@ -34,6 +35,32 @@ def test_most_checkpoints_at_once_counts_the_one_being_written(thousand_steps):
     every_100 = ("every.save=100",)  # 10 checkpoints
     assert most_checkpoints_at_once(recipe_of(thousand_steps, *every_100)) == 10
     assert most_checkpoints_at_once(recipe_of(thousand_steps, *every_100, "keep={last: 2}")) == 3
+
+
+def test_most_checkpoints_at_once_is_the_count_of_those_kept(plugins, thousand_steps):
+    """Against the list of all checkpoints, of which those to keep are chosen."""
+    draw = random.Random(0)
+    for _ in range(6):
+        steps = draw.randint(20, 60)
+        wsd = recipe_of(
+            thousand_steps,
+            f"tokens={steps * 100_000}",
+            "schedule={name: wsd, start_lr: 0, peak_lr: 3e-4, min_lr: 0, warmup: 1 step, "
+            f"decay: {draw.randint(2, steps - 5)} steps}}",
+        )
+        for _ in range(50):
+            save, last, every = (draw.choice([None, draw.randint(1, n)]) for n in (12, 9, 24))
+            recipe = wsd.model_copy(
+                update={
+                    "every": EverySettings(save=save),
+                    "keep": KeepSettings(last=last, every=every),
+                }
+            )
+            earlier = {*range(save, steps, save)} if save else set()
+            earlier |= {recipe.branch_step}
+            assert recipe.checkpoint_count == len(earlier) + 1
+            kept = kept_steps(recipe.keep, sorted(earlier), recipe.branch_step)
+            assert most_checkpoints_at_once(recipe) == len(kept) + 1
 
 
 def test_a_run_keeps_the_newest_and_every_so_many_steps(recipe_text, tmp_path):

@@ -95,6 +95,32 @@ def test_skipped_blocks_are_left_out(corpora):
         assert rest.block(n).tolist() == corpus.block(37 + n).tolist()
 
 
+def test_a_shard_replaced_between_two_epochs_is_verified_again(corpora, tmp_path):
+    folder = shutil.copytree(corpora / "third" / "train", tmp_path / "third" / "train")
+    corpus = open_corpus(tmp_path, "third", lanes=1)
+    for n in range(corpus.blocks_per_epoch):
+        corpus.block(n)
+    for path in folder.glob("*.tar"):
+        damaged = path.read_bytes()[::-1]
+        path.unlink()
+        path.write_bytes(damaged)
+    with pytest.raises(DataError, match="its sha256 differs from the index"):
+        corpus.block(corpus.blocks_per_epoch)
+
+
+def test_open_shards_are_those_of_two_windows(corpora):
+    corpus = open_corpus(corpora, "downstream", lanes=2)
+    assert corpus.most_open_shards == 4
+    most = 0
+    for n in range(2 * corpus.blocks_per_epoch):
+        corpus.block(n)
+        most = max(most, sum(len(window.opened_shards) for window in corpus._windows))
+    assert most == 4
+    assert open_corpus(corpora, "downstream", lanes=999).most_open_shards == 2 * len(
+        corpus.index.shards
+    )
+
+
 def test_too_little_data_is_refused_with_the_arithmetic(corpora):
     with pytest.raises(
         DataError, match=r"too little data for corpus 'third'.*context \+ 1 = 10,001"

@@ -2,6 +2,7 @@ import gc
 import hashlib
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -116,7 +117,7 @@ FAULTS = {
         "truncated: the end of the tar is missing",
     ),
     "flipped bit": (lambda f: flip_bit(f / "00000.tar"), "its sha256 differs from the index"),
-    "empty": (lambda f: (f / "00000.tar").write_bytes(b""), "cannot be read"),
+    "empty": (lambda f: (f / "00000.tar").write_bytes(b""), "0 bytes long, and the index says"),
     "damaged header": (break_header, "damaged header"),
     "symlink": (lambda f: rewrite(f, member("a.npy", b"", tarfile.SYMTYPE)), "plain tar member"),
     "foreign": (lambda f: rewrite(f, member("a.jpg", b"x" * 99)), "not a one-dimensional .npy"),
@@ -152,6 +153,41 @@ def test_a_damaged_shard_is_named(folder, fault):
         Shard(folder, index.shards[0], index.dtype)
     assert message in str(error.value)
     assert "rewarm shard" in str(error.value)
+
+
+def truncate_in_place(path):
+    os.truncate(path, 1024)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [(truncate_in_place, "truncated while it is in use"), (flip_bit, "its sha256 differs")],
+)
+def test_a_shard_that_changes_while_it_is_open_is_refused(folder, damage, message):
+    index = read_shard_index(folder)
+    shard = Shard(folder, index.shards[0], index.dtype)
+    damage(folder / "00000.tar")
+    with pytest.raises(DataError, match=rf"00000\.tar: .*{message}"):
+        shard[len(shard) - 1]
+
+
+def test_a_shard_that_was_touched_or_replaced_while_it_is_open_is_still_read(folder):
+    index = read_shard_index(folder)
+    path, shard = folder / "00000.tar", Shard(folder, index.shards[0], index.dtype)
+    before = [tokens.tolist() for tokens in shard]
+    os.utime(path, (0, 0))
+    assert [tokens.tolist() for tokens in shard] == before
+    path.rename(folder / "moved")
+    path.write_bytes(b"")
+    assert [tokens.tolist() for tokens in shard] == before
+
+
+def test_a_part_of_a_document_is_read(folder):
+    index = read_shard_index(folder)
+    shard = Shard(folder, index.shards[0], index.dtype)
+    whole = shard[1]
+    assert shard.read(1, 3, 5).tolist() == whole[3:8].tolist()
+    assert shard.read(1, 3, 10**6).tolist() == whole[3:].tolist()
 
 
 @pytest.mark.parametrize(

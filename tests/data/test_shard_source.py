@@ -1,12 +1,13 @@
 import shutil
 
 import pytest
+from braceexpand import braceexpand
 from http_folder import FaultyServer, serve
 from shard_folders import flip_bit
 
 from rewarm.data.corpus import Corpus
 from rewarm.data.shard_format import Shard, read_shard_index
-from rewarm.data.shard_source import ShardSource
+from rewarm.data.shard_source import ShardSource, count_names
 from rewarm.errors import DataError, RecipeError
 
 
@@ -87,6 +88,34 @@ def test_braces_and_wildcards_select_shards(corpora):
     assert ShardSource(f"{folder}/*.tar").index == read_shard_index(folder)
     with pytest.raises(DataError, match=r"no shard 00099\.tar in its index"):
         ShardSource(f"{folder}/{{00000,00099}}.tar")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        *("a", "{a}", "{a,b}x{c,d,}", "{0..9}", "{00..20..3}", "{5..-5}", "{a..e}", "{e..a..2}"),
+        *("{{a,b}{c,d},e}f", "{a{0..3},{x,y}z}", "a,b", r"\{a,b\}", "{1..2,3}", "x{a,{b,{c,d}}}"),
+    ],
+)
+def test_names_are_counted_without_expanding_them(pattern):
+    assert count_names(pattern) == len(list(braceexpand(pattern)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "number"),
+    [
+        ("{a,b}" * 24, "16,777,216"),
+        ("{" + "{a,b}" * 24 + ",c}", "16,777,217"),
+        ("{0..999999999999}", "1,000,000,000,000"),
+        ("{a,b}" * 900, "more than 10^15"),
+    ],
+)
+def test_braces_that_stand_for_more_names_than_shards_are_refused_at_once(corpora, pattern, number):
+    with pytest.raises(
+        DataError, match=r"its braces stand for .* names, and .* \d+ shards"
+    ) as error:
+        ShardSource(f"{corpora}/upstream/train/{pattern}.tar")
+    assert number in str(error.value)
 
 
 @pytest.mark.parametrize(

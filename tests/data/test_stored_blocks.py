@@ -29,6 +29,13 @@ def test_stored_blocks_cover_at_most_the_given_tokens(folder):
     assert blocks.tokens == 150
 
 
+@pytest.mark.parametrize("tokens", [50, 170, 1000, None])
+def test_open_shards_are_those_that_hold_the_blocks(folder, tokens):
+    blocks = StoredBlocks(ShardSource(str(folder)), context=50, tokens=tokens)
+    list(blocks)
+    assert len(blocks._opened_shards) == blocks.most_open_shards
+
+
 def test_stored_blocks_can_be_read_again_after_the_files_are_gone(folder, tmp_path):
     copy = Path(shutil.copytree(folder, tmp_path / "val"))
     blocks = StoredBlocks(ShardSource(str(copy)), context=50)

@@ -1,13 +1,18 @@
 """A whole recipe: derived numbers, settings that contradict each other, the JSON Schema."""
 
+import ast
 import json
+import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import rewarm
 from recipes import FULL_RECIPE, recipe_of, recipe_problems
+from rewarm.checkpoints.retention import most_checkpoints_at_once
 from rewarm.errors import RecipeError
 from rewarm.model.architecture import PRESETS
 from rewarm.recipe.recipe import Recipe, load_recipe, recipe_schema
@@ -33,12 +38,12 @@ def test_corpus_weights_change_at_whole_steps(thousand_steps):
 def test_step_before_decay_and_checkpoints_saved_there(thousand_steps):
     cosine = recipe_of(thousand_steps)
     assert (cosine.step_before_decay, cosine.has_plateau_before_decay) == (100, False)
-    assert cosine.save_steps == [1000]
+    assert cosine.checkpoint_count == 1
     constant = recipe_of(
         thousand_steps, "schedule={name: constant, lr: 1e-3}", "every.save=400", "seed=1"
     )
     assert (constant.step_before_decay, constant.has_plateau_before_decay) == (1000, False)
-    assert constant.save_steps == [400, 800, 1000]
+    assert constant.checkpoint_count == 3
 
 
 def test_checkpoint_is_saved_at_the_end_of_a_plateau(plugins, thousand_steps):
@@ -48,7 +53,82 @@ def test_checkpoint_is_saved_at_the_end_of_a_plateau(plugins, thousand_steps):
         "every.save=500",
     )
     assert (wsd.step_before_decay, wsd.has_plateau_before_decay) == (800, True)
-    assert wsd.save_steps == [500, 800, 1000]
+    assert (wsd.branch_step, wsd.checkpoint_count) == (800, 3)
+
+
+def enumerated_step_before_decay(recipe):
+    """Every step from the last one back: over the constant end, and up the decay before it."""
+    step, rate = recipe.steps, recipe.lr(recipe.steps)
+    while step > 1 and recipe.lr(step - 1) == rate:
+        step -= 1
+    if step == 1 or recipe.lr(step - 1) < rate:
+        return recipe.steps
+    while step > 1 and (previous := recipe.lr(step - 1)) > rate:
+        step, rate = step - 1, previous
+    return step
+
+
+@pytest.mark.parametrize("tokens", ["100M", "2.5B", "3_999_900_000"])
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        "{name: constant, lr: 1e-3}",
+        "{name: rewarm, peak_lr: 3e-4, min_lr: 3e-5, warmup: 1.23%, decay: linear}",
+        "{name: rewarm, peak_lr: 3e-4, min_lr: 3e-5, warmup: 37 steps, decay: inverse-sqrt}",
+        "{name: no-warmup, peak_lr: 3e-4, min_lr: 3e-5, decay: 1-sqrt, preheat: 12 steps}",
+        "{name: wsd, start_lr: 0, peak_lr: 3e-4, min_lr: 0, warmup: 1%, decay: 7.7%}",
+        "{name: wsd, start_lr: 0, peak_lr: 3e-4, min_lr: 0, warmup: 1%, decay: 123 steps}",
+        "{name: infinite, peak_lr: 3e-4, constant_lr: 1e-4, min_lr: 1e-5, warmup: 1%, "
+        "cooling: 30%, annealing: 10.01%}",
+    ],
+)
+def test_step_before_decay_of_long_runs_is_that_of_every_step(
+    plugins, thousand_steps, schedule, tokens
+):
+    recipe = recipe_of(thousand_steps, f"tokens={tokens}", f"schedule={schedule}")
+    assert recipe.step_before_decay == enumerated_step_before_decay(recipe)
+
+
+def test_a_run_of_very_many_steps_is_planned_at_once(plugins, thousand_steps):
+    started = time.perf_counter()
+    recipe = recipe_of(
+        thousand_steps,
+        "tokens=1_000_000_000_000_000_000",
+        "every={save: 1, evaluate: 1, log: 1}",
+        "keep={last: 1_000_000, every: 7}",
+        "schedule={name: wsd, start_lr: 0, peak_lr: 3e-4, min_lr: 0, warmup: 1%, decay: 10%}",
+    )
+    assert recipe.checkpoint_count == recipe.steps == 10**13
+    assert recipe.branch_step == 9 * 10**12
+    kept_before = (10**13 - 10**6 - 1) // 7 - (9 * 10**12 % 7 == 0) + 1
+    assert most_checkpoints_at_once(recipe) == 10**6 + kept_before + 1
+    assert time.perf_counter() - started < 5
+
+
+def test_a_schedule_that_is_0_throughout_is_refused(thousand_steps):
+    problems = recipe_problems(thousand_steps, "schedule={name: constant, lr: 0.0}")
+    assert len(problems) == 1
+    assert "should have a learning rate above 0 at some step; it is 0 throughout" in problems[0]
+    late = "schedule={name: no-warmup, peak_lr: 1e-3, min_lr: 0.0, preheat: 99.5%}"
+    assert recipe_of(thousand_steps, late).lr(999) > 0
+
+
+def test_a_missing_rate_is_an_error(thousand_steps):
+    (problem,) = recipe_problems(thousand_steps, "schedule={name: constant}")
+    assert "schedule.lr" in problem
+
+
+def test_shared_types_hold_no_field():
+    """Pydantic 2.9 to 2.11.4 give the default of one setting with a shared Field to all others."""
+    shared = [
+        f"{path.name}: {ast.unparse(statement.targets[0])}"
+        for path in Path(rewarm.__file__).parent.rglob("*.py")
+        for statement in ast.parse(path.read_text()).body
+        if isinstance(statement, ast.Assign) and "Annotated[" in ast.unparse(statement.value)
+        for node in ast.walk(statement.value)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "Field"
+    ]
+    assert shared == []
 
 
 def test_written_recipe_is_read_back_equal(thousand_steps, tmp_path):

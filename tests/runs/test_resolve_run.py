@@ -47,9 +47,11 @@ def opened_shards(monkeypatch):
     counts = Counter()
     for module in (corpus, stored_blocks):
 
-        def open_shard(folder, info, *args, verify=True, module=module, shard=module.Shard):
-            counts[module.__name__, folder / info.name] += verify
-            return shard(folder, info, *args, verify=verify)
+        def open_shard(
+            folder, info, *args, verify=True, verified=None, module=module, shard=module.Shard
+        ):
+            counts[module.__name__, folder / info.name] += verify and verified is None
+            return shard(folder, info, *args, verify=verify, verified=verified)
 
         monkeypatch.setattr(module, "Shard", open_shard)
     return counts

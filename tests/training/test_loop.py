@@ -1,12 +1,17 @@
 """A training step against one large batch, and the loop around it."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from hanging_reads import hanging_at
+from rewarm_process import RewarmProcess
 from tiny_models import random_tokens, take_tiny_step, tiny_model
 from training_runs import metrics, run, trained_files
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint, list_checkpoints
+from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.data.corpus import Corpus
 from rewarm.errors import DataError, ScheduleError
 from rewarm.recipe.fields import OptimizerSettings
@@ -185,3 +190,25 @@ def test_an_error_that_prevents_saving_is_named_too(recipe_text, tmp_path, monke
 def test_a_run_ends_without_the_data_that_was_read_ahead(recipe_text, tmp_path, monkeypatch):
     with hanging_at(monkeypatch, Corpus, "block", 16 * 20 + 1):
         assert run(recipe_text, tmp_path / "run").name == "step-00000020"
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_shard_truncated_in_place_while_it_is_read_ends_the_run_saved(
+    corpora, recipe_text, tmp_path, part
+):
+    """Reading it through a memory map would kill the process (SIGBUS, exit code 135)."""
+    copy = shutil.copytree(corpora, tmp_path / "corpora")
+    endless = recipe_text.replace(str(corpora), str(copy)).replace(
+        "tokens: 20480\n", "tokens: 10M\n"
+    )
+    path = tmp_path / "recipe.yaml"
+    path.write_text(endless.replace("lanes: 2\n", "lanes: 2\n  max_epochs: null\n"))
+    process = RewarmProcess(tmp_path, "train", path, "--set", "every={log: 1, evaluate: 1}")
+    assert process.wait_for("\nstep 3/"), "ended before step 3"
+    for shard in (copy / "downstream" / part).glob("*.tar"):
+        os.truncate(shard, 1024)
+    assert process.wait() == 3
+    assert f"{copy}/downstream/{part}/0" in process.errors
+    assert "everything up to step" in process.errors
+    assert "Traceback" not in process.errors
+    verify_checkpoint(last_checkpoint(tmp_path / "run"))
