@@ -77,8 +77,10 @@ def prepare(work: Path, steps: int) -> None:
     from rewarm.runs.resolve_run import resolve
 
     write_quickstart_shards(work, "upstream")
-    (work / "recipe.yaml").write_text(BASE_RECIPE.format(out=work))
-    shape = load_recipe(work / "recipe.yaml").model.explicit_architecture
+    recipe_file = work / "recipes" / "base.yaml"  # its paths are relative to this folder
+    recipe_file.parent.mkdir(exist_ok=True)
+    recipe_file.write_text(BASE_RECIPE)
+    shape = load_recipe(recipe_file).model.explicit_architecture
     assert shape is not None
     model = NeoX(shape)
     initialize_weights(model, 1)

@@ -31,7 +31,7 @@ from rewarm.runs.metrics_file import read_metrics
 from rewarm.training.loop import train
 
 RECIPE = """\
-run: {out}/runs/{name}
+run: runs/{name}
 seed: 7
 tokens: {tokens}
 model: {{{model}}}
@@ -39,11 +39,11 @@ data:
   context: {context}
   max_epochs: null
   train:
-    english: {{shards: {out}/shards/upstream/train, weight: 50%}}
-    code: {{shards: {out}/shards/downstream/train, weight: 50%}}
+    english: {{shards: shards/upstream/train, weight: 50%}}
+    code: {{shards: shards/downstream/train, weight: 50%}}
   validation:
-    english: {{shards: {out}/shards/upstream/val, tokens: {evaluated}}}
-    code: {{shards: {out}/shards/downstream/val, tokens: {evaluated}}}
+    english: {{shards: shards/upstream/val, tokens: {evaluated}}}
+    code: {{shards: shards/downstream/val, tokens: {evaluated}}}
 batch: {{tokens: {batch}, microbatch: {microbatch}}}
 schedule: {{name: rewarm, peak_lr: {lr}, min_lr: {floor}, warmup: 5%}}
 every: {{log: 1, evaluate: {evaluate_every}, save: null}}
@@ -65,7 +65,7 @@ LAST = 50
 def arm(document: Path, settings: str) -> dict[str, object]:
     """Trains a run unless it is complete, and returns its figures."""
     recipe = load_recipe(document, settings.split(","))
-    last = last_checkpoint(Path(recipe.run))
+    last = last_checkpoint(recipe.run_directory)
     if last is None or last.name != f"step-{recipe.steps:08d}":
         train(recipe, resume=True)
     lines = read_metrics(Path(recipe.run) / "metrics.jsonl")
@@ -169,7 +169,6 @@ def write_recipe(name: str, options: argparse.Namespace, *, evaluations: int) ->
     """Writes the recipe of an arm without its own settings."""
     path: Path = options.out / f"{name}.yaml"
     text = RECIPE.format(
-        out=options.out,
         name=name,
         tokens=options.steps * options.batch,
         model=options.model,

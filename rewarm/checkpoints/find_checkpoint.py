@@ -19,8 +19,9 @@ from rewarm.checkpoints.hub_download import download_from_hub
 from rewarm.checkpoints.manifest import MANIFEST
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
+from rewarm.paths import short_path
 from rewarm.quantities import parse_count
-from rewarm.recipe.recipe import load_recipe
+from rewarm.recipe.recipe import load_saved_recipe
 from rewarm.safe_loading import check_files_inside, read_json
 
 CheckpointContent = TypeVar("CheckpointContent")
@@ -58,6 +59,7 @@ def locate_base(name: str, revision: str | None = None, *, weights: bool = True)
         CheckpointError: there is no such model, or it is not a GPT-NeoX model.
     """
     directory = find_local_model(name)
+    name = short_path(name)
     if directory is None:
         directory = download_from_hub(name, revision, weights=weights)
         commit = directory.name if re.fullmatch(r"[0-9a-f]{40}", directory.name) else None
@@ -85,6 +87,7 @@ def find_local_model(name: str) -> Path | None:
     Raises:
         CheckpointError: the name refers to a checkpoint that the run does not have.
     """
+    name = short_path(name)
     path, separator, reference = name.rpartition("@")
     if Path(name).exists() or not separator:
         return (last_checkpoint(Path(name)) or Path(name)) if Path(name).exists() else None
@@ -110,7 +113,7 @@ def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
         return checkpoints[max(checkpoints)]
     if reference == "before-decay":
         try:
-            last_step = load_recipe(run / "recipe.yaml").step_before_decay
+            last_step = load_saved_recipe(run / "recipe.yaml").step_before_decay
         except RewarmError as error:
             raise CheckpointError(
                 f"{run}@{reference}: cannot read the recipe of this run: {error}"

@@ -20,7 +20,7 @@ from rewarm.checkpoints.weight_files import weights_digest
 from rewarm.errors import CheckpointError, RecipeError, RewarmError
 from rewarm.model.published_pythia import published_training
 from rewarm.recipe.fields import ModelSettings
-from rewarm.recipe.recipe import Recipe, base_lr_in_recipe, load_recipe
+from rewarm.recipe.recipe import Recipe, base_lr_in_recipe, load_saved_recipe
 
 
 def model_lineage(
@@ -168,7 +168,7 @@ def recipe_of_checkpoint(checkpoint: Path) -> Recipe:
         CheckpointError: the recipe cannot be read, or needs a plug-in that is not installed.
     """
     try:
-        return load_recipe(checkpoint / "recipe.yaml")
+        return load_saved_recipe(checkpoint / "recipe.yaml")
     except RecipeError as error:
         raise CheckpointError(
             f"{checkpoint}: cannot read the recipe of this checkpoint: {error}"

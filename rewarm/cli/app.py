@@ -35,6 +35,7 @@ from rewarm.cli.standard_streams import (
     set_up_standard_streams,
 )
 from rewarm.errors import RecipeError, RewarmError, hide_credentials, printable
+from rewarm.paths import expand_home
 
 # ClickException of click, or of the copy of click that newer versions of typer contain.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -103,8 +104,9 @@ def _run_command(arguments: list[str]) -> int:
     """Runs a command, reports its error, and returns the exit code."""
     try:
         command = typer.main.get_command(app)
+        words = [expand_home(word) for word in arguments]
         # Not through typer's own main function: some versions of it consume KeyboardInterrupt.
-        with command.make_context("rewarm", arguments) as context:
+        with command.make_context("rewarm", words) as context:
             command.invoke(context)
     except typer.Exit as ended:
         return int(ended.exit_code)

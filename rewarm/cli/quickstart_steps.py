@@ -25,39 +25,39 @@ from rewarm.study.run_outcomes import RunOutcome, read_outcome
 BASE_RECIPE = """\
 # Pre-train a small base model on the English text of Python's standard library.
 # It warms up from 0 and decays to a tenth of its peak, as Pythia did.
-run: {out}/runs/base
+run: ../runs/base
 seed: 1
 tokens: 819_200
 model:
-  architecture: {{layers: 4, hidden: 96, heads: 4, vocabulary: 4096, positions: 128}}
+  architecture: {layers: 4, hidden: 96, heads: 4, vocabulary: 4096, positions: 128}
 data:
   context: 128
   train:
-    upstream: {{shards: {out}/shards/upstream/train}}
+    upstream: {shards: ../shards/upstream/train}
   validation:
-    upstream:   {{shards: {out}/shards/upstream/val, tokens: 25k}}
-    downstream: {{shards: {out}/shards/downstream/val, tokens: 25k}}
-batch: {{tokens: 2048, microbatch: 16}}
-schedule: {{name: rewarm, start_lr: 0, peak_lr: 2e-3, min_lr: 2e-4, warmup: 5%, decay: cosine}}
+    upstream:   {shards: ../shards/upstream/val, tokens: 25k}
+    downstream: {shards: ../shards/downstream/val, tokens: 25k}
+batch: {tokens: 2048, microbatch: 16}
+schedule: {name: rewarm, start_lr: 0, peak_lr: 2e-3, min_lr: 2e-4, warmup: 5%, decay: cosine}
 precision: fp32
-every: {{log: 20, evaluate: 100, save: 100}}
+every: {log: 20, evaluate: 100, save: 100}
 """
 
 _ARM_RECIPE = """\
 # Continue the base on source code: {summary}
-run: {out}/runs/{name}
+run: ../runs/{name}
 seed: 2
 tokens: 245_760
-model: {{base: {out}/runs/base}}      # a run stands for its last checkpoint
+model: {{base: ../runs/base}}      # a run stands for its last checkpoint
 data:
   context: 128
   train:
-    downstream: {{shards: {out}/shards/downstream/train}}
+    downstream: {{shards: ../shards/downstream/train}}
     # To replay 5% of the old text, add "weight: 95%" to downstream and uncomment the next line:
-    # upstream: {{shards: {out}/shards/upstream/train, weight: 5%}}
+    # upstream: {{shards: ../shards/upstream/train, weight: 5%}}
   validation:
-    upstream:   {{shards: {out}/shards/upstream/val, tokens: 25k}}
-    downstream: {{shards: {out}/shards/downstream/val, tokens: 25k}}
+    upstream:   {{shards: ../shards/upstream/val, tokens: 25k}}
+    downstream: {{shards: ../shards/downstream/val, tokens: 25k}}
 batch: {{tokens: 2048, microbatch: 16}}
 schedule: {schedule}
 precision: fp32
@@ -100,7 +100,7 @@ def run_quickstart(out: Path) -> None:
         say(f"[bold]4. Continue[/]  on downstream, {arm}: {recipes[arm]}")
         recipe = load_recipe(recipes[arm])
         _train_unless_complete(recipe, console)
-        runs[arm] = Path(recipe.run)
+        runs[arm] = recipe.run_directory
     figure = out / "curves.png"
     save_losses({arm: [run] for arm, run in runs.items()}, figure)
     _print_results(runs, figure, console)
@@ -116,9 +116,9 @@ def _write_recipes(out: Path) -> dict[str, Path]:
     """Writes the recipes of the base and of the arms, and returns their paths by name."""
     folder = out / "recipes"
     folder.mkdir(parents=True, exist_ok=True)
-    recipes = {"base": BASE_RECIPE.format(out=out)}
+    recipes = {"base": BASE_RECIPE}
     for name, (summary, schedule) in ARM_SCHEDULES.items():
-        recipes[name] = _ARM_RECIPE.format(out=out, name=name, summary=summary, schedule=schedule)
+        recipes[name] = _ARM_RECIPE.format(name=name, summary=summary, schedule=schedule)
     paths = {name: folder / f"{name}.yaml" for name in recipes}
     for name, path in paths.items():
         if not path.exists():  # an existing recipe may have been edited
@@ -127,7 +127,7 @@ def _write_recipes(out: Path) -> dict[str, Path]:
 
 
 def _train_unless_complete(recipe: Recipe, console: Console) -> None:
-    checkpoint = last_checkpoint(Path(recipe.run))
+    checkpoint = last_checkpoint(recipe.run_directory)
     if checkpoint and read_training_state(checkpoint).is_complete(recipe.steps):
         console.print(f"   complete: {checkpoint}")
         return

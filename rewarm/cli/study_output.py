@@ -18,6 +18,7 @@ from rewarm.errors import RewarmError
 from rewarm.estimates.cost import estimate_study_cost
 from rewarm.estimates.throughput import measured_gpus, speed_on_gpu
 from rewarm.files import atomic_write
+from rewarm.paths import short_path
 from rewarm.quantities import format_count, format_number
 from rewarm.recipe.recipe import Recipe
 from rewarm.study.comparison_tables import claims_table, comparison_table
@@ -43,7 +44,7 @@ def run_and_print_study(plan: StudyPlan, workers: int, *, as_json: bool) -> None
     finally:
         results = runner.results()
         if results.outcomes:
-            path = Path(plan.study.study) / "results.json"
+            path = Path(short_path(plan.study.study)) / "results.json"
             content = results_as_json(plan, results)
             atomic_write(path, json.dumps(content, indent=1) + "\n")
             if as_json:
@@ -75,7 +76,7 @@ def print_study_plan(plan: StudyPlan) -> None:
         f"runs      {len(plan.study.arms)} arms × {len(plan.study.seeds)} seeds"
         + (f" + bases: {', '.join(plan.bases)}" if plan.bases else "")
         + f" = {len(recipes)} runs, {format_count(sum(map(_tokens, recipes)))} tokens, "
-        + f"in {plan.study.study}"
+        + f"in {short_path(plan.study.study)}"
     )
     print(f"hours     {_gpu_hours(plan)}")
     for name, claim in plan.claims.items():
@@ -85,7 +86,7 @@ def print_study_plan(plan: StudyPlan) -> None:
 def _initial_weights(recipe: Recipe) -> str:
     """Returns what a run starts from: a base model, or newly initialized weights."""
     model = recipe.model
-    source = model.base or model.preset or "newly initialized weights"
+    source = short_path(model.base or model.preset or "newly initialized weights")
     if model.revision:
         source += f" at {model.revision}"
     return f"newly initialized weights, architecture of {source}" if model.fresh else source

@@ -111,7 +111,7 @@ def estimate_recipe_cost(
     Raises:
         RewarmError: its model cannot be found, or no speed is known.
     """
-    cost = _run_cost(recipe.run, recipe, 1, gpus, on_gpu, speed_of)
+    cost = _run_cost(str(recipe.run_directory), recipe, 1, gpus, on_gpu, speed_of)
     return _total([cost], gpus, cost.hours)
 
 

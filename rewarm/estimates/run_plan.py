@@ -109,7 +109,7 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None) -> RunPlan:
         for name, blocks in needed.items()
     }
     return RunPlan(
-        run=recipe.run,
+        run=str(recipe.run_directory),
         start=resolved.start,
         model=architecture and _model_size(architecture, recipe.data.context),
         budget=recipe.tokens,

@@ -16,7 +16,7 @@ from rewarm.plots.figure_style import (
     style_token_axes,
 )
 from rewarm.plots.schedule_preview import compute_curve
-from rewarm.recipe.recipe import load_recipe
+from rewarm.recipe.recipe import load_saved_recipe
 from rewarm.runs.metrics_file import comparable_evaluations, read_metrics, read_run_metrics
 
 
@@ -80,7 +80,7 @@ def _draw_losses(axes: Any, runs: list[dict[int, float]], style: LineStyle) -> N
 def _applied_rates(run: Path) -> tuple[list[int], list[float]]:
     """Returns tokens and learning rates of all steps; of logged steps if the recipe is invalid."""
     try:
-        curve = compute_curve("", load_recipe(run / "recipe.yaml"), 1000)
+        curve = compute_curve("", load_saved_recipe(run / "recipe.yaml"), 1000)
     except RewarmError:
         lines = [line for line in read_metrics(run / "metrics.jsonl") if line["kind"] == "train"]
         return [line["tokens"] for line in lines], [line["lr"] for line in lines]

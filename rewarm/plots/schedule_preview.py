@@ -16,7 +16,8 @@ from rewarm.checkpoints.find_checkpoint import find_local_model, locate_base
 from rewarm.checkpoints.training_state import read_training_state
 from rewarm.errors import RecipeError
 from rewarm.quantities import format_count, parse_count, parse_share
-from rewarm.recipe.recipe import BaseRateLookup, Recipe, load_recipe, validate_recipe
+from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
+from rewarm.recipe.recipe import BaseRateLookup, Recipe, load_saved_recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
 
 MAX_POINTS = 10_000  # longer curves are thinned: a figure has a few thousand pixels
@@ -192,7 +193,7 @@ def _base_points(recipe: Recipe, steps: int, max_points: int) -> list[CurvePoint
         return []
     last = read_training_state(base.directory).step
     try:
-        base_recipe = load_recipe(base.directory / "recipe.yaml")
+        base_recipe = load_saved_recipe(base.directory / "recipe.yaml")
     except RecipeError:  # for example, its plug-in is not installed: draw this run without its base
         return []
     tokens = _BASE_SHARE * steps * recipe.batch.tokens
@@ -311,4 +312,5 @@ def recipe_for_schedule(
         document.apply_override(override)
     if "tokens" not in document.data:
         raise RecipeError([f"{option}: needs a token budget, such as --tokens 10B"])
-    return validate_recipe(document, base_lr=base_lr)
+    problems = resolve_paths(document, RECIPE_PATHS)
+    return validate_recipe(document, base_lr=base_lr, problems=problems)

@@ -56,7 +56,8 @@ class ModelSettings(Section):
     base: Text | None = None
     """Base model to continue from: a Hugging Face model name, a NeoX model directory, a GPT-NeoX
     library checkpoint, a rewarm checkpoint, or a run directory RUN (its last checkpoint; another
-    one as RUN@40000, RUN@last or RUN@before-decay)."""
+    one as RUN@40000, RUN@last or RUN@before-decay). A path is relative to the folder of this file;
+    ./OWNER/NAME is always a path, OWNER/NAME a model name unless that folder exists."""
     revision: Text | None = None
     """Branch, tag or commit of a base model from Hugging Face, such as step143000."""
     preset: str | None = None
@@ -159,7 +160,7 @@ class TrainSet(Section):
 
     shards: Shards
     """A folder that `rewarm shard` wrote, some of its shards (data/x/{00000..00003}.tar), or a URL
-    (https://, s3://, gs://, hf://)."""
+    (https://, s3://, gs://, hf://). A path is relative to the folder of this file."""
     weight: Weight = (WeightFrom.model_validate({"from": 0, "weight": 1.0}),)
     """Share of every batch, relative to the other corpora's weights. A list of
     {from: SPAN, weight: SHARE} changes the weight during the run."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -30,6 +30,7 @@ from pydantic_core import InitErrorDetails
 from rewarm import schedules
 from rewarm.errors import RecipeError, ScheduleError
 from rewarm.model.architecture import Architecture
+from rewarm.paths import short_path
 from rewarm.quantities import Budget, Count
 from rewarm.recipe.fields import (
     BatchSettings,
@@ -44,6 +45,7 @@ from rewarm.recipe.fields import (
     Text,
     field_problem,
 )
+from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.schedules import Schedule
@@ -80,7 +82,8 @@ def base_lr_in_recipe(model: ModelSettings) -> float:
         ValueError: it is not set.
     """
     if model.base_lr is None:
-        raise ValueError(f"the last rate of {model.base} is not known; give it as model.base_lr")
+        base = short_path(model.base or "")
+        raise ValueError(f"the last rate of {base} is not known; give it as model.base_lr")
     return model.base_lr
 
 
@@ -89,7 +92,8 @@ class Recipe(Section):
 
     # Order matters: `tokens` and `batch` are needed to resolve spans in `data` and `schedule`.
     run: Text
-    """Run directory, where the resolved recipe, metrics and checkpoints are written."""
+    """Run directory, where the resolved recipe, metrics and checkpoints are written. Like every
+    path in a recipe, it is relative to the folder of the file that it is written in."""
     seed: Annotated[int, Field(strict=True, ge=0, lt=2**63)] = 17
     """Seed of the data order and of newly initialized weights."""
     tokens: Count
@@ -271,6 +275,11 @@ class Recipe(Section):
                 raise RecipeError([problem])
 
     @property
+    def run_directory(self) -> Path:
+        """The run directory, relative to the working directory where it is inside that."""
+        return Path(short_path(self.run))
+
+    @property
     def steps(self) -> int:
         """Number of optimizer updates: whole batches that fit into the budget."""
         return self.tokens // self.batch.tokens
@@ -395,16 +404,48 @@ def load_recipe(
     document = YamlDocument.load(path)
     for override in overrides or []:
         document.apply_override(override)
-    return validate_recipe(document, base_lr=base_lr)
+    problems = resolve_paths(document, RECIPE_PATHS)
+    return validate_recipe(document, base_lr=base_lr, problems=problems)
 
 
-def validate_recipe(document: YamlDocument, *, base_lr: BaseRateLookup | None = None) -> Recipe:
-    """Returns the recipe in a parsed document. `base_lr` is as in `load_recipe`.
+def load_saved_recipe(path: Path) -> Recipe:
+    """Returns the recipe that rewarm saved in a run directory or a checkpoint, paths as saved.
+
+    They are absolute; in an older recipe they are relative to the folder in which the run was
+    started, which is not known.
 
     Raises:
         RecipeError: every problem, one line each with its source location.
     """
-    return validate_document(document, Recipe, {"base_lr": base_lr or base_lr_in_recipe})
+    return validate_recipe(YamlDocument.load(path))
+
+
+def is_saved_recipe(path: Path) -> bool:
+    """Returns whether a file has the layout in which rewarm saves a recipe: without comments."""
+    try:
+        return write_yaml(YamlDocument.load(path).data) == path.read_text(encoding="utf-8")
+    except (RecipeError, OSError, UnicodeDecodeError):
+        return False
+
+
+def validate_recipe(
+    document: YamlDocument,
+    *,
+    base_lr: BaseRateLookup | None = None,
+    problems: Sequence[str] = (),
+) -> Recipe:
+    """Returns the recipe in a parsed document; its paths stay as they are.
+
+    Args:
+        document: the document.
+        base_lr: as for `load_recipe`.
+        problems: the problems of its paths, from `resolve_paths`.
+
+    Raises:
+        RecipeError: every problem, one line each with its source location.
+    """
+    context = {"base_lr": base_lr or base_lr_in_recipe}
+    return validate_document(document, Recipe, context, problems)
 
 
 def recipe_schema() -> dict[str, Any]:

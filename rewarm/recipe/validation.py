@@ -10,7 +10,7 @@ YamlDocument -> pydantic -> Section
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -32,25 +32,34 @@ _KEY = "[key]"
 
 
 def validate_document(
-    document: YamlDocument, model: type[_Model], context: dict[str, Any]
+    document: YamlDocument,
+    model: type[_Model],
+    context: dict[str, Any],
+    problems: Sequence[str] = (),
 ) -> _Model:
     """Returns a parsed document as an instance of `model`, such as Recipe or Study.
+
+    Args:
+        document: the document.
+        model: the class.
+        context: what its validators need.
+        problems: problems that were found before, one line each.
 
     Raises:
         RecipeError: all problems, one line each, in the order of their source locations.
     """
-    problems = dict.fromkeys(_text_problems(document, document.data, ()))
+    lines = dict.fromkeys([*problems, *_text_problems(document, document.data, ())])
     try:
         validated = model.model_validate(document.data, context=context)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        problems |= dict.fromkeys(
+        lines |= dict.fromkeys(
             _problem_line(document, problem, model)
             for problem in details
             if problem["type"] != "string_unicode"  # it is one of the texts above
         )
-    if problems:
-        raise RecipeError(sorted(problems, key=_source_order))
+    if lines:
+        raise RecipeError(sorted(lines, key=_source_order))
     return validated
 
 

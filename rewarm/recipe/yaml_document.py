@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from rewarm.errors import RecipeError
+from rewarm.paths import WORKING_DIRECTORY
 
 KeyPath = tuple[str | int, ...]
 """Keys and list indices that lead to a setting: ("data", "train", "pile", "weight")."""
+
+_Value = TypeVar("_Value")
 
 _MAX_CHARACTERS = 1_000_000
 _MAX_DEPTH = 32
@@ -25,13 +28,20 @@ _MAX_DEPTH = 32
 class YamlDocument:
     """A parsed YAML document: its data, and the source location of each part."""
 
-    def __init__(self, text: str, source: str) -> None:
-        """Parses `text`; `source` is the file name shown in errors.
+    def __init__(self, text: str, source: str, folder: Path = WORKING_DIRECTORY) -> None:
+        """Parses `text`.
+
+        Args:
+            text: the document.
+            source: the file name shown in errors.
+            folder: the folder that paths in the text are relative to.
 
         Raises:
             RecipeError: the text is not valid YAML, not a mapping, or contains what is not allowed.
         """
         self.source = source
+        self.folder = folder
+        self._folders: dict[KeyPath, Path] = {}
         data, self._source_locations = _parse(text, source)
         if not isinstance(data, dict | None):
             message = f"should be settings (`key: value` lines), got {data!r:.60}"
@@ -47,7 +57,7 @@ class YamlDocument:
         """
         try:
             with path.open(encoding="utf-8") as file:
-                return cls(file.read(_MAX_CHARACTERS + 1), str(path))
+                return cls(file.read(_MAX_CHARACTERS + 1), str(path), path.parent)
         except FileNotFoundError:
             raise RecipeError([f"{path}: no such file; a recipe is a YAML file"]) from None
         except IsADirectoryError:
@@ -74,8 +84,16 @@ class YamlDocument:
             raise RecipeError([f"{source}: should be written --set section.setting=value"])
         self.set_value(keys, _parse(written, source)[0], source)
 
-    def set_value(self, key_path: KeyPath, value: Any, source: str) -> None:
-        """Sets a setting to plain data, creating missing sections; its errors show `source`.
+    def set_value(
+        self, key_path: KeyPath, value: Any, source: str, folder: Path = WORKING_DIRECTORY
+    ) -> None:
+        """Sets a setting to plain data, creating missing sections.
+
+        Args:
+            key_path: the setting.
+            value: its new value.
+            source: what errors show as its location.
+            folder: the folder that paths in the value are relative to.
 
         Raises:
             RecipeError: the path goes through a value, which has no settings.
@@ -89,18 +107,27 @@ class YamlDocument:
                 path = ".".join(map(str, key_path[:depth]))
                 raise RecipeError([f"{source}: {path} is a value and has no settings"])
         section[str(key_path[-1])] = value
-        self._source_locations = {
-            inner: location
-            for inner, location in self._source_locations.items()
-            if inner[: len(key_path)] != key_path
-        }
+        self._source_locations = _without_inner(self._source_locations, key_path)
         self._source_locations[key_path] = source
+        self._folders = _without_inner(self._folders, key_path)
+        self._folders[key_path] = folder
 
     def source_location(self, key_path: KeyPath) -> str:
         """Returns `file:line:column` of a setting, or of the closest section that contains it."""
         while key_path and key_path not in self._source_locations:
             key_path = key_path[:-1]
         return self._source_locations.get(key_path, f"{self.source}:1:1")
+
+    def folder_of(self, key_path: KeyPath) -> Path:
+        """Returns the folder that a path in a setting is relative to."""
+        while key_path and key_path not in self._folders:
+            key_path = key_path[:-1]
+        return self._folders.get(key_path, self.folder)
+
+
+def _without_inner(parts: dict[KeyPath, _Value], key_path: KeyPath) -> dict[KeyPath, _Value]:
+    """Returns what is known about a document's parts, without a part and the parts inside it."""
+    return {path: value for path, value in parts.items() if path[: len(key_path)] != key_path}
 
 
 def write_yaml(data: Any) -> str:

@@ -18,8 +18,8 @@ from rewarm.checkpoints.find_checkpoint import later_checkpoints, read_last_chec
 from rewarm.checkpoints.lineage import read_lineages
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError, hide_credentials
-from rewarm.recipe.recipe import load_recipe
-from rewarm.recipe.validation import validate_document
+from rewarm.paths import short_path
+from rewarm.recipe.recipe import load_saved_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.metrics_file import (
     METRICS_FILE,
@@ -29,7 +29,7 @@ from rewarm.runs.metrics_file import (
 )
 from rewarm.study.results_json import JudgedClaim, StudySummary, read_summary
 from rewarm.study.run_outcomes import RunOutcome, StudyResults, outcome_from_metrics
-from rewarm.study.study_file import Study, is_study
+from rewarm.study.study_file import is_study, validate_study
 
 JsonLine = dict[str, Any]
 """A line of metrics.jsonl or events.jsonl."""
@@ -182,7 +182,7 @@ def _study_folder(path: Path) -> Path:
     if path.is_file():
         if not is_study(path):
             raise RecipeError([f"{path}: not a study (no `arms`); name the run's directory"])
-        return Path(str(YamlDocument.load(path).data.get("study")))
+        return Path(short_path(validate_study(YamlDocument.load(path)).study))
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such folder; expected a run directory, a folder of runs, a "
@@ -229,7 +229,7 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
     text = hide_credentials(text)  # recipes of earlier versions may contain some
     recipe = None
     with contextlib.suppress(RecipeError, ScheduleError):  # such as a plug-in that is missing
-        recipe = load_recipe(path)
+        recipe = load_saved_recipe(path)
     settings = flatten_settings(YamlDocument(text, str(path)).data) if text else {}
     seed = settings.get("seed")
     metrics = read_run_metrics(directory)
@@ -261,7 +261,7 @@ def _read_summary(path: Path, folder: Path) -> StudySummary | None:
         return read_summary(results)
     if not path.is_file():
         return None
-    study = validate_document(YamlDocument.load(path), Study, {})
+    study = validate_study(YamlDocument.load(path))
     claims = {
         name: JudgedClaim(claim=text, verdict="open", why="judged when `rewarm compare` ends")
         for name, text in study.claims.items()

@@ -20,7 +20,7 @@ from rewarm.data.corpus import Corpus, check_epochs
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, DataError, RewarmError
 from rewarm.files import try_lock
-from rewarm.recipe.recipe import Recipe, load_recipe
+from rewarm.recipe.recipe import Recipe, is_saved_recipe, load_saved_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.corpus_mixture import CorpusMixture
 from rewarm.runs.metrics_file import METRICS_FILE, read_events, read_metrics
@@ -112,7 +112,7 @@ def had_checkpoint(directory: Path) -> bool:
     if saves:
         return any(event.get("error") is None for event in saves)
     try:
-        recipe = load_recipe(directory / "recipe.yaml")
+        recipe = load_saved_recipe(directory / "recipe.yaml")
         branch_step = {recipe.branch_step} if recipe.branch_step else set()
         saves_due = sorted({*recipe.periodic_saves[:2], *branch_step, recipe.steps})
         last_step = read_metrics(directory / METRICS_FILE)[-1]["step"]
@@ -140,6 +140,28 @@ def check_same_recipe(recipe: Recipe, directory: Path) -> None:
         )
 
 
+def foreign_file(path: Path, way_out: str) -> CheckpointError:
+    """Returns the error of a file that rewarm did not write and a run would replace or extend."""
+    return CheckpointError(
+        f"{path}: rewarm did not write this file, and the run would replace it or add to it; "
+        f"{way_out}, or rename the file"
+    )
+
+
+def foreign_file_problems(directory: Path) -> Iterator[CheckpointError]:
+    """Yields an error for each file that rewarm did not write and a run would replace or extend.
+
+    A run directory has a lock and a folder of checkpoints, which are created before other files;
+    the recipe that rewarm writes there has no comments, and the layout of `write_yaml`.
+    """
+    is_run = (directory / "lock").exists() or (directory / "checkpoints").is_dir()
+    for name in ("recipe.yaml", "metrics.jsonl", "events.jsonl"):
+        path = directory / name
+        if not path.exists() or (is_run and (name != "recipe.yaml" or is_saved_recipe(path))):
+            continue
+        yield foreign_file(path, f"name another run directory, --set run={directory / 'run'}")
+
+
 def check_no_changes(recipe: Recipe, changes: list[str]) -> None:
     """Makes sure that a resumed run has the recipe that it was started with.
 
@@ -148,7 +170,7 @@ def check_no_changes(recipe: Recipe, changes: list[str]) -> None:
     """
     if changes:
         raise CheckpointError(
-            f"{recipe.run}: the recipe would change how this run continues:\n  "
+            f"{recipe.run_directory}: the recipe would change how this run continues:\n  "
             + "\n  ".join(changes)
             + "\nundo the changes, or accept them with --accept-changes"
         )
@@ -222,8 +244,9 @@ def check_same_shards(
     if changed := changed_corpora(digests, earlier_state, is_resume=is_resume):
         owner = "the run was started with" if is_resume else "the base was trained on"
         raise CheckpointError(
-            f"{recipe.run}: the shards of {', '.join(changed)} are not those that {owner}; restore "
-            "them, or continue with these at the same position with --accept-changes"
+            f"{recipe.run_directory}: the shards of {', '.join(changed)} are not those that "
+            f"{owner}; restore them, or continue with these at the same position with "
+            "--accept-changes"
         )
 
 
@@ -237,8 +260,8 @@ def check_same_validation(
     """
     if changed := changed_validation_sets(validation, state):
         raise CheckpointError(
-            f"{recipe.run}: the data of the validation sets {', '.join(changed)} is not that on "
-            "which the losses so far were measured (shards, tokens or context); restore it, give "
-            "the new data another name, or start a new baseline for it at this step with "
+            f"{recipe.run_directory}: the data of the validation sets {', '.join(changed)} is not "
+            "that on which the losses so far were measured (shards, tokens or context); restore "
+            "it, give the new data another name, or start a new baseline for it at this step with "
             "--accept-changes"
         )

@@ -39,6 +39,7 @@ from rewarm.data.tokenizer import check_model_matches_shards, check_same_tokeniz
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
 from rewarm.model.published_pythia import published_architecture
+from rewarm.paths import short_path
 from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture, weight_change
@@ -51,6 +52,7 @@ from rewarm.runs.preconditions import (
     check_same_validation,
     check_training_state,
     epoch_problems,
+    foreign_file_problems,
     run_directory_problems,
 )
 from rewarm.runs.resume_changes import read_saved_recipe, recipe_changes, recorded_microbatch
@@ -173,9 +175,12 @@ def resolve(
         thorough: also run the slow checks: download a hub model, and compute the sha256 of every
             file of a checkpoint.
     """
-    directory, origin, start = Path(recipe.run), None, None
+    directory, origin, start = recipe.run_directory, None, None
     resume = resume or resume_from is not None
-    problems: list[Problem] = [*run_directory_problems(directory, resume=resume)]
+    problems: list[Problem] = [
+        *run_directory_problems(directory, resume=resume),
+        *foreign_file_problems(directory),
+    ]
     problems_so_far = len(problems)
     with _collect_errors(problems):
         checkpoint = _checkpoint_to_resume(directory, resume_from) if resume else None
@@ -235,7 +240,7 @@ def _origin_from_own_checkpoint(
     recipe: Recipe, checkpoint: Path, *, accept_changes: bool, thorough: bool
 ) -> ModelOrigin:
     """Returns the origin of a run that is resumed from its own checkpoint."""
-    run = Path(recipe.run)
+    run = recipe.run_directory
     with _name_other_checkpoints(run, checkpoint):
         verify_checkpoint(checkpoint, digests=thorough)
         state = read_training_state(checkpoint)
@@ -297,7 +302,7 @@ def _open_datasets(
 
     def open_source(shards: str) -> ShardSource:
         if shards not in sources:
-            sources[shards] = ShardSource(shards, cache_bytes=data.cache)
+            sources[shards] = ShardSource(short_path(shards), cache_bytes=data.cache)
         return sources[shards]
 
     for name, settings in data.train.items():

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewarm import schedules
-from rewarm.checkpoints.manifest import verify_checkpoint
+from rewarm.checkpoints.find_checkpoint import find_local_model
+from rewarm.checkpoints.manifest import sha256_in_manifest, verify_checkpoint
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.data.shard_source import ShardSource
 from rewarm.data.stored_blocks import StoredBlocks
-from rewarm.errors import CheckpointError, RecipeError, printable
+from rewarm.errors import CheckpointError, RecipeError, RewarmError, printable
+from rewarm.paths import short_path
+from rewarm.recipe.path_settings import make_paths_absolute
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.corpus_mixture import share_changes
@@ -28,13 +33,19 @@ _HARMLESS = (
 _MOST_MIXTURE_LINES = 10
 
 
-def changed_settings(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Returns how settings differ, a line each, without those that do not change the result."""
+def changed_settings(
+    before: dict[str, Any], now: dict[str, Any], is_same: Callable[[str], bool] = lambda _: False
+) -> list[str]:
+    """Returns how settings differ, a line each, without those that do not change the result.
+
+    `is_same` says of a setting whose values differ whether they stand for the same.
+    """
     return [
         printable(f"{path}: {before.get(path, 'not set')} → {now.get(path, 'not set')}")
         for path in [*before, *(path for path in now if path not in before)]
         if before.get(path) != now.get(path)
         and not any(path == name or path.startswith(f"{name}.") for name in _HARMLESS)
+        and not is_same(path)
     ]
 
 
@@ -60,6 +71,7 @@ def read_saved_recipe(checkpoint: Path) -> SavedRecipe:
         raise CheckpointError(
             f"{checkpoint}: its recipe cannot be read: {error.problems[0]}; use another checkpoint"
         ) from None
+    make_paths_absolute(document, _start_folder(checkpoint, document))
     recipe = None
     with contextlib.suppress(RecipeError):
         recipe = validate_recipe(document)
@@ -79,7 +91,7 @@ def recipe_changes(saved: SavedRecipe, state: TrainingState, recipe: Recipe) -> 
     now = flatten_settings(recipe.document())
     if now["batch.microbatch"] == "auto" and recorded_microbatch(saved, recipe):
         now["batch.microbatch"] = before["batch.microbatch"]
-    changed = changed_settings(before, now)
+    changed = changed_settings(before, now, lambda setting: _is_moved(setting, state, recipe))
     if saved.recipe is None:  # the recipe names another plug-in: that change is listed
         return changed
     mixture_changes = list(share_changes(saved.recipe, recipe, state.step))
@@ -116,9 +128,11 @@ def data_changes(recipe: Recipe, state: TrainingState) -> list[str]:
         DataError: the index of a dataset cannot be read.
     """
     data = recipe.data
-    digests = {name: ShardSource(c.shards).index.digest() for name, c in data.train.items()}
+    digests = {
+        name: ShardSource(short_path(c.shards)).index.digest() for name, c in data.train.items()
+    }
     validation = {
-        name: StoredBlocks(ShardSource(v.shards), context=data.context, tokens=v.tokens)
+        name: StoredBlocks(ShardSource(short_path(v.shards)), context=data.context, tokens=v.tokens)
         for name, v in data.validation.items()
     }
     return [
@@ -136,6 +150,33 @@ def data_changes(recipe: Recipe, state: TrainingState) -> list[str]:
             if state.validation and name not in state.validation
         ),
     ]
+
+
+def _start_folder(checkpoint: Path, document: YamlDocument) -> Path:
+    """Returns the folder that relative paths in a checkpoint's recipe are relative to.
+
+    In an older recipe it is the folder in which the run was started, which the run directory's own
+    path shows.
+    """
+    directory = checkpoint.absolute().parents[1]
+    run = Path(os.path.normpath(str(document.data.get("run"))))
+    depth = len(run.parts)
+    if not run.is_absolute() and directory.parts[-depth:] == run.parts:
+        return Path(*directory.parts[:-depth])
+    return Path.cwd()
+
+
+def _is_moved(setting: str, state: TrainingState, recipe: Recipe) -> bool:
+    """Returns whether a setting is another path to the same shards, or to the same base."""
+    with contextlib.suppress(RewarmError):
+        if setting == "model.base" and recipe.model.base and state.lineage:
+            base, sha256 = find_local_model(recipe.model.base), state.lineage[-1].sha256
+            return base is not None and sha256 is not None and sha256_in_manifest(base) == sha256
+        corpus = setting.removeprefix("data.train.").removesuffix(".shards")
+        if setting == f"data.train.{corpus}.shards" and corpus in recipe.data.train:
+            source = ShardSource(short_path(recipe.data.train[corpus].shards))
+            return source.index.digest() == state.corpora.get(corpus)
+    return False
 
 
 def recorded_microbatch(saved: SavedRecipe, recipe: Recipe) -> int | None:

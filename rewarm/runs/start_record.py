@@ -16,6 +16,7 @@ from rewarm.checkpoints.find_checkpoint import BaseCheckpoint
 from rewarm.checkpoints.manifest import OPTIMIZER_FILE, sha256_in_manifest
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.errors import CheckpointError
+from rewarm.paths import short_path
 from rewarm.quantities import format_count
 from rewarm.recipe.recipe import Recipe
 
@@ -100,7 +101,7 @@ def describe_start(
     elif base and not recipe.model.fresh:
         start = _from_base(recipe, base, ancestors[-1] if ancestors else None, carried or {})
     else:
-        source = recipe.model.preset or recipe.model.base or "the recipe"
+        source = recipe.model.preset or short_path(recipe.model.base or "the recipe")
         start = Starting(weights=f"new weights (seed {recipe.seed}), architecture of {source}")
     counts = [ancestor.tokens for ancestor in ancestors]
     before = None if None in counts else sum(count for count in counts if count is not None)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.errors import RewarmError
-from rewarm.recipe.recipe import Recipe
-from rewarm.runs.preconditions import in_use
+from rewarm.recipe.recipe import Recipe, is_saved_recipe
+from rewarm.runs.preconditions import foreign_file, in_use
 from rewarm.runs.resolve_run import Problem, preflight
-from rewarm.study.runner import is_complete
+from rewarm.study.runner import is_complete, recipe_file_of
 from rewarm.study.study_file import StudyPlan, StudyRun
 
 
@@ -24,7 +22,7 @@ def check_study(plan: StudyPlan) -> None:
     first_problem: Problem | None = None
     for name, recipe in _recipes(plan).items():
         for problem in _problems(recipe):
-            if str(problem) == str(in_use(Path(recipe.run))):  # another worker of this study
+            if str(problem) == str(in_use(recipe.run_directory)):  # another worker of this study
                 continue
             first_problem = first_problem or problem
             runs_by_problem.setdefault(str(problem), []).append(name)
@@ -44,7 +42,11 @@ def _problems(recipe: Recipe) -> list[Problem]:
             return []
     except RewarmError as error:
         return [error]
-    return preflight(recipe, resume=True)
+    problems = preflight(recipe, resume=True)
+    file = recipe_file_of(recipe.run_directory)
+    if file.exists() and not is_saved_recipe(file):
+        problems.append(foreign_file(file, "name another folder as `study`"))
+    return problems
 
 
 def _recipes(plan: StudyPlan) -> dict[str, Recipe]:
@@ -55,7 +57,7 @@ def _recipes(plan: StudyPlan) -> dict[str, Recipe]:
 
 def _checkable_recipe(plan: StudyPlan, run: StudyRun) -> Recipe:
     """Returns a run's recipe; a base that is not trained yet is replaced by that base's model."""
-    if run.needs_base is None or list_checkpoints(Path(plan.bases[run.needs_base].run)):
+    if run.needs_base is None or list_checkpoints(plan.bases[run.needs_base].run_directory):
         return run.recipe
     model = plan.bases[run.needs_base].model
     optimizer = run.recipe.optimizer.model_copy(update={"carry": False})

@@ -27,6 +27,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from rewarm.errors import CheckpointError
+from rewarm.paths import short_path
 from rewarm.safe_loading import first_validation_error, read_json
 from rewarm.study.claims import Verdict
 from rewarm.study.intervals import Estimate
@@ -110,7 +111,7 @@ def _results(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
     new_sets = [name for name in results.validation_sets if name != UPSTREAM]
     seeds = plan.study.seeds
     return {
-        "study": plan.study.study,
+        "study": short_path(plan.study.study),
         "reference": plan.reference,
         "control": plan.study.control,
         "seeds": list(seeds),

@@ -59,7 +59,7 @@ def is_complete(recipe: Recipe) -> bool:
             is damaged.
         DataError: the index of a dataset cannot be read.
     """
-    directory = Path(recipe.run)
+    directory = recipe.run_directory
     checkpoint = list_checkpoints(directory).get(recipe.steps)
     if checkpoint is None:
         return False
@@ -215,7 +215,7 @@ class StudyRunner:
         """Returns whether a run's base is complete; marks the run as failed if its base failed."""
         if run.needs_base is None:
             return True
-        base = self._runs[Path(self.plan.bases[run.needs_base].run)]
+        base = self._runs[self.plan.bases[run.needs_base].run_directory]
         if base.directory in self._failures:
             self._failures[run.directory] = f"its base {run.needs_base} failed"
         return self._is_done(base)
@@ -226,7 +226,7 @@ class StudyRunner:
 
     def _train(self, run: StudyRun, lock: IO[str], worker_index: int, workers: int) -> None:
         """Runs `rewarm train` in a process, waits until it ends, and records a failure."""
-        recipe, log = _sibling(run.directory, ".yaml"), _sibling(run.directory, ".log")
+        recipe, log = recipe_file_of(run.directory), _sibling(run.directory, ".log")
         run.directory.parent.mkdir(parents=True, exist_ok=True)
         recipe.write_text(run.recipe.to_yaml(), encoding="utf-8")
         with lock, log.open("ab") as output:
@@ -269,6 +269,11 @@ def _preempted(number: int) -> Preempted:
     if number == signal.SIGINT:
         error.exit_code = exit_codes.INTERRUPTED
     return error
+
+
+def recipe_file_of(directory: Path) -> Path:
+    """Returns the file that a run of a study is started from: RUN.yaml beside its directory."""
+    return _sibling(directory, ".yaml")
 
 
 def _sibling(directory: Path, suffix: str) -> Path:

@@ -2,7 +2,7 @@
 
 ```yaml
 study: runs/mini                       # the folder of all runs: runs/mini/ARM/SEED
-recipe: rewarm.yaml                    # relative to this file
+recipe: rewarm.yaml                    # paths are relative to the folder of this file
 bases: {upstream: upstream.yaml}       # trained first: runs/mini/bases/upstream
 arms:
   rewarm:                              # the recipe unchanged
@@ -17,6 +17,7 @@ claims:
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -25,8 +26,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_valid
 
 from rewarm.checkpoints.lineage import last_lr_of_base
 from rewarm.errors import RecipeError, did_you_mean
+from rewarm.paths import short_path
 from rewarm.quantities import parse_count
 from rewarm.recipe.fields import ModelSettings, Name, Section, Text
+from rewarm.recipe.path_settings import RECIPE_PATHS, STUDY_PATHS, resolve_paths
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument
@@ -55,9 +58,10 @@ class Study(Section):
     """The content of a study file."""
 
     study: Text
-    """The folder of all runs."""
+    """The folder of all runs. Like every path in a study, also those that arms set, it is relative
+    to the folder of the study file."""
     recipe: Text
-    """The file of the recipe that the arms change, relative to the study file."""
+    """The file of the recipe that the arms change. Paths in it are relative to its own folder."""
     bases: dict[Name, Text] = Field(default_factory=dict)
     """Recipes of base models to train first, by name; arms start from `STUDY/bases/NAME`."""
     arms: Annotated[dict[Name, Arm], Field(min_length=1)]
@@ -98,12 +102,12 @@ class StudyRun(NamedTuple):
     @property
     def name(self) -> str:
         """`ARM/SEED`, or `NAME` for a base."""
-        return f"{self.arm}/{self.seed}" if self.arm else Path(self.recipe.run).name
+        return f"{self.arm}/{self.seed}" if self.arm else self.directory.name
 
     @property
     def directory(self) -> Path:
         """The run directory."""
-        return Path(self.recipe.run)
+        return self.recipe.run_directory
 
 
 class StudyPlan(NamedTuple):
@@ -143,34 +147,45 @@ def load_study(path: Path, overrides: list[str] | None = None) -> StudyPlan:
     document = YamlDocument.load(path)
     for override in overrides or []:
         document.apply_override(override)
-    study = validate_document(document, Study, {})
+    study = validate_study(document)
     problems: dict[str, None] = {}  # an ordered set: arms share the problems of their recipe
-    bases = _load_bases(path, document, study, problems)
-    runs = _load_runs(path, document, study, bases, problems)
+    bases = _load_bases(document, study, problems)
+    runs = _load_runs(document, study, bases, problems)
     claims = _parse_claims(document, study, runs, problems)
     if problems:
         raise RecipeError(list(problems))
     return StudyPlan(study, bases, runs, claims)
 
 
+def validate_study(document: YamlDocument) -> Study:
+    """Returns the study in a parsed document, with absolute paths.
+
+    Raises:
+        RecipeError: every problem, one line each with its source location.
+    """
+    return validate_document(document, Study, {}, resolve_paths(document, STUDY_PATHS))
+
+
 def _load_bases(
-    path: Path, document: YamlDocument, study: Study, problems: dict[str, None]
+    document: YamlDocument, study: Study, problems: dict[str, None]
 ) -> dict[str, Recipe]:
     """Returns the recipes of the valid bases; adds the problems of the others to `problems`."""
     source = document.source_location(("study",))
     bases: dict[str, Recipe] = {}
     for name, file in study.bases.items():
-        base_document = YamlDocument.load(path.parent / file)
+        base_document = YamlDocument.load(Path(short_path(file)))
         base_document.set_value(("run",), str(_base_directory(study, name)), source)
+        path_problems = resolve_paths(base_document, RECIPE_PATHS)
         try:
-            bases[name] = validate_recipe(base_document, base_lr=last_lr_of_base)
+            bases[name] = validate_recipe(
+                base_document, base_lr=last_lr_of_base, problems=path_problems
+            )
         except RecipeError as error:
             problems |= dict.fromkeys(error.problems)
     return bases
 
 
 def _load_runs(
-    path: Path,
     document: YamlDocument,
     study: Study,
     bases: dict[str, Recipe],
@@ -178,17 +193,22 @@ def _load_runs(
 ) -> list[StudyRun]:
     """Returns the valid runs of the arms; adds the problems of the others to `problems`."""
     runs = []
+    planned = [str(_base_directory(study, name)) for name in study.bases]
     for arm, seed in _arms_and_seeds(study):
-        arm_document = YamlDocument.load(path.parent / study.recipe)
+        arm_document = YamlDocument.load(Path(short_path(study.recipe)))
         arm_document.set_value(("seed",), seed, document.source_location(("seeds",)))
         for setting, value in study.arms[arm].items():
             source = f"{document.source_location(('arms', arm, setting))}: arms.{arm}"
-            arm_document.set_value(tuple(setting.split(".")), value, source)
+            folder = document.folder_of(("arms", arm, setting))
+            arm_document.set_value(tuple(setting.split(".")), deepcopy(value), source, folder)
         directory = Path(study.study) / arm / str(seed)
         arm_document.set_value(("run",), str(directory), document.source_location(("study",)))
+        path_problems = resolve_paths(arm_document, RECIPE_PATHS, planned=planned)
         try:
             recipe = validate_recipe(
-                arm_document, base_lr=lambda model: _base_lr(model, study, bases)
+                arm_document,
+                base_lr=lambda model: _base_lr(model, study, bases),
+                problems=path_problems,
             )
         except RecipeError as error:
             problems |= dict.fromkeys(error.problems)

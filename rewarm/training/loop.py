@@ -150,7 +150,7 @@ def train(
             resolved, microbatch_messages = resolve_microbatch(resolved)
         checkpoint = resume_state.checkpoint if resume_state else None
         skipped = resume_state.skipped if resume_state else []
-        with RunDirectory(Path(recipe.run), checkpoint, skipped=skipped) as run_directory:
+        with RunDirectory(recipe.run_directory, checkpoint, skipped=skipped) as run_directory:
             with stop_requests.while_starting():
                 run = start_or_resume(resolved)
             cleanup_messages = run_directory.prepare(run.recipe.to_yaml(), run.state)
@@ -171,7 +171,7 @@ def _finish_complete_run(recipe: Recipe, resume_state: ResumeState) -> Path:
     messages = [f"complete: step {recipe.steps:,} of {recipe.steps:,} is saved"]
     with (
         suppress(CheckpointError, OSError),  # it may be archived, where nothing can be written
-        RunDirectory(Path(recipe.run), checkpoint, skipped=resume_state.skipped) as directory,
+        RunDirectory(recipe.run_directory, checkpoint, skipped=resume_state.skipped) as directory,
     ):
         messages += directory.remove_leftovers() + directory.cut_metrics(resume_state.state)
     print("\n".join(messages), file=sys.stderr)

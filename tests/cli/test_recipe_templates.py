@@ -30,7 +30,7 @@ ARMS = {
     "scratch": {"model.fresh": True},
     "step10000": {"model.revision": "step10000"},
     "step27000": {"model.revision": "step27000"},
-    "pile": {"data.train": {"upstream": {"shards": "data/pile/train"}}},
+    "pile": {"data.train": {"upstream": {"shards": str(ROOT / "recipes/data/pile/train")}}},
 }
 
 
@@ -62,7 +62,8 @@ def settings(name):
 def test_recipe_is_valid_and_its_comments_show_how_to_run_it(plugins, name):
     text = RECIPES[name].read_text()
     # A recipe of a study has the run directory that the study gives it.
-    assert load(name).run in (f"runs/{name}", *map(str, run_directories_in_studies(name)))
+    directories = (Path("runs", name), *run_directories_in_studies(name))
+    assert Path(load(name).run).relative_to(ROOT / "recipes") in directories
     assert text.startswith(f"# yaml-language-server: $schema={SCHEMA_FILE}\n")
     assert commands(text)[:3] == [f"new {name}", f"check {name}.yaml", f"train {name}.yaml"]
 
@@ -84,7 +85,7 @@ def test_json_schema_rejects_wrong_settings():
 @pytest.mark.parametrize("arm", ARMS)
 def test_arm_differs_from_the_default_recipe_as_stated(arm):
     expected = settings(DEFAULT)
-    expected["run"] = f"runs/pythia-410m-{arm}"
+    expected["run"] = str(ROOT / "recipes" / "runs" / f"pythia-410m-{arm}")
     for path, value in ARMS[arm].items():
         *parents, last = path.split(".")
         section = expected
@@ -157,7 +158,7 @@ def test_preview_commands_in_the_readme_run(command, tmp_path, monkeypatch):
 def test_study_is_valid_and_its_comments_show_how_to_run_it(plugins, name):
     text = STUDIES[name].read_text()
     plan = load_study(STUDIES[name])
-    assert plan.study.study == f"runs/{name}"
+    assert Path(plan.study.study) == ROOT / "recipes" / "runs" / name
     assert plan.claims
     assert text.startswith(f"# yaml-language-server: $schema={STUDY_SCHEMA_FILE}\n")
     assert commands(text) == [

@@ -132,8 +132,11 @@ def test_shared_types_hold_no_field():
 
 
 def test_written_recipe_is_read_back_equal(thousand_steps, tmp_path):
-    recipe = recipe_of(thousand_steps)
-    path = tmp_path / "r.yaml"
+    written = tmp_path / "written.yaml"
+    written.write_text(thousand_steps)
+    recipe = load_recipe(written)
+    path = tmp_path / "another folder" / "saved.yaml"
+    path.parent.mkdir()
     path.write_text(recipe.to_yaml(), encoding="utf-8")
     read_back = load_recipe(path)
     assert read_back == recipe

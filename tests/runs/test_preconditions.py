@@ -321,3 +321,63 @@ def test_resume_with_a_replaced_validation_shard(refused, recipe_text, corpora, 
     code, message = refused(setting, options=("--resume",))
     assert code == 3
     assert "validation sets upstream" in message
+
+
+@pytest.fixture
+def own_recipe(recipe_text, tmp_path, command):
+    """Has `check` and `train` refuse a recipe inside its run directory; returns the message."""
+
+    def refuse(text: str, *options: str) -> str:
+        path = tmp_path / "mine" / "recipe.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(recipe_text.replace(f"run: {tmp_path}/run", "run: .") + text)
+        before = {file: file.read_bytes() for file in path.parent.glob("*.*")}
+        checked, _, message = command("check", path, *options)
+        trained, _, same_message = command("train", path, *options)
+        assert (checked, message) == (trained, same_message)
+        assert checked == 3
+        assert {file: file.read_bytes() for file in path.parent.glob("*.*")} == before
+        assert not (path.parent / "checkpoints").exists()
+        return message
+
+    return refuse
+
+
+def test_a_recipe_inside_its_run_directory_is_not_replaced(own_recipe, tmp_path):
+    for options in ((), ("--resume",)):
+        message = own_recipe("# Tuned by hand for weeks.\n", *options)
+        assert f"{tmp_path}/mine/recipe.yaml: rewarm did not write this file" in message
+        assert f"name another run directory, --set run={tmp_path}/mine/run, or rename" in message
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "events.jsonl"])
+def test_files_of_another_program_are_not_replaced(refused, tmp_path, name):
+    theirs = tmp_path / "run" / name
+    theirs.parent.mkdir()
+    theirs.write_text('{"theirs": 1}\n')
+    for options in ((), ("--resume",)):
+        code, message = refused(options=options)
+        assert code == 3
+        assert f"{theirs}: rewarm did not write this file" in message
+        assert theirs.read_text() == '{"theirs": 1}\n'
+
+
+def test_a_commented_recipe_in_a_run_directory_is_not_replaced(refused, base, tmp_path):
+    shutil.copytree(base.parents[1], tmp_path / "run")
+    own = tmp_path / "run" / "recipe.yaml"
+    code, message = refused("optimizer.weight_decay=0.2", options=("--resume",))
+    assert "rewarm did not write" not in message
+    own.write_text(f"# A note.\n{own.read_text()}")
+    code, message = refused("optimizer.weight_decay=0.2", options=("--resume",))
+    assert code == 3
+    assert f"{own}: rewarm did not write this file" in message
+
+
+def test_a_recipe_beside_its_run_directory_may_be_trained_there(recipe_text, tmp_path, command):
+    path = tmp_path / "mine" / "train.yaml"
+    path.parent.mkdir()
+    path.write_text(recipe_text.replace(f"run: {tmp_path}/run", "run: ."))
+    code, _, _ = command("train", path, "--set", "tokens=1024", "--set", "every.evaluate=null")
+    assert code == 0
+    code, _, message = command("train", path.with_name("recipe.yaml"), "--resume")  # its own
+    assert (code, "changed" in message) == (0, False)

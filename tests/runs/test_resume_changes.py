@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from training_runs import recipe_with, run
@@ -9,6 +10,7 @@ from training_runs import recipe_with, run
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.training_state import read_training_state
 from rewarm.errors import CheckpointError
+from rewarm.recipe.recipe import load_recipe
 from rewarm.runs.resume_changes import (
     SavedRecipe,
     read_saved_recipe,
@@ -82,6 +84,66 @@ def test_recorded_microbatch_divides_the_batch(recipe_text, tmp_path, recorded, 
     recipe = recipe_with(recipe_text, tmp_path / "run")  # of 16 sequences
     saved = SavedRecipe({"batch.microbatch": recorded}, None)
     assert recorded_microbatch(saved, recipe) == expected
+
+
+def test_a_project_folder_may_be_moved(recipe_text, corpora, tmp_path, command, monkeypatch):
+    """Shards, base and run have other paths then, and the same content."""
+    project = tmp_path / "project"
+    shutil.copytree(corpora, project / "data")
+    (project / "recipes").mkdir()
+    text = recipe_text.replace(str(corpora), "../data").replace(f"{tmp_path}/run", "../runs/base")
+    (project / "recipes" / "base.yaml").write_text(text)
+    architecture = text[text.index("model:") : text.index("data:")]
+    arm = text.replace(architecture, "model: {base: ../runs/base}\n").replace(
+        "runs/base\nseed", "runs/arm\nseed"
+    )
+    (project / "recipes" / "arm.yaml").write_text(arm)
+    assert command("train", project / "recipes" / "base.yaml", "--set", "tokens=1024")[0] == 0
+    assert command("train", project / "recipes" / "arm.yaml")[0] == 0
+    moved = tmp_path / "moved"
+    project.rename(moved)
+    shutil.rmtree(last_checkpoint(moved / "runs" / "arm"))
+    monkeypatch.chdir(moved / "runs")
+    code, out, err = command("train", "../recipes/arm.yaml", "--resume")
+    assert code == 0, err
+    assert "resumes after step 10" in err
+    assert "changed" not in err
+    assert out.strip() == str(last_checkpoint(Path("arm")))
+    assert not project.exists()
+
+
+def test_other_shards_or_another_base_are_changes(recipe_text, half, corpora, tmp_path):
+    shards = f"{{downstream: {{shards: {corpora}/third/train, weight: 70%}}}}"
+    recipe = recipe_with(recipe_text, half, data__train=shards)
+    checkpoint = last_checkpoint(half)
+    saved, state = read_saved_recipe(checkpoint), read_training_state(checkpoint)
+    assert any(
+        change.startswith("data.train.downstream.shards: ")
+        for change in recipe_changes(saved, state, recipe)
+    )
+    shutil.copytree(corpora / "downstream" / "train", tmp_path / "copy")
+    recipe = recipe_with(recipe_text, half, data__train__downstream__shards=tmp_path / "copy")
+    assert recipe_changes(saved, state, recipe) == []
+
+
+def test_the_relative_paths_of_an_older_checkpoint_are_no_change(
+    recipe_text, corpora, tmp_path, monkeypatch
+):
+    """They are relative to the folder in which the run was started."""
+    started_in = tmp_path / "project"
+    shutil.copytree(corpora, started_in / "data")
+    monkeypatch.chdir(started_in)
+    text = recipe_text.replace(str(corpora), "data").replace(f"{tmp_path}/run", "runs/x")
+    checkpoint = run(text, Path("runs/x"), tokens=1024).absolute()  # paths as they are
+    assert "run: runs/x" in (checkpoint / "recipe.yaml").read_text()
+    monkeypatch.chdir("/")
+    path = started_in / "recipe.yaml"
+    path.write_text(text)
+    saved = read_saved_recipe(checkpoint)
+    assert saved.settings["run"] == f"{started_in}/runs/x"
+    assert saved.settings["data.train.upstream.shards"] == f"{started_in}/data/upstream/train"
+    recipe = load_recipe(path, ["tokens=1024"])
+    assert recipe_changes(saved, read_training_state(checkpoint), recipe) == []
 
 
 PLUGIN = """

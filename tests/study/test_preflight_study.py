@@ -50,7 +50,8 @@ def test_a_study_passes_after_its_bases_are_trained(write_study, recipe_text, tm
     check_study(load_study(path))
 
 
-def test_problems_are_grouped_with_the_names_of_their_runs(write_study):
+def test_problems_are_grouped_with_the_names_of_their_runs(write_study, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     arms = (
         "  no-corpus: {data.train.upstream.shards: nowhere}\n"
         "  neither:\n    data.train.upstream.shards: nowhere\n"
@@ -85,7 +86,10 @@ def test_the_exit_code_is_that_of_the_first_problem(write_study, tmp_path, order
     assert len(str(error).splitlines()) == 2
 
 
-def test_check_and_compare_refuse_alike_and_run_nothing(write_study, command, tmp_path):
+def test_check_and_compare_refuse_alike_and_run_nothing(
+    write_study, command, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     path = write_study(ARMS + "  c: {data.train.upstream.shards: nowhere}\n")
     checked, plan, message = command("check", path)
     compared, out, same_message = command("compare", path)
@@ -126,3 +130,15 @@ def test_a_complete_run_of_another_recipe_is_a_problem(write_study, recipe_text,
     message = str(refusal(path))
     assert message.startswith("bases/up: ")
     assert "already complete, but by another recipe: seed: 6 → 5" in message
+
+
+def test_a_recipe_of_the_user_is_not_replaced(write_study, recipe_text, tmp_path):
+    """With `study: .`, the recipe of the base `up` would be written to bases/up.yaml."""
+    path = write_study(ARMS)
+    (tmp_path / "bases").mkdir()
+    theirs = tmp_path / "bases" / "up.yaml"
+    theirs.write_text(f"# Mine.\n{recipe_text}")
+    path.write_text("study: .\nrecipe: bases/up.yaml\nbases: {up: bases/up.yaml}\narms: {a: }\n")
+    error = refusal(path)
+    assert f"{theirs}: rewarm did not write this file, and the run would replace it" in str(error)
+    assert "name another folder as `study`" in str(error)

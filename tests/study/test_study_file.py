@@ -116,3 +116,52 @@ def test_overrides_change_the_study(write_study):
     path = write_study("arms: {a: }\n")
     assert len(load_study(path, ["seeds=[1, 2, 3]"]).runs) == 3
     assert "--set seads=1" in problems(path, "seads=1")[0]
+
+
+def test_paths_are_relative_to_the_file_they_are_written_in(thousand_steps, tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "r.yaml").write_text(thousand_steps)
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "study: runs\nrecipe: recipes/r.yaml\nbases: {up: recipes/r.yaml}\narms:\n"
+        "  a: {data.train.downstream.shards: data/mine}\n"
+        "  b: {model: {base: runs/bases/up}}\n"
+        "  c: {model: {base: ./runs/bases/up@10}}\n"
+    )
+    monkeypatch.chdir("/")
+    plan = load_study(path, ["arms.d={model: {base: ./base}}"])
+    a, b, c, d = (run.recipe for run in plan.runs)
+    assert plan.study.study == f"{tmp_path}/runs"
+    assert a.run == f"{tmp_path}/runs/a/17"
+    assert a.data.train["downstream"].shards == f"{tmp_path}/data/mine"
+    assert a.data.train["upstream"].shards == f"{tmp_path}/recipes/data/old"
+    assert [recipe.model.base for recipe in (b, c)] == [
+        f"{tmp_path}/runs/bases/up",
+        f"{tmp_path}/runs/bases/up@10",
+    ]
+    assert d.model.base == "/base"  # of the command line
+    assert [run.needs_base for run in plan.runs] == [None, "up", "up", None]
+    assert plan.study.arms["a"] == {"data.train.downstream.shards": "data/mine"}
+    assert load_study(path, ["study=tmp/other"]).study.study == "/tmp/other"
+
+
+def test_a_base_in_the_folder_of_the_study_is_no_hub_name(thousand_steps, tmp_path):
+    (tmp_path / "r.yaml").write_text(thousand_steps)
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "study: .\nrecipe: r.yaml\nbases: {up: r.yaml}\narms: {a: {model: {base: bases/up}}}\n"
+    )
+    [run] = load_study(path).runs
+    assert run.needs_base == "up"
+
+
+def test_a_study_that_exists_only_in_the_working_directory_is_refused(
+    write_study, tmp_path, monkeypatch
+):
+    (tmp_path / "files").mkdir()
+    path = write_study("arms: {a: }\n").rename(tmp_path / "files" / "study.yaml")
+    path.write_text("study: runs\nrecipe: ../recipe.yaml\narms: {a: }\n")
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    [problem] = problems(path)
+    assert "write ../runs, or use --set study=runs" in problem

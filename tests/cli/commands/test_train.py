@@ -60,3 +60,23 @@ class Exits(Schedule):
     code, out, err = command("train", recipe_file, *settings)
     assert (code, out) == (2, "")
     assert "schedule 'exits-later' at progress 0.428571 raised SystemExit: 0" in err
+
+
+def test_resume_from_another_folder_continues_the_same_run(
+    recipe_text, command, tmp_path, monkeypatch
+):
+    """It began a second run there, when paths were relative to the working directory."""
+    path = tmp_path / "recipes" / "r.yaml"
+    path.parent.mkdir()
+    path.write_text(recipe_text.replace(f"{tmp_path}/run", "../runs/x"))
+    monkeypatch.chdir(path.parent)
+    words = ("--set", "tokens=2048", "--set", "every.evaluate=null")
+    assert command("train", "r.yaml", *words)[0] == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    saved = tmp_path / "runs" / "x" / "recipe.yaml"
+    for recipe in (("../recipes/r.yaml", *words), ("../runs/x/recipe.yaml",), (saved,)):
+        code, out, errors = command("train", *recipe, "--resume")
+        assert (code, out) == (0, f"{last_checkpoint(tmp_path / 'runs' / 'x')}\n"), errors
+        assert "complete: step 2 of 2 is saved" in errors
+    assert not list((tmp_path / "elsewhere").iterdir())
