@@ -17,11 +17,11 @@ from rewarm import exit_codes
 
 # https://user:password@host; a revision follows the @ of hf://owner/name@revision
 _USER = re.compile(
-    r"((?!hf:)[A-Za-z][A-Za-z0-9+.-]*:/+)"
+    r"((?!hf:)[A-Za-z][A-Za-z0-9+.-]{0,19}:/+)"
     r"(?:[^\s/@?#'\"]*|[^\s/@?#'\"]*:(?!\d+/)[^\s@'\"]*)@"  # AWS's secrets may contain a /
     r"|(\bhf:/+)[^\s/@:]*:[^\s/@]*@"
 )
-_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/+[^\s?#'\"]*[?#])[^\s='\"]*=[^\s'\"]*")
+_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,19}:/+[^\s?#'\"]*[?#])[^\s='\"]*=[^\s'\"]*")
 
 
 class RewarmError(Exception):
@@ -78,10 +78,12 @@ def printable(text: str) -> str:
 
     Messages quote names and values from untrusted files. Credentials in URLs are left out.
     """
-    text = hide_credentials(text)
     lines = text.split("\n")
     if len(lines) > 50:
         lines = [*lines[:48], f"... and {len(lines) - 49} more lines", lines[-1]]
+    # A hostile text may be so long that a search in all of it would take hours.
+    lines = [line if len(line) <= 8000 else line[:4000] + line[-4000:] for line in lines]
+    lines = hide_credentials("\n".join(lines)).split("\n")
     shortened = (
         line if len(line) <= 1000 else f"{line[:600]} [...] {line[-300:]}" for line in lines
     )

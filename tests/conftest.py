@@ -1,5 +1,6 @@
 """Small real corpora, and recipes for models that train in a second."""
 
+import hashlib
 import json
 import os
 import sys
@@ -177,7 +178,12 @@ def reached(tmp_path):
         with (folder / "model.safetensors").open("wb") as weights:
             weights.truncate(4 * architecture.parameters)  # all zeros, without a disk block
         files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": "c0ffee" + 58 * "0"}
+            path.name: {
+                "bytes": path.stat().st_size,
+                "sha256": hashlib.sha256(path.read_bytes()).hexdigest()
+                if path.name in texts
+                else "c0ffee" + 58 * "0",
+            }
             for path in folder.iterdir()
         }
         (folder / "MANIFEST.json").write_text(json.dumps({"files": files}))

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
+from rewarm.files import sync_to_disk
 from rewarm.recipe.fields import KeepSettings
 from rewarm.recipe.recipe import Recipe
 
@@ -73,6 +74,8 @@ def prune_checkpoints(
             renamed = path.rename(path.with_suffix(DELETING_SUFFIX))
         except OSError:  # no permission, for example: an extra checkpoint must not end a run
             continue
+        # After a power loss, a folder that has lost files must not have its old name.
+        sync_to_disk(path.parent)
         shutil.rmtree(renamed, ignore_errors=True)
         deleted.append(path.name)
     return deleted
@@ -88,4 +91,6 @@ def set_aside(checkpoint: Path) -> Path:
     while os.path.lexists(path):
         number += 1
         path = checkpoint.with_name(f"{checkpoint.name}{SET_ASIDE_SUFFIX}-{number}")
-    return checkpoint.rename(path)
+    moved = checkpoint.rename(path)
+    sync_to_disk(path.parent)
+    return moved

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Interval
 from pydantic import BaseModel, ConfigDict, Field, Strict
 
+from rewarm.checkpoints.manifest import MANIFEST, verify_checkpoint
 from rewarm.data.batch_loader import DataPosition
 from rewarm.errors import CheckpointError, printable
 from rewarm.quantities import format_count
@@ -157,9 +158,11 @@ def read_training_state(directory: Path) -> TrainingState:
     """Returns the training state stored in a checkpoint.
 
     Raises:
-        CheckpointError: progress.json is missing or damaged.
+        CheckpointError: progress.json is missing, damaged, or not that of this checkpoint.
     """
     path = directory / "progress.json"
+    if (directory / MANIFEST).is_file():
+        verify_checkpoint(directory, only="progress.json")
     try:
         return read_json_as(TrainingState, path)
     except (OSError, ValueError) as error:

@@ -160,6 +160,13 @@ class FileStamp(NamedTuple):
     device: int
 
 
+def unusable_shard(path: Path, problem: str) -> DataError:
+    """Returns the error of a shard that cannot be used."""
+    return DataError(
+        f"{path}: {problem}; copy this shard again, or write the folder again with `rewarm shard`"
+    )
+
+
 class Shard:
     """One shard, kept open: `shard[i]` is document i, and `read` returns a part of one.
 
@@ -282,10 +289,7 @@ class Shard:
         return self._error(f"cannot be read: {error.strerror}")
 
     def _error(self, problem: str) -> DataError:
-        return DataError(
-            f"{self.path}: {problem}; copy this shard again, or write the folder again with "
-            "`rewarm shard`"
-        )
+        return unusable_shard(self.path, problem)
 
     def _members(self) -> Iterator[tuple[int, int]]:
         """Yields (offset of the array, number of tokens) of each document, from the tar headers.

@@ -22,6 +22,7 @@ from rewarm.data.shard_format import (
     ShardInfo,
     parse_shard_index,
     read_shard_index,
+    unusable_shard,
 )
 from rewarm.errors import DataError
 from rewarm.files import cache_dir
@@ -89,6 +90,25 @@ class ShardSource:
     def __str__(self) -> str:
         return self.location
 
+    def check_sizes(self) -> None:
+        """Checks that each shard in a local folder is as long as the index says; reads none.
+
+        Raises:
+            DataError: a shard is missing or has another size.
+        """
+        for shard in [] if self._remote else self.index.shards:
+            path = self.folder / shard.name
+            try:
+                size = path.stat().st_size
+            except FileNotFoundError:
+                raise unusable_shard(path, "missing") from None
+            except OSError as error:
+                raise unusable_shard(path, f"cannot be read: {error.strerror}") from None
+            if size != shard.bytes:
+                raise unusable_shard(
+                    path, f"{size:,} bytes long, and the index says {shard.bytes:,}"
+                )
+
     def fetch_shard(self, shard_info: ShardInfo) -> Path:
         """Returns the local folder that holds a shard, which is downloaded first if necessary.
 
@@ -103,10 +123,16 @@ class ShardSource:
         """Returns a local folder that holds the tokenizer.json of the shards.
 
         Raises:
-            DataError: the file cannot be downloaded.
+            DataError: the file is missing, or cannot be downloaded.
         """
         if self._remote:
             self._remote.fetch_unverified("tokenizer.json", max_bytes=MAX_INDEX_BYTES)
+        elif not (self.folder / "tokenizer.json").is_file():
+            raise DataError(
+                f"{self.folder}: no tokenizer.json in this folder, which checkpoints need; copy "
+                "the one that its shards were written with, or write the folder again with "
+                "`rewarm shard`"
+            )
         return self.folder
 
     def _select_shards(self, pattern: str) -> ShardIndex:

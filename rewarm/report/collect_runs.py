@@ -54,7 +54,9 @@ class RunRecord(NamedTuple):
     steps: int | None
     """The number of steps of the whole run; None without a valid recipe."""
     events: list[JsonLine]
-    """The lines of events.jsonl."""
+    """The lines of events.jsonl that can be read."""
+    has_all_events: bool
+    """Whether every line of events.jsonl can be read."""
     lineage: list[Ancestor]
     """The models up to the last checkpoint, the oldest first; empty without a checkpoint."""
 
@@ -249,7 +251,7 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
         saved_text is not None and hide_credentials(saved_text) != text,
         settings,
         recipe.steps if recipe else None,
-        list(read_events(directory / "events.jsonl")),
+        *read_events(directory / "events.jsonl"),
         lineage,
     )
 

@@ -25,6 +25,12 @@ def summary_sentences(collected: CollectedRuns) -> list[str]:
             for record in collected.records
             if record.has_other_recipe
         ),
+        *(
+            f"{record.arm}, seed {record.seed}: events.jsonl is missing or damaged: starts, "
+            "environment and measured rates are incomplete."
+            for record in collected.records
+            if not record.has_all_events
+        ),
         *_claims_sentences(collected),
         *_lowest_loss_sentences(collected),
         *_pareto_sentences(collected),

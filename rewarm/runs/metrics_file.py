@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -195,9 +194,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         CheckpointError: the file cannot be read, or is damaged before its last line.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would block for ever
+            raise ValueError("not a regular file")
         lines = path.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}; {_WAY_OUT}") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(f"{path}: cannot be read: {reason}; {_WAY_OUT}") from None
     read: list[dict[str, Any]] = []
     last_steps: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
@@ -263,11 +265,24 @@ def _is_finite_number(value: object) -> bool:
     return is_float or (type(value) is int and abs(value) <= _LARGEST_INTEGER)
 
 
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yields the readable lines of an events.jsonl, which a full disk may have truncated."""
-    if path.is_file():
-        for line in path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError):
-                event = parse_json(line)
-                if isinstance(event, dict) and isinstance(event.get("kind"), str):
-                    yield event
+class EventLog(NamedTuple):
+    """The events of a run."""
+
+    events: list[dict[str, Any]]
+    """The lines of events.jsonl that can be read."""
+    is_complete: bool
+    """Whether every line can be read, and the start of the run is among them."""
+
+
+def read_events(path: Path) -> EventLog:
+    """Returns the events in an events.jsonl, which a full disk may have truncated."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    events = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            event = parse_json(line)
+            if isinstance(event, dict) and isinstance(event.get("kind"), str):
+                events.append(event)
+    complete_lines = sum(line.endswith(b"\n") for line in lines)  # the last may be being written
+    has_start = any(event["kind"] == "start" for event in events)
+    return EventLog(events, has_start and len(events) >= complete_lines)

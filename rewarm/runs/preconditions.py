@@ -57,6 +57,14 @@ def run_directory_problems(directory: Path, *, resume: bool) -> Iterator[Checkpo
     except OSError as error:
         yield unwritable(directory, error.strerror)
         return
+    for name in ("lock", "recipe.yaml", METRICS_FILE, "events.jsonl"):
+        path = directory / name
+        if os.path.lexists(path) and not path.is_file():  # opening a pipe would block for ever
+            yield CheckpointError(
+                f"{path}: not a regular file; move it away, or name another directory with "
+                "--set run=DIR"
+            )
+            return
     if (directory / "lock").exists():
         try:
             lock = try_lock(directory / "lock")
@@ -104,7 +112,7 @@ def had_checkpoint(directory: Path) -> bool:
     checkpoint, for which it waited until the first one was saved.
     """
     saves: list[dict[str, Any]] = []
-    for event in read_events(directory / "events.jsonl"):
+    for event in read_events(directory / "events.jsonl").events:
         if event["kind"] == "start" and event.get("step") == 0:
             saves = []  # an earlier run may have left its events
         elif event["kind"] == "save":

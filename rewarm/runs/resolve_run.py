@@ -303,6 +303,8 @@ def _open_datasets(
     def open_source(shards: str) -> ShardSource:
         if shards not in sources:
             sources[shards] = ShardSource(short_path(shards), cache_bytes=data.cache)
+            with _collect_errors(problems):
+                sources[shards].check_sizes()
         return sources[shards]
 
     for name, settings in data.train.items():

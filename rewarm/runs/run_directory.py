@@ -81,8 +81,8 @@ class RunDirectory:
             messages = self.remove_leftovers()
             for checkpoint in self._skipped:
                 messages.append(f"{checkpoint.name}: renamed to {set_aside(checkpoint).name}")
-            messages += self.cut_metrics(state)
             atomic_write(self.path / "recipe.yaml", recipe_yaml)
+            messages += self.cut_metrics(state)
             self._metrics = (self.path / METRICS_FILE).open("ab", buffering=0)
         except OSError as error:
             raise unwritable(self.path, error.strerror) from None

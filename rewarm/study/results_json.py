@@ -28,7 +28,7 @@ from pydantic import BaseModel, ValidationError
 
 from rewarm.errors import CheckpointError
 from rewarm.paths import short_path
-from rewarm.safe_loading import first_validation_error, read_json
+from rewarm.safe_loading import first_validation_error, parse_json, read_json
 from rewarm.study.claims import Verdict
 from rewarm.study.intervals import Estimate
 from rewarm.study.loss_history import (
@@ -76,7 +76,7 @@ class StudySummary(BaseModel):
 
 def results_digest(content: dict[str, Any]) -> str:
     """Returns the digest of the content of results.json, without the digest that it contains."""
-    as_read = json.loads(json.dumps({k: v for k, v in content.items() if k != "sha256"}))
+    as_read = parse_json(json.dumps({k: v for k, v in content.items() if k != "sha256"}).encode())
     return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rewarm import open_files
 from rewarm.checkpoints.background_writer import BackgroundWriter, SaveResult
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.retention import prune_checkpoints
@@ -279,6 +280,7 @@ class RunRecorder:
             self.writer.wait_for_save()
             return
         problem = None
+        open_files.release_reserve()  # none may be left to save with
         try:
             if self.guard.last_judged > state.step:
                 problem = (

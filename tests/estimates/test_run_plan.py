@@ -24,6 +24,10 @@ def write_index(folder, tokens: int) -> None:
     info = TokenizerInfo(digest="d", vocabulary=50_277, eos=0, eos_token="<|endoftext|>")
     index = ShardIndex(tokenizer=info, dtype="uint16", shards=[shard])
     (folder / "index.json").write_text(index.model_dump_json())
+    (folder / "tokenizer.json").touch()
+    for shard in index.shards:
+        with (folder / shard.name).open("wb") as tar:
+            tar.truncate(shard.bytes)  # all zeros, without a disk block
 
 
 @pytest.fixture
@@ -262,7 +266,7 @@ def test_damaged_base_checkpoint_is_a_problem(text, data, base):
     (base / "checkpoints" / "step-00001000" / "progress.json").write_text("{")
     plan, problem = planned(text, f"model={{base: {base}}}")
     assert problem.exit_code == 3
-    assert "progress.json: cannot be read" in str(problem)
+    assert "progress.json: changed since it was written" in str(problem)
     assert plan.model.parameters == 70_426_624
 
 

@@ -38,4 +38,6 @@ def write_run(run: Path, points=30, *, seed=17, batch=2048, peak=3e-4, settings=
             losses = {"upstream/loss": 3 + 0.5 * x, "downstream/loss": 2.5 + 2 * math.exp(-2 * x)}
             lines.append({"kind": "evaluate", "step": step, "tokens": step * batch} | losses)
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    start = {"kind": "start", "time": "2026-01-01T00:00:00+00:00", "step": 0}
+    (run / "events.jsonl").write_text(json.dumps(start) + "\n")
     return run

@@ -75,6 +75,7 @@ def test_a_checkpoint_without_the_record_still_loads(recipe_text, half):
     state = json.loads(path.read_text())
     assert state.pop("weight_change") is None
     path.write_text(json.dumps(state))
+    (path.parent / "MANIFEST.json").unlink()  # its digest is of the file as it was
     assert read_training_state(path.parent).weight_change is None
 
 

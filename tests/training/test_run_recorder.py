@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from safetensors.torch import load_file
+from shard_folders import flip_bit
 from training_runs import events, metrics, recipe_with, run, trained_files
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
@@ -122,7 +123,7 @@ def test_a_shard_that_is_damaged_later_stops_the_run_saved(recipe_text, tmp_path
     upstream = Corpus("upstream", ShardSource(str(folder)), context=64, seed=5, lanes=1)
     shard = folder / upstream.shard_of_block(80)  # of the 96 that the run reads
     content = shard.read_bytes()
-    shard.write_bytes(content[:-600])
+    flip_bit(shard)
     with pytest.raises(DataError, match=shard.name) as error:
         run(recipe_text, tmp_path / "run", **settings)
     assert "everything up to step" in str(error.value)

@@ -23,7 +23,7 @@ def test_an_invalid_arm_is_refused_before_any_run(study, command, tmp_path):
 def test_missing_data_is_refused_before_any_run(study, command, tmp_path):
     code, out, err = command("compare", study, "--set", "arms.b={}")
     assert (code, out) == (3, "")
-    assert "a/17, b/17: data/new: no such folder" in err
+    assert f"a/17, b/17: {tmp_path}/data/new: no such folder" in err
     assert not (tmp_path / "runs").exists()
 
 
