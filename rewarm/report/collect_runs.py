@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from rewarm.checkpoints.find_checkpoint import later_checkpoints, read_last_checkpoint
 from rewarm.checkpoints.lineage import read_lineages
+from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError, hide_credentials
 from rewarm.paths import short_path
@@ -233,14 +234,14 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
     with contextlib.suppress(RecipeError, ScheduleError):  # such as a plug-in that is missing
         recipe = load_saved_recipe(path)
     settings = flatten_settings(YamlDocument(text, str(path)).data) if text else {}
-    seed = settings.get("seed")
     metrics = read_run_metrics(directory)
     lineage: list[Ancestor] = []
     if metrics.state:
         [lineage] = read_lineages(directory)
-    saved_text = read_last_checkpoint(
-        directory, lambda checkpoint: (checkpoint / "recipe.yaml").read_text(encoding="utf-8")
-    )
+    saved_text = read_last_checkpoint(directory, _read_saved_recipe_text)
+    # Anything may have changed recipe.yaml; that of a checkpoint is read with its digest.
+    saved_settings = flatten_settings(YamlDocument(saved_text, "").data) if saved_text else settings
+    seed = saved_settings.get("seed")
     return RunRecord(
         arm,
         seed if isinstance(seed, int) else 0,
@@ -248,12 +249,17 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
         metrics.lines,
         metrics.state,
         text,
-        saved_text is not None and hide_credentials(saved_text) != text,
+        saved_text is not None and saved_text != text,
         settings,
         recipe.steps if recipe else None,
         *read_events(directory / "events.jsonl"),
         lineage,
     )
+
+
+def _read_saved_recipe_text(checkpoint: Path) -> str:
+    verify_checkpoint(checkpoint, only="recipe.yaml")
+    return hide_credentials((checkpoint / "recipe.yaml").read_text(encoding="utf-8"))
 
 
 def _read_summary(path: Path, folder: Path) -> StudySummary | None:

@@ -184,7 +184,10 @@ def _readable_lines(path: Path, state: TrainingState, record: MetricsRecord | No
         "expected": record and record.lines,
     }
     kept.pop((state.step, "gap"), None)
-    return [*(kept[key] for key in sorted(kept)), json.dumps(gap).encode() + b"\n"]
+    return [
+        *(kept[key] for key in sorted(kept, key=lambda key: key[0])),
+        json.dumps(gap).encode() + b"\n",
+    ]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
