@@ -417,11 +417,15 @@ def load_saved_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: every problem, one line each with its source location.
     """
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise RecipeError([f"{path}: not a regular file"])
     return validate_recipe(YamlDocument.load(path))
 
 
 def is_saved_recipe(path: Path) -> bool:
     """Returns whether a file has the layout in which rewarm saves a recipe: without comments."""
+    if not path.is_file():
+        return False
     try:
         return write_yaml(YamlDocument.load(path).data) == path.read_text(encoding="utf-8")
     except (RecipeError, OSError, UnicodeDecodeError):
