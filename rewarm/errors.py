@@ -21,7 +21,9 @@ _USER = re.compile(
     r"(?:[^\s/@?#'\"]*|[^\s/@?#'\"]*:(?!\d+/)[^\s@'\"]*)@"  # AWS's secrets may contain a /
     r"|(\bhf:/+)[^\s/@:]*:[^\s/@]*@"
 )
-_QUERY = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,19}:/+[^\s?#'\"]*[?#])[^\s='\"]*=[^\s'\"]*")
+_QUERY = re.compile(
+    r"([A-Za-z][A-Za-z0-9+.-]{0,19}:/+[^\s?#'\"]*[?#])[^\s='\"]*=[^\s'\"]*?(?=:?(?:[\s'\"]|$))"
+)
 
 
 class RewarmError(Exception):

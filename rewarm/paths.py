@@ -20,21 +20,29 @@ def expand_path(written: str, folder: Path = WORKING_DIRECTORY) -> str:
     Raises:
         ValueError: there is no such user.
     """
-    try:
-        expanded = Path(written).expanduser() if written.startswith("~") else Path(written)
-    except RuntimeError:
-        user = written.partition("/")[0]
-        raise ValueError(
-            f"{user} at the start of a path is a user's home, and there is no such user; write the "
-            f"whole path, or ./{written} for a folder of that name"
-        ) from None
-    joined = str(folder.absolute() / expanded)
+    joined = str(folder.absolute() / expand_user(written))
     normal = os.path.normpath(joined)
     try:
         # `link/..` is the folder above the link's target, which normpath does not know.
         return normal if os.path.realpath(normal) == os.path.realpath(joined) else joined
     except (OSError, ValueError):  # not a path of this system: what opens it reports it
         return normal
+
+
+def expand_user(written: str) -> str:
+    """Returns a path with the home that `~` or `~user` at its start stands for.
+
+    Raises:
+        ValueError: there is no such user.
+    """
+    try:
+        return str(Path(written).expanduser()) if written.startswith("~") else written
+    except RuntimeError:
+        user = written.partition("/")[0]
+        raise ValueError(
+            f"{user} at the start of a path is a user's home, and there is no such user; write the "
+            f"whole path, or ./{written} for a folder of that name"
+        ) from None
 
 
 def short_path(path: str) -> str:
@@ -55,9 +63,9 @@ def expand_home(word: str) -> str:
     """Returns a word of the command line with the home in its path: ~/x, --out=~/x, NAME=~/x.
 
     A shell does so at the start of a word only. `~` alone is YAML's null.
+
+    Raises:
+        ValueError: there is no such user.
     """
     match = re.fullmatch(r"((?:[\w.-]+=)*)(~[^/=]*/.*)", word, re.DOTALL)
-    try:
-        return match[1] + str(Path(match[2]).expanduser()) if match else word
-    except RuntimeError:  # no such user: what opens the path reports it
-        return word
+    return match[1] + expand_user(match[2]) if match else word

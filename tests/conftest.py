@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import sys
 import tomllib
 from pathlib import Path
@@ -20,6 +21,11 @@ from rewarm.model.architecture import PRESETS
 
 # Models are tiny: a second thread would only wait for the first, here and in started processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Under nohup or in the background, processes would inherit that these signals are ignored.
+for _number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.SIG_DFL)
 
 # A slow machine must not fail a test, and each run has to draw the same examples.
 settings.register_profile("calm", deadline=None, derandomize=True, database=None)

@@ -52,5 +52,7 @@ def test_homes_on_the_command_line_are_expanded(monkeypatch):
     assert expand_home("--out=~/x") == "--out=/home/me/x"
     assert expand_home("up=~/x") == "up=/home/me/x"
     assert expand_home("--data=up=~/x") == "--data=up=/home/me/x"
-    for word in ("every.save=~", "~", "~nobody-here/x", "a~/b", "--set", "x=a~/b"):
+    for word in ("every.save=~", "~", "a~/b", "--set", "x=a~/b"):
         assert expand_home(word) == word
+    with pytest.raises(ValueError, match=re.escape("~nobody-here at the start of a path")):
+        expand_home("~nobody-here/x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,6 +101,8 @@ class TrainingState(BaseModel):
     """The step of a baseline that was measured later: the validation set was added or changed."""
     losses: dict[str, float]
     """Last measured loss on each validation set, in nats."""
+    losses_step: _NonNegative | None = None
+    """The step after which they were measured; None in states of earlier versions."""
     evaluation_owed: bool = False
     """Whether the evaluation of this step is due and was stopped: a resume repeats it."""
     guard: dict[str, Any]
@@ -164,6 +167,13 @@ def read_training_state(directory: Path) -> TrainingState:
     if (directory / MANIFEST).is_file():
         verify_checkpoint(directory, only="progress.json")
     try:
-        return read_json_as(TrainingState, path)
+        state = read_json_as(TrainingState, path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; use another checkpoint") from None
+    name = re.fullmatch(r"step-(\d{8,})", directory.name)
+    if name and int(name[1]) != state.step:
+        raise CheckpointError(
+            f"{directory}: its progress.json is of step {state.step:,}; rename the folder, or use "
+            "another checkpoint"
+        )
+    return state

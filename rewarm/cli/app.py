@@ -104,7 +104,7 @@ def _run_command(arguments: list[str]) -> int:
     """Runs a command, reports its error, and returns the exit code."""
     try:
         command = typer.main.get_command(app)
-        words = [expand_home(word) for word in arguments]
+        words = _expand_homes(arguments)
         # Not through typer's own main function: some versions of it consume KeyboardInterrupt.
         with command.make_context("rewarm", words) as context:
             command.invoke(context)
@@ -128,6 +128,18 @@ def _run_command(arguments: list[str]) -> int:
             return _report(printable(message), exit_codes.UNUSABLE_INPUT)
         return _report(_describe_unexpected(error), exit_codes.UNEXPECTED)
     return exit_codes.DONE
+
+
+def _expand_homes(arguments: list[str]) -> list[str]:
+    """Returns the arguments with `~` expanded.
+
+    Raises:
+        RecipeError: a user does not exist.
+    """
+    try:
+        return [expand_home(word) for word in arguments]
+    except ValueError as error:
+        raise RecipeError([str(error)]) from None
 
 
 def _describe_unexpected(error: BaseException) -> str:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from rewarm import exit_codes
 from rewarm.reader_threads import has_blocked_threads
+from rewarm.stop_signals import REPEATED_SIGNALS
 
 STARTED = time.monotonic()
 """Time limits count from here, so that they include imports that take seconds."""
@@ -35,6 +36,9 @@ def exit_process(code: int) -> NoReturn:
     Python's own exit would join such a thread if a library started it, and may crash in one that
     returns from C meanwhile.
     """
+    if code == exit_codes.STOPPED:  # a signal that may come several times must not change it
+        for number in REPEATED_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
     if has_blocked_threads():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -80,6 +81,12 @@ def write_shards(
     Raises:
         DataError: an input cannot be read, `out` is not empty, or `out` cannot be written.
     """
+    if "://" in str(out) or re.match(
+        r"[a-z0-9]+:/[^/]", str(out)
+    ):  # a Path has one / of a URL's two
+        raise DataError(
+            f"{out}: should be a folder on this machine; copy it to a storage afterwards"
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: not empty; name another folder, or move this one first")
     paths = find_input_files(inputs)
@@ -155,8 +162,9 @@ class ShardWriter:
 
         if self._tar is None:
             # A fixed mtime, so that the same text always gives the same bytes.
-            path = str(self.folder / self._file_name())
-            self._tar = webdataset.TarWriter(path, mtime=0, user="", group="", mode=0o644)
+            # An open file: webdataset would run a path that looks like a command (`pipe:...`).
+            self._file = (self.folder / self._file_name()).open("wb")
+            self._tar = webdataset.TarWriter(self._file, mtime=0, user="", group="", mode=0o644)
         key = f"{len(self._shards):05d}-{self._documents:06d}"
         self._tar.write({"__key__": key, "npy": tokens.astype(self._dtype.newbyteorder("<"))})
         self._documents += 1
@@ -170,10 +178,9 @@ class ShardWriter:
     def __exit__(
         self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
     ) -> None:
-        if (
-            self._tar is not None
-        ):  # after an error: this shard is not recorded; the next run writes it again
-            self._tar.close()
+        if self._tar is not None:
+            # After an error: this shard is not recorded; the next run writes it again.
+            self._close_tar()
 
     def finish(self) -> ShardIndex:
         """Finishes the last shard, writes index.json and tokenizer.json, and returns the index."""
@@ -201,11 +208,15 @@ class ShardWriter:
         except (ValueError, ValidationError):
             return []
 
+    def _close_tar(self) -> None:
+        self._tar.close()
+        self._file.close()
+        self._tar = None
+
     def _finish_shard(self) -> None:
         if self._tar is None:
             return
-        self._tar.close()
-        self._tar = None
+        self._close_tar()
         path = self.folder / self._file_name()
         sync_to_disk(path)
         with path.open("rb") as file:

@@ -68,11 +68,15 @@ def resolve_paths(
         ):
             right = os.path.relpath(in_working_directory, folder)
             problems.append(f"{source}: {_doubt(key_path, written, path, right)}")
-        elif key_path == ("run",) and not is_there and _is_in_run_directory(document):
+        elif (
+            key_path == ("run",)
+            and _is_in_run_directory(document)
+            and os.path.realpath(path) != os.path.realpath(folder)
+        ):
             run = short_path(str(folder.absolute()))
             problems.append(
-                f"{source}: {short_path(path)} has no run, and this is the recipe that rewarm "
-                f"saved in the run {run}, which was moved or copied; continue it with "
+                f"{source}: {short_path(path)} is another directory, and this is the recipe that "
+                f"rewarm saved in the run {run}, which was moved or copied; continue it with "
                 f"--set run={run}, or name a new run directory with --set run=DIR"
             )
         elif is_there or not _is_hub_name(key_path, written):

@@ -20,14 +20,16 @@ from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError, hide_credentials
 from rewarm.paths import short_path
-from rewarm.recipe.recipe import load_saved_recipe
+from rewarm.recipe.recipe import Recipe, load_saved_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.metrics_file import (
     METRICS_FILE,
+    RunMetrics,
     comparable_evaluations,
     read_events,
     read_run_metrics,
 )
+from rewarm.runs.preconditions import had_checkpoint
 from rewarm.study.results_json import JudgedClaim, StudySummary, read_summary
 from rewarm.study.run_outcomes import RunOutcome, StudyResults, outcome_from_metrics
 from rewarm.study.study_file import is_study, validate_study
@@ -58,6 +60,8 @@ class RunRecord(NamedTuple):
     """The lines of events.jsonl that can be read."""
     has_all_events: bool
     """Whether every line of events.jsonl can be read."""
+    lost_checkpoints: bool
+    """Whether the run has saved checkpoints, and there is none now to check its metrics against."""
     lineage: list[Ancestor]
     """The models up to the last checkpoint, the oldest first; empty without a checkpoint."""
 
@@ -134,7 +138,9 @@ def collect_runs(paths: list[Path]) -> CollectedRuns:
             if run.resolve() not in collected_directories:
                 records.append(_read_record(arm, run))
     title = ", ".join(_study_folder(path).resolve().name for path in paths)
-    measured_runs = [run for run in records if run.lines_of("train") or run.lines_of("evaluate")]
+    measured_runs = [
+        run for run in records if run.state or run.lines_of("train") or run.lines_of("evaluate")
+    ]
     if not measured_runs:
         raise CheckpointError(
             f"{', '.join(map(str, paths))}: no metrics yet; wait for the first line of kind "
@@ -235,6 +241,7 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
         recipe = load_saved_recipe(path)
     settings = flatten_settings(YamlDocument(text, str(path)).data) if text else {}
     metrics = read_run_metrics(directory)
+    _check_last_step(directory, recipe, metrics)
     lineage: list[Ancestor] = []
     if metrics.state:
         [lineage] = read_lineages(directory)
@@ -253,8 +260,24 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
         settings,
         recipe.steps if recipe else None,
         *read_events(directory / "events.jsonl"),
+        metrics.state is None and had_checkpoint(directory),
         lineage,
     )
+
+
+def _check_last_step(directory: Path, recipe: Recipe | None, metrics: RunMetrics) -> None:
+    """Makes sure that metrics have no lines after a run's last step: they are of another run.
+
+    Raises:
+        CheckpointError: they have.
+    """
+    last_step = max((line["step"] for line in metrics.lines), default=0)
+    reached = metrics.state.step if metrics.state else 0
+    if recipe and last_step > max(recipe.steps, reached):
+        raise CheckpointError(
+            f"{directory / METRICS_FILE}: has lines of step {last_step:,}, and the run has "
+            f"{recipe.steps:,} steps; restore the file, or resume the run, which removes them"
+        )
 
 
 def _read_saved_recipe_text(checkpoint: Path) -> str:

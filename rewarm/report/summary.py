@@ -31,6 +31,12 @@ def summary_sentences(collected: CollectedRuns) -> list[str]:
             for record in collected.records
             if not record.has_all_events
         ),
+        *(
+            f"{record.arm}, seed {record.seed}: its checkpoints are gone: its metrics are not "
+            "checked against them."
+            for record in collected.records
+            if record.lost_checkpoints
+        ),
         *_claims_sentences(collected),
         *_lowest_loss_sentences(collected),
         *_pareto_sentences(collected),

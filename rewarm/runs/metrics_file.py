@@ -163,6 +163,8 @@ def lines_to_keep(run: Path, checkpoint: Path, state: TrainingState) -> list[byt
     data = path.read_bytes().splitlines(keepends=True)
     if record and len(data) >= record.lines and not _difference_from_record(path, record):
         return data[: record.lines]
+    if is_gap_accepted(read_metrics(path), state.step):
+        return _readable_lines(path, state, record)  # the gap stays marked at an earlier step, too
     return [
         line for line in data if line.endswith(b"\n") and _parse_line(line)["step"] <= state.step
     ]

@@ -73,8 +73,8 @@ def run_directory_problems(directory: Path, *, resume: bool) -> Iterator[Checkpo
             return
         if lock is None:
             yield in_use(directory)
-        else:
-            lock.close()
+            return
+        lock.close()
     checkpoints = later_checkpoints(directory, None)
     if checkpoints and not resume:
         yield CheckpointError(
@@ -93,15 +93,15 @@ def _metrics_without_checkpoint(directory: Path, *, resume: bool) -> Iterator[Ch
     metrics = directory / METRICS_FILE
     if not (metrics.is_file() and metrics.stat().st_size):
         return
-    if not resume:
-        yield CheckpointError(
-            f"{directory}: has the {METRICS_FILE} of a run, and no checkpoint; start that run "
-            "again with --resume, move the file away, or name another directory with --set run=DIR"
-        )
-    elif had_checkpoint(directory):
+    if had_checkpoint(directory):
         yield CheckpointError(
             f"{directory}: the run had saved checkpoints, and there is none now; mount or restore "
             f"{directory / 'checkpoints'}, or move {METRICS_FILE} away to start from step 1"
+        )
+    elif not resume:
+        yield CheckpointError(
+            f"{directory}: has the {METRICS_FILE} of a run, and no checkpoint; start that run "
+            "again with --resume, move the file away, or name another directory with --set run=DIR"
         )
 
 
@@ -151,8 +151,8 @@ def check_same_recipe(recipe: Recipe, directory: Path) -> None:
 def foreign_file(path: Path, way_out: str) -> CheckpointError:
     """Returns the error of a file that rewarm did not write and a run would replace or extend."""
     return CheckpointError(
-        f"{path}: rewarm did not write this file, and the run would replace it or add to it; "
-        f"{way_out}, or rename the file"
+        f"{path}: rewarm did not write this file here, and the run would replace it or add to "
+        f"it; {way_out}, or rename the file"
     )
 
 
@@ -184,18 +184,12 @@ def check_no_changes(recipe: Recipe, changes: list[str]) -> None:
         )
 
 
-def check_training_state(
-    recipe: Recipe, checkpoint: Path, expected: Path, state: TrainingState
-) -> None:
-    """Makes sure that a training state matches its checkpoint's step and the recipe's corpora.
+def check_training_state(recipe: Recipe, checkpoint: Path, state: TrainingState) -> None:
+    """Makes sure that a training state matches the recipe's corpora.
 
     Raises:
         CheckpointError: it does not match.
     """
-    if checkpoint != expected:
-        raise CheckpointError(
-            f"{checkpoint}: its progress.json is of step {state.step:,}; use another checkpoint"
-        )
     if state.blocks.keys() != recipe.data.train.keys():
         raise CheckpointError(
             f"{checkpoint}: its data position is for {', '.join(state.blocks)}, and the recipe "
@@ -266,7 +260,14 @@ def check_same_validation(
     Raises:
         CheckpointError: the data of a validation set has changed.
     """
-    if changed := changed_validation_sets(validation, state):
+    changed = changed_validation_sets(validation, state)
+    if changed and state.is_complete(recipe.steps):
+        raise CheckpointError(
+            f"{recipe.run_directory}: complete, and the data of the validation sets "
+            f"{', '.join(changed)} is not that on which its losses were measured; restore it, or "
+            "measure the loss on the new data with `rewarm eval`"
+        )
+    if changed:
         raise CheckpointError(
             f"{recipe.run_directory}: the data of the validation sets {', '.join(changed)} is not "
             "that on which the losses so far were measured (shards, tokens or context); restore "

@@ -56,7 +56,6 @@ from rewarm.runs.preconditions import (
     run_directory_problems,
 )
 from rewarm.runs.resume_changes import read_saved_recipe, recipe_changes, recorded_microbatch
-from rewarm.runs.run_directory import checkpoint_path
 from rewarm.runs.start_record import StartRecord, describe_start
 from rewarm.safe_loading import check_files_inside
 
@@ -244,8 +243,8 @@ def _origin_from_own_checkpoint(
     with _name_other_checkpoints(run, checkpoint):
         verify_checkpoint(checkpoint, digests=thorough)
         state = read_training_state(checkpoint)
-        check_training_state(recipe, checkpoint, checkpoint_path(run, state.step), state)
         saved = read_saved_recipe(checkpoint)
+    check_training_state(recipe, checkpoint, state)
     changes = recipe_changes(saved, state, recipe)
     if not accept_changes:
         check_no_changes(recipe, changes)

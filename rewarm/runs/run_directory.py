@@ -22,7 +22,7 @@ from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError
 from rewarm.files import atomic_write, create_folder, try_lock
 from rewarm.runs.metrics_file import METRICS_FILE, lines_to_keep
-from rewarm.runs.preconditions import in_use, unwritable
+from rewarm.runs.preconditions import had_checkpoint, in_use, unwritable
 from rewarm.table_cells import plural
 
 
@@ -51,10 +51,13 @@ class RunDirectory:
             create_folder(self.checkpoints)
             lock = try_lock(path / "lock")
             self._handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            self._checkpoints_handle = -1
+            self._open_checkpoints()
         except OSError as error:
             raise unwritable(path, error.strerror) from None
         if lock is None:
             os.close(self._handle)
+            os.close(self._checkpoints_handle)
             raise in_use(path)
         self._lock = lock
         if others := set(later_checkpoints(path, resumed_from)) - set(skipped):
@@ -69,6 +72,12 @@ class RunDirectory:
         """The folder of the checkpoints."""
         return self.path / "checkpoints"
 
+    def _open_checkpoints(self) -> None:
+        create_folder(self.checkpoints)
+        if self._checkpoints_handle >= 0:
+            os.close(self._checkpoints_handle)
+        self._checkpoints_handle = os.open(self.checkpoints, os.O_RDONLY | os.O_DIRECTORY)
+
     def prepare(self, recipe_yaml: str, state: TrainingState) -> list[str]:
         """Writes the recipe, and keeps of metrics and checkpoints what belongs to a state.
 
@@ -79,6 +88,8 @@ class RunDirectory:
         """
         try:
             messages = self.remove_leftovers()
+            if not self.resumed_from and had_checkpoint(self.path):
+                messages.append("warning: the run had saved checkpoints; it starts from step 1")
             for checkpoint in self._skipped:
                 messages.append(f"{checkpoint.name}: renamed to {set_aside(checkpoint).name}")
             atomic_write(self.path / "recipe.yaml", recipe_yaml)
@@ -87,6 +98,7 @@ class RunDirectory:
         except OSError as error:
             raise unwritable(self.path, error.strerror) from None
         self._unwritten = b""
+        self._size = os.fstat(self._metrics.fileno()).st_size
         return messages
 
     def remove_leftovers(self) -> list[str]:
@@ -100,7 +112,7 @@ class RunDirectory:
             shutil.rmtree(checkpoint, ignore_errors=True)
         return [f"{path.name}: incomplete, removed" for path in leftovers]
 
-    def cut_metrics(self, state: TrainingState) -> list[str]:
+    def cut_metrics(self, state: TrainingState, *, is_complete: bool = False) -> list[str]:
         """Keeps the lines of metrics.jsonl that belong to a state; a message for what it removes.
 
         A file with a gap that the user has accepted is kept beside the new one.
@@ -110,7 +122,7 @@ class RunDirectory:
         data = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         is_prefix = data[: len(kept)] == kept
         if not is_prefix and data:
-            copy = path.with_name(f"metrics-damaged-{state.step:08d}.jsonl")
+            copy = _free_name(path.with_name(f"metrics-damaged-{state.step:08d}.jsonl"))
             atomic_write(copy, b"".join(data))
             messages.append(
                 f"{METRICS_FILE}: damaged before step {state.step:,}; kept as {copy.name}"
@@ -118,9 +130,10 @@ class RunDirectory:
         elif not is_prefix:
             messages.append(f"{METRICS_FILE}: missing; there are no metrics before {state.step:,}")
         elif removed := len(data) - len(kept):
+            reason = "they are of no checkpoint" if is_complete else "those steps are taken again"
             messages.append(
                 f"{METRICS_FILE}: {plural(removed, 'line')} after step {state.step:,} removed; "
-                "those steps are taken again"
+                f"{reason}"
             )
         if kept != data or not path.exists():
             atomic_write(path, b"".join(kept))
@@ -165,7 +178,8 @@ class RunDirectory:
         self._check_in_place()
         try:
             # A full disk may store a part of them: the rest is written with the next line.
-            self._unwritten = self._unwritten[self._metrics.write(self._unwritten) :]
+            written = self._metrics.write(self._unwritten)
+            self._unwritten, self._size = self._unwritten[written:], self._size + written
             if self._unwritten:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
@@ -190,12 +204,24 @@ class RunDirectory:
                 raise in_use(self.path)
             self._lock.close()
             self._lock = lock
+        if not _is_same_file(self.checkpoints, self._checkpoints_handle):
+            moved_to = _path_of(self._checkpoints_handle)
+            what = f"moved to {moved_to}" if moved_to else "deleted"
+            self._open_checkpoints()
+            raise CheckpointError(f"{self.checkpoints}: {what} while the run was using it")
         if not _is_same_file(self._metrics_path, self._metrics.fileno()):
             before = self._metrics_path
             self._restore_metrics()
             raise CheckpointError(
                 f"{before}: deleted or replaced while the run was using it; its lines are saved in "
                 f"{self._metrics_path}"
+            )
+        size = os.fstat(self._metrics.fileno()).st_size
+        if size != self._size:
+            expected, self._size = self._size, size  # reported once: what was reached is saved
+            raise CheckpointError(
+                f"{self._metrics_path}: {size:,} bytes long, and the run has written {expected:,}: "
+                "changed while the run was using it"
             )
 
     @property
@@ -211,6 +237,7 @@ class RunDirectory:
             atomic_write(self._metrics_path, data)
             self._metrics.close()
             self._metrics = self._metrics_path.open("ab", buffering=0)
+            self._size = len(data)
         except OSError as error:
             raise unwritable(self.path, error.strerror) from None
 
@@ -238,8 +265,18 @@ class RunDirectory:
     ) -> None:
         self._lock.close()
         os.close(self._handle)
+        os.close(self._checkpoints_handle)
         if hasattr(self, "_metrics"):
             self._metrics.close()
+
+
+def _free_name(path: Path) -> Path:
+    """Returns a path, with a number where something has its name."""
+    free, number = path, 1
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
 
 
 def _path_of(descriptor: int) -> Path | None:

@@ -71,14 +71,16 @@ def outcome_from_metrics(
     evaluations = comparable_evaluations(lines)
     train_lines = [line for line in lines if line["kind"] == "train"]
     gaps = tuple(line["step"] for line in lines if line["kind"] == "gap")
+    if gaps and state and state.losses_step is not None:
+        evaluations = [*evaluations, _last_evaluation(state, state.losses_step)]
     losses: dict[str, LossHistory] = {}
     for key in dict.fromkeys(key for line in evaluations for key in line if key.endswith("/loss")):
-        points = [
-            LossPoint(line["step"], line["tokens"], line[key])
+        measured = {
+            line["step"]: LossPoint(line["step"], line["tokens"], line[key])
             for line in evaluations
             if line.get(key) is not None
-        ]
-        if points:
+        }
+        if points := sorted(measured.values()):
             baseline = _baseline(key.removesuffix("/loss"), lines, state)
             losses[key.removesuffix("/loss")] = LossHistory(points, baseline, bool(gaps))
     if not losses:
@@ -92,6 +94,13 @@ def outcome_from_metrics(
         state.validation if state else {},
         gaps,
     )
+
+
+def _last_evaluation(state: TrainingState, step: int) -> dict[str, Any]:
+    """Returns the last losses that a checkpoint records, for a run whose metrics have a gap."""
+    tokens = state.tokens * step // max(1, state.step)
+    losses = {f"{name}/loss": loss for name, loss in state.losses.items()}
+    return {"step": step, "tokens": tokens, **losses}
 
 
 def _baseline(

@@ -168,12 +168,15 @@ def train(
 def _finish_complete_run(recipe: Recipe, resume_state: ResumeState) -> Path:
     """Clears what a killed process left in a complete run; returns its last checkpoint."""
     checkpoint = resume_state.checkpoint
-    messages = [f"complete: step {recipe.steps:,} of {recipe.steps:,} is saved"]
+    step = resume_state.state.step
+    messages = [f"complete: step {step:,} of {recipe.steps:,} is saved"]
     with (
         suppress(CheckpointError, OSError),  # it may be archived, where nothing can be written
         RunDirectory(recipe.run_directory, checkpoint, skipped=resume_state.skipped) as directory,
     ):
-        messages += directory.remove_leftovers() + directory.cut_metrics(resume_state.state)
+        messages += directory.remove_leftovers() + directory.cut_metrics(
+            resume_state.state, is_complete=True
+        )
     print("\n".join(messages), file=sys.stderr)
     return checkpoint
 

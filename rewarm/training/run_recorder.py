@@ -219,6 +219,7 @@ class RunRecorder:
                 "losses": _finite({**state.losses, **losses} if is_baseline else losses),
                 "baseline": _finite(baseline),
                 "baseline_steps": steps,
+                **({} if is_baseline and state.step else {"losses_step": state.step}),
             }
         )
 

@@ -15,6 +15,7 @@ import torch
 from rewarm.checkpoints.find_checkpoint import locate_base, read_last_checkpoint
 from rewarm.checkpoints.load_weights import load_model
 from rewarm.checkpoints.manifest import verify_checkpoint
+from rewarm.checkpoints.training_state import read_training_state
 from rewarm.data.batch_loader import TokenBlocks
 from rewarm.data.prefetch import prefetch
 from rewarm.data.shard_source import ShardSource
@@ -147,6 +148,7 @@ def _measure_base(
     base = locate_base(str(name))
     if base.kind == "rewarm checkpoint":
         verify_checkpoint(base.directory)
+        read_training_state(base.directory)  # it has to be that of its step
     context = context or base.architecture.positions
     for source in sources.values():
         info = source.index.tokenizer

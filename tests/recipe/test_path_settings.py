@@ -165,7 +165,7 @@ def test_the_recipe_of_a_run_that_was_moved_is_refused(project):
     make_run(moved)
     (moved / "recipe.yaml").write_text(recipe.to_yaml())
     [problem] = problems(Path("moved/recipe.yaml"))
-    assert "recipes/runs/x has no run" in problem
+    assert "recipes/runs/x is another directory" in problem
     assert "continue it with --set run=moved" in problem
     assert load_recipe(moved / "recipe.yaml", ["run=moved"]).run == str(moved)
     assert load_recipe(moved / "recipe.yaml", ["run=new"]).run == f"{project}/new"

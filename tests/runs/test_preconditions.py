@@ -279,6 +279,9 @@ def test_checkpoints_that_are_gone(refused, stopped, tmp_path):
     assert "the run had saved checkpoints, and there is none now; mount or restore" in message
     (stopped / "events.jsonl").unlink()  # the metrics alone show it too
     assert refused("every.save=4", options=("--resume",)) == (code, message)
+    assert refused("every.save=4") == (code, message)
+    lines = (stopped / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (stopped / "metrics.jsonl").write_text(lines[0])  # killed before its first checkpoint
     code, message = refused("every.save=4")
     assert code == 3
     assert "has the metrics.jsonl of a run, and no checkpoint" in message

@@ -199,6 +199,6 @@ def test_a_schema_that_cannot_be_made_is_an_error_and_left_out_of_that_of_recipe
 
 
 def test_an_import_that_takes_too_long_is_an_error(distribution):
-    distribution("slow_import", "import time; time.sleep(3)" + SOURCE, step="Step")
+    distribution("slow_to_import", "import time; time.sleep(3)" + SOURCE, step="Step")
     with pytest.raises(ScheduleError, match=r"cannot be imported: it takes longer than 0.1 s; fix"):
         schedules.find("step", max_seconds=0.1)

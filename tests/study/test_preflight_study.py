@@ -140,5 +140,5 @@ def test_a_recipe_of_the_user_is_not_replaced(write_study, recipe_text, tmp_path
     theirs.write_text(f"# Mine.\n{recipe_text}")
     path.write_text("study: .\nrecipe: bases/up.yaml\nbases: {up: bases/up.yaml}\narms: {a: }\n")
     error = refusal(path)
-    assert f"{theirs}: rewarm did not write this file, and the run would replace it" in str(error)
+    assert f"{theirs}: rewarm did not write this file here, and the run would" in str(error)
     assert "name another folder as `study`" in str(error)

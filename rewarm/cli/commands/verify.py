@@ -28,10 +28,12 @@ def verify(
     from rewarm.checkpoints.find_checkpoint import later_checkpoints
     from rewarm.checkpoints.manifest import MANIFEST
     from rewarm.data.verify_shards import verify_shards
+    from rewarm.runs.metrics_file import METRICS_FILE
 
     checkpoints = later_checkpoints(folder, None)
-    if checkpoints or (folder / MANIFEST).is_file():
-        _verify_checkpoints(folder, checkpoints or [folder])
+    is_run = (folder / METRICS_FILE).exists()
+    if checkpoints or is_run or (folder / MANIFEST).is_file():
+        _verify_checkpoints(folder, checkpoints if checkpoints or is_run else [folder])
         return
     reports = verify_shards(folder)
     for report in reports:
@@ -79,6 +81,7 @@ def _verify_checkpoints(folder: Path, checkpoints: list[Path]) -> None:
     from rewarm.checkpoints.manifest import verify_checkpoint
     from rewarm.checkpoints.training_state import read_training_state
     from rewarm.runs.metrics_file import METRICS_FILE, check_metrics, read_metrics
+    from rewarm.runs.preconditions import had_checkpoint
 
     problems: dict[str, None] = {}  # an ordered set: checkpoints share the problems of the metrics
     is_run = checkpoints != [folder]
@@ -95,6 +98,10 @@ def _verify_checkpoints(folder: Path, checkpoints: list[Path]) -> None:
                 problems[str(error)] = None
             else:
                 print(f"{checkpoint}: deleted meanwhile by the run (keep)")
+    if not checkpoints:
+        print(f"{folder}: no checkpoint")
+    if not checkpoints and had_checkpoint(folder):
+        problems[f"{folder}: the run had saved checkpoints, and there is none now"] = None
     if is_run:
         metrics = folder / METRICS_FILE
         try:
