@@ -23,9 +23,12 @@ from rewarm.model.architecture import PRESETS
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Under nohup or in the background, processes would inherit that these signals are ignored.
-for _number in (signal.SIGHUP, signal.SIGINT):
+for _number, _handler in (
+    (signal.SIGHUP, signal.SIG_DFL),
+    (signal.SIGINT, signal.default_int_handler),
+):
     if signal.getsignal(_number) is signal.SIG_IGN:
-        signal.signal(_number, signal.SIG_DFL)
+        signal.signal(_number, _handler)
 
 # A slow machine must not fail a test, and each run has to draw the same examples.
 settings.register_profile("calm", deadline=None, derandomize=True, database=None)
