@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,3 +127,22 @@ def test_shards_are_numbered_without_gaps(tmp_path, tokenizer):
     assert len(names) > 2
     assert [shard.name for shard in index.shards] == names
     assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == names
+
+
+def test_a_folder_whose_name_looks_like_a_command_is_a_folder(tmp_path, tokenizer, monkeypatch):
+    """webdataset runs `pipe:...` when it is given a path."""
+    monkeypatch.chdir(tmp_path)
+    text = write_texts(tmp_path / "text.jsonl", "upstream", documents=5)
+    for name in ("pipe:touch started;x", "a:b"):
+        write_shards([text], Path(name), tokenizer)
+        assert len(documents_of(tmp_path / name)) == 5
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_url_is_no_folder_to_write(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = write_texts(tmp_path / "text.jsonl", "upstream", documents=5)
+    with pytest.raises(DataError, match="should be a folder on this machine") as error:
+        write_shards([text], Path("s3://user:secret@bucket/x"), tokenizer)
+    assert "secret" not in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text.jsonl"]

@@ -216,3 +216,64 @@ def test_a_checkpoint_of_an_earlier_version_is_checked_as_far_as_possible(
         run(recipe_text, directory, resume=True)
     path.write_text(complete)
     run(recipe_text, directory, resume=True)
+
+
+def test_an_accepted_gap_stays_marked_at_an_earlier_checkpoint(
+    trained_run, recipe_text, tmp_path, command
+):
+    """It was dropped there, and the report showed a mean loss of the lines that were left."""
+    directory = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    shutil.rmtree(directory / "checkpoints" / "step-00000020")
+    with pytest.raises(Preempted):
+        run(recipe_text, tmp_path / "other", until=5)
+    earlier = directory / "checkpoints" / "step-00000005"
+    shutil.copytree(tmp_path / "other" / "checkpoints" / "step-00000005", earlier)
+    lines = (directory / METRICS_FILE).read_text().splitlines(keepends=True)
+    (directory / METRICS_FILE).write_text("".join(["garbage\n", *lines[2:]]))
+    with pytest.raises(Preempted):
+        run(recipe_text, directory, resume=True, accept_changes=True, until=12)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(recipe_text)
+    assert command("train", recipe, "--resume-from", "5")[0] == 0
+    metrics = read_run_metrics(directory)
+    assert [line["step"] for line in metrics.lines if line["kind"] == "gap"] == [5]
+    assert read_outcome(directory).losses["upstream"].mean_loss is None
+
+
+def test_a_complete_run_without_any_metrics_keeps_the_losses_of_its_checkpoint(
+    trained_run, recipe_text, tmp_path, command
+):
+    directory = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    before = read_outcome(directory).losses["upstream"]
+    (directory / METRICS_FILE).unlink()
+    run(recipe_text, directory, resume=True, accept_changes=True)
+    history = read_outcome(directory).losses["upstream"]
+    assert (history.start, history.final) == (before.start, before.final)
+    assert history.forgetting == before.forgetting
+    assert history.points == before.points[-1:]
+    assert command("report", directory, "--out", tmp_path / "r.md")[0] == 0
+    assert "metrics before step 20 are incomplete" in (tmp_path / "r.md").read_text()
+
+
+def test_each_damaged_file_is_kept(stopped_run, recipe_text, tmp_path):
+    directory = Path(shutil.copytree(stopped_run, tmp_path / "run"))
+    for damage in ("first\n", "second\n"):
+        path = directory / METRICS_FILE
+        path.write_text(damage)
+        with pytest.raises(Preempted):
+            run(recipe_text, directory, resume=True, accept_changes=True, until=13)
+        shutil.rmtree(directory / "checkpoints" / "step-00000013")
+    kept = [path.read_text() for path in sorted(directory.glob("metrics-damaged-*.jsonl"))]
+    assert sorted(kept) == ["first\n", "second\n"]
+
+
+def test_lines_of_another_run_after_the_last_step_are_refused_in_a_report(
+    trained_run, tmp_path, command
+):
+    directory = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    line = json.loads((directory / METRICS_FILE).read_text().splitlines()[-1])
+    with (directory / METRICS_FILE).open("a") as file:
+        file.write(json.dumps(line | {"step": 25, "tokens": 25600}) + "\n")
+    code, _, err = command("report", directory, "--out", tmp_path / "r.md")
+    assert code == 3
+    assert "has lines of step 25, and the run has 20 steps" in err

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from threading import Event, Thread
@@ -10,6 +11,7 @@ from threading import Event, Thread
 import pytest
 from training_runs import metrics, run, signal_in_step, trained_files
 
+from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.manifest import MetricsRecord
 from rewarm.checkpoints.retention import prune_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
@@ -317,3 +319,42 @@ def test_readers_beside_a_run_that_prunes_report_no_damage(trained_run, corpora,
     finally:
         stop.set()
         thread.join()
+
+
+def test_metrics_that_are_cut_in_place_are_noticed(recipe_text, tmp_path, monkeypatch):
+    path = tmp_path / "run" / "metrics.jsonl"
+    act_after_step(monkeypatch, 7, lambda: os.truncate(path, 10))
+    with pytest.raises(
+        CheckpointError, match=r"10 bytes long, and the run has written [\d,]+: changed"
+    ):
+        run(recipe_text, tmp_path / "run")
+    assert list(list_checkpoints(tmp_path / "run")) == [9]
+
+
+def test_checkpoints_that_are_moved_are_noticed(recipe_text, tmp_path, monkeypatch):
+    folder = tmp_path / "run" / "checkpoints"
+    act_after_step(monkeypatch, 12, lambda: folder.rename(tmp_path / "elsewhere"))
+    with pytest.raises(CheckpointError, match=r"checkpoints: moved to .*/elsewhere while the run"):
+        run(recipe_text, tmp_path / "run")
+    assert list((tmp_path / "elsewhere").iterdir())
+    assert max(list_checkpoints(tmp_path / "run")) >= 12  # what was reached is saved
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_reported_by_every_reader(
+    trained_run, recipe_file, corpora, tmp_path, command
+):
+    directory = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    checkpoints = directory / "checkpoints"
+    shutil.copytree(checkpoints / "step-00000010", checkpoints / "step-00000030")
+    recipe = ("check", recipe_file, "--set", f"run={tmp_path / 'other'}")
+    for words in (
+        ("verify", directory),
+        ("lineage", directory),
+        ("report", directory, "--out", tmp_path / "report.html"),
+        ("eval", directory, "--data", f"upstream={corpora}/upstream/val"),
+        (*recipe, "--set", f"model={{base: {directory}}}"),
+        ("train", recipe_file, "--resume"),
+    ):
+        code, _, err = command(*words)
+        assert (code, words) == (3, words)
+        assert "step-00000030: its progress.json is of step 10" in err

@@ -139,6 +139,24 @@ def test_a_closed_terminal_saves_and_exits(recipe_text, tmp_path):
     assert read_training_state(last_checkpoint(tmp_path / "run")).step >= 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGXCPU])
+def test_a_signal_that_comes_again_while_the_process_exits_keeps_its_exit_code(
+    recipe_text, tmp_path, number
+):
+    path = tmp_path / "recipe.yaml"
+    endless = recipe_text.replace("tokens: 20480\n", "tokens: 10M\n")
+    path.write_text(endless.replace("lanes: 2\n", "lanes: 2\n  max_epochs: null\n"))
+    command = [sys.executable, "-m", "rewarm", "train", str(path)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        while b"step 3/" not in process.stderr.readline():
+            assert process.poll() is None
+        while process.poll() is None:  # also while Python ends
+            process.send_signal(number)
+            time.sleep(0.05)
+    assert process.returncode == 75
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_signal_ends_the_wait_for_data(recipe_text, tmp_path, straight, monkeypatch, workers):
     settings = {"data__workers": workers}
