@@ -10,7 +10,7 @@ import hashlib
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from rewarm.errors import CheckpointError
 from rewarm.safe_loading import check_files_inside, is_plain_file_name, read_json, read_json_as
@@ -34,12 +34,16 @@ class _FileEntry(BaseModel):
 class MetricsRecord(BaseModel):
     """The lines of metrics.jsonl that belong to a checkpoint: all that were written before it."""
 
+    model_config = ConfigDict(extra="forbid")
+
     lines: Annotated[int, Field(strict=True, ge=0)]
-    sha256: str
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """Digest of these lines, line ends included."""
 
 
 class _Manifest(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
     files: dict[str, _FileEntry]
     metrics: MetricsRecord | None = None
     """None in checkpoints of earlier versions of rewarm."""

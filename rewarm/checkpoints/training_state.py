@@ -173,7 +173,7 @@ def read_training_state(directory: Path) -> TrainingState:
     name = re.fullmatch(r"step-(\d{8,})", directory.name)
     if name and int(name[1]) != state.step:
         raise CheckpointError(
-            f"{directory}: its progress.json is of step {state.step:,}; rename the folder, or use "
-            "another checkpoint"
+            f"{directory}: its progress.json is of step {state.step:,}; use another checkpoint, or "
+            "rename the folder"
         )
     return state

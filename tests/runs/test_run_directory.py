@@ -12,7 +12,7 @@ import pytest
 from training_runs import metrics, run, signal_in_step, trained_files
 
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
-from rewarm.checkpoints.manifest import MetricsRecord
+from rewarm.checkpoints.manifest import MetricsRecord, build_manifest, metrics_record
 from rewarm.checkpoints.retention import prune_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError, Preempted
@@ -301,7 +301,12 @@ def test_readers_beside_a_run_that_prunes_report_no_damage(trained_run, corpora,
         while not stop.is_set():
             last, step = step, step + 1
             new = checkpoints / f"step-{step:08d}"
-            shutil.copytree(checkpoints / f"step-{last:08d}", f"{new}.partial")
+            copy = Path(shutil.copytree(checkpoints / f"step-{last:08d}", f"{new}.partial"))
+            progress = json.loads((copy / "progress.json").read_text()) | {"step": step}
+            (copy / "progress.json").write_text(json.dumps(progress))
+            (copy / "MANIFEST.json").unlink()
+            manifest = build_manifest(copy, metrics_record(checkpoints / f"step-{last:08d}"))
+            (copy / "MANIFEST.json").write_text(json.dumps(manifest))
             Path(f"{new}.partial").rename(new)
             prune_checkpoints(directory, KeepSettings(last=1), None)
 
