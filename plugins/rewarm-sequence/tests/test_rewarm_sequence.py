@@ -198,7 +198,7 @@ CONSTANT = "{length: 50%, schedule: {name: constant, lr: 1e-5}}"
         (
             [CONSTANT, "{length: 50%, repeat: 2, schedule: {name: rewarm, peak_lr: 3e-4, "
              "min_lr: 3e-5, warmup: 300 steps}}"],
-            ["10:84: schedule.parts.1.schedule.warmup: should be less than 1 (got '300 steps')"],
+            ["10:84: schedule.parts.1.schedule.warmup: 300 steps are too many"],
         ),
         (
             ["{length: 30%, schedule: {name: constant, lr: 1e-5}}", CONSTANT, "{length: 100 steps, "
