@@ -17,6 +17,7 @@ from rewarm.data.quickstart_text import (
     write_text_shards,
 )
 from rewarm.data.shard_format import read_shard_index
+from rewarm.errors import Preempted
 from rewarm.plots.loss_figure import save_losses
 from rewarm.recipe.recipe import Recipe, load_recipe
 from rewarm.study.comparison_tables import start_to_end_table
@@ -133,7 +134,11 @@ def _train_unless_complete(recipe: Recipe, console: Console) -> None:
         return
     from rewarm.training.loop import train
 
-    train(recipe, resume=True)
+    try:
+        train(recipe, resume=True)
+    except Preempted as error:  # the quickstart resumes by itself
+        error.args = (str(error).replace("the same command and --resume", "the same command"),)
+        raise
 
 
 def _print_results(runs: dict[str, Path], figure: Path, console: Console) -> None:
