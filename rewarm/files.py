@@ -70,6 +70,14 @@ def exchange(path: Path, other: Path) -> None:
     between.rename(other)
 
 
+def is_same_file(path: Path, descriptor: int) -> bool:
+    """Returns whether a path leads to an open file or folder."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
+
+
 def try_lock(path: Path) -> IO[str] | None:
     """Locks a file exclusively and returns it; None if another process holds the lock.
 

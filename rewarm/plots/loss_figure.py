@@ -17,7 +17,8 @@ from rewarm.plots.figure_style import (
 )
 from rewarm.plots.schedule_preview import compute_curve
 from rewarm.recipe.recipe import load_saved_recipe
-from rewarm.runs.metrics_file import comparable_evaluations, read_metrics, read_run_metrics
+from rewarm.runs.metrics_file import comparable_evaluations, read_metrics
+from rewarm.runs.recorded_metrics import read_run_metrics
 
 
 def save_losses(arms: dict[str, list[Path]], out: Path) -> None:

@@ -24,12 +24,11 @@ from rewarm.recipe.recipe import Recipe, load_saved_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.metrics_file import (
     METRICS_FILE,
-    RunMetrics,
     comparable_evaluations,
     read_events,
-    read_run_metrics,
 )
 from rewarm.runs.preconditions import had_checkpoint
+from rewarm.runs.recorded_metrics import RunMetrics, read_run_metrics
 from rewarm.study.results_json import JudgedClaim, StudySummary, read_summary
 from rewarm.study.run_outcomes import RunOutcome, StudyResults, outcome_from_metrics
 from rewarm.study.study_file import is_study, validate_study

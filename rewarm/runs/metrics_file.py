@@ -1,4 +1,4 @@
-"""Reads the metrics.jsonl of a run, and checks it against the run's checkpoints.
+"""Reads the metrics.jsonl and the events.jsonl of a run.
 
 ```
 line kind   what it records
@@ -8,27 +8,21 @@ baseline    the loss on validation sets that were added or changed when the run 
 gap         that lines before it are missing: the file was damaged, and the user accepted that
 others      events of the divergence guard
 ```
-A checkpoint records how many lines belong to it, and their digest: a line that is missing, twice or
-changed is noticed before it becomes a wrong number.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rewarm.checkpoints.find_checkpoint import read_last_checkpoint
-from rewarm.checkpoints.manifest import MetricsRecord, metrics_record
-from rewarm.checkpoints.training_state import TrainingState, read_training_state
 from rewarm.errors import CheckpointError
 from rewarm.safe_loading import parse_json
 
 METRICS_FILE = "metrics.jsonl"
-_WAY_OUT = (
+WAY_OUT = (
     "restore the file, or run `rewarm train RECIPE --resume --accept-changes`: it keeps the lines "
     "that can be used, and marks the gap"
 )
@@ -36,94 +30,6 @@ _LARGEST_INTEGER = 2**53
 _NUMBERS = {"loss", "perplexity", "forgetting", "lr", "grad_norm", "tokens_per_second", "mfu"}
 _COUNTS = {"step", "tokens", "skipped"}
 _MEASURED_KINDS = {"train", "evaluate", "baseline"}
-
-
-class RunMetrics(NamedTuple):
-    """The metrics of a run, checked against its last checkpoint."""
-
-    lines: list[dict[str, Any]]
-    """The lines of metrics.jsonl."""
-    state: TrainingState | None
-    """The training state of the last checkpoint; None without a checkpoint."""
-
-
-def read_run_metrics(run: Path) -> RunMetrics:
-    """Returns the metrics of a run directory; the run may be training.
-
-    Raises:
-        CheckpointError: the file cannot be read, is damaged, or lacks lines that a checkpoint says
-            were in it; or a checkpoint is incomplete or damaged.
-    """
-    last = read_last_checkpoint(
-        run,
-        lambda checkpoint: (
-            checkpoint,
-            read_training_state(checkpoint),
-            metrics_record(checkpoint),
-        ),
-    )
-    # Read after the checkpoint: a run that trains only adds lines meanwhile.
-    lines = read_metrics(run / METRICS_FILE)
-    if last is None:
-        return RunMetrics(lines, None)
-    checkpoint, state, record = last
-    if not is_gap_accepted(lines, state.step):
-        _check_lines(run / METRICS_FILE, checkpoint, state, record, lines)
-    return RunMetrics(lines, state)
-
-
-def check_metrics(run: Path, checkpoint: Path, state: TrainingState) -> None:
-    """Makes sure that metrics.jsonl has the lines that belong to a checkpoint.
-
-    Args:
-        run: the run directory.
-        checkpoint: one of its checkpoints.
-        state: the training state in that checkpoint.
-
-    Raises:
-        CheckpointError: lines are missing, twice or changed.
-    """
-    path, record = run / METRICS_FILE, metrics_record(checkpoint)
-    lines = read_metrics(path)
-    if not is_gap_accepted(lines, state.step):
-        _check_lines(path, checkpoint, state, record, lines)
-
-
-def _check_lines(
-    path: Path,
-    checkpoint: Path,
-    state: TrainingState,
-    record: MetricsRecord | None,
-    lines: list[dict[str, Any]],
-) -> None:
-    problem = (
-        _difference_from_record(path, record)
-        if record
-        else _implausible(lines, state)  # a checkpoint of an earlier version
-    )
-    if problem:
-        raise CheckpointError(f"{path}: {problem} when {checkpoint.name} was saved; {_WAY_OUT}")
-
-
-def _difference_from_record(path: Path, record: MetricsRecord) -> str | None:
-    """Returns how a file differs from what a checkpoint says was in it."""
-    kept = path.read_bytes().splitlines(keepends=True)[: record.lines]
-    if len(kept) < record.lines:
-        return f"has {len(kept):,} lines, and had {record.lines:,}"
-    if hashlib.sha256(b"".join(kept)).hexdigest() != record.sha256:
-        return f"its first {record.lines:,} lines are not those that it had"
-    return None
-
-
-def _implausible(lines: list[dict[str, Any]], state: TrainingState) -> str | None:
-    """Returns what shows that lines are missing that belong to a checkpoint of a training state."""
-    starts = [line for line in lines if line["kind"] == "evaluate" and line["step"] == 0]
-    for name, loss in state.baseline.items():
-        if state.baseline_steps.get(name, 0) == 0 and not any(
-            line.get(f"{name}/loss") == loss for line in starts
-        ):
-            return f"lacks the {name} loss before step 1, which it had"
-    return None
 
 
 def comparable_evaluations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -144,52 +50,12 @@ def comparable_evaluations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(evaluations.values())
 
 
-def is_gap_accepted(lines: list[dict[str, Any]], step: int) -> bool:
-    """Returns whether the metrics up to a step are known to be incomplete."""
-    return any(line["kind"] == "gap" and line["step"] >= step for line in lines)
+class MetricsLines(NamedTuple):
+    """The complete lines of a metrics.jsonl."""
 
-
-def lines_to_keep(run: Path, checkpoint: Path, state: TrainingState) -> list[bytes]:
-    """Returns the lines of metrics.jsonl that a run resumed from a checkpoint keeps, as they are.
-
-    Where lines that belong to the checkpoint are missing, twice or changed, which a user has
-    accepted, these are the readable lines up to its step, and one that marks the gap.
-    """
-    path, record = run / METRICS_FILE, metrics_record(checkpoint)
-    try:
-        check_metrics(run, checkpoint, state)
-    except CheckpointError:
-        return _readable_lines(path, state, record)
-    data = path.read_bytes().splitlines(keepends=True)
-    if record and len(data) >= record.lines and not _difference_from_record(path, record):
-        return data[: record.lines]
-    if is_gap_accepted(read_metrics(path), state.step):
-        return _readable_lines(path, state, record)  # the gap stays marked at an earlier step, too
-    return [
-        line for line in data if line.endswith(b"\n") and _parse_line(line)["step"] <= state.step
-    ]
-
-
-def _readable_lines(path: Path, state: TrainingState, record: MetricsRecord | None) -> list[bytes]:
-    data = path.read_bytes().splitlines() if path.exists() else []
-    kept: dict[tuple[int, str], bytes] = {}  # the last one counts where a line is there twice
-    for line in data:
-        with contextlib.suppress(ValueError):
-            parsed = _parse_line(line)
-            if parsed["step"] <= state.step:
-                kept[parsed["step"], parsed["kind"]] = line + b"\n"
-    gap = {
-        "kind": "gap",
-        "step": state.step,
-        "tokens": state.tokens,
-        "kept": len(kept),
-        "expected": record and record.lines,
-    }
-    kept.pop((state.step, "gap"), None)
-    return [
-        *(kept[key] for key in sorted(kept, key=lambda key: key[0])),
-        json.dumps(gap).encode() + b"\n",
-    ]
+    written: list[bytes]
+    """As they were written, with line ends."""
+    parsed: list[dict[str, Any]]
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -198,36 +64,44 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         CheckpointError: the file cannot be read, or is damaged before its last line.
     """
+    return read_metrics_lines(path).parsed
+
+
+def read_metrics_lines(path: Path) -> MetricsLines:
+    """Returns the lines of a metrics.jsonl, also as they were written.
+
+    Raises:
+        CheckpointError: as for `read_metrics`.
+    """
     try:
         if path.exists() and not path.is_file():  # opening a pipe would block for ever
             raise ValueError("not a regular file")
         lines = path.read_bytes().splitlines(keepends=True)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{path}: cannot be read: {reason}; {_WAY_OUT}") from None
-    read: list[dict[str, Any]] = []
+        raise CheckpointError(f"{path}: cannot be read: {reason}; {WAY_OUT}") from None
+    lines = [line for line in lines if line.endswith(b"\n")]
+    parsed_lines: list[dict[str, Any]] = []
     last_steps: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
-        if not line.endswith(b"\n"):
-            break
         try:
-            parsed = _parse_line(line)
+            parsed = parse_line(line)
         except ValueError as error:
             raise CheckpointError(
-                f"{path}:{number}: not a line of metrics: {error}; {_WAY_OUT}"
+                f"{path}:{number}: not a line of metrics: {error}; {WAY_OUT}"
             ) from None
         kind, step = parsed["kind"], parsed["step"]
         if step <= last_steps.get(kind, -1):
             raise CheckpointError(
                 f"{path}:{number}: the {kind} line of step {step:,} comes after that of step "
-                f"{last_steps[kind]:,}; {_WAY_OUT}"
+                f"{last_steps[kind]:,}; {WAY_OUT}"
             )
         last_steps[kind] = step
-        read.append(parsed)
-    return read
+        parsed_lines.append(parsed)
+    return MetricsLines(lines, parsed_lines)
 
 
-def _parse_line(line: bytes) -> dict[str, Any]:
+def parse_line(line: bytes) -> dict[str, Any]:
     """Returns the data in a line.
 
     Raises:

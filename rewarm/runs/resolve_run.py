@@ -43,7 +43,6 @@ from rewarm.paths import short_path
 from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture, weight_change
-from rewarm.runs.metrics_file import check_metrics
 from rewarm.runs.preconditions import (
     check_no_changes,
     check_open_files,
@@ -55,6 +54,7 @@ from rewarm.runs.preconditions import (
     foreign_file_problems,
     run_directory_problems,
 )
+from rewarm.runs.recorded_metrics import check_metrics, metrics_of_checkpoint
 from rewarm.runs.resume_changes import read_saved_recipe, recipe_changes, recorded_microbatch
 from rewarm.runs.start_record import StartRecord, describe_start
 from rewarm.safe_loading import check_files_inside
@@ -248,7 +248,7 @@ def _origin_from_own_checkpoint(
     changes = recipe_changes(saved, state, recipe)
     if not accept_changes:
         check_no_changes(recipe, changes)
-        check_metrics(run, checkpoint, state)
+        check_metrics(run, metrics_of_checkpoint(checkpoint))
     change = weight_change(saved.recipe, state, recipe)
     state = state.model_copy(update={"weight_change": change})
     return ModelOrigin(

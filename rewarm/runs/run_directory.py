@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,14 +13,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from rewarm.checkpoints.find_checkpoint import later_checkpoints
-from rewarm.checkpoints.manifest import MetricsRecord
 from rewarm.checkpoints.retention import DELETING_SUFFIX, set_aside
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError
-from rewarm.files import atomic_write, create_folder, try_lock
-from rewarm.runs.metrics_file import METRICS_FILE, lines_to_keep
+from rewarm.files import atomic_write, create_folder, is_same_file, try_lock
+from rewarm.runs.metrics_writer import MetricsWriter, cut_metrics
 from rewarm.runs.preconditions import had_checkpoint, in_use, unwritable
-from rewarm.table_cells import plural
 
 
 class RunDirectory:
@@ -46,7 +41,6 @@ class RunDirectory:
         self.path = path
         self.resumed_from = resumed_from
         self._skipped = skipped
-        self._metrics_name = METRICS_FILE
         try:
             create_folder(self.checkpoints)
             lock = try_lock(path / "lock")
@@ -93,12 +87,10 @@ class RunDirectory:
             for checkpoint in self._skipped:
                 messages.append(f"{checkpoint.name}: renamed to {set_aside(checkpoint).name}")
             atomic_write(self.path / "recipe.yaml", recipe_yaml)
-            messages += self.cut_metrics(state)
-            self._metrics = (self.path / METRICS_FILE).open("ab", buffering=0)
+            messages += cut_metrics(self.path, self.resumed_from, state, is_complete=False)
+            self.metrics = MetricsWriter(self.path)
         except OSError as error:
             raise unwritable(self.path, error.strerror) from None
-        self._unwritten = b""
-        self._size = os.fstat(self._metrics.fileno()).st_size
         return messages
 
     def remove_leftovers(self) -> list[str]:
@@ -112,79 +104,23 @@ class RunDirectory:
             shutil.rmtree(checkpoint, ignore_errors=True)
         return [f"{path.name}: incomplete, removed" for path in leftovers]
 
-    def cut_metrics(self, state: TrainingState, *, is_complete: bool = False) -> list[str]:
-        """Keeps the lines of metrics.jsonl that belong to a state; a message for what it removes.
-
-        A file with a gap that the user has accepted is kept beside the new one.
-        """
-        path, messages = self.path / METRICS_FILE, []
-        kept = lines_to_keep(self.path, self.resumed_from, state) if self.resumed_from else []
-        data = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        is_prefix = data[: len(kept)] == kept
-        if not is_prefix and data:
-            copy = _free_name(path.with_name(f"metrics-damaged-{state.step:08d}.jsonl"))
-            atomic_write(copy, b"".join(data))
-            messages.append(
-                f"{METRICS_FILE}: damaged before step {state.step:,}; kept as {copy.name}"
-            )
-        elif not is_prefix:
-            messages.append(f"{METRICS_FILE}: missing; there are no metrics before {state.step:,}")
-        elif removed := len(data) - len(kept):
-            reason = "they are of no checkpoint" if is_complete else "those steps are taken again"
-            messages.append(
-                f"{METRICS_FILE}: {plural(removed, 'line')} after step {state.step:,} removed; "
-                f"{reason}"
-            )
-        if kept != data or not path.exists():
-            atomic_write(path, b"".join(kept))
-        self._line_count, self._digest = len(kept), hashlib.sha256(b"".join(kept))
-        return messages
-
     def log_metrics(self, kind: str, **values: Any) -> None:
-        """Appends a line to metrics.jsonl; a number that is not finite is null there."""
-        finite = {
-            name: None if isinstance(value, float) and not math.isfinite(value) else value
-            for name, value in values.items()
-        }
-        line = json.dumps({"kind": kind, **finite}).encode() + b"\n"
-        self._unwritten += line
-        self._line_count += 1
-        self._digest.update(line)
-        self.flush_metrics()
-
-    def metrics_record(self) -> MetricsRecord:
-        """Returns the number of lines that were logged so far, and their digest."""
-        return MetricsRecord(lines=self._line_count, sha256=self._digest.hexdigest())
-
-    def sync_metrics(self) -> None:
-        """Waits until the metrics are on the disk.
+        """Appends a line to metrics.jsonl; a number that is not finite is null there.
 
         Raises:
-            CheckpointError: they cannot be written.
+            CheckpointError: as for `flush_metrics`.
         """
-        if self._unwritten:
-            raise unwritable(self.path, os.strerror(errno.ENOSPC))
-        try:
-            os.fsync(self._metrics.fileno())
-        except OSError as error:
-            raise unwritable(self.path, error.strerror) from None
+        self.metrics.add(kind, **values)
+        self.flush_metrics()
 
     def flush_metrics(self) -> str | None:
         """Writes pending metric lines; returns an error message if that failed, else None.
 
         Raises:
-            CheckpointError: the run directory or its metrics.jsonl was moved, deleted or replaced.
+            CheckpointError: something that the run uses was moved, deleted or replaced.
         """
         self._check_in_place()
-        try:
-            # A full disk may store a part of them: the rest is written with the next line.
-            written = self._metrics.write(self._unwritten)
-            self._unwritten, self._size = self._unwritten[written:], self._size + written
-            if self._unwritten:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        except OSError as error:
-            return f"{self.path / METRICS_FILE}: cannot be written: {error.strerror}"
-        return None
+        return self.metrics.flush()
 
     def _check_in_place(self) -> None:
         """Makes sure that the paths of the run still lead to what it has opened.
@@ -192,54 +128,25 @@ class RunDirectory:
         Otherwise a run would be split: its checkpoints in a new folder, its metrics in the old one.
         After a move `path` is where the directory is now, so that what was reached is saved there.
         """
-        if not _is_same_file(self.path, self._handle):
+        if not is_same_file(self.path, self._handle):
             before, now = self.path, _path_of(self._handle)
             if now is None:
                 raise CheckpointError(f"{before}: deleted or moved while the run was using it")
             self.path = now
+            self.metrics.follow(now)
             raise CheckpointError(f"{before}: moved to {now} while the run was using it")
-        if not _is_same_file(self.path / "lock", self._lock.fileno()):
+        if not is_same_file(self.path / "lock", self._lock.fileno()):
             lock = try_lock(self.path / "lock")
             if lock is None:  # the file was deleted, and another process has locked a new one
                 raise in_use(self.path)
             self._lock.close()
             self._lock = lock
-        if not _is_same_file(self.checkpoints, self._checkpoints_handle):
+        if not is_same_file(self.checkpoints, self._checkpoints_handle):
             moved_to = _path_of(self._checkpoints_handle)
             what = f"moved to {moved_to}" if moved_to else "deleted"
             self._open_checkpoints()
             raise CheckpointError(f"{self.checkpoints}: {what} while the run was using it")
-        if not _is_same_file(self._metrics_path, self._metrics.fileno()):
-            before = self._metrics_path
-            self._restore_metrics()
-            raise CheckpointError(
-                f"{before}: deleted or replaced while the run was using it; its lines are saved in "
-                f"{self._metrics_path}"
-            )
-        size = os.fstat(self._metrics.fileno()).st_size
-        if size != self._size:
-            expected, self._size = self._size, size  # reported once: what was reached is saved
-            raise CheckpointError(
-                f"{self._metrics_path}: {size:,} bytes long, and the run has written {expected:,}: "
-                "changed while the run was using it"
-            )
-
-    @property
-    def _metrics_path(self) -> Path:
-        return self.path / self._metrics_name
-
-    def _restore_metrics(self) -> None:
-        """Copies the open metrics file to where there is none, and continues with the copy."""
-        try:
-            data = Path(f"/proc/self/fd/{self._metrics.fileno()}").read_bytes()
-            if self._metrics_path.exists():
-                self._metrics_name = f"metrics-{os.getpid()}.jsonl"
-            atomic_write(self._metrics_path, data)
-            self._metrics.close()
-            self._metrics = self._metrics_path.open("ab", buffering=0)
-            self._size = len(data)
-        except OSError as error:
-            raise unwritable(self.path, error.strerror) from None
+        self.metrics.check_in_place()
 
     def log_event(self, kind: str, **values: Any) -> None:
         """Appends a line to events.jsonl: what happened to this process, and when.
@@ -266,17 +173,8 @@ class RunDirectory:
         self._lock.close()
         os.close(self._handle)
         os.close(self._checkpoints_handle)
-        if hasattr(self, "_metrics"):
-            self._metrics.close()
-
-
-def _free_name(path: Path) -> Path:
-    """Returns a path, with a number where something has its name."""
-    free, number = path, 1
-    while os.path.lexists(free):
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free
+        if hasattr(self, "metrics"):
+            self.metrics.close()
 
 
 def _path_of(descriptor: int) -> Path | None:
@@ -285,15 +183,7 @@ def _path_of(descriptor: int) -> Path | None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
     except OSError:
         return None
-    return path if _is_same_file(path, descriptor) else None
-
-
-def _is_same_file(path: Path, descriptor: int) -> bool:
-    """Returns whether a path leads to an open file or folder."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except OSError:
-        return False
+    return path if is_same_file(path, descriptor) else None
 
 
 def checkpoint_path(run: Path, step: int) -> Path:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from rewarm.checkpoints.find_checkpoint import later_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
-from rewarm.runs.metrics_file import METRICS_FILE, comparable_evaluations, read_run_metrics
+from rewarm.runs.metrics_file import METRICS_FILE, comparable_evaluations
+from rewarm.runs.recorded_metrics import read_run_metrics
 from rewarm.study.claims import MetricRequest
 from rewarm.study.intervals import Estimate, estimate_mean
 from rewarm.study.loss_history import (

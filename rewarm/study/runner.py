@@ -28,7 +28,8 @@ from rewarm.checkpoints.training_state import read_training_state
 from rewarm.errors import CheckpointError, Preempted, RewarmError
 from rewarm.files import try_lock
 from rewarm.recipe.recipe import Recipe
-from rewarm.runs.metrics_file import check_metrics, read_metrics
+from rewarm.runs.metrics_file import read_metrics
+from rewarm.runs.recorded_metrics import check_metrics, metrics_of_checkpoint
 from rewarm.runs.resume_changes import data_changes, read_saved_recipe, recipe_changes
 from rewarm.stop_signals import REPEATED_SIGNALS, signals_to_handle
 from rewarm.study.run_outcomes import StudyResults, read_outcome
@@ -71,7 +72,7 @@ def is_complete(recipe: Recipe) -> bool:
             f"{directory}: already complete, but by another recipe: {'; '.join(changes[:3])}; "
             "move the run away, or undo the changes"
         )
-    check_metrics(directory, checkpoint, state)
+    check_metrics(directory, metrics_of_checkpoint(checkpoint))
     return True
 
 

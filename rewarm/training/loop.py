@@ -24,6 +24,7 @@ from rewarm.data.batch_loader import TokenBlocks
 from rewarm.errors import CheckpointError
 from rewarm.model.neox import NeoX
 from rewarm.recipe.recipe import Recipe
+from rewarm.runs.metrics_writer import cut_metrics
 from rewarm.runs.resolve_run import ResumeState, resolve
 from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
@@ -174,9 +175,8 @@ def _finish_complete_run(recipe: Recipe, resume_state: ResumeState) -> Path:
         suppress(CheckpointError, OSError),  # it may be archived, where nothing can be written
         RunDirectory(recipe.run_directory, checkpoint, skipped=resume_state.skipped) as directory,
     ):
-        messages += directory.remove_leftovers() + directory.cut_metrics(
-            resume_state.state, is_complete=True
-        )
+        messages += directory.remove_leftovers()
+        messages += cut_metrics(directory.path, checkpoint, resume_state.state, is_complete=True)
     print("\n".join(messages), file=sys.stderr)
     return checkpoint
 

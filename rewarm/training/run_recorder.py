@@ -66,7 +66,7 @@ class RunRecorder:
             run.optimizer,
             recipe.to_yaml(),
             run.tokenizer,
-            sync_metrics=run_directory.sync_metrics,
+            sync_metrics=run_directory.metrics.sync,
             prune=lambda: prune_checkpoints(run_directory.path, recipe.keep, self.branch_step),
         )
         self._saved_steps = {run.state.step} if run_directory.resumed_from else set[int]()
@@ -245,7 +245,7 @@ class RunRecorder:
             guard = self.guard.state()
             self.flush_metrics()  # a resume starts after this step: unwritten lines would be lost
             state = state.model_copy(update={"guard": guard})
-            metrics = self._run_directory.metrics_record()
+            metrics = self._run_directory.metrics.record()
             self._log_save(self.writer.start_save(state, metrics))
 
     def finish_save(self, *, wait: bool) -> None:

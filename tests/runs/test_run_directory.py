@@ -35,9 +35,12 @@ def state_at(step: int) -> TrainingState:
     )
 
 
-def write_manifest(checkpoint: Path, record: MetricsRecord | None) -> None:
-    text = json.dumps({"files": {}, "metrics": record and record.model_dump()})
-    (checkpoint / "MANIFEST.json").write_text(text)
+def write_checkpoint(checkpoint: Path, state: TrainingState, record: MetricsRecord) -> None:
+    checkpoint.mkdir()
+    for name in ("config.json", "model.safetensors", "optimizer.safetensors", "recipe.yaml"):
+        (checkpoint / name).touch()
+    (checkpoint / "progress.json").write_text(state.model_dump_json())
+    (checkpoint / "MANIFEST.json").write_text(json.dumps(build_manifest(checkpoint, record)))
 
 
 def test_one_process_at_a_time_opens_it(tmp_path):
@@ -67,10 +70,9 @@ def test_metrics_after_the_resumed_step_are_removed(tmp_path):
         directory.prepare("", state_at(0))
         directory.log_metrics("train", step=5, tokens=5, loss=math.nan)
         directory.log_metrics("train", step=10, tokens=10, loss=2.5)
-        record = directory.metrics_record()
+        record = directory.metrics.record()
         directory.log_metrics("train", step=15, tokens=15, loss=2.5)
-    checkpoint.mkdir()
-    write_manifest(checkpoint, record)
+    write_checkpoint(checkpoint, state_at(10), record)
     with RunDirectory(tmp_path / "run", checkpoint) as directory:
         messages = directory.prepare("run: x\n", state_at(10))
         directory.log_event("start", step=10)
@@ -98,15 +100,16 @@ def test_metrics_wait_until_the_disk_has_space(tmp_path):
             def write(self, data):
                 return self.file.write(data[:5])
 
-        file, directory._metrics = directory._metrics, FullDisk(directory._metrics)
+        writer = directory.metrics
+        file, writer._file = writer._file, FullDisk(writer._file)
         directory.log_metrics("train", step=1, tokens=1)
         with pytest.raises(CheckpointError, match="No space left"):
-            directory.sync_metrics()  # no checkpoint may be ahead of the metrics
+            directory.metrics.sync()  # no checkpoint may be ahead of the metrics
         assert "No space left" in directory.flush_metrics()
         assert metrics(directory.path) == []  # a partial line is ignored, as after a kill
-        directory._metrics = file
+        writer._file = file
         directory.log_metrics("train", step=2, tokens=2)
-        directory.sync_metrics()
+        directory.metrics.sync()
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
 
 

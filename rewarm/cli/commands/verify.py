@@ -31,9 +31,11 @@ def verify(
     from rewarm.runs.metrics_file import METRICS_FILE
 
     checkpoints = later_checkpoints(folder, None)
-    is_run = (folder / METRICS_FILE).exists()
-    if checkpoints or is_run or (folder / MANIFEST).is_file():
-        _verify_checkpoints(folder, checkpoints if checkpoints or is_run else [folder])
+    if checkpoints or (folder / METRICS_FILE).exists():
+        _verify_run(folder, checkpoints)
+        return
+    if (folder / MANIFEST).is_file():
+        _verify_checkpoint(folder)
         return
     reports = verify_shards(folder)
     for report in reports:
@@ -71,42 +73,51 @@ def _check_overlap(folder: Path, other: Path, reports: list[ShardFolderReport]) 
     print(f"no document is in both {folder} and {other}")
 
 
-def _verify_checkpoints(folder: Path, checkpoints: list[Path]) -> None:
-    """Verifies checkpoints, and the metrics of their run; prints one line for each.
+def _verify_checkpoint(checkpoint: Path) -> None:
+    """Verifies a checkpoint, and prints a line.
 
     Raises:
-        CheckpointError: a checkpoint is incomplete or damaged, or lacks its metrics.
+        RewarmError: it is incomplete or damaged.
+        OSError: a file of it cannot be read.
     """
     from rewarm.checkpoints.lineage import recipe_of_checkpoint
     from rewarm.checkpoints.manifest import verify_checkpoint
     from rewarm.checkpoints.training_state import read_training_state
-    from rewarm.runs.metrics_file import METRICS_FILE, check_metrics, read_metrics
-    from rewarm.runs.preconditions import had_checkpoint
 
-    problems: dict[str, None] = {}  # an ordered set: checkpoints share the problems of the metrics
-    is_run = checkpoints != [folder]
+    verify_checkpoint(checkpoint)
+    recipe_of_checkpoint(checkpoint)
+    state = read_training_state(checkpoint)
+    print(f"{checkpoint}: intact: step {state.step:,}, {state.tokens:,} tokens")
+
+
+def _verify_run(run: Path, checkpoints: list[Path]) -> None:
+    """Verifies the checkpoints and the metrics of a run; prints one line for each.
+
+    Raises:
+        CheckpointError: a checkpoint is incomplete or damaged, or lacks its metrics.
+    """
+    from rewarm.runs.metrics_file import METRICS_FILE, read_metrics
+    from rewarm.runs.preconditions import had_checkpoint
+    from rewarm.runs.recorded_metrics import check_metrics, metrics_of_checkpoint
+
+    problems, intact = [], []
     for checkpoint in checkpoints:
         try:
-            verify_checkpoint(checkpoint)
-            recipe_of_checkpoint(checkpoint)
-            state = read_training_state(checkpoint)
-            print(f"{checkpoint}: intact: step {state.step:,}, {state.tokens:,} tokens")
-            if is_run:
-                check_metrics(folder, checkpoint, state)
+            _verify_checkpoint(checkpoint)
+            intact.append(metrics_of_checkpoint(checkpoint))
         except (RewarmError, OSError) as error:
             if checkpoint.exists():
-                problems[str(error)] = None
+                problems.append(str(error))
             else:
                 print(f"{checkpoint}: deleted meanwhile by the run (keep)")
     if not checkpoints:
-        print(f"{folder}: no checkpoint")
-    if not checkpoints and had_checkpoint(folder):
-        problems[f"{folder}: the run had saved checkpoints, and there is none now"] = None
-    if is_run:
-        metrics = folder / METRICS_FILE
-        try:
-            print(f"{metrics}: {len(read_metrics(metrics)):,} lines")
-        except RewarmError as error:
-            problems[str(error)] = None
+        print(f"{run}: no checkpoint")
+        if had_checkpoint(run):
+            problems.append(f"{run}: the run had saved checkpoints, and there is none now")
+    try:
+        check_metrics(run, *intact)
+        print(f"{run / METRICS_FILE}: {len(read_metrics(run / METRICS_FILE)):,} lines")
+    except RewarmError as error:
+        problems.append(str(error))
     if problems:
         raise CheckpointError("\n".join(problems))
