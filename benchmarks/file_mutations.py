@@ -164,12 +164,12 @@ def replace_line(lines: list[bytes], rng: random.Random) -> None:
 def _leaves(data: Any) -> list[tuple[Any, Any]]:
     """Returns every container with the key or index of each of its values that is no container."""
     items = data.items() if isinstance(data, dict) else enumerate(data)
-    found = []
+    containers_and_keys = []
     for key, value in items:
         if isinstance(value, dict | list):
-            found += _leaves(value)
-        found.append((data, key))
-    return found
+            containers_and_keys += _leaves(value)
+        containers_and_keys.append((data, key))
+    return containers_and_keys
 
 
 def edit_value(text: str, rng: random.Random) -> str:

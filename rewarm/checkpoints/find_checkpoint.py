@@ -21,7 +21,7 @@ from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
 from rewarm.paths import short_path
 from rewarm.quantities import parse_count
-from rewarm.recipe.recipe import load_saved_recipe
+from rewarm.recipe.saved_recipe import load_saved_recipe
 from rewarm.safe_loading import check_files_inside, read_json
 
 CheckpointContent = TypeVar("CheckpointContent")

@@ -20,7 +20,8 @@ from rewarm.checkpoints.weight_files import weights_digest
 from rewarm.errors import CheckpointError, RecipeError, RewarmError
 from rewarm.model.published_pythia import published_training
 from rewarm.recipe.fields import ModelSettings
-from rewarm.recipe.recipe import Recipe, base_lr_in_recipe, load_saved_recipe
+from rewarm.recipe.recipe import Recipe, base_lr_in_recipe
+from rewarm.recipe.saved_recipe import load_saved_recipe
 
 
 def model_lineage(

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from rewarm.errors import RecipeError, did_you_mean
-from rewarm.recipe.recipe import Recipe, recipe_schema
+from rewarm.recipe.json_schema import recipe_schema
+from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.study.study_file import Study, is_study
 

@@ -15,7 +15,10 @@ import io
 import os
 import select
 import sys
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 _ASCII_FALLBACK = "rewarm-ascii"
 _ASCII = {
@@ -47,9 +50,9 @@ class _TolerantFile(io.FileIO):
 
     error: OSError | None = None
 
-    def write(self, data: object, /) -> int:
+    def write(self, data: ReadableBuffer, /) -> int:
         """Writes data and returns the number of bytes that were written or dropped."""
-        view = memoryview(data)  # type: ignore[arg-type]
+        view = memoryview(data)
         while self.error is None:
             try:
                 written = super().write(view)

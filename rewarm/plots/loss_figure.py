@@ -16,7 +16,7 @@ from rewarm.plots.figure_style import (
     style_token_axes,
 )
 from rewarm.plots.schedule_preview import compute_curve
-from rewarm.recipe.recipe import load_saved_recipe
+from rewarm.recipe.saved_recipe import load_saved_recipe
 from rewarm.runs.metrics_file import comparable_evaluations, read_metrics
 from rewarm.runs.recorded_metrics import read_run_metrics
 

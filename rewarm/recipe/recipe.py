@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -49,9 +48,6 @@ from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.schedules import Schedule
-
-_SAMPLES = 10_000
-"""Steps that are computed to find the decay in a longer run."""
 
 _FP8_TILE = 16
 """Both sides of a matrix in an fp8 matmul have to be multiples of this."""
@@ -247,7 +243,7 @@ class Recipe(Section):
     def _check_rates(self) -> Iterator[InitErrorDetails]:
         try:
             schedules.check_rates(self.schedule, 1 / self.steps)
-            learns = any(self.lr(step) for step in self._sampled_steps())
+            learns = any(map(self.lr, schedules.sampled_steps(self.schedule, self.steps)))
         except ScheduleError as error:
             yield field_problem(("schedule",), str(error), self.schedule.name)
             return
@@ -327,34 +323,12 @@ class Recipe(Section):
         After it the learning rate only falls, or stays at its final value. It is the last step if
         the schedule does not end with a decay.
         """
-        steps, last_rate = self._sampled_steps(), self.lr(self.steps)
-        i = len(steps) - 1
-        while i and self.lr(steps[i - 1]) == last_rate:
-            i -= 1
-        if i == 0:
-            return self.steps
-        decay_end = _first_step(steps[i - 1] + 1, steps[i], lambda n: self.lr(n) == last_rate)
-        if self.lr(decay_end - 1) < last_rate:
-            return self.steps
-        i -= 1
-        while i and self.lr(steps[i - 1]) > self.lr(steps[i]):
-            i -= 1
-        earliest, latest = steps[max(0, i - 1)], min(steps[i + 1], decay_end)
-        return _first_step(earliest, latest, lambda n: self.lr(n) > self.lr(n + 1))
-
-    def _sampled_steps(self) -> list[int]:
-        """Returns all steps; of a long run `_SAMPLES` of them and those at the schedule's marks."""
-        count = min(self.steps, _SAMPLES)
-        samples = {-(-self.steps * sample // count) for sample in range(1, count + 1)}
-        marked = (round(mark * self.steps) for mark in schedules.marks(self.schedule).values())
-        return sorted({1, *samples, *(step for step in marked if 0 < step < self.steps)})
+        return schedules.step_before_decay(self.schedule, self.steps)
 
     @property
     def has_plateau_before_decay(self) -> bool:
         """Whether the final decay follows a constant rate, as in WSD; runs often branch there."""
-        step = self.step_before_decay
-        before = step - max(1, self.steps // _SAMPLES)
-        return before > 0 and step < self.steps and self.lr(before) == self.lr(step)
+        return schedules.is_constant_before(self.schedule, self.steps, self.step_before_decay)
 
     @property
     def branch_step(self) -> int | None:
@@ -383,11 +357,6 @@ class Recipe(Section):
         return write_yaml(self.document())
 
 
-def _first_step(first: int, end: int, holds: Callable[[int], bool]) -> int:
-    """Returns the step from `first` on at which a condition begins to hold; `end` if none."""
-    return first + bisect_left(range(first, end), True, key=holds)
-
-
 def load_recipe(
     path: Path, overrides: list[str] | None = None, *, base_lr: BaseRateLookup | None = None
 ) -> Recipe:
@@ -408,30 +377,6 @@ def load_recipe(
     return validate_recipe(document, base_lr=base_lr, problems=problems)
 
 
-def load_saved_recipe(path: Path) -> Recipe:
-    """Returns the recipe that rewarm saved in a run directory or a checkpoint, paths as saved.
-
-    They are absolute; in an older recipe they are relative to the folder in which the run was
-    started, which is not known.
-
-    Raises:
-        RecipeError: every problem, one line each with its source location.
-    """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
-        raise RecipeError([f"{path}: not a regular file"])
-    return validate_recipe(YamlDocument.load(path))
-
-
-def is_saved_recipe(path: Path) -> bool:
-    """Returns whether a file has the layout in which rewarm saves a recipe: without comments."""
-    if not path.is_file():
-        return False
-    try:
-        return write_yaml(YamlDocument.load(path).data) == path.read_text(encoding="utf-8")
-    except (RecipeError, OSError, UnicodeDecodeError):
-        return False
-
-
 def validate_recipe(
     document: YamlDocument,
     *,
@@ -450,33 +395,3 @@ def validate_recipe(
     """
     context = {"base_lr": base_lr or base_lr_in_recipe}
     return validate_document(document, Recipe, context, problems)
-
-
-def recipe_schema() -> dict[str, Any]:
-    """Returns the JSON Schema of a recipe, with the settings of every schedule that loads."""
-    schema = Recipe.model_json_schema()
-    definitions = schema["$defs"]
-    choices = []
-    for plugin in schedules.installed():
-        try:
-            kind = schedules.find(plugin.name)
-            settings = schedules.settings_schema(kind, ref_template="#/$defs/{model}")
-        except ScheduleError:
-            continue
-        definitions |= settings.pop("$defs", {})
-        settings["required"] = ["name", *settings.get("required", [])]
-        definitions[f"schedule-{plugin.name}"] = settings
-        choices.append({"$ref": f"#/$defs/schedule-{plugin.name}"})
-    schema["properties"]["schedule"] = {"oneOf": choices, "title": "Schedule"}
-    _refer_nested_schedules(definitions)
-    return schema
-
-
-def _refer_nested_schedules(definitions: dict[str, Any]) -> None:
-    """Allows any schedule where a schedule contains one, as in rewarm-sequence."""
-    for section in definitions.values():
-        for setting in section.get("properties", {}).values():
-            if setting.get("format") == "schedule":
-                for key in ("type", "additionalProperties", "format"):
-                    setting.pop(key, None)
-                setting["$ref"] = "#/properties/schedule"

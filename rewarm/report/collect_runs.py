@@ -20,7 +20,8 @@ from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError, hide_credentials
 from rewarm.paths import short_path
-from rewarm.recipe.recipe import Recipe, load_saved_recipe
+from rewarm.recipe.recipe import Recipe
+from rewarm.recipe.saved_recipe import load_saved_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.metrics_file import (
     METRICS_FILE,
@@ -49,18 +50,14 @@ class RunRecord(NamedTuple):
     """The training state in the last checkpoint; None without a checkpoint."""
     recipe_text: str
     """The text of recipe.yaml; empty if there is none."""
-    has_other_recipe: bool
-    """Whether recipe.yaml is not the recipe of the last checkpoint."""
     settings: dict[str, Any]
     """The settings of recipe.yaml as {"a.b": value}."""
     steps: int | None
     """The number of steps of the whole run; None without a valid recipe."""
     events: list[JsonLine]
     """The lines of events.jsonl that can be read."""
-    has_all_events: bool
-    """Whether every line of events.jsonl can be read."""
-    lost_checkpoints: bool
-    """Whether the run has saved checkpoints, and there is none now to check its metrics against."""
+    notes: list[str]
+    """What on disk contradicts the run or is missing, a sentence each."""
     lineage: list[Ancestor]
     """The models up to the last checkpoint, the oldest first; empty without a checkpoint."""
 
@@ -248,6 +245,20 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
     # Anything may have changed recipe.yaml; that of a checkpoint is read with its digest.
     saved_settings = flatten_settings(YamlDocument(saved_text, "").data) if saved_text else settings
     seed = saved_settings.get("seed")
+    events = read_events(directory / "events.jsonl")
+    notes = []
+    if saved_text is not None and saved_text != text:
+        notes.append(
+            "recipe.yaml is not that of the last checkpoint: it was changed, or the run was "
+            "resumed with changes after it."
+        )
+    if not events.is_complete:
+        notes.append(
+            "events.jsonl is missing or damaged: starts, environment and measured rates are "
+            "incomplete."
+        )
+    if metrics.state is None and had_checkpoint(directory):
+        notes.append("its checkpoints are gone: its metrics are not checked against them.")
     return RunRecord(
         arm,
         seed if isinstance(seed, int) else 0,
@@ -255,11 +266,10 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
         metrics.lines,
         metrics.state,
         text,
-        saved_text is not None and saved_text != text,
         settings,
         recipe.steps if recipe else None,
-        *read_events(directory / "events.jsonl"),
-        metrics.state is None and had_checkpoint(directory),
+        events.events,
+        notes,
         lineage,
     )
 

@@ -20,22 +20,9 @@ def summary_sentences(collected: CollectedRuns) -> list[str]:
         _runs_sentence(collected),
         *outcome_notes(collected.results),
         *(
-            f"{record.arm}, seed {record.seed}: recipe.yaml is not that of the last checkpoint: it "
-            "was changed, or the run was resumed with changes after it."
+            f"{record.arm}, seed {record.seed}: {note}"
             for record in collected.records
-            if record.has_other_recipe
-        ),
-        *(
-            f"{record.arm}, seed {record.seed}: events.jsonl is missing or damaged: starts, "
-            "environment and measured rates are incomplete."
-            for record in collected.records
-            if not record.has_all_events
-        ),
-        *(
-            f"{record.arm}, seed {record.seed}: its checkpoints are gone: its metrics are not "
-            "checked against them."
-            for record in collected.records
-            if record.lost_checkpoints
+            for note in record.notes
         ),
         *_claims_sentences(collected),
         *_lowest_loss_sentences(collected),

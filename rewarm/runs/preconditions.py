@@ -20,7 +20,8 @@ from rewarm.data.corpus import Corpus, check_epochs
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, DataError, RewarmError
 from rewarm.files import try_lock
-from rewarm.recipe.recipe import Recipe, is_saved_recipe, load_saved_recipe
+from rewarm.recipe.recipe import Recipe
+from rewarm.recipe.saved_recipe import is_saved_recipe, load_saved_recipe
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.corpus_mixture import CorpusMixture
 from rewarm.runs.metrics_file import METRICS_FILE, read_events, read_metrics

@@ -89,14 +89,20 @@ def lines_to_keep(run: Path, checkpoint: Path) -> list[bytes]:
     return [written for written, parsed in pairs if parsed["step"] <= expected.state.step]
 
 
-def metrics_of_checkpoint(checkpoint: Path) -> CheckpointMetrics:
+def metrics_of_checkpoint(
+    checkpoint: Path, state: TrainingState | None = None
+) -> CheckpointMetrics:
     """Returns what a checkpoint says about the metrics of its run.
+
+    Args:
+        checkpoint: its directory.
+        state: its training state, if it has already been read.
 
     Raises:
         CheckpointError: its progress.json or its manifest is damaged.
     """
-    state, record = read_training_state(checkpoint), metrics_record(checkpoint)
-    return CheckpointMetrics(checkpoint.name, state, record)
+    state = state or read_training_state(checkpoint)
+    return CheckpointMetrics(checkpoint.name, state, metrics_record(checkpoint))
 
 
 def _check_lines(run: Path, lines: MetricsLines, checkpoint: CheckpointMetrics) -> None:

@@ -9,6 +9,7 @@ schedules, including the built-in ones, are found through entry points of the gr
 from rewarm.schedules.base import CONTRACT, Schedule, cosine, linear
 from rewarm.schedules.builtin import Constant, Decay, NoWarmup, Rewarm
 from rewarm.schedules.checked_rates import check_rates, marks, of_base, rate, sample_curve
+from rewarm.schedules.final_decay import is_constant_before, sampled_steps, step_before_decay
 from rewarm.schedules.registry import (
     GROUP,
     InstalledSchedule,
@@ -34,6 +35,7 @@ __all__ = [
     "find",
     "identity",
     "installed",
+    "is_constant_before",
     "linear",
     "marks",
     "of_base",
@@ -41,5 +43,7 @@ __all__ = [
     "rate",
     "read",
     "sample_curve",
+    "sampled_steps",
     "settings_schema",
+    "step_before_decay",
 ]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.errors import RewarmError
-from rewarm.recipe.recipe import Recipe, is_saved_recipe
+from rewarm.recipe.recipe import Recipe
+from rewarm.recipe.saved_recipe import is_saved_recipe
+from rewarm.runs.model_origin import Problem
 from rewarm.runs.preconditions import foreign_file, in_use
-from rewarm.runs.resolve_run import Problem, preflight
+from rewarm.runs.resolve_run import preflight
 from rewarm.study.runner import is_complete, recipe_file_of
 from rewarm.study.study_file import StudyPlan, StudyRun
 

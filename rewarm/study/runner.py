@@ -72,7 +72,7 @@ def is_complete(recipe: Recipe) -> bool:
             f"{directory}: already complete, but by another recipe: {'; '.join(changes[:3])}; "
             "move the run away, or undo the changes"
         )
-    check_metrics(directory, metrics_of_checkpoint(checkpoint))
+    check_metrics(directory, metrics_of_checkpoint(checkpoint, state))
     return True
 
 

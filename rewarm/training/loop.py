@@ -25,7 +25,8 @@ from rewarm.errors import CheckpointError
 from rewarm.model.neox import NeoX
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_writer import cut_metrics
-from rewarm.runs.resolve_run import ResumeState, resolve
+from rewarm.runs.model_origin import ResumeState
+from rewarm.runs.resolve_run import resolve
 from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
 from rewarm.training.device_setup import (

@@ -28,7 +28,8 @@ from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture
-from rewarm.runs.resolve_run import ResolvedRun, ResumeState
+from rewarm.runs.model_origin import ResumeState
+from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.runs.start_record import StartRecord
 from rewarm.safe_loading import first_validation_error
 from rewarm.training.device_setup import autocast, cpu_threads, device_name, find_device

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -124,40 +123,24 @@ def measure_checkpoint(
         CheckpointError: it cannot be found or loaded, or its tokenizer is not the shards'.
         DataError: a shard folder cannot be read, or holds less than one block.
     """
-    measure = partial(
-        _measure_base,
-        sources=sources,
-        context=context,
-        microbatch=microbatch,
-        tokens=tokens,
-        precision=precision,
-    )
+
+    def measure(directory: str | Path) -> dict[str, SetLoss]:
+        base = locate_base(str(directory))
+        if base.kind == "rewarm checkpoint":
+            verify_checkpoint(base.directory)
+            read_training_state(base.directory)  # it has to be that of its step
+        length = context or base.architecture.positions
+        for source in sources.values():
+            info = source.index.tokenizer
+            check_model_matches_shards(base.architecture, base.directory, info, str(source), length)
+        sets = {
+            validation_set: StoredBlocks(source, context=length, tokens=tokens)
+            for validation_set, source in sources.items()
+        }
+        check_open_files({}, sets)
+        model, _ = load_model(base.architecture, base.directory)
+        model.to(find_device())
+        return measure_losses(model, sets, microbatch=microbatch, precision=precision)
+
     # A run that is training may delete a checkpoint while it is read, after it saved a newer one.
     return read_last_checkpoint(Path(name), measure) or measure(name)
-
-
-def _measure_base(
-    name: str | Path,
-    sources: dict[str, ShardSource],
-    context: int | None,
-    microbatch: int,
-    tokens: int | None,
-    precision: str,
-) -> dict[str, SetLoss]:
-    """Returns the loss of a base on named sets; arguments as for `measure_checkpoint`."""
-    base = locate_base(str(name))
-    if base.kind == "rewarm checkpoint":
-        verify_checkpoint(base.directory)
-        read_training_state(base.directory)  # it has to be that of its step
-    context = context or base.architecture.positions
-    for source in sources.values():
-        info = source.index.tokenizer
-        check_model_matches_shards(base.architecture, base.directory, info, str(source), context)
-    sets = {
-        validation_set: StoredBlocks(source, context=context, tokens=tokens)
-        for validation_set, source in sources.items()
-    }
-    check_open_files({}, sets)
-    model, _ = load_model(base.architecture, base.directory)
-    model.to(find_device())
-    return measure_losses(model, sets, microbatch=microbatch, precision=precision)

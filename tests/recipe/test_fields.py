@@ -6,7 +6,8 @@ import pytest
 
 from recipes import recipe_of, recipe_problems
 from rewarm.model.architecture import PRESETS
-from rewarm.recipe.recipe import Recipe, recipe_schema
+from rewarm.recipe.json_schema import recipe_schema
+from rewarm.recipe.recipe import Recipe
 
 
 def test_every_default_is_written_out(thousand_steps):

@@ -15,7 +15,8 @@ from recipes import FULL_RECIPE, recipe_of, recipe_problems
 from rewarm.checkpoints.retention import most_checkpoints_at_once
 from rewarm.errors import RecipeError
 from rewarm.model.architecture import PRESETS
-from rewarm.recipe.recipe import Recipe, load_recipe, recipe_schema
+from rewarm.recipe.json_schema import recipe_schema
+from rewarm.recipe.recipe import Recipe, load_recipe
 
 
 def test_derived_numbers(thousand_steps):

@@ -16,6 +16,7 @@ from rewarm.checkpoints.training_state import read_training_state
 from rewarm.data import corpus, stored_blocks
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import CheckpointError, DataError, RewarmError
+from rewarm.runs import model_origin
 from rewarm.runs import resolve_run as resolve_module
 from rewarm.runs.resolve_run import preflight, resolve
 from rewarm.training import loop
@@ -35,8 +36,9 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(module, name, counted)
 
-    for name in ("ShardSource", "locate_base", "read_training_state", "read_architecture"):
-        count(resolve_module, name)
+    count(resolve_module, "ShardSource")
+    for name in ("locate_base", "read_training_state", "read_architecture"):
+        count(model_origin, name)
     count(lineage, "read_training_state", "read_training_state of the lineage")
     return counts
 

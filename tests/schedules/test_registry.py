@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError, field_validator
 from rewarm import Schedule, schedules
 from rewarm.errors import ScheduleError
 from rewarm.quantities import Budget
-from rewarm.recipe.recipe import recipe_schema
+from rewarm.recipe.json_schema import recipe_schema
 from rewarm.schedules import Constant, NoWarmup, Rewarm
 
 SOURCE = """

@@ -38,26 +38,19 @@ with StopRequests() as requests:
 
 
 @pytest.fixture(scope="module")
-def straight_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("straight") / "run"
+def warm_process(trained_run, tmp_path_factory):
+    """Trains a step in this process, after which a start is short."""
+    run((trained_run / "recipe.yaml").read_text(), tmp_path_factory.mktemp("warm"), tokens=1024)
 
 
-@pytest.fixture
-def straight(recipe_text, straight_folder):
-    """The directory of an uninterrupted run, which is trained once."""
-    if not straight_folder.exists():
-        run(recipe_text, straight_folder)
-    return straight_folder
-
-
-def assert_resumes_as(straight, recipe_text, directory):
+def assert_resumes_as(expected, recipe_text, directory):
     """Resumes a run, and checks that it becomes the uninterrupted one, each checkpoint of it."""
     run(recipe_text, directory, resume=True)
-    assert metrics(directory) == metrics(straight)
+    assert metrics(directory) == metrics(expected)
     checkpoints = list_checkpoints(directory)
-    for step, expected in list_checkpoints(straight).items():
+    for step, checkpoint in list_checkpoints(expected).items():
         if step in checkpoints:
-            assert trained_files(checkpoints[step]) == trained_files(expected)
+            assert trained_files(checkpoints[step]) == trained_files(checkpoint)
     assert max(checkpoints) == 20
 
 
@@ -98,7 +91,7 @@ def test_a_second_signal_ends_a_process_that_is_stuck(number):
             process.kill()
 
 
-@pytest.mark.usefixtures("straight")  # after a first run, a start is short
+@pytest.mark.usefixtures("warm_process")
 def test_a_time_limit_saves_and_exits(recipe_file, tmp_path):
     overrides = ["tokens=20M", "data.max_epochs=null"]
     recipe = load_recipe(recipe_file, overrides)
@@ -158,7 +151,7 @@ def test_a_signal_that_comes_again_while_the_process_exits_keeps_its_exit_code(
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_signal_ends_the_wait_for_data(recipe_text, tmp_path, straight, monkeypatch, workers):
+def test_a_signal_ends_the_wait_for_data(recipe_text, tmp_path, trained_run, monkeypatch, workers):
     settings = {"data__workers": workers}
     with hanging_at(monkeypatch, Corpus, "block", 16 * 12) as read:
         read.signal_when_hanging(signal.SIGTERM)
@@ -166,11 +159,11 @@ def test_a_signal_ends_the_wait_for_data(recipe_text, tmp_path, straight, monkey
             run(recipe_text, tmp_path / "run", **settings)
         assert time.monotonic() - read.signalled_at < 1
     assert read_training_state(last_checkpoint(tmp_path / "run")).step >= 7
-    assert_resumes_as(straight, recipe_text, tmp_path / "run")
+    assert_resumes_as(trained_run, recipe_text, tmp_path / "run")
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("straight")  # after a first run, a start is short
+@pytest.mark.usefixtures("warm_process")
 def test_a_time_limit_ends_the_wait_for_data(recipe_text, tmp_path, monkeypatch):
     recipe = recipe_with(recipe_text, tmp_path / "run")
     with hanging_at(monkeypatch, Corpus, "block", 16 * 12):
@@ -205,7 +198,7 @@ def test_a_process_exits_although_its_reads_hang(recipe_text, tmp_path, corpora)
 
 @pytest.mark.parametrize("step", [5, 10, 20])
 def test_a_stopped_evaluation_is_repeated_on_resume(
-    recipe_text, tmp_path, straight, monkeypatch, step
+    recipe_text, tmp_path, trained_run, monkeypatch, step
 ):
     # Each evaluation reads two sets, so the second set of the evaluation at step 5 is the fourth.
     with hanging_at(monkeypatch, StoredBlocks, "__iter__", 2 * (step // 5) + 2) as read:
@@ -217,7 +210,7 @@ def test_a_stopped_evaluation_is_repeated_on_resume(
     assert max(list_checkpoints(tmp_path / "run")) == step
     assert metrics(tmp_path / "run", "evaluate")[-1]["step"] == step - 5
     assert not is_complete(recipe_with(recipe_text, tmp_path / "run"))
-    assert_resumes_as(straight, recipe_text, tmp_path / "run")
+    assert_resumes_as(trained_run, recipe_text, tmp_path / "run")
     assert is_complete(recipe_with(recipe_text, tmp_path / "run"))
     assert not list((tmp_path / "run").rglob("*.partial"))
 
@@ -245,7 +238,7 @@ def test_an_evaluation_stops_between_its_microbatches(recipe_text, tmp_path, mon
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("straight")  # after a first run, a start is short
+@pytest.mark.usefixtures("warm_process")
 def test_a_time_limit_counts_the_next_evaluation(recipe_text, tmp_path, monkeypatch):
     """The first evaluation takes 5 s, and step 5 has the next one: there is time for step 4."""
     measure_losses = run_recorder.measure_losses

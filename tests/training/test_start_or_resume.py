@@ -21,19 +21,6 @@ from rewarm.training.loop import train
 from rewarm.training.start_or_resume import start_or_resume
 
 
-@pytest.fixture(scope="module")
-def straight_folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("straight") / "run"
-
-
-@pytest.fixture
-def straight(recipe_text, straight_folder):
-    """The directory of an uninterrupted run, which is trained once."""
-    if not straight_folder.exists():
-        run(recipe_text, straight_folder)
-    return straight_folder
-
-
 def assert_same_run(directory, expected):
     checkpoint, expected_checkpoint = last_checkpoint(directory), last_checkpoint(expected)
     assert checkpoint.name == expected_checkpoint.name
@@ -41,18 +28,18 @@ def assert_same_run(directory, expected):
     assert metrics(directory) == metrics(expected)
 
 
-def test_twenty_steps_are_ten_and_ten(recipe_text, tmp_path, straight):
+def test_twenty_steps_are_ten_and_ten(recipe_text, tmp_path, trained_run):
     half = tmp_path / "half"
-    shutil.copytree(straight, half)
+    shutil.copytree(trained_run, half)
     shutil.rmtree(last_checkpoint(half))
     assert last_checkpoint(half).name == "step-00000010"
     run(recipe_text, half, resume=True)
-    assert_same_run(half, straight)
+    assert_same_run(half, trained_run)
 
 
 @pytest.mark.parametrize("step", [1, 7, 13])
 def test_a_run_stopped_by_a_signal_is_resumed_exactly(
-    recipe_text, tmp_path, straight, monkeypatch, step
+    recipe_text, tmp_path, trained_run, monkeypatch, step
 ):
     with monkeypatch.context() as patch:
         signal_in_step(patch, step)
@@ -60,7 +47,7 @@ def test_a_run_stopped_by_a_signal_is_resumed_exactly(
             run(recipe_text, tmp_path / "stopped")
     assert last_checkpoint(tmp_path / "stopped").name == f"step-{step:08d}"
     run(recipe_text, tmp_path / "stopped", resume=True)
-    assert_same_run(tmp_path / "stopped", straight)
+    assert_same_run(tmp_path / "stopped", trained_run)
 
 
 @pytest.mark.slow
@@ -81,10 +68,10 @@ def test_five_kills_at_any_moment_lose_nothing(recipe_text, tmp_path):
     assert not list(directory.rglob("*.partial"))
 
 
-def test_a_run_from_a_base_starts_with_its_loss_at_step_0(recipe_text, tmp_path, straight):
-    settings = {"model": f"{{base: {straight}}}", "tokens": 4096, "schedule__start_lr": "1e-3"}
+def test_a_run_from_a_base_starts_with_its_loss_at_step_0(recipe_text, tmp_path, trained_run):
+    settings = {"model": f"{{base: {trained_run}}}", "tokens": 4096, "schedule__start_lr": "1e-3"}
     checkpoint = run(recipe_text, tmp_path / "run", **settings)
-    first, base_last = metrics(tmp_path / "run")[0], metrics(straight)[-1]
+    first, base_last = metrics(tmp_path / "run")[0], metrics(trained_run)[-1]
     assert (first["step"], first["tokens"]) == (0, 0)
     for name in ("upstream/loss", "downstream/loss"):
         assert first[name] == base_last[name]
@@ -92,10 +79,10 @@ def test_a_run_from_a_base_starts_with_its_loss_at_step_0(recipe_text, tmp_path,
     assert (state.step, state.tokens) == (4, 4096)
 
 
-def test_fresh_draws_new_weights_in_the_shape_of_the_base(recipe_text, tmp_path, straight):
+def test_fresh_draws_new_weights_in_the_shape_of_the_base(recipe_text, tmp_path, trained_run):
     """With the same seed, data and shape, it is the same run."""
-    run(recipe_text, tmp_path / "fresh", model=f"{{base: {straight}, fresh: true}}")
-    assert metrics(tmp_path / "fresh") == metrics(straight)
+    run(recipe_text, tmp_path / "fresh", model=f"{{base: {trained_run}, fresh: true}}")
+    assert metrics(tmp_path / "fresh") == metrics(trained_run)
 
 
 def test_any_neox_model_of_hugging_face_is_a_base(recipe_text, tmp_path):
@@ -111,8 +98,8 @@ def test_any_neox_model_of_hugging_face_is_a_base(recipe_text, tmp_path):
     assert GPTNeoXForCausalLM.from_pretrained(checkpoint).config.vocab_size == 640
 
 
-def test_carried_optimizer_state_is_the_bases_own(recipe_text, tmp_path, straight):
-    base = last_checkpoint(straight)
+def test_carried_optimizer_state_is_the_bases_own(recipe_text, tmp_path, trained_run):
+    base = last_checkpoint(trained_run)
     settings = {
         "model": f"{{base: {base}}}",
         "optimizer__carry": "true",
@@ -131,8 +118,10 @@ def test_carried_optimizer_state_is_the_bases_own(recipe_text, tmp_path, straigh
     assert (base / "model.safetensors").read_bytes() == (carried / "model.safetensors").read_bytes()
 
 
-def test_what_is_printed_before_the_first_step(recipe_text, tmp_path, straight):
-    recipe = recipe_with(recipe_text, tmp_path / "run", model=f"{{base: {straight}}}", tokens=2048)
+def test_what_is_printed_before_the_first_step(recipe_text, tmp_path, trained_run):
+    recipe = recipe_with(
+        recipe_text, tmp_path / "run", model=f"{{base: {trained_run}}}", tokens=2048
+    )
     run_parts = start_or_resume(resolve(recipe, thorough=True))
     assert run_parts.start_record.tensors == "28 of 28 tensors matched"
     assert run_parts.separator_id is None
@@ -145,9 +134,9 @@ def test_what_is_printed_before_the_first_step(recipe_text, tmp_path, straight):
 
 
 def test_a_run_whose_last_checkpoint_is_damaged_is_resumed_from_another(
-    recipe_text, recipe_file, tmp_path, straight, command
+    recipe_text, recipe_file, tmp_path, trained_run, command
 ):
-    directory = Path(shutil.copytree(straight, tmp_path / "run"))
+    directory = Path(shutil.copytree(trained_run, tmp_path / "run"))
     last = directory / "checkpoints" / "step-00000020"
     (last / "model.safetensors").write_bytes(b"damaged")
     code, _, err = command("train", recipe_file, "--resume")
@@ -158,26 +147,26 @@ def test_a_run_whose_last_checkpoint_is_damaged_is_resumed_from_another(
     assert code == 0
     assert out.strip().endswith("step-00000020")
     assert "step-00000020: renamed to step-00000020.set-aside" in err
-    assert_same_run(directory, straight)
+    assert_same_run(directory, trained_run)
     set_aside = directory / "checkpoints" / "step-00000020.set-aside"
     assert (set_aside / "model.safetensors").read_bytes() == b"damaged"
 
 
-def test_an_incomplete_last_checkpoint_is_not_in_the_way(recipe_text, tmp_path, straight):
+def test_an_incomplete_last_checkpoint_is_not_in_the_way(recipe_text, tmp_path, trained_run):
     """Saved again at the same step, where the rename failed for ever."""
-    directory = Path(shutil.copytree(straight, tmp_path / "run"))
+    directory = Path(shutil.copytree(trained_run, tmp_path / "run"))
     (directory / "checkpoints" / "step-00000020" / "MANIFEST.json").unlink()
     with pytest.raises(CheckpointError, match="step-00000020: not a complete checkpoint"):
         run(recipe_text, directory, resume=True)
     recipe = recipe_with(recipe_text, directory)
     train(recipe, resume_from="10")
-    assert_same_run(directory, straight)
+    assert_same_run(directory, trained_run)
 
 
 def test_a_run_killed_before_its_first_checkpoint_says_that_it_starts_again(
-    recipe_text, tmp_path, straight, capsys
+    recipe_text, tmp_path, trained_run, capsys
 ):
-    directory = Path(shutil.copytree(straight, tmp_path / "run"))
+    directory = Path(shutil.copytree(trained_run, tmp_path / "run"))
     shutil.rmtree(directory / "checkpoints")
     (directory / "events.jsonl").unlink()
     lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -186,7 +175,7 @@ def test_a_run_killed_before_its_first_checkpoint_says_that_it_starts_again(
     assert "metrics.jsonl: 3 lines after step 0 removed; those steps are taken again" in (
         capsys.readouterr().err
     )
-    assert_same_run(directory, straight)
+    assert_same_run(directory, trained_run)
 
 
 def test_another_number_of_cpu_threads_is_reported_on_resume(recipe_text, tmp_path, capsys):
