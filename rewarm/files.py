@@ -70,6 +70,15 @@ def exchange(path: Path, other: Path) -> None:
     between.rename(other)
 
 
+def free_name(path: Path) -> Path:
+    """Returns a path, with a number where something has its name: `x.jsonl`, `x-2.jsonl`."""
+    free, number = path, 1
+    while os.path.lexists(free):
+        number += 1
+        free = path.with_stem(f"{path.stem}-{number}")
+    return free
+
+
 def is_same_file(path: Path, descriptor: int) -> bool:
     """Returns whether a path leads to an open file or folder."""
     try:

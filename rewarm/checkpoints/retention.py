@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from pathlib import Path
 
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
-from rewarm.files import sync_to_disk
+from rewarm.files import free_name, sync_to_disk
 from rewarm.recipe.fields import KeepSettings
 from rewarm.recipe.recipe import Recipe
 
@@ -87,10 +86,6 @@ def set_aside(checkpoint: Path) -> Path:
     Raises:
         OSError: it cannot be renamed.
     """
-    path, number = checkpoint.with_name(checkpoint.name + SET_ASIDE_SUFFIX), 1
-    while os.path.lexists(path):
-        number += 1
-        path = checkpoint.with_name(f"{checkpoint.name}{SET_ASIDE_SUFFIX}-{number}")
-    moved = checkpoint.rename(path)
-    sync_to_disk(path.parent)
+    moved = checkpoint.rename(free_name(checkpoint.with_suffix(SET_ASIDE_SUFFIX)))
+    sync_to_disk(moved.parent)
     return moved

@@ -22,7 +22,7 @@ from rewarm.errors import CheckpointError
 from rewarm.safe_loading import parse_json
 
 METRICS_FILE = "metrics.jsonl"
-WAY_OUT = (
+REMEDY = (
     "restore the file, or run `rewarm train RECIPE --resume --accept-changes`: it keeps the lines "
     "that can be used, and marks the gap"
 )
@@ -79,7 +79,7 @@ def read_metrics_lines(path: Path) -> MetricsLines:
         lines = path.read_bytes().splitlines(keepends=True)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(f"{path}: cannot be read: {reason}; {WAY_OUT}") from None
+        raise CheckpointError(f"{path}: cannot be read: {reason}; {REMEDY}") from None
     lines = [line for line in lines if line.endswith(b"\n")]
     parsed_lines: list[dict[str, Any]] = []
     last_steps: dict[str, int] = {}
@@ -88,13 +88,13 @@ def read_metrics_lines(path: Path) -> MetricsLines:
             parsed = parse_line(line)
         except ValueError as error:
             raise CheckpointError(
-                f"{path}:{number}: not a line of metrics: {error}; {WAY_OUT}"
+                f"{path}:{number}: not a line of metrics: {error}; {REMEDY}"
             ) from None
         kind, step = parsed["kind"], parsed["step"]
         if step <= last_steps.get(kind, -1):
             raise CheckpointError(
                 f"{path}:{number}: the {kind} line of step {step:,} comes after that of step "
-                f"{last_steps[kind]:,}; {WAY_OUT}"
+                f"{last_steps[kind]:,}; {REMEDY}"
             )
         last_steps[kind] = step
         parsed_lines.append(parsed)

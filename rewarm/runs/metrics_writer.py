@@ -13,7 +13,7 @@ from typing import Any
 from rewarm.checkpoints.manifest import MetricsRecord
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError
-from rewarm.files import atomic_write, is_same_file
+from rewarm.files import atomic_write, free_name, is_same_file
 from rewarm.runs.metrics_file import METRICS_FILE
 from rewarm.runs.preconditions import unwritable
 from rewarm.runs.recorded_metrics import lines_to_keep
@@ -49,7 +49,7 @@ def cut_metrics(
         if data:
             messages = [f"{METRICS_FILE}: {removed} after step {state.step:,} removed; {reason}"]
     elif data:
-        copy = _free_name(path.with_name(f"metrics-damaged-{state.step:08d}.jsonl"))
+        copy = free_name(path.with_name(f"metrics-damaged-{state.step:08d}.jsonl"))
         atomic_write(copy, b"".join(data))
         messages = [f"{METRICS_FILE}: damaged before step {state.step:,}; kept as {copy.name}"]
     else:
@@ -115,7 +115,7 @@ class MetricsWriter:
             raise unwritable(self._path.parent, error.strerror) from None
 
     def follow(self, directory: Path) -> None:
-        """Goes on with the same file, after its directory was moved to another path."""
+        """Continues with the same file, after its directory was moved to another path."""
         self._path = directory / self._path.name
 
     def check_in_place(self) -> None:
@@ -146,22 +146,13 @@ class MetricsWriter:
         self._file.close()
 
     def _restore(self) -> None:
-        """Copies the open file to where there is none, and goes on with the copy."""
+        """Copies the open file to where there is none, and continues with the copy."""
         try:
             data = Path(f"/proc/self/fd/{self._file.fileno()}").read_bytes()
-            self._path = _free_name(self._path)
+            self._path = free_name(self._path)
             atomic_write(self._path, data)
             self._file.close()
             self._file = self._path.open("ab", buffering=0)
             self._size = len(data)
         except OSError as error:
             raise unwritable(self._path.parent, error.strerror) from None
-
-
-def _free_name(path: Path) -> Path:
-    """Returns a path, with a number where something has its name."""
-    free, number = path, 1
-    while os.path.lexists(free):
-        number += 1
-        free = path.with_stem(f"{path.stem}-{number}")
-    return free

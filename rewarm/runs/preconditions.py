@@ -149,11 +149,11 @@ def check_same_recipe(recipe: Recipe, directory: Path) -> None:
         )
 
 
-def foreign_file(path: Path, way_out: str) -> CheckpointError:
+def foreign_file(path: Path, remedy: str) -> CheckpointError:
     """Returns the error of a file that rewarm did not write and a run would replace or extend."""
     return CheckpointError(
         f"{path}: rewarm did not write this file here, and the run would replace it or add to "
-        f"it; {way_out}, or rename the file"
+        f"it; {remedy}, or rename the file"
     )
 
 

@@ -18,7 +18,7 @@ from rewarm.checkpoints.training_state import TrainingState, read_training_state
 from rewarm.errors import CheckpointError
 from rewarm.runs.metrics_file import (
     METRICS_FILE,
-    WAY_OUT,
+    REMEDY,
     MetricsLines,
     parse_line,
     read_metrics_lines,
@@ -120,7 +120,7 @@ def _check_lines(run: Path, lines: MetricsLines, checkpoint: CheckpointMetrics) 
     )
     if problem:
         raise CheckpointError(
-            f"{run / METRICS_FILE}: {problem} when {checkpoint.name} was saved; {WAY_OUT}"
+            f"{run / METRICS_FILE}: {problem} when {checkpoint.name} was saved; {REMEDY}"
         )
 
 

@@ -122,7 +122,7 @@ class RunRecorder:
     def check_applied_rate(self, step: int, probe: AppliedRateProbe) -> None:
         """Logs the learning rate of a step, computed from the change of the weights.
 
-        Where the weights cannot tell, it is logged as null, and said to be not measured.
+        Where the weights cannot tell, it is logged as null, and reported as not measured.
 
         Raises:
             ScheduleError: the applied learning rate differs from the scheduled one.

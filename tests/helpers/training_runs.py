@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,20 @@ def signal_in_step(
         return take_step(*args, **kwargs)
 
     monkeypatch.setattr(loop, "take_step", take_and_signal)
+
+
+def act_after_step(
+    monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], object]
+) -> None:
+    """Calls `action()` after the step of that number was taken."""
+    take_step, count = loop.take_step, 0
+
+    def take_and_act(*args, **kwargs):
+        nonlocal count
+        result = take_step(*args, **kwargs)
+        count += 1
+        if count == step:
+            action()
+        return result
+
+    monkeypatch.setattr(loop, "take_step", take_and_act)

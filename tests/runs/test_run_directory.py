@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Event, Thread
 
 import pytest
-from training_runs import metrics, run, signal_in_step, trained_files
+from training_runs import act_after_step, metrics, run, signal_in_step, trained_files
 
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.manifest import MetricsRecord, build_manifest, metrics_record
@@ -19,7 +19,6 @@ from rewarm.errors import CheckpointError, Preempted
 from rewarm.files import try_lock
 from rewarm.recipe.fields import KeepSettings
 from rewarm.runs.run_directory import RunDirectory
-from rewarm.training import loop
 
 
 def state_at(step: int) -> TrainingState:
@@ -156,21 +155,6 @@ def test_partly_written_checkpoints_are_removed_and_reported(recipe_text, tmp_pa
     assert not partial.exists()
 
 
-def act_after_step(monkeypatch, step, action):
-    """Calls `action()` after the step of that number was taken."""
-    take_step, count = loop.take_step, 0
-
-    def take_and_act(*args, **kwargs):
-        nonlocal count
-        result = take_step(*args, **kwargs)
-        count += 1
-        if count == step:
-            action()
-        return result
-
-    monkeypatch.setattr(loop, "take_step", take_and_act)
-
-
 def test_a_run_directory_that_is_renamed_is_noticed_and_not_split(
     recipe_text, tmp_path, monkeypatch
 ):
@@ -227,16 +211,16 @@ def test_a_lock_that_is_deleted_is_locked_again(recipe_text, tmp_path, monkeypat
 
 
 def test_a_lock_that_another_process_has_taken_ends_the_run(recipe_text, tmp_path, monkeypatch):
-    lock, taken = tmp_path / "run" / "lock", []
+    lock, locks = tmp_path / "run" / "lock", []
 
     def take_lock():
         lock.unlink()
-        taken.append(try_lock(lock))
+        locks.append(try_lock(lock))
 
     act_after_step(monkeypatch, 7, take_lock)
     with pytest.raises(CheckpointError, match="in use by another process"):
         run(recipe_text, tmp_path / "run")
-    taken[0].close()
+    locks[0].close()
 
 
 def test_leftovers_of_a_complete_run_are_removed(recipe_text, tmp_path, capsys):

@@ -8,7 +8,7 @@ import torch
 from hanging_reads import hanging_at
 from rewarm_process import RewarmProcess
 from tiny_models import random_tokens, take_tiny_step, tiny_model
-from training_runs import metrics, run, trained_files
+from training_runs import act_after_step, metrics, run, trained_files
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint, list_checkpoints
 from rewarm.checkpoints.manifest import verify_checkpoint
@@ -160,12 +160,13 @@ def test_a_step_at_a_wrong_rate_is_not_saved(recipe_text, tmp_path, monkeypatch)
 def test_an_error_of_the_schedule_keeps_its_exit_code(recipe_text, tmp_path, monkeypatch):
     rate_at = Recipe.lr
 
-    def fail_in_step_13(recipe, step):
-        if step == 13 and list_checkpoints(tmp_path / "run"):
+    def fail(recipe, step):
+        if step == 13:
             raise ScheduleError("no rate")
         return rate_at(recipe, step)
 
-    monkeypatch.setattr(Recipe, "lr", fail_in_step_13)
+    # Not before: the preview of the schedule asks for the rates of all steps when the run starts.
+    act_after_step(monkeypatch, 12, lambda: monkeypatch.setattr(Recipe, "lr", fail))
     with pytest.raises(ScheduleError, match="no rate; everything up to step 12 is saved") as error:
         run(recipe_text, tmp_path / "run")
     assert error.value.exit_code == 2
