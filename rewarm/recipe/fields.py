@@ -316,6 +316,33 @@ class KeepSettings(Section):
     """Also keep checkpoints whose step is a multiple of this number of steps."""
 
 
+class ParallelSettings(Section):
+    """How several GPUs share a run. Its results do not depend on it, up to rounding."""
+
+    shard: Annotated[int, Strict(), Gt(0)] | Literal["all"] = 1
+    """GPUs among which weights, gradients and optimizer state are divided: `1` keeps all of them on
+    every GPU (data parallel), `all` divides them among all GPUs (FSDP2), and a number N among
+    groups of N, of which each has a copy (HSDP)."""
+    timeout_minutes: PositiveFloat = 10.0
+    """Minutes that GPUs wait for one that does not answer, before the run ends with its name."""
+
+    def shard_size(self, processes: int) -> int:
+        """Returns among how many processes of a run its weights are divided.
+
+        Raises:
+            ValueError: `shard` does not divide the number of processes.
+        """
+        if self.shard == "all":
+            return processes
+        if processes % self.shard:
+            choices = [n for n in range(1, processes + 1) if processes % n == 0]
+            raise ValueError(
+                f"parallel.shard: {self.shard} does not divide {processes} GPUs; try one of "
+                f"{', '.join(map(str, choices))}, or all"
+            )
+        return self.shard
+
+
 class EverySettings(Section):
     """Intervals in steps. The last step is always logged, evaluated and saved."""
 

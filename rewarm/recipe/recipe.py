@@ -40,6 +40,7 @@ from rewarm.recipe.fields import (
     LossScaleSettings,
     ModelSettings,
     OptimizerSettings,
+    ParallelSettings,
     Section,
     Text,
     field_problem,
@@ -119,6 +120,7 @@ class Recipe(Section):
     memory: Literal["fast", "lean"] = "fast"
     """`fast`: keep all activations. `lean`: recompute those of the MLPs, norms and logits in the
     backward pass, so that a larger model or microbatch fits; `check` shows the memory saved."""
+    parallel: ParallelSettings = ParallelSettings()
     every: EverySettings = EverySettings()
     keep: KeepSettings = KeepSettings()
     on_save_error: Literal["continue", "stop"] = "continue"

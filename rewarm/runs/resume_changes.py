@@ -27,6 +27,7 @@ from rewarm.runs.corpus_mixture import share_changes
 _HARMLESS = (
     *("run", "every", "keep", "on_save_error", "guard.patience"),
     *("data.validation", "data.workers", "data.cache", "data.verify"),
+    *("batch.microbatch", "parallel"),  # they decide how sums are grouped: the last bits
 )
 
 

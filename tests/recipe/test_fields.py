@@ -50,7 +50,7 @@ def test_every_setting_has_help():
         for name, definition in definitions.items()
         if name.endswith("Settings") or name in ("TrainSet", "ValidationSet", "WeightFrom")
     }
-    assert len(sections) == 11
+    assert len(sections) == 12
     for name, section in sections.items():
         assert section["description"], name
         for setting, schema in section["properties"].items():
