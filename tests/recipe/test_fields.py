@@ -63,6 +63,7 @@ def test_every_setting_has_help():
         "schedule",
         "optimizer",
         "loss_scale",
+        "parallel",
         "every",
         "keep",
         "guard",
