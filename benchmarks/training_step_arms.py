@@ -81,6 +81,7 @@ def rewarm(settings: StepSettings, weights: Path, device: Any) -> Arm:
     from rewarm.checkpoints.load_weights import load_model
     from rewarm.data.batch_loader import DataPosition
     from rewarm.model.kernels.selection import choose_kernels
+    from rewarm.recipe.batch_split import split_batch
     from rewarm.recipe.fields import GuardSettings, LossScaleSettings, OptimizerSettings
     from rewarm.training.device_setup import autocast, keep_freed_memory, set_up_device
     from rewarm.training.divergence_guard import DivergenceGuard
@@ -111,12 +112,12 @@ def rewarm(settings: StepSettings, weights: Path, device: Any) -> Arm:
             model,
             optimizer,
             tokens,
-            microbatch=settings.microbatch,
+            split=split_batch(len(tokens), 1, settings.microbatch),
             lr=LR,
             max_grad_norm=adamw.clip,
             autocast_context=cast,
             should_skip=guard.should_skip,
-            **({"scale": guard.scale} if fp16 else {}),
+            **({"loss_scale": guard.scale} if fp16 else {}),
         ).loss
 
     torch.manual_seed(0)

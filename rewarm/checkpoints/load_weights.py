@@ -14,6 +14,7 @@ from rewarm.checkpoints.gpt_neox_import import find_gpt_neox_checkpoint, gpt_neo
 from rewarm.checkpoints.weight_files import find_weight_files, list_weight_files
 from rewarm.errors import CheckpointError
 from rewarm.model.architecture import Architecture
+from rewarm.model.divided_tensors import copy_whole, own_part
 from rewarm.model.neox import NeoX
 
 _EMBEDDING, _OUTPUT_LAYER = "gpt_neox.embed_in.weight", "embed_out.weight"
@@ -52,6 +53,8 @@ def load_model(architecture: Architecture, directory: Path) -> tuple[NeoX, Tenso
 def load_weights(model: NeoX, directory: Path) -> TensorCounts:
     """Loads weights into a model, converted to fp32, and returns the numbers of tensors.
 
+    Of a model that is divided among processes, each reads its own part: files are mapped.
+
     Args:
         model: the model to load the weights into.
         directory: model directory in the format of Hugging Face or GPT-NeoX.
@@ -66,7 +69,8 @@ def load_weights(model: NeoX, directory: Path) -> TensorCounts:
     if model.architecture.tied and _EMBEDDING in weights:
         weights.setdefault(_OUTPUT_LAYER, weights[_EMBEDDING])
     _check_tensors_match(weights, model, directory)
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    for name, tensor in model.state_dict().items():
+        copy_whole(tensor, weights[name])
     _check_weights_finite(model, directory)
     return counts
 
@@ -84,7 +88,8 @@ def _check_tensors_match(weights: dict[str, Tensor], model: NeoX, directory: Pat
 
 
 def _check_weights_finite(model: NeoX, directory: Path) -> None:
-    names = sorted(n for n, tensor in model.state_dict().items() if not all_finite(tensor))
+    state = model.state_dict()
+    names = sorted(name for name, tensor in state.items() if not all_finite(own_part(tensor)))
     if names:
         omitted = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
         raise CheckpointError(

@@ -12,18 +12,12 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from rewarm.checkpoints.part_files import MODEL, OPTIMIZER, part_names
 from rewarm.errors import CheckpointError
 from rewarm.safe_loading import check_files_inside, is_plain_file_name, read_json, read_json_as
 
 MANIFEST = "MANIFEST.json"
-OPTIMIZER_FILE = "optimizer.safetensors"
-_REQUIRED_FILES = (
-    "config.json",
-    "model.safetensors",
-    OPTIMIZER_FILE,
-    "progress.json",
-    "recipe.yaml",
-)
+_REQUIRED_FILES = ("config.json", "progress.json", "recipe.yaml")
 
 
 class _FileEntry(BaseModel):
@@ -49,13 +43,30 @@ class _Manifest(BaseModel):
     """None in checkpoints of earlier versions of rewarm."""
 
 
-def build_manifest(directory: Path, metrics: MetricsRecord | None = None) -> dict[str, Any]:
-    """Returns the content of the manifest for the files in a directory, and a run's metrics."""
+FileEntries = dict[str, dict[str, Any]]
+"""Size (`bytes`) and `sha256` of files, by name."""
+
+
+def build_manifest(
+    directory: Path, metrics: MetricsRecord | None = None, known: FileEntries | None = None
+) -> dict[str, Any]:
+    """Returns the content of the manifest for the files in a directory, and a run's metrics.
+
+    Args:
+        directory: that of the checkpoint.
+        metrics: the lines that belong to it.
+        known: entries that other processes have computed for the files that they wrote.
+    """
+    known = known or {}
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        for path in sorted(directory.iterdir())
+        path.name: known.get(path.name) or file_entry(path) for path in sorted(directory.iterdir())
     }
     return {"files": files, "metrics": metrics and metrics.model_dump()}
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """Returns the size and the sha256 of a file, as the manifest states them."""
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool = True) -> None:
@@ -81,9 +92,14 @@ def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; use another checkpoint") from None
-    for name in _REQUIRED_FILES:
-        if name not in files:
-            raise CheckpointError(f"{path}: does not list {name}; use another checkpoint")
+    try:
+        for name in _REQUIRED_FILES:
+            if name not in files:
+                raise ValueError(name)
+        for stem in (MODEL, OPTIMIZER):
+            part_names(files, stem)
+    except ValueError as missing:
+        raise CheckpointError(f"{path}: does not list {missing}; use another checkpoint") from None
     for name in [only] if only else files:
         if not is_plain_file_name(name):
             raise CheckpointError(
@@ -113,8 +129,10 @@ def metrics_record(directory: Path) -> MetricsRecord | None:
         raise CheckpointError(f"{path}: cannot be read: {error}; use another checkpoint") from None
 
 
-def sha256_in_manifest(directory: Path, name: str = "model.safetensors") -> str | None:
-    """Returns the sha256 of a file that the manifest states; None if there is no manifest.
+def sha256_in_manifest(directory: Path, name: str | None = None) -> str | None:
+    """Returns the sha256 that the manifest states of a file; None if there is no manifest.
+
+    Without a name, of the weights: of their file, or as `combined_digest` of their parts.
 
     Raises:
         CheckpointError: the manifest is damaged.
@@ -123,11 +141,21 @@ def sha256_in_manifest(directory: Path, name: str = "model.safetensors") -> str 
     if not path.is_file():
         return None
     try:
-        return str(read_json(path)["files"][name]["sha256"])
+        files = read_json(path)["files"]
+        names = [name] if name else part_names(files, MODEL)
+        return combined_digest({name: str(files[name]["sha256"]) for name in names})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: damaged: {type(error).__name__}: {error}; use another checkpoint"
         ) from None
+
+
+def combined_digest(digests: dict[str, str]) -> str:
+    """Returns the digest of a file; of several, the sha256 of what `sha256sum` prints of them."""
+    if len(digests) == 1:
+        return next(iter(digests.values()))
+    lines = (f"{digest}  {name}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""optimizer.safetensors: the optimizer state of AdamW, and the amax history of fp8 scaling.
+"""optimizer.safetensors, or its parts: the state of AdamW, and the amax history of fp8 scaling.
 
 | tensor | shape | content |
 |---|---|---|
@@ -19,8 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from rewarm.checkpoints.load_weights import all_finite
-from rewarm.checkpoints.manifest import OPTIMIZER_FILE
+from rewarm.checkpoints.part_files import OPTIMIZER, part_name, part_paths
 from rewarm.errors import CheckpointError
+from rewarm.model.divided_tensors import copy_whole, part_of
 from rewarm.model.neox import NeoX
 
 _ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -51,9 +52,11 @@ def load_optimizer_state(directory: Path, model: NeoX, optimizer: torch.optim.Op
         CheckpointError: the file cannot be read, is of another model, or is not a valid state of
             AdamW.
     """
-    path = directory / OPTIMIZER_FILE
+    path = directory / part_name(OPTIMIZER, 0, 1)
+    tensors: dict[str, Tensor] = {}
     try:
-        tensors = load_file(path)
+        for path in part_paths(directory, OPTIMIZER):
+            tensors |= load_file(path)  # in fact mapped: what is not used is not read
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}; {_ADVICE}") from None
     amaxes = tensors.pop(_AMAXES, None)
@@ -67,31 +70,33 @@ def load_optimizer_state(directory: Path, model: NeoX, optimizer: torch.optim.Op
 
 
 def _check_adam_tensors(tensors: dict[str, Tensor], model: NeoX, path: Path) -> None:
-    expected = {
-        f"{moment}/{name}": parameter.shape
+    expected: dict[str, Tensor] = {
+        f"{moment}/{name}": parameter
         for name, parameter in model.named_parameters()
         for moment in _ADAM_MOMENTS
     }
-    expected[_UPDATES] = torch.Size([1])
+    expected[_UPDATES] = torch.zeros(1)
     for name in sorted(expected.keys() | tensors.keys()):
         problem = _tensor_problem(name, tensors.get(name), expected.get(name))
         if problem:
             raise CheckpointError(f"{path}: {name}: {problem}; {_ADVICE}")
 
 
-def _tensor_problem(
-    name: str, tensor: Tensor | None, expected_shape: torch.Size | None
-) -> str | None:
-    """Returns the problem with one tensor of the optimizer state; None if it is valid."""
+def _tensor_problem(name: str, tensor: Tensor | None, expected: Tensor | None) -> str | None:
+    """Returns the problem with one tensor of the optimizer state; None if it is valid.
+
+    Of a tensor that is divided among processes, only this one's part is read.
+    """
     if tensor is None:
         return "missing"
-    if expected_shape is None:
+    if expected is None:
         return "not part of the optimizer state of this model"
-    if tensor.dtype != torch.float32 or tensor.shape != expected_shape:
-        return f"{tensor.dtype} {tuple(tensor.shape)}; expected fp32 {tuple(expected_shape)}"
+    if tensor.dtype != torch.float32 or tensor.shape != expected.shape:
+        return f"{tensor.dtype} {tuple(tensor.shape)}; expected fp32 {tuple(expected.shape)}"
+    tensor = part_of(tensor, expected)
     if not all_finite(tensor):
         return "not finite"
-    if name.startswith("exp_avg_sq/") and tensor.min() < 0:
+    if name.startswith("exp_avg_sq/") and (tensor < 0).any():
         return "a mean of squares below 0"
     if name == _UPDATES and (tensor.item() < 0 or tensor.item() % 1):
         return f"{tensor.item()} is not a count"
@@ -103,8 +108,9 @@ def _load_adam_tensors(
 ) -> None:
     for name, parameter in model.named_parameters():
         updates = tensors[_UPDATES].reshape(()).clone()
-        optimizer.state[parameter] = {
-            # A fused AdamW on a GPU keeps its step count there.
-            "step": updates.to(parameter.device if parameter.is_cuda else "cpu"),
-            **{m: tensors[f"{m}/{name}"].to(parameter.device).clone() for m in _ADAM_MOMENTS},
-        }
+        moments = {moment: torch.empty_like(parameter.detach()) for moment in _ADAM_MOMENTS}
+        for moment, tensor in moments.items():
+            copy_whole(tensor, tensors[f"{moment}/{name}"])
+        # A fused AdamW on a GPU keeps its step count there.
+        device = parameter.device if parameter.is_cuda else "cpu"
+        optimizer.state[parameter] = {"step": updates.to(device), **moments}

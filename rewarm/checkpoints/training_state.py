@@ -113,6 +113,8 @@ class TrainingState(BaseModel):
     """Learning rate at each hundredth of the run, to detect that a plug-in has changed."""
     lineage: list[Ancestor]
     """The ancestors of this run, the oldest first."""
+    processes: Annotated[int, Strict(), Interval(ge=1, le=2**24)] = 1
+    """Processes that trained the last step, on which the last bits depend too."""
     cpu_threads: _NonNegative | None = None
     """Threads that computed, on which the last bits depend; None on a GPU, or where not known."""
     rewarm: str

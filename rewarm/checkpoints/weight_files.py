@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from rewarm.checkpoints.gpt_neox_import import find_gpt_neox_checkpoint, gpt_neox_layer_files
+from rewarm.checkpoints.manifest import combined_digest, file_entry
+from rewarm.checkpoints.part_files import OPTIMIZER
 from rewarm.errors import CheckpointError
 from rewarm.model.architecture import Architecture
 from rewarm.safe_loading import is_plain_file_name, read_json_as
@@ -78,21 +79,13 @@ def _files_in_index(index: Path, suffix: str) -> list[Path]:
 def weights_digest(directory: Path) -> str:
     """Returns the sha256 of a model's weights.
 
-    For a single file, it is the sha256 of that file; for several files, it is the sha256 of the
-    list of their digests and names, in the format of `sha256sum`.
+    That of the only file, or the `combined_digest` of several.
     """
     single_files = [directory / names[0] for names in (SAFETENSORS_FILES, PICKLE_FILES)]
     files = [path for path in single_files if path.is_file()][:1] or sorted(
         path
         for pattern in ("*.safetensors", "*.bin", "layer_*.pt")
         for path in directory.glob(pattern)
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(OPTIMIZER)
     )
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    if len(files) == 1:
-        return digests[0]
-    lines = (f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return combined_digest({path.name: file_entry(path)["sha256"] for path in files})

@@ -6,6 +6,8 @@ step-00001000/  config.json  generation_config.json  model.safetensors  tokenize
                 optimizer.safetensors  progress.json  recipe.yaml                         to resume
                 MANIFEST.json       size and sha256 of every file, digest of the metrics so far
 ```
+Of several processes, each writes some of the tensors, whole, into files of its own:
+`model-00001-of-00004.safetensors`, `optimizer-00001-of-00004.safetensors`.
 The directory is written as step-00001000.partial, flushed to disk, and renamed when complete. It
 contains only safetensors, JSON, YAML and text files: none of them can run code when it is loaded.
 """
@@ -26,16 +28,19 @@ from torch import Tensor
 
 from rewarm.checkpoints.manifest import (
     MANIFEST,
-    OPTIMIZER_FILE,
+    FileEntries,
     MetricsRecord,
     build_manifest,
+    file_entry,
 )
 from rewarm.checkpoints.optimizer_state import optimizer_state_tensors
+from rewarm.checkpoints.part_files import MODEL, OPTIMIZER, part_name
 from rewarm.checkpoints.retention import set_aside
 from rewarm.checkpoints.training_state import TrainingState, read_training_state
 from rewarm.errors import CheckpointError
 from rewarm.files import exchange, sync_to_disk
 from rewarm.model.architecture import Architecture
+from rewarm.model.divided_tensors import whole
 from rewarm.model.neox import NeoX
 from rewarm.quantities import format_bytes
 
@@ -57,39 +62,114 @@ class TokenizerSource(NamedTuple):
     eos_token: str
 
 
+class Part(NamedTuple):
+    """The tensors of a checkpoint that a process writes."""
+
+    number: int = 0
+    """Of the process, from 0 on."""
+    total: int = 1
+    """Processes."""
+
+
+_ALL_TENSORS = Part()
+
+
 class TensorSnapshot:
-    """A copy of the weights and the optimizer state in host memory.
+    """A copy of the weights and the optimizer state in host memory: of those that are written here.
 
     A thread can write it while training continues. The memory is reused for the next copy; it is
     pinned for tensors on a GPU, so that copies run at the full speed of the bus.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, part: Part = _ALL_TENSORS) -> None:
+        self.part = part
         self.weights: dict[str, Tensor] = {}
         self.optimizer_state: dict[str, Tensor] = {}
+        self.total_bytes = 0
+        """Size of all tensors of the checkpoint."""
+        self.weight_bytes = 0
+        """Size of all weights of the checkpoint."""
+        self.writers: dict[str, int] = {}
+        """The number of the process that writes a weight, by the name of the weight."""
+
+    @property
+    def file_count(self) -> int:
+        """Files into which the weights are divided, and the optimizer state too."""
+        return max(self.writers.values()) + 1
 
     def copy_from(self, model: NeoX, optimizer: torch.optim.Optimizer) -> None:
-        """Copies the current tensors, and waits until the copy is complete."""
-        weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-        if model.architecture.tied:
-            del weights["embed_out.weight"]
-        _copy_to_host(weights, self.weights)
-        _copy_to_host(optimizer_state_tensors(model, optimizer), self.optimizer_state)
+        """Copies the current tensors, and waits until the copy is complete.
+
+        All processes have to call it: each tensor is made whole for the one that writes it.
+        """
+        weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        state = optimizer_state_tensors(model, optimizer)
+        self.writers = self.writers or _divide_evenly(weights, self.part.total)
+        self.weight_bytes = sum(tensor.nbytes for tensor in weights.values())
+        self.total_bytes = self.weight_bytes + sum(tensor.nbytes for tensor in state.values())
+        self._copy(weights, self.weights)
+        self._copy(state, self.optimizer_state)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    @property
-    def nbytes(self) -> int:
-        """Size of all tensors in bytes."""
-        return sum(t.nbytes for t in (*self.weights.values(), *self.optimizer_state.values()))
+    def _copy(self, tensors: dict[str, Tensor], copies: dict[str, Tensor]) -> None:
+        """Copies tensors into `copies`, whose memory is allocated at the first call."""
+        for name, divided in tensors.items():
+            tensor = whole(divided)  # one at a time
+            # The state of a weight, such as exp_avg/NAME, is written with it.
+            if self.writers.get(name.partition("/")[2] or name, 0) != self.part.number:
+                continue
+            if name not in copies:
+                pinned = tensor.is_cuda
+                copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=pinned)
+            copies[name].copy_(tensor, non_blocking=True)
 
 
-def _copy_to_host(tensors: dict[str, Tensor], copies: dict[str, Tensor]) -> None:
-    """Copies tensors into `copies`, whose memory is allocated at the first call."""
-    for name, tensor in tensors.items():
-        if name not in copies:
-            copies[name] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
-        copies[name].copy_(tensor, non_blocking=True)
+def _divide_evenly(tensors: dict[str, Tensor], count: int) -> dict[str, int]:
+    """Returns which of `count` processes writes each tensor: about the same bytes for each."""
+    bytes_of = [0] * count
+    writers = {}
+    for name in sorted(tensors, key=lambda name: (-tensors[name].nbytes, name)):
+        writers[name] = min(range(count), key=lambda number: bytes_of[number])
+        bytes_of[writers[name]] += tensors[name].nbytes
+    return {name: writers[name] for name in tensors}
+
+
+def write_tensors(folder: Path, snapshot: TensorSnapshot) -> FileEntries:
+    """Writes this process's part of the tensors to the disk; returns what the manifest says of it.
+
+    Raises:
+        OSError, SafetensorError: they cannot be written.
+    """
+    entries: FileEntries = {}
+    for stem, tensors, metadata in (
+        (MODEL, snapshot.weights, {"format": "pt"}),
+        (OPTIMIZER, snapshot.optimizer_state, None),
+    ):
+        if tensors:
+            path = folder / part_name(stem, snapshot.part.number, snapshot.file_count)
+            _save_tensors(tensors, path, metadata=metadata)
+            sync_to_disk(path)
+            entries[path.name] = file_entry(path)
+    return entries
+
+
+class OtherParts:
+    """The parts of a checkpoint that other processes write; here there are none."""
+
+    def start(self, folder: Path) -> None:
+        """Has the other processes write their parts into a folder."""
+
+    def wait(self) -> FileEntries:
+        """Returns what the manifest says of their files, when all are on the disk.
+
+        Raises:
+            OSError: one of them could not be written.
+        """
+        return {}
+
+    def cancel(self) -> None:
+        """Tells the other processes that there is nothing to write."""
 
 
 def write_checkpoint(
@@ -100,6 +180,7 @@ def write_checkpoint(
     recipe_yaml: str,
     tokenizer: TokenizerSource,
     metrics: MetricsRecord,
+    other_parts: OtherParts | None = None,
 ) -> str | None:
     """Writes a complete checkpoint, or raises an error and leaves no files behind.
 
@@ -113,20 +194,24 @@ def write_checkpoint(
         recipe_yaml: the recipe as YAML.
         tokenizer: tokenizer whose files are copied.
         metrics: which lines of metrics.jsonl belong to the checkpoint; they are on the disk.
+        other_parts: tensors that other processes write.
 
     Raises:
         CheckpointError: there is not enough free disk space, or the directory cannot be written.
     """
+    other_parts = other_parts or OtherParts()
     partial = directory.with_name(directory.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        _check_free_space(partial, snapshot.nbytes)
-        _write_model(partial, architecture, snapshot.weights, tokenizer)
-        _save_tensors(snapshot.optimizer_state, partial / OPTIMIZER_FILE)
+        _check_free_space(partial, snapshot.total_bytes)
+        other_parts.start(partial)
+        entries = write_tensors(partial, snapshot)
+        _write_model_files(partial, architecture, snapshot, tokenizer)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         _write_json(partial / "progress.json", state.model_dump())
-        _write_json(partial / MANIFEST, build_manifest(partial, metrics))
+        entries |= other_parts.wait()
+        _write_json(partial / MANIFEST, build_manifest(partial, metrics, entries))
         for path in [*partial.iterdir(), partial]:
             sync_to_disk(path)
         moved = None
@@ -138,6 +223,7 @@ def write_checkpoint(
             partial.rename(directory)
         sync_to_disk(directory.parent)
     except (OSError, SafetensorError) as error:
+        other_parts.cancel()
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(
             f"{directory}: cannot be written: {error}; earlier checkpoints are untouched; free "
@@ -163,19 +249,18 @@ def _check_free_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _write_model(
-    folder: Path, architecture: Architecture, weights: dict[str, Tensor], tokenizer: TokenizerSource
+def _write_model_files(
+    folder: Path, architecture: Architecture, snapshot: TensorSnapshot, tokenizer: TokenizerSource
 ) -> None:
-    """Writes the files of a Hugging Face model."""
+    """Writes the files of a Hugging Face model, except its weights."""
     eos_token_id = tokenizer.eos_token_id
     ids = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
     _write_json(folder / "config.json", architecture.to_hugging_face() | ids)
     # generate() pads with end-of-text by default, but older transformers warn if this is not set.
     _write_json(folder / "generation_config.json", ids | {"pad_token_id": eos_token_id})
     _write_tokenizer(folder, tokenizer, architecture.positions)
-    _save_tensors(weights, folder / "model.safetensors", metadata={"format": "pt"})
     # Without an index, vLLM loads each *.safetensors here as weights, also the optimizer state.
-    _write_json(folder / "model.safetensors.index.json", _weight_index(weights))
+    _write_json(folder / "model.safetensors.index.json", _weight_index(snapshot))
 
 
 def _save_tensors(
@@ -213,8 +298,9 @@ def _write_tokenizer(folder: Path, source: TokenizerSource, positions: int) -> N
         )
 
 
-def _weight_index(weights: dict[str, Tensor]) -> dict[str, Any]:
+def _weight_index(snapshot: TensorSnapshot) -> dict[str, Any]:
+    files = [part_name(MODEL, n, snapshot.file_count) for n in range(snapshot.file_count)]
     return {
-        "metadata": {"total_size": sum(tensor.nbytes for tensor in weights.values())},
-        "weight_map": dict.fromkeys(weights, "model.safetensors"),
+        "metadata": {"total_size": snapshot.weight_bytes},
+        "weight_map": {name: files[number] for name, number in snapshot.writers.items()},
     }

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rewarm.model import activation_recompute
 from rewarm.model.architecture import Architecture
 from rewarm.model.attention import Attention, AttentionMask, document_mask
+from rewarm.model.divided_tensors import copy_whole, own_part
 from rewarm.model.kernels.fp8.scaling import Fp8Scaling, ScaledLinear
 from rewarm.model.kernels.launch import autocast_dtype
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, Kernels, fp8_kernels
@@ -107,9 +108,19 @@ class NeoX(nn.Module):
         self.embed_out = nn.Linear(architecture.hidden, architecture.vocabulary, bias=False)
         if architecture.tied:
             self.embed_out.weight = self.gpt_neox.embed_in.weight
-        cos, sin = rotary_angles(architecture, architecture.positions)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        self._set_rotary_angles(None)
+
+    def allocate(self, device: torch.device) -> None:
+        """Moves a model from the meta device to another, with weights that have no values yet."""
+        self.to_empty(device=device)
+        if self.architecture.tied and self.embed_out.weight is not self.gpt_neox.embed_in.weight:
+            self.embed_out.weight = self.gpt_neox.embed_in.weight
+        self._set_rotary_angles(device)
+
+    def _set_rotary_angles(self, device: torch.device | None) -> None:
+        cos, sin = rotary_angles(self.architecture, self.architecture.positions)
+        self.register_buffer("cos", cos.to(device), persistent=False)
+        self.register_buffer("sin", sin.to(device), persistent=False)
 
     def forward(self, tokens_BT: Tensor, separator_id: int | None = None) -> Tensor:
         """Returns logits, (B, T, V), for T up to the architecture's positions.
@@ -179,9 +190,9 @@ def initialize_weights(model: NeoX, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
+            own_part(parameter).fill_(1.0 if name.endswith("norm.weight") else 0.0)
             continue
         writes_to_residual = name.endswith(("attention.dense.weight", "dense_4h_to_h.weight"))
         small, wang = math.sqrt(2 / (5 * width)), 2 / (layers * math.sqrt(width))
         sigma = wang if writes_to_residual else small
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) * sigma)
+        copy_whole(parameter, torch.randn(parameter.shape, generator=generator) * sigma)

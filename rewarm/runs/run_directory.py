@@ -12,7 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from typing_extensions import override
+
 from rewarm.checkpoints.find_checkpoint import later_checkpoints
+from rewarm.checkpoints.manifest import MetricsRecord
 from rewarm.checkpoints.retention import DELETING_SUFFIX, set_aside
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError
@@ -148,6 +151,18 @@ class RunDirectory:
             raise CheckpointError(f"{self.checkpoints}: {what} while the run was using it")
         self.metrics.check_in_place()
 
+    def record_metrics(self) -> MetricsRecord | None:
+        """Returns which lines of metrics.jsonl have been written so far."""
+        return self.metrics.record()
+
+    def sync_metrics(self) -> None:
+        """Waits until all metrics are on the disk.
+
+        Raises:
+            CheckpointError: they cannot be written.
+        """
+        self.metrics.sync()
+
     def log_event(self, kind: str, **values: Any) -> None:
         """Appends a line to events.jsonl: what happened to this process, and when.
 
@@ -175,6 +190,45 @@ class RunDirectory:
         os.close(self._checkpoints_handle)
         if hasattr(self, "metrics"):
             self.metrics.close()
+
+
+class RunDirectoryOfRankZero(RunDirectory):
+    """The run directory in a process that does not write it: another one does."""
+
+    def __init__(self, path: Path, resumed_from: Path | None = None) -> None:
+        """Neither creates the directory nor locks it."""
+        self.path = path
+        self.resumed_from = resumed_from
+
+    @override
+    def prepare(self, recipe_yaml: str, state: TrainingState) -> list[str]:
+        return []
+
+    @override
+    def log_metrics(self, kind: str, **values: Any) -> None:
+        pass
+
+    @override
+    def flush_metrics(self) -> str | None:
+        return None
+
+    @override
+    def record_metrics(self) -> MetricsRecord | None:
+        return None
+
+    @override
+    def sync_metrics(self) -> None:
+        pass
+
+    @override
+    def log_event(self, kind: str, **values: Any) -> None:
+        pass
+
+    @override
+    def __exit__(
+        self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+    ) -> None:
+        pass
 
 
 def _path_of(descriptor: int) -> Path | None:

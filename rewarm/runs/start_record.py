@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from rewarm import schedules
 from rewarm.checkpoints.find_checkpoint import BaseCheckpoint
-from rewarm.checkpoints.manifest import OPTIMIZER_FILE, sha256_in_manifest
+from rewarm.checkpoints.manifest import sha256_in_manifest
+from rewarm.checkpoints.part_files import has_optimizer_state
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.errors import CheckpointError
 from rewarm.paths import short_path
@@ -138,12 +139,12 @@ def _from_base(
     optimizer = "fresh optimizer state"
     if recipe.optimizer.carry:
         optimizer = "optimizer state of the base (optimizer.carry)"
-    if not (base.directory / OPTIMIZER_FILE).is_file():
+    if not has_optimizer_state(base.directory):
         if recipe.optimizer.carry:
             raise CheckpointError(
-                f"{base.name}: has no optimizer state to carry (no {OPTIMIZER_FILE}: published "
-                "models come without, and GPT-NeoX pickles its own in files that rewarm never "
-                "opens); set optimizer.carry: false"
+                f"{base.name}: has no optimizer state to carry (no optimizer.safetensors: "
+                "published models come without, and GPT-NeoX pickles its own in files that rewarm "
+                "never opens); set optimizer.carry: false"
             )
         optimizer += " (the base has none to carry)"
     data = "data from the beginning"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rewarm.errors import ScheduleError
+from rewarm.model.divided_tensors import whole
 from rewarm.model.neox import NeoX
 
 
@@ -23,7 +24,7 @@ class AppliedRateProbe:
         """Copies the weights before the step."""
         self._parameter = model.gpt_neox.final_layer_norm.bias
         self._optimizer = optimizer
-        self._before = self._parameter.detach().double().clone()
+        self._before = whole(self._parameter.detach()).double().clone()
 
     def check(self, lr: float, step: int) -> float | None:
         """Returns the rate that the step since was applied at; None if the weights cannot tell.
@@ -41,15 +42,16 @@ class AppliedRateProbe:
             if any(parameter is self._parameter for parameter in group["params"])
         )
         (beta1, beta2), updates = group["betas"], float(state["step"])
-        mean = state["exp_avg"].double() / (1 - beta1**updates)
-        variance = state["exp_avg_sq"].double() / (1 - beta2**updates)
+        mean = whole(state["exp_avg"]).double() / (1 - beta1**updates)
+        variance = whole(state["exp_avg_sq"]).double() / (1 - beta2**updates)
         direction = mean / (variance.sqrt() + group["eps"])
-        moved = self._parameter.detach().double() - self._before
+        after = whole(self._parameter.detach())
+        moved = after.double() - self._before
         squared_length = float(direction.square().sum())
         if not squared_length:
             return None
         measured = -float((moved * direction).sum()) / squared_length
-        rounding = self._rounding(direction) / squared_length
+        rounding = _rounding(after, direction) / squared_length
         if not math.isfinite(rounding) or rounding > lr > 0:
             return None
         tolerance = 1e-3 * lr + rounding
@@ -61,11 +63,12 @@ class AppliedRateProbe:
             )
         return measured
 
-    def _rounding(self, direction: Tensor) -> float:
-        """Returns what rounding in fp32 may add to the product of the movement and `direction`.
 
-        A weight moves by a whole number of units in its last place; numbers below the smallest
-        normal one are rounded to it, or to 0.
-        """
-        info, largest = torch.finfo(torch.float32), float(self._parameter.detach().abs().max())
-        return max(info.eps * largest, info.tiny) * float(direction.abs().sum())
+def _rounding(weights: Tensor, direction: Tensor) -> float:
+    """Returns what rounding in fp32 may add to the product of the movement and `direction`.
+
+    A weight moves by a whole number of units in its last place; numbers below the smallest normal
+    one are rounded to it, or to 0.
+    """
+    info, largest = torch.finfo(torch.float32), float(weights.abs().max())
+    return max(info.eps * largest, info.tiny) * float(direction.abs().sum())

@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +23,12 @@ from torch import Tensor
 from rewarm.data.batch_loader import TokenBlocks
 from rewarm.errors import CheckpointError
 from rewarm.model.neox import NeoX
+from rewarm.recipe.batch_split import BatchSplit
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_writer import cut_metrics
 from rewarm.runs.model_origin import ResumeState
-from rewarm.runs.resolve_run import resolve
-from rewarm.runs.run_directory import RunDirectory
+from rewarm.runs.resolve_run import ResolvedRun, resolve
+from rewarm.runs.run_directory import RunDirectory, RunDirectoryOfRankZero
 from rewarm.training.applied_rate_check import AppliedRateProbe
 from rewarm.training.device_setup import (
     autocast,
@@ -36,11 +37,13 @@ from rewarm.training.device_setup import (
     keep_freed_memory,
     set_up_device,
 )
+from rewarm.training.distributed import ALONE, Processes, join_processes
 from rewarm.training.divergence_guard import not_finite
 from rewarm.training.microbatch_search import resolve_microbatch
 from rewarm.training.optimizer import apply_update, clip_gradient
+from rewarm.training.padding import padded
 from rewarm.training.preemption import StopRequested, StopRequests
-from rewarm.training.progress_line import ProgressLine
+from rewarm.training.progress_line import NoProgressLine, ProgressLine
 from rewarm.training.run_recorder import RunRecorder
 from rewarm.training.start_or_resume import StartedRun, start_or_resume
 
@@ -61,45 +64,54 @@ def take_step(
     optimizer: torch.optim.Optimizer,
     tokens: Tensor,
     *,
-    microbatch: int,
+    split: BatchSplit,
     lr: float,
     max_grad_norm: float | None,
     autocast_context: AbstractContextManager[object],
     should_skip: Callable[[Tensor, Tensor], Tensor] = not_finite,
     separator_id: int | None = None,
     loss_scale: Tensor | None = None,
+    processes: Processes = ALONE,
 ) -> StepResult:
     """Takes one optimizer step, and returns its loss, gradient norm and whether it was skipped.
 
     Args:
         model: the model to train.
         optimizer: its optimizer; gradients are zero before and after the step.
-        tokens: the batch, shape (sequences, context + 1).
-        microbatch: sequences per forward and backward pass.
+        tokens: the sequences of the batch that this process runs, shape (sequences, context + 1).
+        split: how the batch is divided among processes, and into forward and backward passes.
         lr: the learning rate of this step.
         max_grad_norm: the norm that the gradient is clipped to; None for no clipping.
         autocast_context: the precision of the forward pass.
         should_skip: is given loss and gradient norm; returns 1 to skip the update, else 0.
         separator_id: the end-of-text token, if documents must not attend to each other.
         loss_scale: the loss scale of fp16.
+        processes: that share the batch.
 
     The first step in fp8 runs its first microbatch several extra times, to calibrate the scales.
     """
     device = next(model.parameters()).device
-    microbatches = torch.split(tokens.to(device, non_blocking=True), microbatch)
+    tokens = tokens.to(device, non_blocking=True)
+    targets = split.sequences * (tokens.shape[1] - 1)
     loss = torch.zeros((), device=device)
 
-    def add_gradient(part: Tensor) -> Tensor:
+    def add_gradient(part: int) -> Tensor:
+        rows = tokens[part * split.microbatch :][: split.microbatch]
+        inputs, part_targets = padded(rows, split.microbatch)
         with autocast_context:
-            part_loss = model.loss(part[:, :-1], part[:, 1:], separator_id=separator_id)
-            part_loss = part_loss / len(microbatches)
+            part_loss = model.loss(inputs, part_targets, separator_id=separator_id, reduction="sum")
+            # Gradients are averaged over the processes, so that they are those of the mean loss.
+            part_loss = part_loss * (processes.size / targets)
         torch.autograd.backward(part_loss, loss_scale)
         return part_loss.detach()
 
     if model.fp8_scaling and model.fp8_scaling.needs_calibration:
-        model.fp8_scaling.calibrate(lambda: (add_gradient(microbatches[0]), optimizer.zero_grad()))
-    for part in microbatches:
+        processes.set_last_microbatch(model, True)
+        model.fp8_scaling.calibrate(lambda: (add_gradient(0), optimizer.zero_grad()))
+    for part in range(split.parts):
+        processes.set_last_microbatch(model, part == split.parts - 1)
         loss += add_gradient(part)
+    loss = processes.sum(loss) / processes.size
     norm = clip_gradient(model, max_grad_norm, loss_scale)
     skipped = should_skip(loss, norm)
     apply_update(optimizer, lr, skipped)
@@ -134,41 +146,70 @@ def train(
         RewarmError: see rewarm.errors.
     """
     keep_freed_memory()
-    set_up_device(find_device(), tf32=recipe.tf32, deterministic=recipe.deterministic)
-    with StopRequests(stop_after_step, deadline) as stop_requests:
+    with StopRequests(stop_after_step, deadline) as stop_requests, ExitStack() as stack:
         with stop_requests.while_starting():
-            resolved = resolve(
-                recipe,
-                resume=resume,
-                resume_from=resume_from,
-                accept_changes=accept_changes,
-                thorough=True,
-            )
-            resolved.raise_problems()
+            processes = stack.enter_context(join_processes(recipe.parallel.timeout_minutes))
+            set_up_device(find_device(), tf32=recipe.tf32, deterministic=recipe.deterministic)
+            with processes.first_of_node("the recipe and its data") as is_first:
+                resolved = resolve(
+                    recipe,
+                    resume=resume or processes.restarts > 0,
+                    resume_from=resume_from,
+                    accept_changes=accept_changes,
+                    thorough=is_first,  # its checks hold for the others
+                )
+                resolved.raise_problems()
+            processes.check_same(_inputs(resolved))
         resume_state = resolved.resume_state
         if resume_state and resume_state.state.is_complete(recipe.steps):
-            return _finish_complete_run(recipe, resume_state)
+            if processes.is_main:
+                _finish_complete_run(recipe, resume_state)
+            return resume_state.checkpoint
         with stop_requests.while_starting():
-            resolved, microbatch_messages = resolve_microbatch(resolved)
-        checkpoint = resume_state.checkpoint if resume_state else None
-        skipped = resume_state.skipped if resume_state else []
-        with RunDirectory(recipe.run_directory, checkpoint, skipped=skipped) as run_directory:
-            with stop_requests.while_starting():
-                run = start_or_resume(resolved)
+            resolved, microbatch_messages = resolve_microbatch(resolved, processes)
+        with processes.agreement("the run directory"):
+            run_directory = stack.enter_context(_open_run_directory(resolved, processes))
+        with stop_requests.while_starting():
+            run = start_or_resume(resolved, processes)
+        with processes.agreement("the start"):
             cleanup_messages = run_directory.prepare(run.recipe.to_yaml(), run.state)
-            record = run.start_record.model_dump(mode="json")
-            record["environment"] = describe_environment(find_device())
-            record["cpu_threads"] = run.state.cpu_threads
-            run_directory.log_event("start", step=run.state.step, pid=os.getpid(), **record)
-            with progress_line_class(steps=recipe.steps, done=run.state.step) as progress_line:
-                for message in [*run.start_messages, *microbatch_messages, *cleanup_messages]:
-                    progress_line.print(message)
-                recorder = RunRecorder(run, run_directory, progress_line, stop_requests)
-                return _run_steps(run, recorder)
+        record = run.start_record.model_dump(mode="json")
+        record["environment"] = describe_environment(find_device())
+        record["processes"] = processes.size
+        record["cpu_threads"] = run.state.cpu_threads
+        run_directory.log_event("start", step=run.state.step, pid=os.getpid(), **record)
+        if not processes.is_main:
+            progress_line_class = NoProgressLine
+        with progress_line_class(steps=recipe.steps, done=run.state.step) as progress_line:
+            for message in [*run.start_messages, *microbatch_messages, *cleanup_messages]:
+                progress_line.print(message)
+            recorder = RunRecorder(run, run_directory, progress_line, stop_requests)
+            return _run_steps(run, recorder)
 
 
-def _finish_complete_run(recipe: Recipe, resume_state: ResumeState) -> Path:
-    """Clears what a killed process left in a complete run; returns its last checkpoint."""
+def _inputs(resolved: ResolvedRun) -> dict[str, str | None]:
+    """Returns what all processes of a run have to have read, each for itself."""
+    resume_state = resolved.resume_state
+    corpora = {name: corpus.index.digest() for name, corpus in resolved.corpora.items()}
+    validation = {name: blocks.digest() for name, blocks in resolved.validation.items()}
+    return {
+        "the recipe": resolved.recipe.to_yaml(),
+        "the checkpoint to resume from": resume_state and str(resume_state.checkpoint),
+        **{f"the corpus {name}": digest for name, digest in corpora.items()},
+        **{f"the validation set {name}": digest for name, digest in validation.items()},
+    }
+
+
+def _open_run_directory(resolved: ResolvedRun, processes: Processes) -> RunDirectory:
+    directory, resume_state = resolved.recipe.run_directory, resolved.resume_state
+    checkpoint = resume_state.checkpoint if resume_state else None
+    if not processes.is_main:
+        return RunDirectoryOfRankZero(directory, checkpoint)
+    return RunDirectory(directory, checkpoint, skipped=resume_state.skipped if resume_state else [])
+
+
+def _finish_complete_run(recipe: Recipe, resume_state: ResumeState) -> None:
+    """Clears what a killed process left in a complete run."""
     checkpoint = resume_state.checkpoint
     step = resume_state.state.step
     messages = [f"complete: step {step:,} of {recipe.steps:,} is saved"]
@@ -179,7 +220,6 @@ def _finish_complete_run(recipe: Recipe, resume_state: ResumeState) -> Path:
         messages += directory.remove_leftovers()
         messages += cut_metrics(directory.path, checkpoint, resume_state.state, is_complete=True)
     print("\n".join(messages), file=sys.stderr)
-    return checkpoint
 
 
 def _run_steps(run: StartedRun, recorder: RunRecorder) -> Path:
@@ -208,13 +248,14 @@ def _run_steps(run: StartedRun, recorder: RunRecorder) -> Path:
                 model,
                 optimizer,
                 torch.from_numpy(tokens),
-                microbatch=recipe.microbatch,
+                split=run.split,
                 lr=lr,
                 max_grad_norm=recipe.optimizer.clip,
                 autocast_context=autocast_context,
                 should_skip=guard.should_skip,
                 separator_id=run.separator_id,
                 loss_scale=guard.scale,
+                processes=run.processes,
             )
             if probe and not result.skipped.item():
                 recorder.check_applied_rate(step, probe)
@@ -234,8 +275,11 @@ def _run_steps(run: StartedRun, recorder: RunRecorder) -> Path:
     except StopRequested as request:
         raise recorder.stop(request, state) from None
     except BaseException as error:
-        recorder.save_after_error(state, error)
-        raise
+        report = run.processes.report(error)
+        recorder.save_after_error(state, report)
+        if report.error is error:
+            raise
+        raise report.error from None
     finally:
         batches.close()
     if write_error := recorder.flush_metrics():

@@ -29,6 +29,7 @@ from rewarm.recipe.recipe import Recipe
 from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.safe_loading import read_json
 from rewarm.training.device_setup import autocast, device_name, find_device
+from rewarm.training.distributed import ALONE, Processes
 from rewarm.training.layer_compilation import compile_or_run_eagerly, run_trial_pass
 
 _CPU_TOKENS = 2048
@@ -37,14 +38,16 @@ _USABLE_MEMORY = 0.95
 """The share of the free memory that a step may use: the rest is lost to fragmentation."""
 
 
-def resolve_microbatch(resolved: ResolvedRun) -> tuple[ResolvedRun, list[str]]:
+def resolve_microbatch(
+    resolved: ResolvedRun, processes: Processes = ALONE
+) -> tuple[ResolvedRun, list[str]]:
     """Returns a run whose recipe has a number for `microbatch: auto`, and what to print about it.
 
     On a CPU it is the largest divisor of the batch that has at most 2,048 tokens. On a GPU it is
-    the largest with which a step was seen to fit in memory.
+    the largest with which a step was seen to fit in memory: on each GPU of a run.
 
     Raises:
-        RecipeError: not even one sequence fits.
+        RecipeError: not even one sequence fits, or a GPU would hold only a part of the model.
     """
     recipe = resolved.recipe
     if recipe.batch.microbatch is not None:
@@ -58,7 +61,16 @@ def resolve_microbatch(resolved: ResolvedRun) -> tuple[ResolvedRun, list[str]]:
         source = "the rule for a CPU"
     else:
         assert resolved.architecture
+        if recipe.parallel.shard_size(processes.size) > 1:
+            raise RecipeError(
+                [
+                    "batch.microbatch: auto is searched with all weights on one GPU, and "
+                    "parallel.shard divides them; set a number: `rewarm check RECIPE --gpus "
+                    f"{processes.size}` shows the memory that it takes"
+                ]
+            )
         microbatch, source = _remembered_or_searched(recipe, resolved.architecture, device)
+    microbatch = processes.minimum(microbatch)
     line = f"batch   {microbatch} × {recipe.data.context:,} tokens at once (auto: {source})"
     return resolved.with_recipe(_with_microbatch(recipe, microbatch)), [line]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rewarm.errors import ScheduleError
+from rewarm.model.divided_tensors import own_part, whole
 from rewarm.model.neox import NeoX
 from rewarm.recipe.fields import OptimizerSettings
 
@@ -38,9 +39,9 @@ def clip_gradient(model: NeoX, max_norm: float | None, scale: Tensor | None = No
     A loss `scale` is divided out of it first.
     """
     if scale is not None:
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        gradients = [own_part(p.grad) for p in model.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, 1 / scale)
-    return torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf)
+    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf))
 
 
 def apply_update(optimizer: torch.optim.Optimizer, lr: float, found_inf: Tensor) -> None:

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent import futures
-from pathlib import Path
 from threading import Thread
 from types import FrameType, TracebackType
 from typing import Any, Self
@@ -42,6 +41,11 @@ class StopRequested(BaseException):
 
     Not an Exception: what handles errors must not take it for one.
     """
+
+    def __init__(self, reason: str, exit_code: int = exit_codes.STOPPED) -> None:
+        """Takes the reason, and the exit code that stands for it."""
+        super().__init__(reason)
+        self.exit_code = exit_code
 
 
 class StopRequests:
@@ -78,16 +82,16 @@ class StopRequests:
         signal.set_wakeup_fd(self._wakeup_fd)
         os.close(self._writing)
         if isinstance(error, StopRequested):
-            raise self.preempted(
-                f"{error}: stopped before the first step; nothing new to save; run the same "
-                "command again"
+            raise preempted(
+                error,
+                "stopped before the first step; nothing new to save; run the same command again",
             ) from None
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         if self._reason is None:
             self._reason, self._exit_code = _request(number)
         if self._is_starting:
-            raise StopRequested(self._reason)
+            raise StopRequested(self._reason, self._exit_code)
 
     def _watch(self, reading: int) -> None:
         """Ends the process at the second signal, whatever the main thread waits for.
@@ -147,7 +151,7 @@ class StopRequests:
         if self._reason is None and step is not None and step == self._until:
             self._reason = f"step {step:,}"
         if self._reason is not None:
-            raise StopRequested(self._reason)
+            raise StopRequested(self._reason, self._exit_code)
 
     def wait_for(self, read: futures.Future[Any], seconds_to_exit: float) -> Any:
         """Returns the result of a read; raises StopRequested if the run has to stop before.
@@ -160,28 +164,12 @@ class StopRequests:
             self.check(seconds_to_exit)
         return read.result()
 
-    def preempted(self, message: str) -> Preempted:
-        """Returns the error that ends the run, with the exit code of the request."""
-        error = Preempted(message)
-        error.exit_code = self._exit_code
-        return error
 
-    def stopped(
-        self, reason: object, step: int, checkpoint: Path, *, evaluating: bool
-    ) -> Preempted:
-        """Returns the error that ends the run after its checkpoint is saved.
-
-        Args:
-            reason: of the request.
-            step: the last one that was taken.
-            checkpoint: where it is saved.
-            evaluating: whether its evaluation was stopped.
-        """
-        repeated = "its evaluation was stopped and will be repeated; " if evaluating else ""
-        return self.preempted(
-            f"{reason}: stopped after step {step:,}, saved in {checkpoint}; {repeated}continue "
-            "with the same command and --resume"
-        )
+def preempted(request: StopRequested, message: str) -> Preempted:
+    """Returns the error that ends the run, with the reason and the exit code of the request."""
+    error = Preempted(f"{request}: {message}")
+    error.exit_code = request.exit_code
+    return error
 
 
 def _request(number: int) -> tuple[str, int]:

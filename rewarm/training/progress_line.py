@@ -17,6 +17,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+from typing_extensions import override
 
 
 class NarrowProgress(Progress):
@@ -112,6 +113,18 @@ class ProgressLine:
                 self._console.print(line, markup=False, highlight=False)
             else:
                 print(line, file=sys.stderr, flush=True)
+
+
+class NoProgressLine(ProgressLine):
+    """Shows nothing: another process does."""
+
+    def __init__(self, *, steps: int, done: int, console: Console | None = None) -> None:
+        """Takes the same arguments."""
+        super().__init__(steps=steps, done=done, console=console or Console(quiet=True))
+
+    @override
+    def print(self, line: str) -> None:
+        pass
 
 
 def _ignore_closed_terminal() -> suppress:

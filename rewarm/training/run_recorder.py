@@ -20,8 +20,9 @@ from rewarm.estimates.throughput import peak_flops
 from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
 from rewarm.training.device_setup import device_name
+from rewarm.training.distributed import Report
 from rewarm.training.divergence_guard import DivergenceGuard, StopReason
-from rewarm.training.preemption import StopRequested, StopRequests
+from rewarm.training.preemption import StopRequested, StopRequests, preempted
 from rewarm.training.progress_line import ProgressLine
 from rewarm.training.speed_meter import SpeedMeter
 from rewarm.training.start_or_resume import StartedRun
@@ -46,10 +47,12 @@ class RunRecorder:
         self._evaluation_seconds = 0.0
         self._run, self._recipe = run, recipe
         self._run_directory, self._progress_line = run_directory, progress_line
+        self._processes = run.processes
         self._device = next(run.model.parameters()).device
+        peak = peak_flops(device_name(self._device))
         self.speed_meter = SpeedMeter(
             run.model.architecture.flops_per_token(recipe.data.context),
-            peak_flops(device_name(self._device)),
+            peak and peak * self._processes.size,
         )
         self.guard = DivergenceGuard(
             recipe.guard,
@@ -66,9 +69,13 @@ class RunRecorder:
             run.optimizer,
             recipe.to_yaml(),
             run.tokenizer,
-            sync_metrics=run_directory.metrics.sync,
+            sync_metrics=run_directory.sync_metrics,
             prune=lambda: prune_checkpoints(run_directory.path, recipe.keep, self.branch_step),
+            processes=self._processes,
         )
+        self._last_step = run.state.step
+        self._taken_step: int | None = None
+        self._seconds_of_next_evaluation = 0.0
         self._saved_steps = {run.state.step} if run_directory.resumed_from else set[int]()
 
     @property
@@ -82,8 +89,18 @@ class RunRecorder:
         return step == self._recipe.steps or (every is not None and step % every == 0)
 
     def wait_for(self, read: Future[Any]) -> Any:
-        """Returns the result of a read; raises StopRequested if the run has to stop before."""
-        return self._stop_requests.wait_for(read, self._seconds_to_exit)
+        """Returns the result of a read, when every process has one.
+
+        Raises:
+            StopRequested: the run has to stop before. The first read after a step is the place
+                where it may stop after that step; a time limit has to leave time for the next one
+                and its evaluation.
+        """
+        seconds = self._seconds_to_exit + self._seconds_of_next_evaluation
+        step, self._taken_step, self._seconds_of_next_evaluation = self._taken_step, None, 0.0
+        with self._processes.agreement(f"the data after step {self._last_step:,}"):
+            self._stop_requests.check(seconds, step)
+            return self._stop_requests.wait_for(read, self._seconds_to_exit)
 
     def checkpoint_path(self, step: int) -> Path:
         """Returns where the checkpoint of a step belongs."""
@@ -104,16 +121,11 @@ class RunRecorder:
             self._log_guard_events()
 
     def finish_step(self, step: int) -> None:
-        """Shows a step as done.
-
-        Raises:
-            StopRequested: the run has to stop after it, which it has not after the last one. A
-                time limit has to leave time for the next step and its evaluation.
-        """
+        """Shows a step as done."""
         self._progress_line.show_step(step)
-        if step < self._recipe.steps:
-            evaluation = self._evaluation_seconds if self.is_evaluation_due(step + 1) else 0.0
-            self._stop_requests.check(self._seconds_to_exit + evaluation, step)
+        self._taken_step = self._last_step = step
+        if self.is_evaluation_due(step + 1):
+            self._seconds_of_next_evaluation = self._evaluation_seconds
 
     def checks_rate(self, step: int) -> bool:
         """Returns whether the applied learning rate of a step is measured."""
@@ -140,6 +152,7 @@ class RunRecorder:
 
     def log(self, state: TrainingState, loss: Tensor, grad_norm: Tensor) -> None:
         """Logs the metrics of a step. Waits for the device."""
+        stream = self._whole_digest(state)
         self._log_guard_events()
         metrics = {
             "tokens": state.tokens,
@@ -155,9 +168,14 @@ class RunRecorder:
             f"{name}/tokens": blocks * context for name, blocks in state.blocks.items()
         }
         self._run_directory.log_metrics(
-            "train", step=state.step, **metrics, **tokens_per_corpus, stream=state.stream
+            "train", step=state.step, **metrics, **tokens_per_corpus, stream=stream
         )
         self._progress_line.show_training(state.step, metrics)
+
+    def _whole_digest(self, state: TrainingState) -> str:
+        """Returns the digest of the stream; each process has that of what it has read itself."""
+        digest = self._processes.agree(f"step {state.step:,}", digest=int(state.stream, 16))
+        return f"{digest:032x}"
 
     def measure_baseline(self, state: TrainingState) -> TrainingState:
         """Logs the loss on every validation set without a baseline, and returns the state with it.
@@ -193,10 +211,11 @@ class RunRecorder:
             measured = measure_losses(
                 self._run.model,
                 {name: self._run.validation[name] for name in names},
-                microbatch=self._recipe.microbatch,
+                microbatch=self._run.split.microbatch,
                 precision=self._recipe.precision,
                 separator_id=self._run.separator_id,
                 wait=self.wait_for,
+                processes=self._processes,
             )
             seconds = self._evaluation_seconds = time.perf_counter() - started
         losses = {name: result.loss for name, result in measured.items()}
@@ -236,6 +255,7 @@ class RunRecorder:
     def save(self, state: TrainingState, *, even_if_unhealthy: bool) -> None:
         """Starts writing a checkpoint; skipped if the last loss was not finite, unless told so."""
         with self.speed_meter.paused(self._device):
+            stream = self._whole_digest(state)
             self._log_guard_events()
             if self.guard.last_step_not_finite and not even_if_unhealthy:
                 self._progress_line.print(
@@ -243,9 +263,11 @@ class RunRecorder:
                 )
                 return
             guard = self.guard.state()
-            self.flush_metrics()  # a resume starts after this step: unwritten lines would be lost
-            state = state.model_copy(update={"guard": guard})
-            metrics = self._run_directory.metrics.record()
+            # All processes save together, or none.
+            with self._processes.agreement(f"the checkpoint of step {state.step:,}"):
+                self.flush_metrics()  # a resume starts after this step: lines would be lost
+                metrics = self._run_directory.record_metrics()
+            state = state.model_copy(update={"guard": guard, "stream": stream})
             self._log_save(self.writer.start_save(state, metrics))
 
     def finish_save(self, *, wait: bool) -> None:
@@ -263,27 +285,33 @@ class RunRecorder:
     def stop(self, request: StopRequested, state: TrainingState) -> Preempted:
         """Saves what was reached before a request to stop; returns the error that ends the run."""
         if not state.step:
-            return self._stop_requests.preempted(
-                f"{request}: stopped before step 1; nothing was trained, so nothing is saved; run "
-                "the same command again"
+            return preempted(
+                request,
+                "stopped before step 1; nothing was trained, so nothing is saved; run the same "
+                "command again",
             )
         self._save_reached(state)
-        return self._stop_requests.stopped(
+        repeated = ""
+        if state.evaluation_owed:
+            repeated = "its evaluation was stopped and will be repeated; "
+        return preempted(
             request,
-            state.step,
-            self.checkpoint_path(state.step),
-            evaluating=state.evaluation_owed,
+            f"stopped after step {state.step:,}, saved in {self.checkpoint_path(state.step)}; "
+            f"{repeated}continue with the same command and --resume",
         )
 
-    def save_after_error(self, state: TrainingState, error: BaseException) -> None:
+    def save_after_error(self, state: TrainingState, report: Report) -> None:
         """Saves what was reached before an error, which is raised again; says what is saved."""
+        error = report.error
         if isinstance(error, Diverged):  # says so itself; what was reached is not worth saving
             self.writer.wait_for_save()
             return
         problem = None
         open_files.release_reserve()  # none may be left to save with
         try:
-            if self.guard.last_judged > state.step:
+            if not report.is_shared:
+                problem = f"step {state.step:,} is not saved, since that takes all processes"
+            elif self.guard.last_judged > state.step:
                 problem = (
                     f"step {state.step + 1:,} is not saved, since its update may be incomplete"
                 )

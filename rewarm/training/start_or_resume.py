@@ -15,17 +15,19 @@ import torch
 from pydantic import ValidationError
 
 from rewarm import open_files, schedules
-from rewarm.checkpoints.load_weights import load_model
+from rewarm.checkpoints.load_weights import load_weights
 from rewarm.checkpoints.optimizer_state import load_optimizer_state
 from rewarm.checkpoints.training_state import TrainingState
+from rewarm.checkpoints.weight_files import find_weight_files
 from rewarm.checkpoints.write_checkpoint import TokenizerSource
 from rewarm.data.batch_loader import EMPTY_DIGEST, BatchLoader
 from rewarm.data.stored_blocks import StoredBlocks
-from rewarm.errors import CheckpointError, printable
+from rewarm.errors import CheckpointError, RecipeError, printable
 from rewarm.estimates.memory import estimate_recipe_memory
 from rewarm.model.kernels.fp8.scaling import check_fp8_device
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
+from rewarm.recipe.batch_split import BatchSplit, split_batch
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture
 from rewarm.runs.model_origin import ResumeState
@@ -33,6 +35,7 @@ from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.runs.start_record import StartRecord
 from rewarm.safe_loading import first_validation_error
 from rewarm.training.device_setup import autocast, cpu_threads, device_name, find_device
+from rewarm.training.distributed import ALONE, Processes
 from rewarm.training.divergence_guard import GuardState
 from rewarm.training.layer_compilation import compile_or_run_eagerly, run_trial_pass
 from rewarm.training.optimizer import build_adamw
@@ -50,36 +53,50 @@ class StartedRun(NamedTuple):
     tokenizer: TokenizerSource
     separator_id: int | None
     """The end-of-text token, if documents must not attend to each other."""
+    processes: Processes
+    split: BatchSplit
+    """How the batch is divided among the processes, and into microbatches."""
     state: TrainingState
     start_record: StartRecord
     start_messages: list[str]
     """What to print before the first step."""
 
 
-def start_or_resume(resolved: ResolvedRun) -> StartedRun:
-    """Builds model, optimizer and batches of a run that was resolved without problems."""
-    recipe, start = resolved.recipe, resolved.start
+def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> StartedRun:
+    """Builds model, optimizer and batches of a run that was resolved without problems.
+
+    Raises:
+        RecipeError: the batch or `parallel.shard` does not suit the number of processes.
+    """
+    recipe, start, architecture = resolved.recipe, resolved.start, resolved.architecture
     assert start
+    assert architecture
     assert resolved.tokenizer_directory
     if resolved.resume_state:
         _check_guard_state(resolved.resume_state)
-    state = _training_state(resolved)
-    model, tensors = _build_model(resolved)
-    start = start.model_copy(update={"tensors": tensors})
+    split = _split_batch(recipe, processes)
+    state = _training_state(resolved, processes)
     device = find_device()
-    model.to(device)
+    with torch.device("meta"):
+        model = NeoX(architecture)
+    processes.divide(model, recipe.parallel.shard_size(processes.size))
+    with processes.agreement("the weights"):
+        model.allocate(device)
+        tensors = _fill_weights(model, resolved)
+    start = start.model_copy(update={"tensors": tensors})
     optimizer = build_adamw(model, recipe.optimizer)
     kernels, kernels_text = choose_kernels(recipe.kernels, device)
     model.configure(kernels, memory=recipe.memory, precision=recipe.precision)
     if model.fp8_scaling:
         kernels_text += check_fp8_device(device)
+        model.fp8_scaling.maximum = processes.maximum
     if resolved.optimizer_state_directory:
         load_optimizer_state(resolved.optimizer_state_directory, model, optimizer)
     open_files.hold_reserve()
     corpora = list(resolved.corpora.values())
     info = corpora[0].index.tokenizer
     separator_id = info.eos if recipe.data.documents == "separate" else None
-    compile_lines = _compile(model, recipe, separator_id)
+    compile_lines = _compile(model, recipe, split, separator_id)
     mixture = corpus_mixture(recipe, state.weight_change)
     loader = BatchLoader(
         corpora,
@@ -87,6 +104,8 @@ def start_or_resume(resolved: ResolvedRun) -> StartedRun:
         weights_start=mixture.start,
         sequences=recipe.sequences_per_step,
         position=state.position,
+        rank=processes.rank,
+        world_size=processes.size,
     )
     return StartedRun(
         recipe,
@@ -96,6 +115,8 @@ def start_or_resume(resolved: ResolvedRun) -> StartedRun:
         resolved.validation,
         TokenizerSource(resolved.tokenizer_directory, info.eos, info.eos_token),
         separator_id,
+        processes,
+        split,
         state,
         start,
         [
@@ -103,6 +124,7 @@ def start_or_resume(resolved: ResolvedRun) -> StartedRun:
             *_resume_lines(resolved.resume_state, state),
             _model_line(model, info.vocabulary),
             _device_line(recipe, device, kernels_text),
+            *_processes_lines(recipe, split),
             *compile_lines,
             _memory_line(model, recipe, triton=kernels is not PYTORCH_KERNELS),
             _steps_line(recipe, state),
@@ -110,22 +132,35 @@ def start_or_resume(resolved: ResolvedRun) -> StartedRun:
     )
 
 
-def _build_model(resolved: ResolvedRun) -> tuple[NeoX, str | None]:
-    """Returns the model on the CPU, and how many tensors of loaded weights matched."""
-    architecture = resolved.architecture
-    assert architecture
+def _split_batch(recipe: Recipe, processes: Processes) -> BatchSplit:
+    sequences = recipe.sequences_per_step
+    try:
+        recipe.parallel.shard_size(processes.size)
+        if sequences < processes.size:
+            raise ValueError(
+                f"batch.tokens: {recipe.batch.tokens:,} tokens are {sequences:,} sequences of "
+                f"{recipe.data.context:,}, fewer than {processes.size} GPUs; use fewer GPUs, or a "
+                "larger batch"
+            )
+    except ValueError as error:
+        raise RecipeError([str(error)]) from None
+    return split_batch(sequences, processes.size, recipe.microbatch)
+
+
+def _fill_weights(model: NeoX, resolved: ResolvedRun) -> str | None:
+    """Loads or initializes all weights; returns how many tensors of loaded ones matched."""
     if resolved.weights_directory is None:
-        model = NeoX(architecture)
         initialize_weights(model, resolved.recipe.seed)
-        return model, None
-    model, counts = load_model(architecture, resolved.weights_directory)
+        return None
+    find_weight_files(resolved.weights_directory, model.architecture)
+    counts = load_weights(model, resolved.weights_directory)
     tensors = f"{counts.loaded:,} of {len(model.state_dict()):,} tensors matched"
     if counts.derived:
         tensors += f", {counts.derived:,} that follow from the configuration ignored"
-    return model, tensors
+    return tensors
 
 
-def _compile(model: NeoX, recipe: Recipe, separator_id: int | None) -> list[str]:
+def _compile(model: NeoX, recipe: Recipe, split: BatchSplit, separator_id: int | None) -> list[str]:
     """Compiles the layers on a GPU; returns a warning where that fails."""
     device = next(model.parameters()).device
     if device.type != "cuda" or not recipe.compile:
@@ -133,7 +168,7 @@ def _compile(model: NeoX, recipe: Recipe, separator_id: int | None) -> list[str]
     attempt = partial(
         run_trial_pass,
         model,
-        microbatch=recipe.microbatch,
+        microbatch=split.microbatch,
         context=recipe.data.context,
         cast=autocast(recipe.precision, device),
         separator_id=separator_id,
@@ -156,7 +191,7 @@ def _check_guard_state(resume: ResumeState) -> None:
         ) from None
 
 
-def _training_state(resolved: ResolvedRun) -> TrainingState:
+def _training_state(resolved: ResolvedRun, processes: Processes) -> TrainingState:
     """Returns the training state to start with, or to resume from."""
     recipe, origin = resolved.recipe, resolved.origin
     assert origin
@@ -164,6 +199,7 @@ def _training_state(resolved: ResolvedRun) -> TrainingState:
         "corpora": {name: corpus.index.digest() for name, corpus in resolved.corpora.items()},
         "schedule": schedules.identity(recipe.schedule.name),
         "curve": schedules.sample_curve(recipe.schedule),
+        "processes": processes.size,
         "cpu_threads": cpu_threads(find_device()),
         "rewarm": __version__,
     }
@@ -198,6 +234,12 @@ def _resume_lines(resume: ResumeState | None, now: TrainingState) -> list[str]:
             "order, so the last bits will differ from those of a run that was not stopped; for the "
             f"same bits set OMP_NUM_THREADS={threads}"
         )
+    if resume.state.processes != now.processes:
+        lines.append(
+            f"warning: processes: {now.processes} now, {resume.state.processes} before: sums are "
+            "in another order, so the last bits will differ from those of a run that was not "
+            "stopped"
+        )
     if resume.state.schedule != now.schedule:
         before, after = (
             "{name} of {distribution} {version}".format_map({**now.schedule, **state.schedule})
@@ -217,6 +259,23 @@ def _device_line(recipe: Recipe, device: torch.device, kernels_text: str) -> str
     tf32 = ", matmuls in TF32," if recipe.tf32 else ""
     deterministic = ", deterministic" if recipe.deterministic else ""
     return f"device  {device_name(device)}, {recipe.precision}{tf32}{kernels_text}{deterministic}"
+
+
+def _processes_lines(recipe: Recipe, split: BatchSplit) -> list[str]:
+    """Returns how several processes share a batch, and what padding costs."""
+    if split.processes == 1:
+        return []
+    size = recipe.parallel.shard_size(split.processes)
+    copies = f"{split.processes // size} copies of the weights, each divided among {size}"
+    if size == 1:
+        copies = "all weights on each"
+    padding = ""
+    if split.useful < 1:
+        padding = f"; {1 - split.useful:.1%} of what is computed is padding"
+    return [
+        f"gpus    {split.processes}, {copies}; {split.per_process} of {split.sequences:,} "
+        f"sequences each, in {split.parts} × {split.microbatch}{padding}"
+    ]
 
 
 def _memory_line(model: NeoX, recipe: Recipe, *, triton: bool) -> str:

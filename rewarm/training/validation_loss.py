@@ -24,6 +24,8 @@ from rewarm.model.neox import NeoX
 from rewarm.quantities import perplexity
 from rewarm.runs.preconditions import check_open_files
 from rewarm.training.device_setup import autocast, find_device
+from rewarm.training.distributed import ALONE, Processes, reshard
+from rewarm.training.padding import padded
 
 
 class SetLoss(NamedTuple):
@@ -49,6 +51,7 @@ def measure_loss(
     precision: str = "fp32",
     separator_id: int | None = None,
     wait: Callable[[Future[Any]], Any] = Future.result,
+    processes: Processes = ALONE,
 ) -> SetLoss:
     """Returns the model's loss on blocks of shape (context + 1,), in their stored order.
 
@@ -60,29 +63,30 @@ def measure_loss(
         separator_id: the end-of-text token, where documents must not attend to each other.
         wait: returns the result of a future, here the next microbatch; an error that it raises
             ends the measurement.
+        processes: that share the blocks.
 
     Raises:
         DataError: a shard is missing or damaged.
     """
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for rows in prefetch(_microbatches(blocks, microbatch), depth=2, wait=wait):
+    for rows in prefetch(_microbatches(blocks, microbatch, processes), depth=2, wait=wait):
         tokens = torch.from_numpy(rows).to(device)
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
-        if len(tokens) < microbatch:
-            # A compiled layer has one shape: padded with targets that are ignored.
-            missing = microbatch - len(tokens)
-            inputs = torch.nn.functional.pad(inputs, (0, 0, 0, missing))
-            targets = torch.nn.functional.pad(targets, (0, 0, 0, missing), value=-100)
+        inputs, targets = padded(tokens, microbatch)  # a compiled layer has one shape
         with autocast(precision, device):
             total += model.loss(inputs, targets, separator_id=separator_id, reduction="sum")
-    return SetLoss(float(total) / blocks.tokens, blocks.tokens)
+    reshard(model)
+    return SetLoss(float(processes.sum(total)) / blocks.tokens, blocks.tokens)
 
 
-def _microbatches(blocks: StoredBlocks, microbatch: int) -> Iterator[TokenBlocks]:
+def _microbatches(
+    blocks: StoredBlocks, microbatch: int, processes: Processes
+) -> Iterator[TokenBlocks]:
+    """Yields the microbatches of this process: as many as of every other, the last may be empty."""
     rest = iter(blocks)
-    while rows := list(islice(rest, microbatch)):
-        yield np.stack(rows).astype(np.int64)
+    while rows := list(islice(rest, microbatch * processes.size)):
+        own = rows[processes.rank * microbatch :][:microbatch]
+        yield np.reshape(own, (len(own), blocks.context + 1)).astype(np.int64)
 
 
 def measure_losses(
@@ -93,6 +97,7 @@ def measure_losses(
     precision: str,
     separator_id: int | None = None,
     wait: Callable[[Future[Any]], Any] = Future.result,
+    processes: Processes = ALONE,
 ) -> dict[str, SetLoss]:
     """Returns the loss on each validation set, by name; arguments as for `measure_loss`."""
     return {
@@ -103,6 +108,7 @@ def measure_losses(
             precision=precision,
             separator_id=separator_id,
             wait=wait,
+            processes=processes,
         )
         for name, blocks in sets.items()
     }

@@ -15,6 +15,7 @@ from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.errors import CheckpointError, Preempted
 from rewarm.training import loop
+from rewarm.training.distributed import ALONE
 
 
 def fill_disk_at_steps(monkeypatch, *steps):
@@ -35,9 +36,9 @@ def call_before_manifest(monkeypatch, action):
     """Calls `action(folder)` in the writing thread before a checkpoint is complete."""
     build_manifest = write_checkpoint.build_manifest
 
-    def act_and_build(folder, metrics):
+    def act_and_build(folder, *arguments):
         action(folder)
-        return build_manifest(folder, metrics)
+        return build_manifest(folder, *arguments)
 
     monkeypatch.setattr(write_checkpoint, "build_manifest", act_and_build)
 
@@ -110,7 +111,9 @@ def test_an_unexpected_error_waits_for_the_pending_save(recipe_text, tmp_path, m
 
 
 def test_seconds_to_finish_includes_the_pending_save():
-    writer = BackgroundWriter(None, None, None, "", None, sync_metrics=None, prune=list)
+    writer = BackgroundWriter(
+        None, None, None, "", None, sync_metrics=None, prune=list, processes=ALONE
+    )
     writer._pending = Future()
     writer._pending.set_result(SaveResult(1, seconds=2.0, stall=0.0, error=None, removed=[]))
     writer.wait_for_save()

@@ -14,6 +14,7 @@ from rewarm.model.architecture import PRESETS, Architecture
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.quantities import format_bytes
+from rewarm.recipe.batch_split import split_batch
 from rewarm.recipe.fields import OptimizerSettings
 from rewarm.training.device_setup import autocast
 from rewarm.training.layer_compilation import run_trial_pass
@@ -197,7 +198,7 @@ def test_peak_of_a_step_is_that_of_the_formula(
     tokens = torch.randint(0, vocabulary, (sequences, 129))
     cast = autocast(precision, torch.device("cpu"))
     arguments = {
-        "microbatch": microbatch,
+        "split": split_batch(len(tokens), 1, microbatch),
         "lr": 1e-4,
         "max_grad_norm": 1.0,
         "autocast_context": cast,
@@ -252,7 +253,7 @@ def test_peak_on_a_gpu_is_that_of_the_formula(
     torch.cuda.reset_peak_memory_stats()
     tokens = torch.randint(0, 50_000, (parts * microbatch, 2049))
     arguments = {
-        "microbatch": microbatch,
+        "split": split_batch(len(tokens), 1, microbatch),
         "lr": 1e-4,
         "max_grad_norm": 1.0,
         "autocast_context": cast,

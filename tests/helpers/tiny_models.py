@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rewarm.model.architecture import Architecture
 from rewarm.model.neox import NeoX, initialize_weights
+from rewarm.recipe.batch_split import split_batch
 from rewarm.training.loop import StepResult, take_step
 
 TINY = Architecture(layers=2, hidden=32, heads=2, vocabulary=64, positions=16)
@@ -25,11 +26,16 @@ def random_tokens(sequences: int = 4) -> Tensor:
 
 
 def take_tiny_step(
-    model: NeoX, optimizer: torch.optim.Optimizer, tokens: Tensor, **changed: object
+    model: NeoX,
+    optimizer: torch.optim.Optimizer,
+    tokens: Tensor,
+    *,
+    microbatch: int = 4,
+    **changed: object,
 ) -> StepResult:
     """Takes a step of one microbatch at 1e-3, or with other arguments."""
     arguments = {
-        "microbatch": 4,
+        "split": split_batch(len(tokens), 1, microbatch),
         "lr": 1e-3,
         "max_grad_norm": 1.0,
         "autocast_context": nullcontext(),

@@ -84,6 +84,10 @@ def get_scales(linear: nn.Linear) -> LinearScales:
     return cast(ScaledLinear, linear).scales
 
 
+def _unchanged(amaxes: Tensor) -> Tensor:
+    return amaxes
+
+
 class Fp8Scaling:
     """The scales of all linear layers of a model, updated after each step from the amaxes."""
 
@@ -97,6 +101,8 @@ class Fp8Scaling:
         self.needs_calibration = True
         """Whether the scales are still initial, since no amaxes were measured yet."""
         self._initial_factors = torch.tensor(_INITIAL_FACTORS, device=device)
+        self.maximum: Callable[[Tensor], Tensor] = _unchanged
+        """Returns the largest amaxes of all processes, which have the same scales."""
         self._scales: list[TensorScale] = []
         """Three for the first linear layer, three for the second, and so on."""
         for linear in linears:
@@ -129,7 +135,7 @@ class Fp8Scaling:
         If the step was skipped (`skipped` is 1), the amaxes of the step before it are repeated
         instead, since its own may belong to numbers about to overflow.
         """
-        step_amaxes = torch.stack(self._amaxes).view(1, -1, len(FP8_DTYPES))
+        step_amaxes = self.maximum(torch.stack(self._amaxes)).view(1, -1, len(FP8_DTYPES))
         if skipped is not None:
             step_amaxes = torch.where(skipped > 0, self.amax_history[:1], step_amaxes)
         self.amax_history = torch.cat((step_amaxes, self.amax_history[:-1]))

@@ -11,7 +11,7 @@ from torch import nn
 from training_runs import metrics, run, signal_in_step, trained_files
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
-from rewarm.checkpoints.manifest import MANIFEST, OPTIMIZER_FILE, build_manifest
+from rewarm.checkpoints.manifest import MANIFEST, build_manifest
 from rewarm.errors import CheckpointError, Preempted, RecipeError
 from rewarm.model.architecture import PRESETS, Architecture
 from rewarm.model.kernels.fp8 import scaling
@@ -24,6 +24,7 @@ from rewarm.model.kernels.fp8.scaling import (
 )
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
+from rewarm.recipe.batch_split import split_batch
 from rewarm.recipe.fields import OptimizerSettings
 from rewarm.recipe.recipe import load_recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
@@ -52,7 +53,13 @@ def batch(seed=0, sequences=8):
 def step(model, optimizer, tokens, precision="fp8"):
     cast = autocast(precision, CPU)
     return take_step(
-        model, optimizer, tokens, microbatch=4, lr=1e-3, max_grad_norm=1.0, autocast_context=cast
+        model,
+        optimizer,
+        tokens,
+        split=split_batch(len(tokens), 1, 4),
+        lr=1e-3,
+        max_grad_norm=1.0,
+        autocast_context=cast,
     )
 
 
@@ -251,8 +258,8 @@ def test_amaxes_of_another_model_or_invalid_ones_are_refused(damage, message):
 def test_invalid_amaxes_in_a_checkpoint_are_a_checkpoint_error(recipe_text, tmp_path):
     run(recipe_text, tmp_path / "run", precision="fp8", tokens=10240)
     last = last_checkpoint(tmp_path / "run")
-    state = load_file(last / OPTIMIZER_FILE)
-    save_file(state | {"fp8/amaxes": state["fp8/amaxes"] - 1e9}, last / OPTIMIZER_FILE)
+    state = load_file(last / "optimizer.safetensors")
+    save_file(state | {"fp8/amaxes": state["fp8/amaxes"] - 1e9}, last / "optimizer.safetensors")
     (last / MANIFEST).unlink()
     (last / MANIFEST).write_text(json.dumps(build_manifest(last)))
     with pytest.raises(CheckpointError, match=r"fp8/amaxes: not amaxes.*another checkpoint"):
@@ -316,7 +323,7 @@ def test_on_a_gpu_twenty_compiled_steps_have_the_losses_of_bf16(setting, memory)
                 model,
                 optimizer,
                 block,
-                microbatch=2,
+                split=split_batch(4, 1, 2),
                 lr=3e-4,
                 max_grad_norm=1.0,
                 autocast_context=cast,
