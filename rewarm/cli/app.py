@@ -92,12 +92,17 @@ def _options(
 
 def main() -> None:
     """Runs the command line; prints an error as one message and exits with the error's code."""
+    exit_process(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs a command line; prints an error as one message, and returns the exit code."""
     set_up_standard_streams()
     let_threads_sleep()
-    code = _run_command(sys.argv[1:])
+    code = _run_command(arguments)
     if output_error := flush_stdout():
         code = _report_output_error(output_error, code)
-    exit_process(code)
+    return code
 
 
 def _run_command(arguments: list[str]) -> int:
@@ -164,9 +169,20 @@ def _report_output_error(error: OSError, code: int) -> int:
     return _report(f"stdout cannot be written: {error.strerror}", exit_codes.UNEXPECTED)
 
 
+def _has_ended_alone() -> bool:
+    """Returns whether this process left a run that others may still be in."""
+    module = sys.modules.get("rewarm.training.distributed")
+    return module is not None and module.has_ended_alone()
+
+
 def _report(error: object, code: int) -> int:
-    """Prints an error to stderr, and returns its exit code."""
+    """Prints an error to stderr, and returns its exit code.
+
+    One that all processes of a run agree on is printed by the first of them.
+    """
     flush_stdout()
+    if int(os.environ.get("RANK", "0")) and not _has_ended_alone():
+        return code
     console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     with contextlib.suppress(OSError):  # stderr on a full disk must not change the exit code
         if isinstance(error, RecipeError):

@@ -14,7 +14,10 @@ from rewarm import exit_codes
 from rewarm.reader_threads import has_blocked_threads
 from rewarm.stop_signals import REPEATED_SIGNALS
 
-STARTED = time.monotonic()
+STARTED_VARIABLE = "REWARM_STARTED"
+"""The environment variable by which a launcher passes its start time to its processes."""
+
+STARTED = float(os.environ.get(STARTED_VARIABLE) or time.monotonic())
 """Time limits count from here, so that they include imports that take seconds."""
 
 INTERRUPTED_MESSAGE = "interrupted; finished shards and saved checkpoints are kept"
@@ -31,7 +34,7 @@ def let_threads_sleep() -> None:
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends the process, at once where a thread still waits for a storage that hangs.
+    """Ends the process, at once where a thread still waits for a storage or a process that hangs.
 
     Python's own exit would join such a thread if a library started it, and may crash in one that
     returns from C meanwhile.
@@ -39,7 +42,8 @@ def exit_process(code: int) -> NoReturn:
     if code == exit_codes.STOPPED:  # a signal that may come several times must not change it
         for number in REPEATED_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-    if has_blocked_threads():
+    distributed = sys.modules.get("rewarm.training.distributed")
+    if has_blocked_threads() or (distributed is not None and distributed.has_ended_alone()):
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple, Self
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.rendezvous import rendezvous
@@ -176,7 +178,9 @@ class ProcessGroup(Processes):
         _record_collectives()
         wait = timedelta(seconds=timeout)
         try:
-            self._store, self.rank, self.size = next(iter(rendezvous("env://", timeout=wait)))
+            store, self.rank, self.size = next(iter(rendezvous("env://", timeout=wait)))
+            # The launcher keeps the store: what earlier processes have published must not be found.
+            self._store = PrefixStore(f"attempt/{self.restarts}", store)
             dist.init_process_group(
                 "cpu:gloo,cuda:nccl" if self._device_type == "cuda" else "gloo",
                 store=self._store,
@@ -282,7 +286,9 @@ class ProcessGroup(Processes):
         if not is_consequence:
             self.post(f"failed/{self.rank}", _outcome(error))
         try:
-            self.agree("an error", error, grace=min(_LONGEST_GRACE, self._timeout))
+            self.agree(
+                f"its own {type(error).__name__}", error, grace=min(_LONGEST_GRACE, self._timeout)
+            )
         except _LostPeer as lost:
             return Report(lost if is_consequence else error, is_shared=False)
         except BaseException as agreed:
@@ -358,9 +364,7 @@ class ProcessGroup(Processes):
 
         `at` is where this rank waited for them.
         """
-        return _LostPeer(
-            f"rank {self.rank} waited for the others at {at}: {self._missing_ranks(error)}"
-        )
+        return _LostPeer(f"{self._missing_ranks(error)} (rank {self.rank} waited at {at})")
 
     def _missing_ranks(self, error: BaseException) -> str:
         others = [rank for rank in range(self.size) if rank != self.rank]
@@ -377,7 +381,7 @@ class ProcessGroup(Processes):
             return f"the connection to the launcher is lost: {_first_line(error)}"
         late = [rank for rank, (count, _) in seen.items() if count < self._agreements] or others
         last = "; ".join(f"rank {rank} was last seen at {seen[rank][1]}" for rank in late)
-        return f"{last}; it was killed, or hangs ({_first_line(error)})"
+        return f"{last}: it was killed, or hangs: {_first_line(error)}"
 
     @override
     def __exit__(
@@ -442,7 +446,9 @@ def _is_of_collective(error: BaseException) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """Returns the first sentence of an error, without the place in the source of gloo."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return re.sub(r"^\[\S+\] ", "", line).partition(". ")[0]
 
 
 def _record_collectives() -> None:

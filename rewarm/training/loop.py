@@ -181,7 +181,15 @@ def train(
         if not processes.is_main:
             progress_line_class = NoProgressLine
         with progress_line_class(steps=recipe.steps, done=run.state.step) as progress_line:
-            for message in [*run.start_messages, *microbatch_messages, *cleanup_messages]:
+            restart_messages: list[str] = []
+            if processes.restarts:
+                restart_messages = [f"restart {processes.restarts}: a process was lost"]
+            for message in [
+                *restart_messages,
+                *run.start_messages,
+                *microbatch_messages,
+                *cleanup_messages,
+            ]:
                 progress_line.print(message)
             recorder = RunRecorder(run, run_directory, progress_line, stop_requests)
             return _run_steps(run, recorder)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from typing import Annotated
 
 import typer
 
+from rewarm.cli.launcher import count_processes, is_worker, launch
 from rewarm.cli.options import AcceptChanges, RecipeFile, Resume, ResumeFrom, Set, load_recipe_file
 from rewarm.cli.process_setup import STARTED
 from rewarm.cli.standard_streams import output_is_summary
@@ -24,6 +27,20 @@ def train_command(
             metavar="3h55m", help="Save and exit within this wall-clock time, with exit code 75."
         ),
     ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N", help="GPUs of this machine to train on: a number, or all (the default)."
+        ),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help="Start again from the last checkpoint, so many times, if a process is killed.",
+        ),
+    ] = 0,
 ) -> None:
     """Run a recipe."""
     from rewarm.quantities import parse_duration
@@ -35,9 +52,13 @@ def train_command(
     loaded = load_recipe_file(
         recipe, overrides
     )  # a mistake in it is reported before torch is imported
+    output_is_summary()
+    if not is_worker():
+        processes = count_processes(gpus)
+        if processes > 1 or max_restarts:
+            raise typer.Exit(launch(sys.argv[1:], processes, max_restarts))
     from rewarm.training.loop import train
 
-    output_is_summary()
     checkpoint = train(
         loaded,
         resume=resume,
@@ -45,4 +66,5 @@ def train_command(
         accept_changes=accept_changes,
         deadline=deadline,
     )
-    print(checkpoint)
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(checkpoint)
