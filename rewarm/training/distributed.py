@@ -186,8 +186,8 @@ class ProcessGroup(Processes):
                 store=self._store,
                 rank=self.rank,
                 world_size=self.size,
-                # The hosts notice first, and can say which rank it is.
-                timeout=wait + timedelta(minutes=1),
+                # With NCCL the hosts notice first, and can say which rank it is.
+                timeout=wait + timedelta(minutes=self._device_type == "cuda"),
             )
             self._hosts = dist.new_group(backend="gloo", timeout=wait)
         except (RuntimeError, ValueError) as error:

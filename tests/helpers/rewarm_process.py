@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
@@ -19,7 +20,12 @@ _SERVER.set_forkserver_preload([
 
 
 def _main(
-    words: list[str], cwd: Path, environment: dict[str, str], output: Path, errors: Path
+    words: list[str],
+    cwd: Path,
+    environment: dict[str, str],
+    output: Path,
+    errors: Path,
+    before: Callable[[], None] | None,
 ) -> None:
     os.chdir(cwd)
     os.environ.clear()
@@ -29,6 +35,8 @@ def _main(
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)
     sys.argv = ["rewarm", *words]
+    if before:
+        before()
     from rewarm.cli.app import main
 
     main()
@@ -38,6 +46,7 @@ class RewarmProcess:
     """A command line of rewarm in a process of its own, and what it has printed so far.
 
     What it prints goes to files in `folder`; it runs in `cwd`, by default that of the test.
+    `before`, a function of a module, is called in it first.
     """
 
     def __init__(
@@ -46,13 +55,14 @@ class RewarmProcess:
         *words: object,
         cwd: Path | None = None,
         environment: dict[str, str] | None = None,
+        before: Callable[[], None] | None = None,
     ) -> None:
         self._output, self._errors = folder / "process.out", folder / "process.err"
         for path in (self._output, self._errors):
             path.unlink(missing_ok=True)
         arguments = (
             *(list(map(str, words)), cwd or Path.cwd(), os.environ | (environment or {})),
-            *(self._output, self._errors),
+            *(self._output, self._errors, before),
         )
         self._process = _SERVER.Process(target=_main, args=arguments)
         self._process.start()
