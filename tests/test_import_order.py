@@ -37,6 +37,7 @@ LAYERS = {
     "several arms": "study",
     "before the run": "estimates",
     "the run": "training",
+    "the machine": "diagnostics",
     "pictures": "plots",
     "pages": "report",
     "the command line": "cli __main__",
@@ -165,6 +166,7 @@ def test_commands_before_training_do_not_import_torch(thousand_steps, tmp_path):
         ("plan", str(path), "--gpu", "h100", "--gpus", "8", "--price", "2.5"): 0,
         ("check", str(path), "--set", "model={base: EleutherAI/pythia-410m}"): 3,
         ("train", str(path), "--set", "sede=1"): 2,
+        ("doctor", str(tmp_path)): 0,
         ("report", str(tmp_path)): 3,  # no run is there
     }
     ended = subprocess.run(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rewarm import exit_codes
 from rewarm.cli.commands.check import check
 from rewarm.cli.commands.compare import compare
+from rewarm.cli.commands.doctor import doctor
 from rewarm.cli.commands.eval import evaluate
 from rewarm.cli.commands.lineage import lineage
 from rewarm.cli.commands.new import new
@@ -61,6 +62,7 @@ app.command(rich_help_panel=_PLANNING)(schema)
 app.command(rich_help_panel=_PREPARATION)(new)
 app.command(rich_help_panel=_PREPARATION)(shard)
 app.command(rich_help_panel=_PREPARATION)(verify)
+app.command(rich_help_panel=_PREPARATION)(doctor)
 app.command(rich_help_panel=_TRAINING)(quickstart)
 app.command("train", rich_help_panel=_TRAINING)(train_command)
 app.command(rich_help_panel=_TRAINING)(compare)
