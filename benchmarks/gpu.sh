@@ -8,6 +8,7 @@
 #   bash benchmarks/gpu.sh sizes     70m, 160m, 1b and 1.4b compared with litgpt
 #   bash benchmarks/gpu.sh widths    the best microbatch of each size
 #   bash benchmarks/gpu.sh kernels   410m deterministic, with plain kernels, in every precision
+#   bash benchmarks/gpu.sh attention 410m with each attention backend
 #   bash benchmarks/gpu.sh fp8       410m in fp8, peers in bf16, by kernel family
 #   bash benchmarks/gpu.sh losses    1,000 steps of 70m in every precision; repeat to resume
 #   bash benchmarks/gpu.sh study     the study gpu-mini (text in .data/, see mini_study.sh); repeat to resume
@@ -53,7 +54,7 @@ merge_logs() { # a machine may return few files only
 }
 
 case ${1-} in
-  tests | 410m | sizes | widths | kernels | fp8 | losses | study | memory)
+  tests | 410m | sizes | widths | kernels | attention | fp8 | losses | study | memory)
     mkdir -p "$OUT"
     with_wheels
     ;;
@@ -110,6 +111,10 @@ print(*get_args(Recipe.model_fields["precision"].annotation))'); do
     done
     merge_logs
     ;;
+  attention)
+    step attention 570 --model pythia-410m --microbatch 16 --profile --no-first-step \
+      --no-overheads --peers 'rewarm cuDNN,rewarm flash,rewarm efficient'
+    ;;
   fp8)
     step fp8 400 --precision fp8 --model pythia-410m --microbatch 16 --profile --peers litgpt \
       --no-first-step
@@ -134,7 +139,7 @@ print(*get_args(Recipe.model_fields["precision"].annotation))'); do
     merge_logs
     ;;
   all)
-    for stage in tests 410m fp8 kernels losses memory sizes widths; do
+    for stage in tests 410m attention fp8 kernels losses memory sizes widths; do
       OUT=$OUT/$stage bash benchmarks/gpu.sh "$stage" || failed=1
     done
     ;;

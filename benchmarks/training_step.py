@@ -6,10 +6,12 @@
 
 Each arm is a separate process, which keeps its model between its turns; the turns are interleaved.
 Figures are medians over the turns, with the spread. Peers that cannot be imported are skipped and
-named; on a CPU nothing is compiled.
+named; on a CPU nothing is compiled. The attention that ran is stated for each arm.
 
 - rewarm: its own `take_step`, guard included, layers compiled as by `rewarm train`; the residual
   stream is in half precision, that of the peers in fp32, as autocast leaves it.
+- rewarm cuDNN, flash, efficient, math: the same with this attention in place of its own choice, or
+  with the next of them where it cannot be used. Only if `--peers` names them.
 - litgpt: its GPT, compiled whole.
 - transformers, transformers compiled: GPTNeoXForCausalLM, as it is and compiled whole.
 
@@ -41,7 +43,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from spread import spread
-from training_step_arms import ARMS, FAMILIES, SMALL, StepSettings, architecture, serve
+from training_step_arms import ARMS, FAMILIES, PEERS, SMALL, StepSettings, architecture, serve
 
 # The overhead of data, logging and evaluations, measured by `rewarm train` itself.
 
@@ -493,8 +495,9 @@ def arguments() -> argparse.ArgumentParser:
                         help="use deterministic operations (rewarm only)")  # fmt: skip
     parser.add_argument("--steps", type=int, default=20, help="steps per turn")
     parser.add_argument("--repeats", type=int, default=3, help="turns of each arm")
-    peers = ",".join(arm for arm in ARMS if arm != "rewarm")
-    parser.add_argument("--peers", default=peers, help=f"some of {peers}; '' for none")
+    others = ", ".join(arm for arm in ARMS if arm != "rewarm")
+    parser.add_argument("--peers", default=",".join(PEERS),
+                        help=f"arms to compare with, some of {others}; '' for none")  # fmt: skip
     parser.add_argument("--profile", action="store_true", help="time by kernel family")
     parser.add_argument("--no-first-step", dest="first_step", action="store_false",
                         help="skip the first step with a warm cache")  # fmt: skip

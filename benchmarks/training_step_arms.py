@@ -13,14 +13,21 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ARMS = {
-    "rewarm": "rewarm",
+PEERS = {
     "litgpt": "litgpt",
     "transformers compiled": "transformers",
     "transformers": "transformers",
+}
+"""Each peer, and the module it needs."""
+ATTENTION_BACKENDS = ("cuDNN", "flash", "efficient", "math")
+ARMS = {
+    "rewarm": "rewarm",
+    **PEERS,
+    **dict.fromkeys((f"rewarm {backend}" for backend in ATTENTION_BACKENDS), "rewarm"),
 }
 """Each arm, and the module it needs."""
 SMALL = ("tiny", "quickstart")
@@ -74,12 +81,15 @@ class Arm(NamedTuple):
     note: str = ""
 
 
-def rewarm(settings: StepSettings, weights: Path, device: Any) -> Arm:
-    """Returns rewarm's arm."""
+def rewarm(
+    settings: StepSettings, weights: Path, device: Any, *, attention: str | None = None
+) -> Arm:
+    """Returns rewarm's arm; `attention` is the backend to try first in place of its own choice."""
     import torch
 
     from rewarm.checkpoints.load_weights import load_model
     from rewarm.data.batch_loader import DataPosition
+    from rewarm.model.attention_backend import set_first_backend
     from rewarm.model.kernels.selection import choose_kernels
     from rewarm.recipe.batch_split import split_batch
     from rewarm.recipe.fields import GuardSettings, LossScaleSettings, OptimizerSettings
@@ -90,6 +100,8 @@ def rewarm(settings: StepSettings, weights: Path, device: Any) -> Arm:
 
     keep_freed_memory()  # as `rewarm train` does
     set_up_device(device, tf32=False, deterministic=settings.deterministic)
+    if attention:
+        set_first_backend(attention)
     model, _ = load_model(architecture(settings.model), weights)
     model.to(device)
     chosen, note = choose_kernels(settings.kernels, device)
@@ -117,7 +129,7 @@ def rewarm(settings: StepSettings, weights: Path, device: Any) -> Arm:
             max_grad_norm=adamw.clip,
             autocast_context=cast,
             should_skip=guard.should_skip,
-            **({"loss_scale": guard.scale} if fp16 else {}),
+            loss_scale=guard.scale,
         ).loss
 
     torch.manual_seed(0)
@@ -216,6 +228,7 @@ def _peer_step(
 
 BUILD: dict[str, Callable[[StepSettings, Path, Any], Arm]] = {
     "rewarm": rewarm,
+    **{f"rewarm {backend}": partial(rewarm, attention=backend) for backend in ATTENTION_BACKENDS},
     "litgpt": litgpt,
     "transformers": transformers,
     "transformers compiled": lambda *arguments: transformers(
@@ -231,8 +244,10 @@ class Worker:
     """An arm and the measurements that it can make."""
 
     def __init__(self, name: str, settings: StepSettings, work: Path) -> None:
-        """Builds the arm and takes the first step."""
+        """Builds the arm, takes the first step, and observes the attention of the second."""
         import torch
+
+        from rewarm.model.attention_backend import observed_backend
 
         self.settings, self.work = settings, work
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -244,6 +259,7 @@ class Worker:
         started = time.perf_counter()
         self.losses = self._steps(1)
         self.first_step = time.perf_counter() - started
+        self._attention = observed_backend(lambda: self._steps(1)) or "math"
 
     def _wait(self) -> None:
         import torch
@@ -269,7 +285,9 @@ class Worker:
 
     def first_step_result(self) -> dict[str, Any]:
         """Returns the time and loss of the first step."""
-        return {"first_step_s": self.first_step, "loss": self.losses, "note": self._arm.note}
+        attention = f"{self._attention} attention"
+        note = f"{attention}, {self._arm.note}" if self._arm.note else attention
+        return {"first_step_s": self.first_step, "loss": self.losses, "note": note}
 
     def turn(self, steps: int) -> dict[str, Any]:
         """Returns the seconds per step over `steps` steps, the peak memory and the losses."""

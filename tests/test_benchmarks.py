@@ -15,6 +15,8 @@ import training_step as step
 import training_step_arms as arms
 from repository import ROOT
 
+from rewarm.model.attention_backend import BACKENDS
+
 TINY = ["--model", "tiny", "--microbatch", "2", "--context", "32", "--steps", "2"]
 
 
@@ -44,6 +46,7 @@ def test_training_step_runs_rewarm_and_every_installed_peer(tmp_path):
     losses = []
     for arm in results["arms"].values():
         assert len(arm["turns"]) == 2
+        assert arm["cold"]["note"] == "flash attention"
         assert all(turn["step_s"] > 0 and turn["peak_bytes"] > 0 for turn in arm["turns"])
         assert set(arm["profile"]) == {*arms.FAMILIES, "other", "idle"}
         for family in ("matmuls", "attention", "norms", "GELU", "cross-entropy"):
@@ -55,6 +58,28 @@ def test_training_step_runs_rewarm_and_every_installed_peer(tmp_path):
     assert results["overheads"]["tokens_per_s"] > 0
     assert 0 <= results["overheads"]["data_wait"] < 1
     assert "`rewarm train`, a log line every 10 steps" in output
+
+
+@pytest.mark.slow
+def test_attention_backends_are_compared(tmp_path):
+    json_path = tmp_path / "step.json"
+    output = run(*TINY, "--precision", "fp16", "--repeats", "1", "--no-first-step",
+                 "--no-overheads", "--peers", "rewarm flash,rewarm math",
+                 "--json", str(json_path))  # fmt: skip
+    arms = json.loads(json_path.read_text())["arms"]
+    assert {name: arm["cold"]["note"] for name, arm in arms.items()} == {
+        "rewarm": "flash attention",
+        "rewarm flash": "flash attention",
+        "rewarm math": "math attention",
+    }
+    assert "rewarm math: math attention" in output
+    losses = [arm["turns"][0]["loss"] for arm in arms.values()]
+    assert losses[0] == losses[1] != losses[2]
+    assert losses[2] == pytest.approx(losses[0], abs=1e-2)
+
+
+def test_arms_of_attention_backends_are_those_of_rewarm():
+    assert tuple(BACKENDS) == arms.ATTENTION_BACKENDS
 
 
 @pytest.mark.slow
@@ -168,7 +193,8 @@ def test_every_stage_of_gpu_script_calls_valid_commands(tmp_path):
     stub.parent.mkdir()
     stub.write_text('#!/bin/sh\nprintf "%s\\t" "$@" >>"$CALLS"; echo >>"$CALLS"\n')
     stub.chmod(0o755)
-    for stage in ("tests", "410m", "sizes", "widths", "kernels", "fp8", "losses", "memory"):
+    stages = "tests 410m sizes widths kernels attention fp8 losses memory"
+    for stage in stages.split():
         calls, out = tmp_path / stage, tmp_path / "out" / stage
         search = f"{stub.parent}:{os.environ['PATH']}"
         environment = os.environ | {"PATH": search, "CALLS": str(calls), "OUT": str(out)}

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rewarm.model.attention_backend import choose_backend, cudnn_version
 from rewarm.version import __version__
 
 
@@ -31,14 +32,16 @@ def cpu_threads(device: torch.device) -> int | None:
     return torch.get_num_threads() if device.type == "cpu" else None
 
 
-def describe_environment(device: torch.device) -> dict[str, str]:
-    """Returns the versions and the device that a run's numbers may depend on."""
+def describe_environment(device: torch.device, attention: str) -> dict[str, str]:
+    """Returns the versions, device and attention that a run's numbers may depend on."""
     threads = cpu_threads(device)
     return {
         "device": device_name(device) + (f", {threads} threads" if threads else ""),
+        "attention": attention,
         "rewarm": __version__,
         "torch": torch.__version__,
         "CUDA": torch.version.cuda or "none",
+        "cuDNN": str(cudnn_version() or "none"),
         "Python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
     }
@@ -53,8 +56,8 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 def set_up_device(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
     """Sets how a GPU computes from here on; a CPU has no such choices.
 
-    Both are set either way: PyTorch keeps them for the process, and an earlier run may have set
-    them differently.
+    All are set either way: PyTorch keeps them for the process, and an earlier run may have set
+    them differently. The order of attention's backends follows from the GPU.
 
     Args:
         device: where a run starts, with nothing computed yet.
@@ -67,6 +70,7 @@ def set_up_device(device: torch.device, *, tf32: bool, deterministic: bool) -> N
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     # The compiler recommends TF32; whoever wants it has set `tf32`.
     warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)
+    choose_backend(device, deterministic=deterministic)
     torch.use_deterministic_algorithms(deterministic)
     # It would also fill all new memory, which is a pass over each tensor.
     settings: Any = torch.utils.deterministic  # its declared type lacks this attribute

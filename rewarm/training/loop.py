@@ -174,7 +174,7 @@ def train(
         with processes.agreement("the start"):
             cleanup_messages = run_directory.prepare(run.recipe.to_yaml(), run.state)
         record = run.start_record.model_dump(mode="json")
-        record["environment"] = describe_environment(find_device())
+        record["environment"] = describe_environment(find_device(), run.attention)
         record["processes"] = processes.size
         record["cpu_threads"] = run.state.cpu_threads
         run_directory.log_event("start", step=run.state.step, pid=os.getpid(), **record)

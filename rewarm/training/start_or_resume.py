@@ -8,6 +8,7 @@ with `fresh`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from rewarm.data.batch_loader import EMPTY_DIGEST, BatchLoader
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, RecipeError, printable
 from rewarm.estimates.memory import estimate_recipe_memory
+from rewarm.model.attention_backend import observed_backend
 from rewarm.model.kernels.fp8.scaling import check_fp8_device
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
@@ -56,6 +58,8 @@ class StartedRun(NamedTuple):
     processes: Processes
     split: BatchSplit
     """How the batch is divided among the processes, and into microbatches."""
+    attention: str
+    """The backend of attention that ran, or `flex`."""
     state: TrainingState
     start_record: StartRecord
     start_messages: list[str]
@@ -96,7 +100,9 @@ def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> Star
     corpora = list(resolved.corpora.values())
     info = corpora[0].index.tokenizer
     separator_id = info.eos if recipe.data.documents == "separate" else None
-    compile_lines = _compile(model, recipe, split, separator_id)
+    trial_pass = _trial_pass(model, recipe, split, separator_id)
+    compile_lines = _compile(model, recipe, trial_pass)
+    attention = observed_backend(trial_pass) or ("flex" if separator_id is not None else "math")
     mixture = corpus_mixture(recipe, state.weight_change)
     loader = BatchLoader(
         corpora,
@@ -117,13 +123,14 @@ def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> Star
         separator_id,
         processes,
         split,
+        attention,
         state,
         start,
         [
             *(f"{heading:<8}{text}" for heading, text in start.lines()),
             *_resume_lines(resolved.resume_state, state),
             _model_line(model, info.vocabulary),
-            _device_line(recipe, device, kernels_text),
+            _device_line(recipe, device, attention, kernels_text),
             *_processes_lines(recipe, split),
             *compile_lines,
             _memory_line(model, recipe, triton=kernels is not PYTORCH_KERNELS),
@@ -160,20 +167,27 @@ def _fill_weights(model: NeoX, resolved: ResolvedRun) -> str | None:
     return tensors
 
 
-def _compile(model: NeoX, recipe: Recipe, split: BatchSplit, separator_id: int | None) -> list[str]:
-    """Compiles the layers on a GPU; returns a warning where that fails."""
+def _trial_pass(
+    model: NeoX, recipe: Recipe, split: BatchSplit, separator_id: int | None
+) -> Callable[[], None]:
+    """Returns a function that runs one microbatch of zeros, on a CPU one sequence."""
     device = next(model.parameters()).device
-    if device.type != "cuda" or not recipe.compile:
-        return []
-    attempt = partial(
+    return partial(
         run_trial_pass,
         model,
-        microbatch=split.microbatch,
+        microbatch=split.microbatch if device.type == "cuda" else 1,
         context=recipe.data.context,
         cast=autocast(recipe.precision, device),
         separator_id=separator_id,
     )
-    return compile_or_run_eagerly(model, attempt)
+
+
+def _compile(model: NeoX, recipe: Recipe, trial_pass: Callable[[], None]) -> list[str]:
+    """Compiles the layers on a GPU; returns a warning where that fails."""
+    device = next(model.parameters()).device
+    if device.type != "cuda" or not recipe.compile:
+        return []
+    return compile_or_run_eagerly(model, trial_pass)
 
 
 def _check_guard_state(resume: ResumeState) -> None:
@@ -255,10 +269,13 @@ def _model_line(model: NeoX, vocabulary: int) -> str:
     return f"model   {model.architecture.parameters:,} parameters, {rows:,} embedding rows{padding}"
 
 
-def _device_line(recipe: Recipe, device: torch.device, kernels_text: str) -> str:
-    tf32 = ", matmuls in TF32," if recipe.tf32 else ""
+def _device_line(recipe: Recipe, device: torch.device, attention: str, kernels_text: str) -> str:
+    precision = f"{recipe.precision}, matmuls in TF32" if recipe.tf32 else recipe.precision
     deterministic = ", deterministic" if recipe.deterministic else ""
-    return f"device  {device_name(device)}, {recipe.precision}{tf32}{kernels_text}{deterministic}"
+    return (
+        f"device  {device_name(device)}, {precision}, {attention} attention{kernels_text}"
+        f"{deterministic}"
+    )
 
 
 def _processes_lines(recipe: Recipe, split: BatchSplit) -> list[str]:

@@ -20,6 +20,7 @@ from rewarm.data.prefetch import prefetch
 from rewarm.data.shard_source import ShardSource
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.data.tokenizer import check_model_matches_shards
+from rewarm.model.attention_backend import choose_backend
 from rewarm.model.neox import NeoX
 from rewarm.quantities import perplexity
 from rewarm.runs.preconditions import check_open_files
@@ -145,7 +146,9 @@ def measure_checkpoint(
         }
         check_open_files({}, sets)
         model, _ = load_model(base.architecture, base.directory)
-        model.to(find_device())
+        device = find_device()
+        choose_backend(device, deterministic=False)
+        model.to(device)
         return measure_losses(model, sets, microbatch=microbatch, precision=precision)
 
     # A run that is training may delete a checkpoint while it is read, after it saved a newer one.

@@ -6,6 +6,7 @@ from compiled_graphs import compiles, graphs
 from functorch.compile import nop
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import CheckpointPolicy
 from torch.utils.flop_counter import FlopCounterMode
 from training_runs import metrics, run, trained_files
 
@@ -132,6 +133,15 @@ def test_the_mlps_first_matmul_and_the_head_are_recomputed(changed):
     assert recomputed(eager_flops) == 3 * (width * inner + width * width) + width * vocabulary
     sequential = width * width if changed else 0
     assert recomputed(compiled_flops) == 3 * (width * inner + sequential)
+
+
+@pytest.mark.parametrize("backend", ["cudnn", "flash", "efficient"])
+def test_the_attention_of_every_fused_backend_is_stored(backend):
+    operator = getattr(torch.ops.aten, f"_scaled_dot_product_{backend}_attention").default
+    stored = activation_recompute._recompute_policy(192, None, operator)
+    recomputed = activation_recompute._recompute_policy(192, None, torch.ops.aten.gelu.default)
+    assert stored == CheckpointPolicy.MUST_SAVE
+    assert recomputed == CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def test_the_recomputed_share_of_a_step():

@@ -1,4 +1,4 @@
-"""TF32 and determinism are set for the process, and hold on a GPU."""
+"""TF32, determinism and attention are set for the process, and hold on a GPU."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from rewarm.model.architecture import PRESETS
 from rewarm.model.kernels.selection import choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.recipe.recipe import load_recipe
+from rewarm.training import device_setup
 from rewarm.training.device_setup import set_up_device
 from rewarm.training.verify_resume import verify_resume
 
@@ -21,14 +22,17 @@ def choices(monkeypatch):
     arguments = []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", arguments.append)
     monkeypatch.setattr(torch, "use_deterministic_algorithms", arguments.append)
+    monkeypatch.setattr(
+        device_setup, "choose_backend", lambda _, *, deterministic: arguments.append(deterministic)
+    )
     return arguments
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 @pytest.mark.parametrize(("tf32", "precision"), [(False, "highest"), (True, "high")])
-def test_both_choices_are_always_made(choices, tf32, precision, deterministic):
+def test_all_choices_are_always_made(choices, tf32, precision, deterministic):
     set_up_device(GPU, tf32=tf32, deterministic=deterministic)
-    assert choices == [precision, deterministic]
+    assert choices == [precision, deterministic, deterministic]
     assert not torch.utils.deterministic.fill_uninitialized_memory
 
 

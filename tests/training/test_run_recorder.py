@@ -139,4 +139,5 @@ def test_saves_are_events(recipe_text, tmp_path):
     assert [(save["step"], save["error"]) for save in saves] == [(10, None), (20, None)]
     (start,) = events(tmp_path / "run", "start")
     assert start["environment"]["device"].startswith("cpu, ")
+    assert start["environment"]["attention"] == "flash"
     assert json.loads(json.dumps(start["rates"])).keys() == {"1", "2", "3", "20"}

@@ -1,12 +1,19 @@
 """Losses of checkpoints on named validation sets."""
 
 import pytest
+import torch
 from training_runs import run
 
 from rewarm.data.shard_source import ShardSource
 from rewarm.data.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import CheckpointError, DataError
+from rewarm.model.attention_backend import (
+    cudnn_version,
+    observed_backend,
+    preferred_backend,
+    set_first_backend,
+)
 from rewarm.quantities import perplexity
 from rewarm.training.validation_loss import SetLoss, measure_checkpoint
 
@@ -30,6 +37,20 @@ def test_the_microbatch_does_not_matter(checkpoint, corpora):
     one, seven = (measure(checkpoint, shards, context=32, microbatch=n) for n in (1, 7))
     assert one.loss == pytest.approx(seven.loss, abs=1e-6)
     assert one.tokens == seven.tokens
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_on_a_gpu_the_preferred_attention_runs(checkpoint, corpora):
+    shards = {"set": ShardSource(str(corpora / "upstream" / "val"))}
+    capability = torch.cuda.get_device_capability()
+    set_first_backend("math")
+    observed = observed_backend(
+        lambda: measure_checkpoint(
+            str(checkpoint), shards, context=64, microbatch=1, tokens=None, precision="bf16"
+        )
+    )
+    assert observed == preferred_backend(capability, cudnn_version(), deterministic=False)
 
 
 def test_perplexity_is_of_the_loss():
