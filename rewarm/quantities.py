@@ -270,6 +270,11 @@ def format_bytes(count: int) -> str:
     return f"{count:,} B"
 
 
+def format_seconds(seconds: float) -> str:
+    """Formats seconds: `7.7 ms`, `1.25 s`."""
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
+
+
 def perplexity(loss: float) -> float:
     """Returns exp(loss), or infinity if that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 
+import communication_model
 import pytest
 import training_step as step
 import training_step_arms as arms
@@ -183,6 +184,27 @@ def test_table_counts_flops_as_palm_does():
     assert "none in take_step" in text
     assert "Stopped: " in text
     assert "+0.00% of the step's time" in text
+
+
+def test_communication_model_in_the_documentation_is_what_the_script_prints():
+    table = communication_model.table()
+    page = (ROOT / "docs" / "multi-gpu.md").read_text()
+    section = page.partition("## Communication, as a model")[2].partition("\n## ")[0]
+    assert f"\n{table}\n" in section
+    assert len(table.splitlines()) == 2 + 3 * 2 + 2 * 3 * 3
+
+
+def test_communication_model_by_hand():
+    step = communication_model.fastest_step(communication_model.Setting(512, "pythia-410m", 1))
+    assert (step.split.parts, step.split.microbatch) == (1, 3)
+    assert step.computing == pytest.approx(3 * 2048 / 174_000)
+    # 2 · 4 bytes of 405,334,016 gradients through 8 cards of 45 GB/s; 25 all-reduces of 2 · 7 steps
+    # in a node and 2 · 6 between 64 nodes.
+    expected = 8 * 405_334_016 * 511 / 512 / 360e9 + 25 * (14 * 3.4e-6 + 12 * 14e-6)
+    assert step.communication.seconds == pytest.approx(expected)
+    assert step.communication_share == pytest.approx(expected / (expected + step.computing))
+    assert step.exposed_share == 0.0
+    assert communication_model.fastest_step(communication_model.Setting(8, "pythia-12b", 1)) is None
 
 
 def test_every_stage_of_gpu_script_calls_valid_commands(tmp_path):

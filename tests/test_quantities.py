@@ -13,6 +13,7 @@ from rewarm.quantities import (
     format_bytes,
     format_count,
     format_number,
+    format_seconds,
     parse_count,
     parse_duration,
     parse_share,
@@ -221,6 +222,11 @@ def test_numbers_are_formatted(value, text):
 )
 def test_bytes_are_formatted(count, text):
     assert format_bytes(count) == text
+
+
+def test_formatting_seconds():
+    assert format_seconds(0.00768) == "7.7 ms"
+    assert format_seconds(1234.567) == "1,234.57 s"
 
 
 def test_perplexity_is_the_exponential_of_the_loss_or_infinite():

@@ -6,13 +6,16 @@ import json
 
 from rich.console import Console
 
-from rewarm.cli.terminal_tables import plain_table, print_table
+from rewarm.cli.terminal_tables import plain_table, print_notes, print_table
 from rewarm.estimates.cost import CostEstimate, RunCost
+from rewarm.estimates.gpu_plan import GpuPlan, padding_text, split_text
 from rewarm.estimates.throughput import Speed, SpeedOf, gpu_memory, measured_gpus
 from rewarm.model.architecture import Architecture
-from rewarm.quantities import format_bytes, format_count, format_number
+from rewarm.quantities import format_bytes, format_count, format_number, format_seconds
 from rewarm.recipe.recipe import Recipe
-from rewarm.version import __version__
+
+_FOLDED_NAME = 12
+"""The narrowest column of names; a terminal that is narrower still wraps rows, and cuts nothing."""
 
 
 def speed_by_measuring() -> SpeedOf:
@@ -47,13 +50,15 @@ def print_cost(estimate: CostEstimate, gpu: str | None) -> None:
         rows.append(_row("all", estimate, "", estimate.price))
     shown = [name for name in rows[0] if any(row[name] for row in rows)]
     table = plain_table(*shown)
-    for column in table.columns[1:]:
-        column.justify = "right"
+    names, *figures = table.columns
+    names.no_wrap, names.overflow = False, "fold"
+    for column in figures:
+        column.justify, column.no_wrap = "right", True
     for row in rows:
         table.add_row(*(row[name] for name in shown))
-    print_table(table)
-    for heading, text in _notes(estimate, gpu):
-        print(f"{heading:<10}{text}")
+    widths = [max(len(text) for text in (name, *(row[name] for row in rows))) for name in shown]
+    print_table(table, min_width=min(_FOLDED_NAME, widths[0]) + sum(2 + n for n in widths[1:]))
+    print_notes((f"{heading:<10}{text}" for heading, text in _notes(estimate, gpu)), indent=10)
 
 
 def _row(
@@ -84,8 +89,10 @@ def _notes(estimate: CostEstimate, gpu: str | None) -> list[tuple[str, str]]:
         notes.append(("time", f"name a GPU that was measured ({known}), or --measure here"))
     else:
         notes.append(("time", prefix + _time_note(first, measured=gpu is None)))
-    if estimate.gpus > 1 and estimate.hours is not None:
-        notes.append(("GPUs", _gpus_note(estimate, first)))
+    if first.sharing:
+        notes += _sharing_notes(first, first.sharing)
+    elif estimate.gpus > 1 and estimate.hours is not None:
+        notes.append(("GPUs", _queue_note(estimate)))
     notes.append(
         ("FLOPs", "6 per parameter in a matmul + 12 · layers · hidden · context a token; training")
     )
@@ -111,6 +118,8 @@ def _time_note(cost: RunCost, *, measured: bool) -> str:
     hours = cost.time
     assert hours
     parts = [f"{_format_hours(hours.training)} of steps"]
+    if hours.communicating:
+        parts.append(f"{_format_hours(hours.communicating)} of communication")
     if cost.evaluations:
         evaluated = f"{cost.evaluations:,} × {format_count(cost.evaluated)} tokens"
         parts.append(f"{_format_hours(hours.evaluating)} of evaluations ({evaluated})")
@@ -124,16 +133,7 @@ def _time_note(cost: RunCost, *, measured: bool) -> str:
     )
 
 
-def _gpus_note(estimate: CostEstimate, first: RunCost) -> str:
-    if first.gpus > 1:
-        unit = first.microbatch or 1
-        parts = first.sequences // unit
-        busiest = -(-parts // first.gpus)
-        return (
-            f"{first.gpus} at one GPU's speed each, communication not included; the busiest runs "
-            f"{busiest:,} of a step's {parts:,} microbatches of {unit}; rewarm {__version__} "
-            "itself trains a run on one GPU"
-        )
+def _queue_note(estimate: CostEstimate) -> str:
     held = estimate.held_gpu_hours or 0.0
     cost = f", {format_number(held * estimate.price)}" if estimate.price is not None else ""
     return (
@@ -142,19 +142,48 @@ def _gpus_note(estimate: CostEstimate, first: RunCost) -> str:
     )
 
 
+def _sharing_notes(cost: RunCost, plan: GpuPlan) -> list[tuple[str, str]]:
+    """Returns how GPUs share a run, and what they send each other."""
+    automatic = cost.microbatch is None
+    split = split_text(plan, automatic=automatic)
+    if plan.useful < 1:
+        split += f"; {padding_text(plan, automatic=automatic)}"
+    one_at_once = ", with one sequence at once" if automatic else ""
+    overlapped = f"; {_format_hours(cost.time.overlapped)} with full overlap" if cost.time else ""
+    links = (
+        f"parallel.shard: {plan.shard_name(plan.shard)} sends "
+        f"{format_bytes(plan.chosen.bytes_sent)} from each GPU in a step{one_at_once}, "
+        f"{format_seconds(plan.chosen.communication_seconds)} by a model of H100s, none of it "
+        f"while they compute{overlapped}"
+    )
+    return [("GPUs", split), ("links", links)]
+
+
 def _memory_note(estimate: CostEstimate, gpu: str | None) -> str:
     if estimate.costs[0].memory_measured:
         return "the peak of the process that took the steps, Python and torch included"
+    on_each = " on each GPU" if estimate.costs[0].sharing else ""
     text = (
-        "weights, gradients, optimizer state, activations and logits at the peak of a step, by "
-        "arithmetic"
+        "weights, gradients, optimizer state, activations and logits at the peak of a step"
+        f"{on_each}, by arithmetic"
     )
     if not gpu:
         return text
     available = gpu_memory(gpu)
     if estimate.memory <= available:
         return f"of {format_bytes(available)}: {text}"
-    return f"more than the {format_bytes(available)} of {gpu}: at this microbatch it does not fit"
+    return (
+        f"more than the {format_bytes(available)} of {gpu}: at this microbatch it does not fit"
+        f"{_shards_that_fit(estimate.costs[0].sharing, available)}"
+    )
+
+
+def _shards_that_fit(plan: GpuPlan | None, available: int) -> str:
+    """Returns which settings of `parallel.shard` need no more than the available memory."""
+    fitting = [shard.shard for shard in plan.shards if shard.memory <= available] if plan else []
+    if not plan or not fitting:
+        return ""
+    return f"; it does with parallel.shard: {plan.shard_name(fitting[0])}"
 
 
 def _disk_note(cost: RunCost) -> str:

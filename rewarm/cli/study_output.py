@@ -26,12 +26,13 @@ from rewarm.study.results_json import StudySummary, results_as_json, study_paret
 from rewarm.study.run_outcomes import UPSTREAM, StudyResults, outcome_notes, same_batches
 from rewarm.study.runner import RunStatus, StudyRunner
 from rewarm.study.study_file import StudyPlan
+from rewarm.study.worker_gpus import WorkerGpus
 
 _COLUMNS = ("arm", "start", "final", "change", "peak rise", "recovered at")
 """The columns of a comparison table that fit a terminal, besides the differences."""
 
 
-def run_and_print_study(plan: StudyPlan, workers: int, *, as_json: bool) -> None:
+def run_and_print_study(plan: StudyPlan, workers: WorkerGpus, *, as_json: bool) -> None:
     """Runs every run of a study that is not complete, writes results.json, prints the results.
 
     Raises:
@@ -129,10 +130,10 @@ def _status_display() -> Iterator[Callable[[list[RunStatus]], None]]:
     def print_changes(statuses: list[RunStatus]) -> None:
         for status in statuses:
             if printed.get(status.name) != status.state and status.state != "waiting":
+                gpus = f" on GPU {status.gpus}" if status.gpus else ""
                 failure = f": {status.failure}" if status.failure else ""
-                console.print(
-                    f"{status.name}  {status.state}{failure}", markup=False, soft_wrap=True
-                )
+                line = f"{status.name}  {status.state}{gpus}{failure}"
+                console.print(line, markup=False, soft_wrap=True)
             printed[status.name] = status.state
 
     if not console.is_terminal:
@@ -154,7 +155,8 @@ def _status_table(statuses: list[RunStatus], height: int) -> Table:
     for status in (active + waiting)[: max(3, height - 4)]:
         bar = "━" * round(20 * status.step / status.steps)
         step = f"{status.step:,}/{status.steps:,}"
-        table.add_row(status.name, status.state, step, status.failure or bar)
+        state = f"{status.state} on GPU {status.gpus}" if status.gpus else status.state
+        table.add_row(status.name, state, step, status.failure or bar)
     table.add_row("", "", "", ", ".join(f"{count} {state}" for state, count in counts.items()))
     return table
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -19,16 +21,39 @@ def plain_table(*columns: str) -> Table:
     return table
 
 
-def print_table(table: Table) -> None:
-    """Prints a table; in a pipe each row is one line of any length, so that scripts can read it."""
+def print_table(table: Table, *, min_width: int = 0) -> None:
+    """Prints a table; in a pipe each row is one line of any length, so that scripts can read it.
+
+    Args:
+        table: the table.
+        min_width: rows of this width are not fitted to a terminal that is narrower.
+    """
     console = Console(highlight=False, emoji=False)
     if console.is_terminal:
+        console.width = max(console.width, min_width)
         console.print(table, markup=False)
         return
     console.width = 1000
     with console.capture() as captured:
         console.print(table, markup=False)
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def print_notes(lines: Iterable[str], *, indent: int) -> None:
+    """Prints lines that begin with a heading; a terminal shows long ones with a hanging indent."""
+    console = Console()
+    for line in lines:
+        print(_hanging(line, console.width, indent) if console.is_terminal else line)
+
+
+def _hanging(line: str, width: int, indent: int) -> str:
+    return textwrap.fill(
+        line,
+        width,
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def print_result_table(table: ResultTable, *, show_title: bool = True) -> None:

@@ -2,7 +2,9 @@
 
 ```
  hours of a run = startup + steps × step + evaluations × their tokens / speed + saves × stall
+ step on n GPUs = its time on one / (n × useful share of the sequences) + communication
 ```
+Communication is a model (communication.py), here without overlap, the upper bound.
 A study's runs are spread over the GPUs as `rewarm compare --workers` does it: each takes the next
 run, in their order, whose base is trained.
 """
@@ -16,6 +18,8 @@ from typing import NamedTuple
 
 from pydantic import BaseModel
 
+from rewarm.errors import RecipeError
+from rewarm.estimates.gpu_plan import GpuPlan
 from rewarm.estimates.run_plan import RunPlan, plan_run
 from rewarm.estimates.throughput import Speed, SpeedOf
 from rewarm.recipe.recipe import Recipe
@@ -27,6 +31,9 @@ class RunHours(BaseModel):
     """Hours of a run, by what they are spent on."""
 
     training: float
+    """Computing, padding included."""
+    communicating: float = 0.0
+    """Between several GPUs, where none of it runs while they compute."""
     evaluating: float
     saving: float
     starting: float
@@ -34,7 +41,12 @@ class RunHours(BaseModel):
     @property
     def total(self) -> float:
         """All of them."""
-        return self.training + self.evaluating + self.saving + self.starting
+        return self.training + self.communicating + self.evaluating + self.saving + self.starting
+
+    @property
+    def overlapped(self) -> float:
+        """All of them, if communication and computing overlap as far as they can."""
+        return self.total - min(self.training, self.communicating)
 
 
 class RunCost(BaseModel):
@@ -44,6 +56,8 @@ class RunCost(BaseModel):
     runs: int
     gpus: int
     """That one run is spread over."""
+    sharing: GpuPlan | None = None
+    """How they share it; None for one GPU."""
     tokens: int
     steps: int
     flops: int
@@ -58,7 +72,7 @@ class RunCost(BaseModel):
     hours: float | None
     gpu_hours: float | None
     memory: int
-    """Bytes at the peak: of a step on its device, or of the process that was measured."""
+    """Bytes at the peak: of a step on each device, or of the process that was measured."""
     memory_measured: bool
     checkpoints: int
     """The most that are on disk at once."""
@@ -106,10 +120,10 @@ class QueuedRun(NamedTuple):
 def estimate_recipe_cost(
     recipe: Recipe, *, gpus: int, on_gpu: bool | None, speed_of: SpeedOf | None
 ) -> CostEstimate:
-    """Returns the cost of a recipe, on so many GPUs at one GPU's speed each.
+    """Returns the cost of a recipe, on GPUs that share its steps.
 
     Raises:
-        RewarmError: its model cannot be found, or no speed is known.
+        RewarmError: its model cannot be found, no speed is known, or so many GPUs cannot share it.
     """
     cost = _run_cost(str(recipe.run_directory), recipe, 1, gpus, on_gpu, speed_of)
     return _total([cost], gpus, cost.hours)
@@ -173,30 +187,39 @@ def _run_cost(
     resolved = resolve(recipe, resume=True, accept_changes=True)
     if resolved.architecture is None:
         resolved.raise_problems()
-    plan = plan_run(resolved, on_gpu=on_gpu)
+    plan = plan_run(resolved, on_gpu=on_gpu, gpus=gpus)
     assert resolved.architecture
+    evaluated = _evaluated_tokens(plan, gpus)
+    speed = speed_of(recipe, resolved.architecture, evaluated) if speed_of else None
+    if recipe.batch.microbatch is None and speed and speed.microbatch:  # what `auto` became
+        batch = recipe.batch.model_copy(update={"microbatch": speed.microbatch})
+        resolved = resolved.with_recipe(recipe.model_copy(update={"batch": batch}))
+        plan = plan_run(resolved, on_gpu=on_gpu, gpus=gpus)
+        evaluated = _evaluated_tokens(plan, gpus)
+    if speed and plan.gpus and plan.gpus.shard > 1 and plan.microbatch is None:
+        raise RecipeError(
+            [
+                "batch.microbatch: what auto becomes is not known here, and the communication of "
+                f"parallel.shard: {recipe.parallel.shard} depends on it; give a number, such as "
+                "--set batch.microbatch=8"
+            ]
+        )
     assert plan.model
     assert plan.memory
     assert plan.checkpoint_bytes
-    microbatch = recipe.batch.microbatch
-    evaluated = _evaluated_tokens(plan, microbatch or 1)
-    speed = speed_of(recipe, resolved.architecture, evaluated) if speed_of else None
-    if microbatch is None and speed and speed.microbatch:  # what `auto` became
-        microbatch = speed.microbatch
-        evaluated = _evaluated_tokens(plan, microbatch)
-    share = _share(recipe.sequences_per_step, microbatch or 1, gpus)
-    time = _hours(plan, speed, share, evaluated, gpus) if speed else None
+    time = _hours(plan, speed, evaluated, gpus) if speed else None
     return RunCost(
         name=name,
         runs=runs,
         gpus=gpus,
+        sharing=plan.gpus,
         tokens=plan.tokens,
         steps=plan.steps,
         flops=plan.tokens * plan.model.flops_per_token,
         evaluations=plan.evaluations,
         evaluated=evaluated,
         sequences=recipe.sequences_per_step,
-        microbatch=microbatch,
+        microbatch=plan.microbatch,
         time=time,
         hours=time and time.total,
         gpu_hours=time and gpus * time.total,
@@ -210,25 +233,23 @@ def _run_cost(
     )
 
 
-def _hours(plan: RunPlan, speed: Speed, share: float, evaluated: int, gpus: int) -> RunHours:
+def _hours(plan: RunPlan, speed: Speed, evaluated: int, gpus: int) -> RunHours:
+    computed = 1 / (gpus * plan.gpus.useful) if plan.gpus else 1.0  # by a GPU, of a step
+    communication = plan.gpus.chosen.communication_seconds if plan.gpus else 0.0
     return RunHours(
-        training=plan.steps * speed.step * share / 3600,
+        training=plan.steps * speed.step * computed / 3600,
+        communicating=plan.steps * communication / 3600,
         evaluating=plan.evaluations * evaluated / speed.evaluated_per_second / gpus / 3600,
         saving=((plan.checkpoints - 1) * speed.stall + speed.save) / 3600,
         starting=speed.start / 3600,
     )
 
 
-def _share(sequences: int, microbatch: int, gpus: int) -> float:
-    """Returns the share of a step's microbatches that the busiest of the GPUs runs."""
-    microbatches = sequences // microbatch
-    return math.ceil(microbatches / gpus) / microbatches
-
-
-def _evaluated_tokens(plan: RunPlan, microbatch: int) -> int:
-    """Returns the tokens of one evaluation: each set's blocks, in whole microbatches."""
+def _evaluated_tokens(plan: RunPlan, gpus: int) -> int:
+    """Returns the tokens of one evaluation: each set's blocks, in whole microbatches per GPU."""
+    unit = gpus * (plan.microbatch or 1)
     blocks = (dataset.needed // plan.context for dataset in plan.validation.values())
-    return sum(math.ceil(n / microbatch) * microbatch * plan.context for n in blocks)
+    return sum(math.ceil(n / unit) * unit * plan.context for n in blocks)
 
 
 def _total(costs: list[RunCost], gpus: int, hours: float | None) -> CostEstimate:

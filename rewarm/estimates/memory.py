@@ -42,6 +42,19 @@ are recomputed:
 ```
 That is 2 · layers · D · F FLOPs a token more, 7 % of those of Pythia-410M's step, 2 · layers · D²
 where attention and MLP run one after the other, and with PyTorch kernels 2 · V · D for the head.
+
+With several GPUs, of which m divide the weights (`parallel.shard`), for L parameters in a layer and
+R in the embeddings and the last norm, which FSDP gathers and keeps until a microbatch ends:
+
+```
+ weights, gradients, Adam moments         their 1 / m
+ gathered     4 R + 2 · 4 L               the root, a layer, and the next one
+ unsharded    2 · (4 R + 4 L)             their gradients, and again as they are sent: at the end of
+                                          the backward pass, when the activations are freed; m > 1
+```
+With m = 1 the weights are gathered too, by a copy; gradients are kept whole until the last
+microbatch, then replaced by the reduced ones. The rounded copies of all layers are whole on every
+GPU, whatever m is: the backward pass reads them. NCCL's own buffers are not counted.
 """
 
 from __future__ import annotations
@@ -50,6 +63,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from rewarm.model.architecture import Architecture
 from rewarm.quantities import format_bytes
+from rewarm.recipe.batch_split import split_batch
 from rewarm.recipe.recipe import Recipe
 
 
@@ -67,6 +81,10 @@ class MemoryEstimate(BaseModel):
     logits: int
     recomputed: int = Field(0, alias="again")
     """What `memory: lean` recomputes of a layer, when the logits are freed."""
+    gathered: int = 0
+    """Weights that FSDP has gathered on this GPU."""
+    unsharded: int = 0
+    """Gradients that FSDP has not divided yet, and their copy that is sent."""
     accumulates: bool
     """Whether gradients are in memory while a microbatch runs."""
 
@@ -80,17 +98,20 @@ class MemoryEstimate(BaseModel):
         """The most that is in memory at once."""
         transient = self.activations + max(self.copies + self.logits, self.recomputed)
         if self.accumulates:
-            return self.resting + transient
+            return self.resting + self.gathered + max(transient, self.unsharded)
         # Gradients grow as activations are freed: the peak is at one end of the backward pass.
-        return self.weights + self.moments + max(self.gradients, transient)
+        gradients = self.gradients + self.unsharded
+        return self.weights + self.moments + self.gathered + max(gradients, transient)
 
     def as_text(self) -> str:
         """Returns the estimate as one line."""
         copies = f" + {format_bytes(self.copies)} rounded weights" if self.copies else ""
+        gathered = f" + {format_bytes(self.gathered)} gathered weights" if self.gathered else ""
         recomputed = f", then {format_bytes(self.recomputed)} recomputed" if self.recomputed else ""
         return (
             f"{format_bytes(self.peak)} at the peak: {format_bytes(self.resting)} weights, "
-            f"gradients, optimizer state{copies} + {format_bytes(self.activations)} activations + "
+            f"gradients, optimizer state{gathered}{copies} + "
+            f"{format_bytes(self.activations)} activations + "
             f"{format_bytes(self.logits)} logits{recomputed}"
         )
 
@@ -101,7 +122,13 @@ _LEAN_CHUNK = 2**26  # with `memory: lean`
 
 
 def estimate_recipe_memory(
-    recipe: Recipe, architecture: Architecture, *, triton: bool, lean: bool | None = None
+    recipe: Recipe,
+    architecture: Architecture,
+    *,
+    triton: bool,
+    lean: bool | None = None,
+    gpus: int = 1,
+    shard: int | None = None,
 ) -> MemoryEstimate:
     """Returns the memory of a step of a recipe; of one sequence where `microbatch` is auto.
 
@@ -110,15 +137,21 @@ def estimate_recipe_memory(
         architecture: the model's.
         triton: whether the Triton kernels are used.
         lean: whether with `memory: lean`; None for as the recipe says.
+        gpus: that share the run.
+        shard: among how many of them the weights are divided; None for as the recipe says.
     """
-    microbatch = recipe.batch.microbatch or 1
+    if shard is None:
+        shard = recipe.parallel.shard_size(gpus) if gpus > 1 else 1
+    split = split_batch(recipe.sequences_per_step, gpus, recipe.batch.microbatch or 1)
     return estimate_step_memory(
         architecture,
-        tokens=microbatch * recipe.data.context,
-        accumulates=recipe.sequences_per_step > microbatch,
+        tokens=split.microbatch * recipe.data.context,
+        accumulates=split.parts > 1,
         precision=recipe.precision,
         triton=triton,
         lean=recipe.memory == "lean" if lean is None else lean,
+        gpus=gpus,
+        shard=shard,
     )
 
 
@@ -130,6 +163,8 @@ def estimate_step_memory(
     precision: str,
     triton: bool = False,
     lean: bool = False,
+    gpus: int = 1,
+    shard: int = 1,
 ) -> MemoryEstimate:
     """Returns the memory of a step: the sum at the head of this file.
 
@@ -140,6 +175,8 @@ def estimate_step_memory(
         precision: of the recipe.
         triton: whether the Triton kernels are used.
         lean: whether a part of the activations is recomputed.
+        gpus: that share the run.
+        shard: among how many of them weights, gradients and Adam moments are divided.
     """
     D, F, V = architecture.hidden, architecture.inner, architecture.vocabulary
     # Bytes of a stored number, of its rounded copy, and of a number that a layer's matmul reads.
@@ -165,14 +202,18 @@ def estimate_step_memory(
             logits = _lean_logits(tokens, D, V, h)
         recomputed = tokens * (whole_layer - layer + h * F + 2 * stream * D - last_norm)
         recomputed += tokens * 2 * cast * D + cast * matrices + (0 if accumulates else 4 * V * D)
+    held = -(-architecture.parameters // shard)
+    root, one_layer = 4 * architecture.outer_parameters, 4 * architecture.layer_parameters
     return MemoryEstimate(
-        weights=4 * architecture.parameters,
-        gradients=4 * architecture.parameters,
-        moments=8 * architecture.parameters,
+        weights=4 * held,
+        gradients=4 * held,
+        moments=8 * held,
         copies=copies,
         activations=tokens * (architecture.layers * layer + last_norm),
         logits=logits,
         recomputed=recomputed,
+        gathered=root + 2 * one_layer if gpus > 1 else 0,
+        unsharded=2 * (root + one_layer) if shard > 1 else 0,
         accumulates=accumulates,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -9,9 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from rewarm import schedules
 from rewarm.checkpoints.retention import most_checkpoints_at_once
 from rewarm.checkpoints.training_state import WeightChange
+from rewarm.estimates.gpu_plan import GpuPlan, gpu_lines, plan_gpus
 from rewarm.estimates.memory import MemoryEstimate, estimate_recipe_memory
 from rewarm.model.architecture import Architecture
 from rewarm.quantities import format_bytes, format_count
+from rewarm.recipe.gpu_sharing import split_on
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture
 from rewarm.runs.resolve_run import ResolvedRun
@@ -72,6 +75,9 @@ class RunPlan(BaseModel):
     """None where it is `auto`: found when training starts."""
     context: int
     accumulation: int | None
+    """Microbatches of a step on each GPU."""
+    gpus: GpuPlan | None = None
+    """How several GPUs share the run; None on one."""
     batch_tokens: int
     schedule: str
     rates: list[RateAtStep]
@@ -90,16 +96,23 @@ class RunPlan(BaseModel):
     """What prevents training now, on this machine."""
 
 
-def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None) -> RunPlan:
+def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None, gpus: int = 1) -> RunPlan:
     """Returns what a run will do.
 
     Args:
         resolved: the run.
         on_gpu: whether it will run on a GPU; None for as this machine has one or not.
+        gpus: that share it.
+
+    Raises:
+        RecipeError: so many GPUs cannot share it.
     """
     recipe, architecture = resolved.recipe, resolved.architecture
     plugin = schedules.origin(recipe.schedule.name)
     triton = recipe.kernels == "auto" and (_has_gpu() if on_gpu is None else on_gpu)
+    shared = plan_gpus(recipe, architecture, gpus=gpus, triton=triton) if gpus > 1 else None
+    memory_of = partial(estimate_recipe_memory, recipe, triton=triton, gpus=gpus)
+    other_memory = "fast" if recipe.memory == "lean" else "lean"
     state = resolved.resume_state and resolved.resume_state.state
     change = state.weight_change if state else None
     needed = corpus_mixture(recipe, change).blocks_needed()
@@ -117,7 +130,8 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None) -> RunPlan:
         tokens=recipe.steps * recipe.batch.tokens,
         microbatch=recipe.batch.microbatch,
         context=recipe.data.context,
-        accumulation=recipe.batch.microbatch and recipe.accumulation,
+        accumulation=recipe.batch.microbatch and split_on(recipe, gpus).parts,
+        gpus=shared,
         batch_tokens=recipe.batch.tokens,
         schedule=f"{plugin.name} ({plugin.distribution} {plugin.version})",
         rates=rates_at_marks(recipe),
@@ -127,8 +141,10 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None) -> RunPlan:
         checkpoints=recipe.checkpoint_count,
         checkpoints_at_once=most_checkpoints_at_once(recipe),
         checkpoint_bytes=architecture and 12 * architecture.parameters,
-        memory=architecture and estimate_recipe_memory(recipe, architecture, triton=triton),
-        memory_otherwise=_other_memory(recipe, architecture, triton) if architecture else {},
+        memory=architecture and memory_of(architecture),
+        memory_otherwise={other_memory: memory_of(architecture, lean=other_memory == "lean").peak}
+        if architecture
+        else {},
         problems=list(dict.fromkeys(map(str, resolved.problems))),
     )
 
@@ -147,13 +163,6 @@ def _model_size(architecture: Architecture, context: int) -> ModelSize:
         vocabulary=architecture.vocabulary,
         flops_per_token=architecture.flops_per_token(context),
     )
-
-
-def _other_memory(recipe: Recipe, architecture: Architecture, triton: bool) -> dict[str, int]:
-    """Returns the peak bytes with the setting of `memory` that the recipe does not have."""
-    other = "fast" if recipe.memory == "lean" else "lean"
-    estimate = estimate_recipe_memory(recipe, architecture, triton=triton, lean=other == "lean")
-    return {other: estimate.peak}
 
 
 def rates_at_marks(recipe: Recipe) -> list[RateAtStep]:
@@ -233,7 +242,12 @@ def _step_lines(plan: RunPlan) -> list[tuple[str, str]]:
     budget = f"{plan.budget:,} tokens / {plan.batch_tokens:,} a step = {plan.steps:,} steps"
     if plan.tokens != plan.budget:
         budget += f" ({plan.tokens:,} tokens)"
-    if plan.microbatch:
+    if plan.gpus:
+        batch = (
+            f"{plan.batch_tokens // plan.context:,} sequences × {plan.context:,} tokens = "
+            f"{plan.batch_tokens:,} tokens"
+        )
+    elif plan.microbatch:
         batch = (
             f"{plan.microbatch} sequences × {plan.context:,} tokens × {plan.accumulation} "
             f"accumulated = {plan.batch_tokens:,} tokens"
@@ -243,7 +257,8 @@ def _step_lines(plan: RunPlan) -> list[tuple[str, str]]:
             f"{plan.batch_tokens // plan.context:,} sequences × {plan.context:,} tokens = "
             f"{plan.batch_tokens:,} tokens, as many at once as fit"
         )
-    return [("budget", budget), ("batch", batch)]
+    lines = [("budget", budget), ("batch", batch)]
+    return lines + (gpu_lines(plan.gpus, automatic=not plan.microbatch) if plan.gpus else [])
 
 
 def _dataset_lines(plan: RunPlan) -> list[tuple[str, str]]:

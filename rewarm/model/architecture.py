@@ -85,10 +85,19 @@ class Architecture(BaseModel):
     @property
     def parameters(self) -> int:
         """The number of trainable parameters; 405,334,016 for Pythia-410M."""
+        return self.outer_parameters + self.layers * self.layer_parameters
+
+    @property
+    def outer_parameters(self) -> int:
+        """Parameters outside the layers: the embeddings and the last norm."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + 2 * self.hidden
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer: attention, MLP and two norms."""
         attention = 4 * self.hidden**2 + (4 * self.hidden if self.attention_bias else 0)
         mlp = 2 * self.hidden * self.inner + self.hidden + self.inner
-        embeddings = self.vocabulary * self.hidden * (1 if self.tied else 2)
-        return embeddings + self.layers * (attention + mlp + 4 * self.hidden) + 2 * self.hidden
+        return attention + mlp + 4 * self.hidden
 
     @property
     def matmul_parameters(self) -> int:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.errors import RewarmError
+from rewarm.recipe.gpu_sharing import shard_size_on
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.saved_recipe import is_saved_recipe
-from rewarm.runs.model_origin import Problem
+from rewarm.runs.model_origin import Problem, collect_errors
 from rewarm.runs.preconditions import foreign_file, in_use
 from rewarm.runs.resolve_run import preflight
 from rewarm.study.runner import is_complete, recipe_file_of
 from rewarm.study.study_file import StudyPlan, StudyRun
 
 
-def check_study(plan: StudyPlan) -> None:
+def check_study(plan: StudyPlan, *, gpus: int = 0) -> None:
     """Checks that every run of a study can start, first its bases.
+
+    Args:
+        plan: the study.
+        gpus: that share each run; 0 for not known, or none.
 
     Raises:
         RewarmError: all problems in one message, one line per problem, each with the names of the
@@ -23,7 +28,7 @@ def check_study(plan: StudyPlan) -> None:
     runs_by_problem: dict[str, list[str]] = {}
     first_problem: Problem | None = None
     for name, recipe in _recipes(plan).items():
-        for problem in _problems(recipe):
+        for problem in _problems(recipe, gpus):
             if str(problem) == str(in_use(recipe.run_directory)):  # another worker of this study
                 continue
             first_problem = first_problem or problem
@@ -34,7 +39,7 @@ def check_study(plan: StudyPlan) -> None:
         raise first_problem
 
 
-def _problems(recipe: Recipe) -> list[Problem]:
+def _problems(recipe: Recipe, gpus: int) -> list[Problem]:
     """Returns what prevents a run from starting or continuing; nothing if it is complete.
 
     A run that another recipe completed is a problem: its results do not belong to this study.
@@ -48,6 +53,9 @@ def _problems(recipe: Recipe) -> list[Problem]:
     file = recipe_file_of(recipe.run_directory)
     if file.exists() and not is_saved_recipe(file):
         problems.append(foreign_file(file, "name another folder as `study`"))
+    if gpus:
+        with collect_errors(problems):
+            shard_size_on(recipe, gpus)
     return problems
 
 

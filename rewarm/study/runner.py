@@ -12,7 +12,6 @@ several machines that share the folder divide the runs among them.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from rewarm.runs.resume_changes import data_changes, read_saved_recipe, recipe_c
 from rewarm.stop_signals import REPEATED_SIGNALS, signals_to_handle
 from rewarm.study.run_outcomes import StudyResults, read_outcome
 from rewarm.study.study_file import StudyPlan, StudyRun
+from rewarm.study.worker_gpus import WorkerGpus, worker_environment
 
 _POLL_SECONDS = 0.5  # between two checks of the study's folder
 
@@ -50,6 +50,8 @@ class RunStatus(NamedTuple):
     steps: int
     failure: str = ""
     """The last line of a failed run's log, or its error; empty for other runs."""
+    gpus: str = ""
+    """Of a running run, as `CUDA_VISIBLE_DEVICES` names them; empty for other runs, or on a CPU."""
 
 
 def is_complete(recipe: Recipe) -> bool:
@@ -88,15 +90,17 @@ class StudyRunner:
         self._failures: dict[Path, RewarmError | str] = {}
         self._processes: dict[Path, subprocess.Popen[bytes] | None] = {}
         """The processes of this object's workers by run directory; None until started."""
+        self._gpus: dict[Path, list[str]] = {}
+        """The GPUs of each run that was started, by run directory."""
         self._claim_lock = RLock()
         self._stop = Event()
         self._locks = Path(plan.study.study) / "locks"
 
-    def run_all(self, workers: int, show: Callable[[list[RunStatus]], None]) -> None:
+    def run_all(self, workers: WorkerGpus, show: Callable[[list[RunStatus]], None]) -> None:
         """Runs every run that is not complete, and returns when all have ended.
 
         Args:
-            workers: the maximum number of runs at the same time.
+            workers: the GPUs of each worker; each runs one run at a time.
             show: called with the status of every run, twice per second and at the end.
 
         Raises:
@@ -116,7 +120,8 @@ class StudyRunner:
 
         self._locks.mkdir(parents=True, exist_ok=True)
         handlers = {number: signal.signal(number, stop) for number in signals_to_handle()}
-        threads = [Thread(target=self._worker, args=(index, workers)) for index in range(workers)]
+        count = len(workers.sets)
+        threads = [Thread(target=self._worker, args=(gpus, count)) for gpus in workers.sets]
         try:
             for thread in threads:
                 thread.start()
@@ -159,7 +164,8 @@ class StudyRunner:
             return RunStatus(run.name, "failed", step, steps, failure)
         with self._claim_lock:
             if run.directory in self._processes:
-                return RunStatus(run.name, "running", step, steps)
+                gpus = ",".join(self._gpus[run.directory])
+                return RunStatus(run.name, "running", step, steps, gpus=gpus)
             lock = self._lock(run)
             if lock is None:
                 return RunStatus(run.name, "elsewhere", step, steps)
@@ -177,12 +183,12 @@ class StudyRunner:
             self._failures[run.directory] = error
             return False
 
-    def _worker(self, worker_index: int, workers: int) -> None:
+    def _worker(self, gpus: list[str], workers: int) -> None:
         """Runs one run after another, until all are done or failed."""
         while not self._stop.is_set():
-            run_and_lock = self._claim_next()
+            run_and_lock = self._claim_next(gpus)
             if run_and_lock is not None:
-                self._train(*run_and_lock, worker_index, workers)
+                self._train(*run_and_lock, workers)
             elif self._unfinished_runs():
                 self._stop.wait(_POLL_SECONDS)  # until a base or another process's run is done
             else:
@@ -196,8 +202,11 @@ class StudyRunner:
             if not self._is_done(run) and run.directory not in self._failures
         ]
 
-    def _claim_next(self) -> tuple[StudyRun, IO[str]] | None:
-        """Returns the next run that can start, with its lock; None if no run can start now."""
+    def _claim_next(self, gpus: list[str]) -> tuple[StudyRun, IO[str]] | None:
+        """Returns the next run that can start, with its lock, and gives it these GPUs.
+
+        Returns None if no run can start now.
+        """
         with self._claim_lock:
             for run in self._unfinished_runs():
                 if run.directory in self._processes or not self._base_is_done(run):
@@ -208,6 +217,7 @@ class StudyRunner:
                 if self._is_done(run):  # by another process, after it was listed above
                     lock.close()
                     continue
+                self._gpus[run.directory] = gpus
                 self._processes[run.directory] = None
                 return run, lock
         return None
@@ -225,7 +235,7 @@ class StudyRunner:
         """Acquires and returns a run's lock; None if another process holds it."""
         return try_lock(self._locks / f"{run.name.replace('/', '.')}.lock")
 
-    def _train(self, run: StudyRun, lock: IO[str], worker_index: int, workers: int) -> None:
+    def _train(self, run: StudyRun, lock: IO[str], workers: int) -> None:
         """Runs `rewarm train` in a process, waits until it ends, and records a failure."""
         recipe, log = recipe_file_of(run.directory), _sibling(run.directory, ".log")
         run.directory.parent.mkdir(parents=True, exist_ok=True)
@@ -238,7 +248,9 @@ class StudyRunner:
                 stderr=output,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[lock.fileno()],
-                env=_environment(worker_index, self._concurrent_runs(run, workers)),
+                env=worker_environment(
+                    self._gpus[run.directory], self._concurrent_runs(run, workers)
+                ),
                 start_new_session=True,  # Ctrl-C reaches it only once, through `stop`
             )
             self._processes[run.directory] = process
@@ -279,27 +291,6 @@ def recipe_file_of(directory: Path) -> Path:
 
 def _sibling(directory: Path, suffix: str) -> Path:
     return directory.with_name(directory.name + suffix)
-
-
-def _environment(worker_index: int, concurrent_runs: int) -> dict[str, str]:
-    """Returns a run's environment variables, which give it one GPU or a share of the cores."""
-    environment = dict(os.environ)
-    gpus = _visible_gpus()
-    if gpus:
-        environment["CUDA_VISIBLE_DEVICES"] = gpus[worker_index % len(gpus)]
-    elif concurrent_runs > 1:
-        # More threads than cores slow each other down many times over. The last bits of a run on a
-        # CPU depend on its number of threads: set OMP_NUM_THREADS to fix it.
-        share = max(1, (os.cpu_count() or 1) // concurrent_runs)
-        environment.setdefault("OMP_NUM_THREADS", str(share))
-    return environment
-
-
-def _visible_gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu.strip()]
-    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
 
 
 def _last_step(directory: Path) -> int:

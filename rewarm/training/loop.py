@@ -24,6 +24,7 @@ from rewarm.data.batch_loader import TokenBlocks
 from rewarm.errors import CheckpointError
 from rewarm.model.neox import NeoX
 from rewarm.recipe.batch_split import BatchSplit
+from rewarm.recipe.gpu_sharing import shard_size_on
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_writer import cut_metrics
 from rewarm.runs.model_origin import ResumeState
@@ -159,6 +160,7 @@ def train(
                     thorough=is_first,  # its checks hold for the others
                 )
                 resolved.raise_problems()
+            shard_size_on(recipe, processes.size)
             processes.check_same(_inputs(resolved))
         resume_state = resolved.resume_state
         if resume_state and resume_state.state.is_complete(recipe.steps):

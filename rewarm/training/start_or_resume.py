@@ -23,13 +23,14 @@ from rewarm.checkpoints.weight_files import find_weight_files
 from rewarm.checkpoints.write_checkpoint import TokenizerSource
 from rewarm.data.batch_loader import EMPTY_DIGEST, BatchLoader
 from rewarm.data.stored_blocks import StoredBlocks
-from rewarm.errors import CheckpointError, RecipeError, printable
+from rewarm.errors import CheckpointError, printable
 from rewarm.estimates.memory import estimate_recipe_memory
 from rewarm.model.attention_backend import observed_backend
 from rewarm.model.kernels.fp8.scaling import check_fp8_device
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
-from rewarm.recipe.batch_split import BatchSplit, split_batch
+from rewarm.recipe.batch_split import BatchSplit
+from rewarm.recipe.gpu_sharing import split_on
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture
 from rewarm.runs.model_origin import ResumeState
@@ -67,18 +68,14 @@ class StartedRun(NamedTuple):
 
 
 def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> StartedRun:
-    """Builds model, optimizer and batches of a run that was resolved without problems.
-
-    Raises:
-        RecipeError: the batch or `parallel.shard` does not suit the number of processes.
-    """
+    """Builds model, optimizer and batches of a run that was resolved without problems."""
     recipe, start, architecture = resolved.recipe, resolved.start, resolved.architecture
     assert start
     assert architecture
     assert resolved.tokenizer_directory
     if resolved.resume_state:
         _check_guard_state(resolved.resume_state)
-    split = _split_batch(recipe, processes)
+    split = split_on(recipe, processes.size)
     state = _training_state(resolved, processes)
     device = find_device()
     with torch.device("meta"):
@@ -133,25 +130,10 @@ def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> Star
             _device_line(recipe, device, attention, kernels_text),
             *_processes_lines(recipe, split),
             *compile_lines,
-            _memory_line(model, recipe, triton=kernels is not PYTORCH_KERNELS),
+            _memory_line(model, recipe, processes.size, triton=kernels is not PYTORCH_KERNELS),
             _steps_line(recipe, state),
         ],
     )
-
-
-def _split_batch(recipe: Recipe, processes: Processes) -> BatchSplit:
-    sequences = recipe.sequences_per_step
-    try:
-        recipe.parallel.shard_size(processes.size)
-        if sequences < processes.size:
-            raise ValueError(
-                f"batch.tokens: {recipe.batch.tokens:,} tokens are {sequences:,} sequences of "
-                f"{recipe.data.context:,}, fewer than {processes.size} GPUs; use fewer GPUs, or a "
-                "larger batch"
-            )
-    except ValueError as error:
-        raise RecipeError([str(error)]) from None
-    return split_batch(sequences, processes.size, recipe.microbatch)
 
 
 def _fill_weights(model: NeoX, resolved: ResolvedRun) -> str | None:
@@ -295,8 +277,8 @@ def _processes_lines(recipe: Recipe, split: BatchSplit) -> list[str]:
     ]
 
 
-def _memory_line(model: NeoX, recipe: Recipe, *, triton: bool) -> str:
-    estimate = estimate_recipe_memory(recipe, model.architecture, triton=triton)
+def _memory_line(model: NeoX, recipe: Recipe, processes: int, *, triton: bool) -> str:
+    estimate = estimate_recipe_memory(recipe, model.architecture, triton=triton, gpus=processes)
     return f"memory  {estimate.as_text()}"
 
 

@@ -1,5 +1,7 @@
 """Speeds are measured once for runs that are equally fast; figures as they are printed."""
 
+import re
+
 import pytest
 
 from recipes import recipe_of
@@ -58,6 +60,18 @@ def test_notes_of_a_measured_run(estimate, capsys):
         "disk      1 checkpoint × 100.00 MB, 12 bytes a parameter; tokenizer and metrics not "
         "included",
     ]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_a_narrow_terminal_cuts_off_no_figure(estimate, capsys, monkeypatch, columns):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("COLUMNS", str(columns))
+    estimate.costs[0].name = "runs/of-a-long-name"
+    print_cost(estimate, None)
+    table = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).partition("speed")[0]
+    figures = ["100M", "1,000", "1.00e17", "31.3 min", "0.522", "2.00 GB", "100.00 MB"]
+    assert all(figure in table for figure in figures)
+    assert "…" not in table
 
 
 @pytest.mark.parametrize(

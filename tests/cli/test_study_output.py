@@ -4,11 +4,14 @@ import json
 
 import pytest
 from loss_histories import outcome
+from rich.console import Console
 
 from rewarm.cli import study_output
 from rewarm.cli.study_output import print_study_plan, run_and_print_study
 from rewarm.study.run_outcomes import StudyResults
+from rewarm.study.runner import RunStatus
 from rewarm.study.study_file import load_study
+from rewarm.study.worker_gpus import divide_gpus
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def finished_runs(monkeypatch, tmp_path):
 
 
 def test_results_are_printed_and_written(plan, finished_runs, capsys, tmp_path):
-    run_and_print_study(plan, 1, as_json=False)
+    run_and_print_study(plan, divide_gpus([], 1), as_json=False)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == [
         "Losses on upstream",
@@ -80,7 +83,19 @@ def test_results_are_printed_and_written(plan, finished_runs, capsys, tmp_path):
 
 
 def test_json_is_the_content_of_results_json(plan, finished_runs, capsys, tmp_path):
-    run_and_print_study(plan, 1, as_json=True)
+    run_and_print_study(plan, divide_gpus([], 1), as_json=True)
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "runs" / "results.json").read_text())
     assert printed["pareto"] == {"downstream": ["a", "b"]}
+
+
+def test_the_gpus_of_a_running_run_are_shown(capsys):
+    running = RunStatus("a/17", "running", 30, 100, gpus="4,5")
+    with study_output._status_display() as show:
+        show([running, RunStatus("b/17", "waiting", 0, 100)])
+        show([RunStatus("a/17", "done", 100, 100), RunStatus("b/17", "running", 0, 100)])
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["a/17  running on GPU 4,5", "a/17  done", "b/17  running"]
+    console = Console(width=80)
+    console.print(study_output._status_table([running], height=20))
+    assert "a/17  running on GPU 4,5  30/100  ━━━━━━" in capsys.readouterr().out

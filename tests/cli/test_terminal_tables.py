@@ -1,6 +1,11 @@
 """Tables printed in a pipe: whole rows, no markup."""
 
-from rewarm.cli.terminal_tables import plain_table, print_result_table, print_table
+from rewarm.cli.terminal_tables import (
+    plain_table,
+    print_notes,
+    print_result_table,
+    print_table,
+)
 from rewarm.table_cells import Cell, Table
 
 
@@ -20,3 +25,17 @@ def test_numbers_of_a_result_table_are_right_aligned(capsys):
     assert capsys.readouterr().out.splitlines() == ["arm   loss", "a      1.5", "bb   10.25"]
     print_result_table(table)
     assert capsys.readouterr().out.splitlines()[0] == "Losses"
+
+
+def test_a_terminal_shows_long_lines_with_a_hanging_indent(capsys, monkeypatch):
+    lines = ["memory    35 GB at the peak, of 80", "step   1  lr 3e-4"]
+    print_notes(lines, indent=10)
+    assert capsys.readouterr().out.splitlines() == lines  # in a pipe
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("COLUMNS", "24")
+    print_notes(lines, indent=10)
+    assert capsys.readouterr().out.splitlines() == [
+        "memory    35 GB at the",
+        "          peak, of 80",
+        "step   1  lr 3e-4",
+    ]

@@ -6,8 +6,10 @@ import pytest
 from planned_studies import write_study_with_base
 from repository import ROOT
 
+from rewarm.errors import RecipeError
 from rewarm.estimates.cost import (
     QueuedRun,
+    RunHours,
     estimate_recipe_cost,
     estimate_study_cost,
     makespan,
@@ -41,12 +43,42 @@ def test_the_papers_run_by_hand():
     assert cost.source.startswith("174,000 tokens/s, pythia-410m on one h100, 16 × 2,048 at once")
 
 
-def test_several_gpus_share_the_microbatches_of_a_step():
-    one, eight, many = (cost_on_h100(gpus=gpus) for gpus in (1, 8, 100))
-    training = one.costs[0].time.training
-    assert eight.costs[0].time.training == pytest.approx(training * 9 / 69)  # 69 / 8 = 8.6
-    assert many.costs[0].time.training == pytest.approx(training / 69)
-    assert eight.gpu_hours == 8 * eight.hours == eight.held_gpu_hours
+def test_several_gpus_share_the_sequences_of_a_step():
+    one, eight, many = (cost_on_h100(gpus=gpus).costs[0] for gpus in (1, 8, 512))
+    assert one.time.communicating == 0
+    # 138 sequences of 1,104 each, in 9 microbatches of 16, so 144 with padding.
+    assert eight.time.training == pytest.approx(one.time.training * 144 / 1104)
+    assert many.time.training == pytest.approx(one.time.training * 3 / 1104)
+    # 2.84 GB of gradients at 370 GB/s and 25 times 14 steps of a ring, 131,296 times.
+    seconds = 2 * 4 * 405_334_016 * 7 / 8 / 370e9 + 25 * 14 * 3.4e-6
+    assert eight.time.communicating == pytest.approx(131_296 * seconds / 3600)
+    # 9,765 blocks of a set in 77 rounds of 8 × 16.
+    assert eight.evaluated == 2 * 77 * 128 * 2048
+    assert eight.gpu_hours == 8 * eight.hours
+    assert eight.hours - eight.time.overlapped == pytest.approx(eight.time.communicating)
+
+
+def test_communication_cannot_hide_more_than_the_computing():
+    time = RunHours(training=2.0, communicating=3.0, evaluating=0.5, saving=0.0, starting=0.0)
+    assert (time.total, time.overlapped) == (5.5, 3.5)
+
+
+def test_a_measured_microbatch_is_the_one_that_gpus_share():
+    def speed_of(recipe, architecture, evaluated):
+        return Speed(step=8.0, evaluated_per_second=1.0, source="this test", microbatch=6)
+
+    recipe = load_recipe(PAPER, ["batch.microbatch=auto", "parallel.shard=all"])
+    estimate = estimate_recipe_cost(recipe, gpus=8, on_gpu=True, speed_of=speed_of)
+    (cost,) = estimate.costs
+    assert (cost.microbatch, cost.sharing.microbatches, cost.sharing.useful) == (6, 23, 1.0)
+    assert cost.time.training == pytest.approx(131_296 * 1.0 / 3600)
+
+
+def test_an_automatic_microbatch_leaves_the_communication_of_shards_unknown():
+    message = "batch.microbatch: what auto becomes is not known here, and the communication of "
+    with pytest.raises(RecipeError, match=message):
+        cost_on_h100("batch.microbatch=auto", "parallel.shard=all", gpus=8)
+    assert cost_on_h100("batch.microbatch=auto", gpus=8).hours > 0  # gradients are reduced once
 
 
 def test_only_the_checkpoints_that_are_kept_need_disk():

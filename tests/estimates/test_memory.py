@@ -1,8 +1,11 @@
 """Memory of a step by arithmetic, against the bytes that PyTorch really saves and allocates."""
 
+import subprocess
+import sys
 import weakref
 
 import pytest
+import sharded_steps
 import torch
 from compiled_graphs import compiles, graphs
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -99,6 +102,59 @@ def test_weights_gradients_and_optimizer_state_follow_from_the_parameters():
     assert (
         estimate.peak == estimate.resting + estimate.copies + estimate.activations + estimate.logits
     )
+
+
+def test_what_each_of_several_gpus_holds_by_hand():
+    estimate, replica = (
+        estimate_step_memory(
+            PRESETS["pythia-12b"], tokens=2048, accumulates=True, precision="bf16",
+            gpus=64, shard=shard,
+        )
+        for shard in (8, 1)
+    )  # fmt: skip
+    # 36 layers of 12 · 5120² + 13 · 5120, and 2 · 50,688 · 5120 + 2 · 5120 outside them.
+    layer, outer = 314_639_360, 519_055_360
+    parameters = 36 * layer + outer
+    assert estimate.resting == 16 * parameters // 8
+    assert estimate.gathered == replica.gathered == 4 * (outer + 2 * layer)
+    assert (estimate.unsharded, replica.unsharded) == (8 * (outer + layer), 0)
+    assert replica.resting == 16 * parameters
+    assert estimate.copies == replica.copies  # of all layers, on every GPU
+    assert "weights, gradients, optimizer state + 4.59 GB gathered weights + " in estimate.as_text()
+
+
+def test_gradients_that_are_not_divided_yet_can_be_the_peak():
+    estimates = [
+        estimate_step_memory(
+            PRESETS["pythia-410m"], tokens=1, accumulates=accumulates, precision="fp32",
+            gpus=2, shard=2,
+        )
+        for accumulates in (False, True)
+    ]  # fmt: skip
+    for estimate in estimates:
+        assert estimate.peak == estimate.resting + estimate.gathered + estimate.unsharded
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("shard", "parts", "precision"),
+    [(1, 1, "fp32"), (1, 2, "bf16"), (2, 2, "fp32"), (2, 2, "bf16")],
+)
+def test_peak_of_a_step_on_two_processes_is_that_of_the_formula(shard, parts, precision, tmp_path):
+    script = [sys.executable, sharded_steps.__file__, str(tmp_path / "store")]
+    first, second = ([*script, *map(str, (rank, 2, shard, parts, precision))] for rank in (0, 1))
+    with subprocess.Popen(second) as process:
+        measured = int(subprocess.check_output(first, timeout=300))
+    assert process.returncode == 0
+    estimate = estimate_step_memory(
+        sharded_steps.ARCHITECTURE,
+        tokens=sharded_steps.CONTEXT,
+        accumulates=parts > 1,
+        precision=precision,
+        gpus=2,
+        shard=shard,
+    )
+    assert measured == pytest.approx(estimate.peak, rel=0.05)
 
 
 def test_without_accumulation_gradients_grow_as_activations_are_freed():

@@ -142,3 +142,16 @@ def test_a_recipe_of_the_user_is_not_replaced(write_study, recipe_text, tmp_path
     error = refusal(path)
     assert f"{theirs}: rewarm did not write this file here, and the run would" in str(error)
     assert "name another folder as `study`" in str(error)
+
+
+def test_runs_that_their_gpus_cannot_share_are_refused(write_study):
+    """A batch has 16 sequences; one arm divides its weights among three GPUs."""
+    plan = load_study(write_study(ARMS + "  three: {parallel.shard: 3}\n"))
+    check_study(plan)  # on GPUs that are not known
+    check_study(plan, gpus=3)
+    with pytest.raises(RecipeError) as error:
+        check_study(plan, gpus=4)
+    expected = "parallel.shard: 3 does not divide 4 GPUs; try one of 1, 2, 4, or all"
+    assert str(error.value) == f"three/1, three/2: {expected}"
+    with pytest.raises(RecipeError, match="are 16 sequences of 64 tokens, fewer than 17 GPUs"):
+        check_study(plan, gpus=17)

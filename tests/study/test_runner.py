@@ -99,6 +99,26 @@ def test_a_failed_run_does_not_stop_the_others(study, command):
     assert "rewarm" in out
 
 
+@pytest.mark.slow
+def test_each_worker_gives_its_gpus_to_its_runs(study, command, monkeypatch):
+    """The CPU build of PyTorch finds no GPU; what the runs see is in their processes."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7,8")
+    environments = []
+    popen = subprocess.Popen
+
+    def start(*arguments, env, **options):
+        environments.append(env["CUDA_VISIBLE_DEVICES"])
+        return popen(*arguments, env=env, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    code, _, err = command("compare", study, "--workers", 2)
+    assert code == 0, err
+    assert "GPUs      2 for each of 2 workers: 4,5 | 6,7; not used: 8\n" in err
+    assert len(environments) == 3
+    assert set(environments) == {"4,5", "6,7"}
+    assert re.search(r"^constant/17  running on GPU (4,5|6,7)$", err, re.M)
+
+
 def training_processes(study):
     """The ids of the processes that train a run of a study."""
     root = str(study.parent / "study").encode()

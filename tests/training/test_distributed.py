@@ -170,7 +170,7 @@ def test_a_batch_that_is_too_small_and_a_shard_that_does_not_divide_are_refused(
     words = ("--set", "batch={tokens: 64, microbatch: 1}", "--set", "tokens=640")
     ended = train(tmp_path, 2, recipe, "run", *words)
     assert ended.codes == [2, 2]
-    assert "64 tokens are 1 sequences of 64, fewer than 2 GPUs" in ended.errors
+    assert "64 are 1 sequences of 64 tokens, fewer than 2 GPUs" in ended.errors
     ended = train(tmp_path, 3, recipe, "run", "--set", "parallel.shard=2")
     assert ended.codes == [2, 2, 2]
     assert "parallel.shard: 2 does not divide 3 GPUs; try one of 1, 3, or all" in ended.errors

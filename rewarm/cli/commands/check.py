@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from rewarm.cli.options import (
     AcceptChanges,
     Json,
@@ -20,12 +24,17 @@ def check(
     resume: Resume = False,
     resume_from: ResumeFrom = None,
     accept_changes: AcceptChanges = False,
+    gpus: Annotated[
+        int, typer.Option(metavar="N", help="GPUs that share the run of a recipe.", min=1)
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Print what a recipe, or a study, will do, and refuse what training would refuse."""
     from rewarm.study.study_file import is_study
 
     if is_study(recipe):
+        if gpus > 1:
+            raise typer.BadParameter("--gpus: is for a recipe; for a study see rewarm plan --gpus")
         from rewarm.cli.study_output import print_study_plan
         from rewarm.study.preflight_study import check_study
         from rewarm.study.study_file import load_study
@@ -34,6 +43,7 @@ def check(
         print_study_plan(study)
         check_study(study)
         return
+    from rewarm.cli.terminal_tables import print_notes
     from rewarm.estimates.run_plan import plan_as_text, plan_run
     from rewarm.runs.resolve_run import resolve
 
@@ -43,9 +53,9 @@ def check(
         resume_from=resume_from,
         accept_changes=accept_changes,
     )
-    plan = plan_run(resolved)
+    plan = plan_run(resolved, on_gpu=True if gpus > 1 else None, gpus=gpus)
     if as_json:
         print_json(plan.model_dump_json(indent=1, by_alias=True))
     else:
-        print(plan_as_text(plan))
+        print_notes(plan_as_text(plan).splitlines(), indent=12)
     resolved.raise_problems()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +19,10 @@ def compare(
     workers: Annotated[
         int,
         typer.Option(
-            metavar="N", help="Maximum number of runs at once; each uses one GPU.", min=1, max=64
+            metavar="N",
+            help="Maximum number of runs at once; each gets an equal number of the visible GPUs.",
+            min=1,
+            max=64,
         ),
     ] = 1,
     as_json: Json = False,
@@ -26,8 +31,13 @@ def compare(
     from rewarm.cli.study_output import run_and_print_study
     from rewarm.study.preflight_study import check_study
     from rewarm.study.study_file import load_study
+    from rewarm.study.worker_gpus import divide_gpus, visible_gpus
 
     output_is_summary()
     plan = load_study(study, overrides)
-    check_study(plan)
-    run_and_print_study(plan, workers, as_json=as_json)
+    worker_gpus = divide_gpus(visible_gpus(), workers)
+    check_study(plan, gpus=worker_gpus.per_worker)
+    if worker_gpus.per_worker:
+        with suppress(OSError):  # a closed terminal must not end the study
+            print(f"GPUs      {worker_gpus.as_text()}", file=sys.stderr, flush=True)
+    run_and_print_study(plan, worker_gpus, as_json=as_json)

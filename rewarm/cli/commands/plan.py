@@ -19,7 +19,10 @@ def plan(
     file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or a study, in YAML.")],
     overrides: Set = None,
     gpus: Annotated[
-        int, typer.Option(metavar="N", help="GPUs; a study's runs are spread over them.", min=1)
+        int,
+        typer.Option(
+            metavar="N", help="GPUs that share a run; a study's runs are spread over them.", min=1
+        ),
     ] = 1,
     gpu: Annotated[
         str | None, typer.Option(metavar="NAME", help="Their type: one that was measured.")
@@ -36,7 +39,7 @@ def plan(
     if price is not None and not (gpu or measure):
         raise typer.BadParameter("--price: needs hours; name a --gpu, or --measure")
     speed_of = _speed(gpu, measure=measure)
-    estimate = _estimate(file, overrides, gpus, speed_of, on_gpu=True if gpu else None)
+    estimate = _estimate(file, overrides, gpus, speed_of, on_gpu=True if gpu or gpus > 1 else None)
     if price is not None and estimate.gpu_hours is not None:
         cost = price * estimate.gpu_hours
         estimate = estimate.model_copy(update={"price": price, "cost": cost})

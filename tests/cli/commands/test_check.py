@@ -58,9 +58,41 @@ def test_a_resume_is_planned(recipe_text, recipe_file, tmp_path, command):
     assert (code, err) == (0, "")
 
 
+def test_several_gpus(thousand_steps, tmp_path, command):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(thousand_steps)
+    _, out, _ = command("check", path, "--gpus", 4)
+    assert "batch       100 sequences × 1,000 tokens = 100,000 tokens\n" in out
+    assert "gpus        4 × 25 sequences, in 3 microbatches of 9\n" in out  # 25 / 10, rounded up
+    assert "92.6% useful, the rest padding; none with batch.microbatch 5 or 25\n" in out
+    assert "shard       1 " in out
+    _, out, _ = command("check", path, "--gpus", 4, "--json", "--set", "parallel.shard=all")
+    plan = RunPlan.model_validate_json(out)
+    assert (plan.accumulation, plan.gpus.shard) == (3, 4)
+    assert plan.memory.peak == plan.gpus.shards[-1].memory
+    assert plan.memory.resting == 16 * PRESETS["pythia-14m"].parameters // 4
+
+
+def test_gpus_that_cannot_share_a_run_are_one_error(thousand_steps, tmp_path, command):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(thousand_steps)
+    code, out, err = command("check", path, "--gpus", 4, "--set", "parallel.shard=3")
+    assert (code, out) == (2, "")
+    assert err == "parallel.shard: 3 does not divide 4 GPUs; try one of 1, 2, 4, or all\n"
+    code, out, err = command("check", path, "--gpus", 101)
+    assert (code, out) == (2, "")
+    assert "100,000 are 100 sequences of 1,000 tokens, fewer than 101 GPUs" in err
+
+
 @pytest.fixture
 def study(tmp_path, thousand_steps):
     return write_study_with_base(tmp_path, thousand_steps)
+
+
+def test_gpus_are_for_a_recipe(study, command):
+    code, _, err = command("check", study, "--gpus", 2)
+    assert code == 2
+    assert "--gpus: is for a recipe" in err
 
 
 def test_gpu_hours_of_a_study_where_a_speed_is_known(study, command):

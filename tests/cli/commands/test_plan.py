@@ -17,10 +17,13 @@ def test_a_table_and_where_each_figure_comes_from(command):
     assert (code, err) == (0, "")
     head, row, *notes = out.splitlines()
     assert head.split("  ")[0] == "run"
-    assert re.split(r"  +", row)[1:6] == ["296.86B", "131,296", "8.10e20", "62.2 h", "497.4"]
+    assert re.split(r"  +", row)[1:6] == ["296.86B", "131,296", "8.10e20", "62.5 h", "500.0"]
     headings = [line[:10].strip() for line in notes]
-    assert headings == ["speed", "time", "GPUs", "FLOPs", "memory", "disk", "cost", "problems"]
-    assert "the busiest runs 9 of a step's 69 microbatches of 16" in out
+    expected = ["speed", "time", "GPUs", "links", "FLOPs", "memory", "disk", "cost", "problems"]
+    assert headings == expected
+    assert "GPUs      8 × 138 sequences, in 9 microbatches of 16; 95.8% useful" in out
+    assert "parallel.shard: 1 sends 2.84 GB from each GPU in a step, 8.9 ms by a model" in out
+    assert "compute; 62.2 h with full overlap\n" in out
     assert notes[-1].endswith("training here; `rewarm check` lists them")
     code, out, _ = command("plan", PAPER, "--gpu", "h100", "--price", "2.5", "--json")
     estimate = CostEstimate.model_validate_json(out)
@@ -36,7 +39,10 @@ def test_without_a_speed_there_are_no_hours(command):
 
 def test_a_run_that_does_not_fit_is_reported(command):
     _, out, _ = command("plan", PAPER, "--gpu", "h100", "--set", "model={preset: pythia-12b}")
-    assert "memory    more than the 80.00 GB of h100: at this microbatch it does not fit" in out
+    assert "memory    more than the 80.00 GB of h100: at this microbatch it does not fit\n" in out
+    small = ("--set", "model={preset: pythia-12b}", "--set", "batch.microbatch=2")
+    _, out, _ = command("plan", PAPER, "--gpu", "h100", "--gpus", 8, *small)
+    assert "it does not fit; it does with parallel.shard: all\n" in out
 
 
 @pytest.mark.parametrize(
@@ -48,6 +54,8 @@ def test_a_run_that_does_not_fit_is_reported(command):
         (["--gpus", "0"], "greater than or equal to 1"),
         (["--gpu", "h100", "--set", "precision=fp16"], "h100 in fp16 was not measured"),
         (["--gpu", "h100", "--set", "compile=false"], "in bf16, not compiled was not measured"),
+        (["--gpus", "8", "--set", "parallel.shard=3"], "3 does not divide 8 GPUs; try one of 1, 2"),
+        (["--gpus", "2000"], "are 1,104 sequences of 2,048 tokens, fewer than 2,000 GPUs"),
         (["--set", "sede=1"], "sede: no such setting"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
