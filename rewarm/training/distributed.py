@@ -85,6 +85,10 @@ class Processes:
         """Returns the sum of a tensor over all ranks, on the device; in place."""
         return tensor
 
+    def sum_of_parts(self, tensor: Tensor) -> Tensor:
+        """Returns the sum over the parts of a divided model, of which each copy counts once."""
+        return tensor
+
     def maximum(self, tensor: Tensor) -> Tensor:
         """Returns the element-wise maximum of a tensor over all ranks, on the device; in place."""
         return tensor
@@ -212,12 +216,16 @@ class ProcessGroup(Processes):
             fully_shard(layer, mesh=mesh)
         fully_shard(model, mesh=mesh)
         register_fsdp_forward_method(model, "loss")
-        self._is_replicated = shard_size == 1
+        self._copies = self.size // shard_size
 
     @override
     def sum(self, tensor: Tensor) -> Tensor:
         dist.all_reduce(tensor)
         return tensor
+
+    @override
+    def sum_of_parts(self, tensor: Tensor) -> Tensor:
+        return self.sum(tensor) / self._copies
 
     @override
     def maximum(self, tensor: Tensor) -> Tensor:
@@ -229,7 +237,7 @@ class ProcessGroup(Processes):
         # Whole gradients are summed up locally: they are in memory anyway. Divided ones are reduced
         # after every microbatch, in groups; between groups once.
         assert isinstance(model, FSDPModule)
-        if self._is_replicated:
+        if self._copies == self.size:
             model.set_requires_gradient_sync(is_last)
         else:
             model.set_requires_all_reduce(is_last)

@@ -113,7 +113,7 @@ def take_step(
         processes.set_last_microbatch(model, part == split.parts - 1)
         loss += add_gradient(part)
     loss = processes.sum(loss) / processes.size
-    norm = clip_gradient(model, max_grad_norm, loss_scale)
+    norm = clip_gradient(model, max_grad_norm, loss_scale, processes)
     skipped = should_skip(loss, norm)
     apply_update(optimizer, lr, skipped)
     optimizer.zero_grad()

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rewarm.errors import ScheduleError
-from rewarm.model.divided_tensors import own_part, whole
+from rewarm.model.divided_tensors import own_part
 from rewarm.model.neox import NeoX
 from rewarm.recipe.fields import OptimizerSettings
+from rewarm.training.distributed import ALONE, Processes
 
 
 def build_adamw(model: NeoX, settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -33,15 +33,25 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradient(model: NeoX, max_norm: float | None, scale: Tensor | None = None) -> Tensor:
+def clip_gradient(
+    model: NeoX,
+    max_norm: float | None,
+    scale: Tensor | None = None,
+    processes: Processes = ALONE,
+) -> Tensor:
     """Returns the norm of the whole gradient, and scales the gradient down to `max_norm`.
 
-    A loss `scale` is divided out of it first.
+    A loss `scale` is divided out of it first. The squares of the tensors' norms are summed in
+    double precision: how the gradient is divided among processes does not change the norm.
     """
+    gradients = [own_part(p.grad) for p in model.parameters() if p.grad is not None]
     if scale is not None:
-        gradients = [own_part(p.grad) for p in model.parameters() if p.grad is not None]
         torch._foreach_mul_(gradients, 1 / scale)
-    return whole(torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm or math.inf))
+    squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+    norm = processes.sum_of_parts(squares).sqrt().float()
+    if max_norm is not None:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
 
 
 def apply_update(optimizer: torch.optim.Optimizer, lr: float, found_inf: Tensor) -> None:

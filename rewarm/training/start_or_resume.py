@@ -27,7 +27,7 @@ from rewarm.errors import CheckpointError, printable
 from rewarm.estimates.memory import estimate_recipe_memory
 from rewarm.model.attention_backend import observed_backend
 from rewarm.model.kernels.fp8.scaling import check_fp8_device
-from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
+from rewarm.model.kernels.selection import PYTORCH_KERNELS, Kernels, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.recipe.batch_split import BatchSplit
 from rewarm.recipe.gpu_sharing import split_on
@@ -99,6 +99,9 @@ def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> Star
     separator_id = info.eos if recipe.data.documents == "separate" else None
     trial_pass = _trial_pass(model, recipe, split, separator_id)
     compile_lines = _compile(model, recipe, trial_pass)
+    if processes.size > 1:  # the profiler cannot observe collectives
+        lone_layer = _one_layer(model, recipe, kernels)
+        trial_pass = _trial_pass(lone_layer, recipe, split, separator_id)
     attention = observed_backend(trial_pass) or ("flex" if separator_id is not None else "math")
     mixture = corpus_mixture(recipe, state.weight_change)
     loader = BatchLoader(
@@ -147,6 +150,15 @@ def _fill_weights(model: NeoX, resolved: ResolvedRun) -> str | None:
     if counts.derived:
         tensors += f", {counts.derived:,} that follow from the configuration ignored"
     return tensors
+
+
+def _one_layer(model: NeoX, recipe: Recipe, kernels: Kernels) -> NeoX:
+    """Returns an undivided model whose one layer computes as those of a divided model."""
+    architecture = model.architecture.model_copy(update={"layers": 1, "vocabulary": 1})
+    with torch.device(next(model.parameters()).device):
+        lone_layer = NeoX(architecture)
+        lone_layer.configure(kernels, memory=recipe.memory, precision=recipe.precision)
+    return lone_layer
 
 
 def _trial_pass(
