@@ -71,12 +71,14 @@ def measure_loss(
     """
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for rows in prefetch(_microbatches(blocks, microbatch, processes), depth=2, wait=wait):
-        tokens = torch.from_numpy(rows).to(device)
-        inputs, targets = padded(tokens, microbatch)  # a compiled layer has one shape
-        with autocast(precision, device):
-            total += model.loss(inputs, targets, separator_id=separator_id, reduction="sum")
-    reshard(model)
+    try:
+        for rows in prefetch(_microbatches(blocks, microbatch, processes), depth=2, wait=wait):
+            tokens = torch.from_numpy(rows).to(device)
+            inputs, targets = padded(tokens, microbatch)  # a compiled layer has one shape
+            with autocast(precision, device):
+                total += model.loss(inputs, targets, separator_id=separator_id, reduction="sum")
+    finally:  # also if a stop ends it: what follows saves the divided weights
+        reshard(model)
     return SetLoss(float(processes.sum(total)) / blocks.tokens, blocks.tokens)
 
 

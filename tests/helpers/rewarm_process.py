@@ -68,6 +68,10 @@ class RewarmProcess:
         self._process.start()
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def output(self) -> str:
         return self._output.read_text() if self._output.exists() else ""
 

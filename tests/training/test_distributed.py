@@ -175,3 +175,14 @@ def test_a_batch_that_is_too_small_and_a_shard_that_does_not_divide_are_refused(
     assert ended.codes == [2, 2, 2]
     assert "parallel.shard: 2 does not divide 3 GPUs; try one of 1, 3, or all" in ended.errors
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_a_stop_in_an_evaluation_saves_the_divided_weights(recipe, tmp_path, trained_run):
+    fault = process_group.terminate_in_evaluation_3
+    shard = ("--set", "parallel.shard=all")
+    stopped = train(tmp_path, 2, recipe, "run", *shard, fault=fault)
+    assert stopped.codes == [75, 75]
+    assert "stopped after step 5, saved in" in stopped.errors
+    assert "its evaluation was stopped and will be repeated" in stopped.errors
+    assert train(tmp_path, 2, recipe, "run", *shard, "--resume").codes == [0, 0]
+    check_same_run(tmp_path / "run", trained_run)
