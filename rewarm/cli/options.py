@@ -32,6 +32,14 @@ ResumeFrom = Annotated[
         help="Resume from this checkpoint, such as 1000; later ones are renamed, not deleted.",
     ),
 ]
+Gpus = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus",
+        metavar="N",
+        help="GPUs of this machine to train on: a number, or all (the default).",
+    ),
+]
 AcceptChanges = Annotated[
     bool,
     typer.Option("--accept-changes", help="Resume even if changed settings change the result."),

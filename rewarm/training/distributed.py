@@ -272,7 +272,7 @@ class ProcessGroup(Processes):
             ((rank, outcome) for rank, outcome in enumerate(outcomes) if outcome),
             key=lambda pair: (pair[1].is_stop, pair[0]),
         )
-        if rank == self.rank and error is not None:
+        if error is not None and own == outcome:  # all of them may have the same
             self._agreed_on = error
         elif outcome.is_stop:
             self._agreed_on = StopRequested(outcome.message, outcome.exit_code)

@@ -39,12 +39,18 @@ except RewarmError as error:
 """
 
 
-def verify_resume(recipe: Recipe, steps: int, work: Path) -> list[str]:
+def verify_resume(recipe: Recipe, steps: int, work: Path, processes: int = 1) -> list[str]:
     """Returns how `steps` steps with an interruption half-way differ from steps without one.
 
     Weights, optimizer state, the digest of the data and all metrics but times are compared bit for
     bit, with `deterministic: true`. Where something differs, the uninterrupted run is made twice,
     to tell whether the resume is the cause.
+
+    Args:
+        recipe: the recipe of the run.
+        steps: to take.
+        work: a folder for the runs.
+        processes: that train each run, one per GPU.
 
     Raises:
         RewarmError: a run failed; with its own message and exit code.
@@ -52,12 +58,17 @@ def verify_resume(recipe: Recipe, steps: int, work: Path) -> list[str]:
     steps = min(steps, recipe.steps)
     document = work / "recipe.yaml"
     document.write_text(recipe.to_yaml(), encoding="utf-8")
-    _run_part(document, work / "uninterrupted", "start", steps)
-    _run_part(document, work / "resumed", "start", max(1, steps // 2))
-    _run_part(document, work / "resumed", "resume", steps)
+    (work / "part.py").write_text(_PART, encoding="utf-8")
+    command = [sys.executable, str(work / "part.py"), str(document)]
+    if processes > 1:
+        elastic = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "--standalone"]
+        command[1:1] = elastic
+    _run_part(command, work / "uninterrupted", "start", steps)
+    _run_part(command, work / "resumed", "start", max(1, steps // 2))
+    _run_part(command, work / "resumed", "resume", steps)
     differences = _differences(work / "uninterrupted", work / "resumed")
     if differences:
-        _run_part(document, work / "again", "start", steps)
+        _run_part(command, work / "again", "start", steps)
         differences.append(
             "two uninterrupted runs differ too: a kernel on this device is not deterministic (the "
             "resume is not the cause)"
@@ -67,11 +78,11 @@ def verify_resume(recipe: Recipe, steps: int, work: Path) -> list[str]:
     return differences
 
 
-def _run_part(recipe: Path, run: Path, start: str, until: int) -> None:
-    command = [sys.executable, "-c", _PART, str(recipe), str(run), start, str(until)]
+def _run_part(command: list[str], run: Path, start: str, until: int) -> None:
+    words = [*command, str(run), start, str(until)]
     with (
         stop_signals_noted() as noted,
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process,
     ):
         messages = None
         while messages is None:
@@ -82,7 +93,9 @@ def _run_part(recipe: Path, run: Path, start: str, until: int) -> None:
                 raise_if_stopped(noted)
     if process.returncode:
         lines = messages.strip().splitlines() or ["no message"]
-        error = RewarmError(f"{run.name}: {lines[-1].removeprefix('error: ')}")
+        # The launcher of several processes adds lines of its own.
+        errors = [line for line in lines if line.startswith("error: ")] or lines
+        error = RewarmError(f"{run.name}: {errors[-1].removeprefix('error: ')}")
         error.exit_code = process.returncode
         raise error
 

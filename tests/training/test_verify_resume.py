@@ -18,6 +18,14 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(recipe_file, command):
 
 
 @pytest.mark.slow
+def test_an_interrupted_run_in_two_processes_ends_as_an_uninterrupted_one(recipe_file, command):
+    words = ("--gpus", 2, "--set", "parallel.shard=all")
+    code, out, err = command("verify-resume", recipe_file, "--steps", 4, *words)
+    assert code == 0, err
+    assert "4 steps, uninterrupted and interrupted" in out
+
+
+@pytest.mark.slow
 def test_a_difference_is_an_error(recipe_file, command, monkeypatch):
     part = verify_resume._PART.replace('f"run={run}"', 'f"run={run}", f"seed={len(run)}"')
     assert part != verify_resume._PART

@@ -10,7 +10,15 @@ from typing import Annotated
 import typer
 
 from rewarm.cli.launcher import count_processes, is_worker, launch
-from rewarm.cli.options import AcceptChanges, RecipeFile, Resume, ResumeFrom, Set, load_recipe_file
+from rewarm.cli.options import (
+    AcceptChanges,
+    Gpus,
+    RecipeFile,
+    Resume,
+    ResumeFrom,
+    Set,
+    load_recipe_file,
+)
 from rewarm.cli.process_setup import STARTED
 from rewarm.cli.standard_streams import output_is_summary
 
@@ -27,12 +35,7 @@ def train_command(
             metavar="3h55m", help="Save and exit within this wall-clock time, with exit code 75."
         ),
     ] = None,
-    gpus: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N", help="GPUs of this machine to train on: a number, or all (the default)."
-        ),
-    ] = None,
+    gpus: Gpus = None,
     max_restarts: Annotated[
         int,
         typer.Option(

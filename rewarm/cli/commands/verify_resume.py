@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rewarm.cli.options import RecipeFile, Set, load_recipe_file
+from rewarm.cli.launcher import count_processes
+from rewarm.cli.options import Gpus, RecipeFile, Set, load_recipe_file
 from rewarm.errors import CheckpointError
 
 
@@ -15,6 +16,7 @@ def verify_resume_command(
     recipe: RecipeFile,
     overrides: Set = None,
     steps: Annotated[int, typer.Option(help="Steps to run, interrupted half-way.", min=2)] = 40,
+    gpus: Gpus = None,
 ) -> None:
     """Prove on this machine that an interrupted run ends, bit for bit, as an uninterrupted one."""
     import tempfile
@@ -24,7 +26,7 @@ def verify_resume_command(
     from rewarm.training.verify_resume import verify_resume
 
     with tempfile.TemporaryDirectory(prefix="rewarm-verify-resume-") as work:
-        differences = verify_resume(loaded, steps, Path(work))
+        differences = verify_resume(loaded, steps, Path(work), count_processes(gpus))
     if differences:
         raise CheckpointError("the resumed run differs:\n  " + "\n  ".join(differences))
     deterministic = " with deterministic: true" if find_device().type == "cuda" else ""
