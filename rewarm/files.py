@@ -6,7 +6,21 @@ import ctypes
 import fcntl
 import os
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
+
+
+class FileStamp(NamedTuple):
+    """What changes when a file is replaced or written to."""
+
+    size: int
+    modified_ns: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileStamp:
+        """Returns the stamp of a file by its status."""
+        return cls(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
 
 
 def atomic_write(path: Path, content: str | bytes) -> None:

@@ -1,7 +1,8 @@
 """Folders at URLs (https, s3, gs, hf), read through fsspec and a local cache of bounded size.
 
-A failed download is retried, also if its size or sha256 is wrong. If the cache grows too large, the
-least recently used files are deleted.
+A failed download is retried, also if its size or sha256 is wrong. Of the processes on a node, one
+downloads a file, and the others wait for it. If the cache grows too large, the least recently used
+files are deleted.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from rewarm.errors import DataError, hide_credentials
-from rewarm.files import sync_to_disk
+from rewarm.files import FileStamp, sync_to_disk
+from rewarm.once_per_node import once_per_node, record_sha256
 from rewarm.reader_threads import pause_reading
 
 URL_SCHEMES = ("http", "https", "s3", "gs", "hf")
@@ -26,6 +29,8 @@ Result = TypeVar("Result")
 _CHUNK = 1 << 20
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
+_ABANDONED_S = 3600.0
+"""Seconds without any data received after which a partial file belongs to no process."""
 
 
 def is_url(address: str) -> bool:
@@ -109,11 +114,22 @@ class RemoteFolder:
                 the cache cannot be written.
         """
         target = self.local_folder / name
-        if target.is_file() and target.stat().st_size == size:
-            os.utime(target)  # eviction goes by the modification time
-            return target
-        self._download(name, target, max_bytes=size, sha256=sha256)
-        self._evict_least_recently_used(keep=target)
+
+        def is_cached() -> bool:
+            try:
+                return target.stat().st_size == size
+            except OSError:
+                return False
+
+        def download() -> bool:
+            self._download(name, target, max_bytes=size, sha256=sha256)
+            self._evict_least_recently_used(keep=target)
+            return True
+
+        once_per_node(_lock_of(target), is_cached, download)
+        with contextlib.suppress(FileNotFoundError):  # another process evicted it
+            # Eviction goes by the access time: a new modification time would mean other content.
+            os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
         return target
 
     def fetch_unverified(self, name: str, *, max_bytes: int) -> Path:
@@ -124,8 +140,12 @@ class RemoteFolder:
                 cache cannot be written.
         """
         target = self.local_folder / name
-        if not target.is_file():
+
+        def download() -> bool:
             self._download(name, target, max_bytes=max_bytes, sha256=None)
+            return True
+
+        once_per_node(_lock_of(target), target.is_file, download)
         return target
 
     def _download(self, name: str, target: Path, *, max_bytes: int, sha256: str | None) -> None:
@@ -155,6 +175,8 @@ class RemoteFolder:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._with_retries(name, copy)
             sync_to_disk(partial)
+            if sha256 is not None:
+                record_sha256(FileStamp.of(partial.stat()), sha256)
             partial.rename(target)
         except OSError as error:
             raise DataError(f"{self.cache}: cannot be written: {error.strerror}") from None
@@ -208,13 +230,27 @@ class RemoteFolder:
 
     def _evict_least_recently_used(self, *, keep: Path) -> None:
         """Deletes the least recently used files until the cache is within its limit."""
-        files = sorted(
-            self.cache.glob(f"*/{self.evictable_files}"), key=lambda path: path.stat().st_mtime
-        )
-        total = sum(path.stat().st_size for path in files)
-        for path in files:
+        for path, status in _statuses(self.cache.glob("*/*.partial")).items():
+            if status.st_mtime < time.time() - _ABANDONED_S:  # its process was killed
+                path.unlink(missing_ok=True)
+        files = _statuses(self.cache.glob(f"*/{self.evictable_files}"))
+        total = sum(status.st_size for status in files.values())
+        for path, status in sorted(files.items(), key=lambda item: item[1].st_atime_ns):
             if total <= self.cache_bytes:
                 return
-            if path != keep:  # a memory-mapped file stays readable after it is deleted
-                total -= path.stat().st_size
+            if path != keep:  # an open file stays readable after it is deleted
+                total -= status.st_size
                 path.unlink(missing_ok=True)
+
+
+def _lock_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.lock")
+
+
+def _statuses(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
+    """Returns the status of each file that exists: other processes may remove some."""
+    statuses = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            statuses[path] = path.stat()
+    return statuses

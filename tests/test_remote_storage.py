@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import os
+import time
 
 import fsspec
 import pytest
@@ -10,6 +11,7 @@ from http_folder import FaultyServer, serve
 
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import DataError
+from rewarm.files import FileStamp
 from rewarm.remote_storage import RemoteFolder, is_url
 
 CONTENT = bytes(range(256)) * 40
@@ -49,6 +51,25 @@ def test_a_file_is_downloaded_once(remote, tmp_path):
         assert path.read_bytes() == CONTENT
     assert FaultyServer.requests == ["0.tar"]
     assert cached_files(tmp_path) == ["0.tar"]
+
+
+def test_a_cached_file_keeps_its_stamp(remote):
+    """Other processes that have it open would read all of it again."""
+    stamps = []
+    for _ in range(2):
+        path = remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+        stamps.append(FileStamp.of(path.stat()))
+        time.sleep(0.02)
+    assert stamps[0] == stamps[1]
+
+
+def test_a_partial_file_of_a_killed_process_is_removed_by_a_later_download(remote, tmp_path):
+    path = remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+    for name, age in (("1.tar.1.partial", 4000), ("2.tar.1.partial", 60)):
+        path.with_name(name).touch()
+        os.utime(path.with_name(name), (time.time() - age,) * 2)
+    remote().fetch("3.tar", size=len(CONTENT), sha256=SHA256)
+    assert cached_files(tmp_path) == ["0.tar", "2.tar.1.partial", "3.tar"]
 
 
 @pytest.mark.parametrize("fault", ["500", "cut", "stall"])

@@ -9,9 +9,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from rewarm.data.block_order import BlockAddress, BlockOrder, Permutation, ShuffleWindow
-from rewarm.data.shard_format import FileStamp, Shard, ShardIndex, Tokens
+from rewarm.data.shard_format import Shard, ShardIndex, Tokens
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import DataError
+from rewarm.files import FileStamp
 
 
 class Corpus:
@@ -114,14 +115,8 @@ class Corpus:
 
     def _open(self, shard_number: int, epoch: int) -> _JoinedDocuments:
         """Opens a shard, and joins its documents in their order in an epoch."""
-        shard_info = self.index.shards[shard_number]
-        folder = self.source.fetch_shard(shard_info)
-        shard = Shard(
-            folder,
-            shard_info,
-            self.index.dtype,
-            verify=self._verify,
-            verified=self._verified.get(shard_number),
+        shard = self.source.open_shard(
+            shard_number, verify=self._verify, verified=self._verified.get(shard_number)
         )
         self._verified[shard_number] = shard.stamp
         return _JoinedDocuments(shard, self._order.document_order(epoch, shard_number, len(shard)))

@@ -18,7 +18,7 @@ import re
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, mode
 
 from rewarm import open_files
 from rewarm.errors import DataError
+from rewarm.files import FileStamp
+from rewarm.once_per_node import has_sha256
 from rewarm.safe_loading import first_validation_error, read_limited
 
 Tokens = npt.NDArray[np.unsignedinteger[Any]]
@@ -151,15 +153,6 @@ def parse_shard_index(data: bytes, source: str) -> ShardIndex:
     return index
 
 
-class FileStamp(NamedTuple):
-    """What changes when a file is replaced or written to."""
-
-    size: int
-    modified_ns: int
-    inode: int
-    device: int
-
-
 def unusable_shard(path: Path, problem: str) -> DataError:
     """Returns the error of a shard that cannot be used."""
     return DataError(
@@ -189,7 +182,8 @@ class Shard:
             folder: folder that contains the shard.
             shard_info: entry of the shard in the index.
             dtype: NumPy dtype of the token arrays.
-            verify: compare the sha256 with the index, which reads the whole file once.
+            verify: compare the sha256 with the index, which reads the whole file once (in one of
+                the processes of a launch on this node).
             verified: the stamp of the file when its sha256 was last compared; it is not read again
                 while the stamp is the same.
 
@@ -267,13 +261,12 @@ class Shard:
 
     def _check_stamp(self, verified: FileStamp | None) -> FileStamp:
         """Returns the file's stamp; if it is another one, compares the file with the index."""
-        status = os.fstat(self._descriptor)
-        stamp = FileStamp(status.st_size, status.st_mtime_ns, status.st_ino, status.st_dev)
+        stamp = FileStamp.of(os.fstat(self._descriptor))
         if stamp == verified:
             return stamp
         if stamp.size != self._info.bytes:
             raise self._error(f"{stamp.size:,} bytes long, and the index says {self._info.bytes:,}")
-        if self._verify and self._sha256() != self._info.sha256:
+        if self._verify and not has_sha256(stamp, self._info.sha256, self._sha256):
             raise self._error("changed since it was written (its sha256 differs from the index)")
         return stamp
 

@@ -7,7 +7,7 @@ data/pile/0000*.tar           or by wildcards
 https://host/pile             a folder at a URL (also s3://, gs://, hf://)
 ```
 A shard at a URL is downloaded when its first block is read, verified against the index, and kept in
-~/.cache/rewarm/shards.
+~/.cache/rewarm/shards, for all processes on this node.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from rewarm.data.shard_format import (
     MAX_INDEX_BYTES,
+    Shard,
     ShardIndex,
     ShardInfo,
     parse_shard_index,
@@ -25,7 +26,7 @@ from rewarm.data.shard_format import (
     unusable_shard,
 )
 from rewarm.errors import DataError
-from rewarm.files import cache_dir
+from rewarm.files import FileStamp, cache_dir
 from rewarm.remote_storage import (
     DEFAULT_CACHE_BYTES,
     RemoteFolder,
@@ -33,6 +34,7 @@ from rewarm.remote_storage import (
     is_url,
 )
 
+_OPEN_ATTEMPTS = 5
 _PATTERN = re.compile(r"[{*?\[]")
 _WILDCARD = re.compile(r"[*?\[]")
 _NUMBERS = re.compile(r"(-?\d{1,4000})\.\.(-?\d{1,4000})(?:\.\.-?(\d{1,4000}))?")
@@ -108,6 +110,31 @@ class ShardSource:
                 raise unusable_shard(
                     path, f"{size:,} bytes long, and the index says {shard.bytes:,}"
                 )
+
+    def open_shard(
+        self, shard_number: int, *, verify: bool = True, verified: FileStamp | None = None
+    ) -> Shard:
+        """Opens a shard of the index, which is downloaded first if necessary.
+
+        Args:
+            shard_number: zero-based position of the shard in the index.
+            verify: as of `Shard`.
+            verified: as of `Shard`.
+
+        Raises:
+            DataError: the shard is missing, cannot be downloaded, or differs from the index.
+        """
+        shard_info = self.index.shards[shard_number]
+        for attempts_left in reversed(range(_OPEN_ATTEMPTS)):
+            folder = self.fetch_shard(shard_info)
+            try:
+                return Shard(folder, shard_info, self.index.dtype, verify=verify, verified=verified)
+            except DataError:
+                # Another process may have removed it from a full cache before it was opened.
+                evicted = self._remote and not (folder / shard_info.name).exists()
+                if not (evicted and attempts_left):
+                    raise
+        raise AssertionError
 
     def fetch_shard(self, shard_info: ShardInfo) -> Path:
         """Returns the local folder that holds a shard, which is downloaded first if necessary.

@@ -97,7 +97,5 @@ class StoredBlocks:
     def _shard(self, shard_number: int) -> Shard:
         """Returns a shard, which is opened at the first call; call it in ascending order first."""
         if shard_number == len(self._opened_shards):
-            shard_info = self.source.index.shards[shard_number]
-            folder = self.source.fetch_shard(shard_info)
-            self._opened_shards.append(Shard(folder, shard_info, self.source.index.dtype))
+            self._opened_shards.append(self.source.open_shard(shard_number))
         return self._opened_shards[shard_number]

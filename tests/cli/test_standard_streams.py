@@ -57,20 +57,19 @@ class TestStdoutThatCannotBeWritten:
         expected = f"warning: stdout cannot be written: {reason}; nothing else is lost\n"
         assert run_in_shell(words, redirection) == (0, expected)
 
-    @pytest.mark.slow
-    def test_does_not_change_the_exit_code_of_training(
-        self, run_in_shell, tmp_path, redirection, reason
-    ):
-        code, errors = run_in_shell(["train", "--set", "tokens=2048"], redirection)
-        assert code == 0
-        assert errors.endswith(
-            f"warning: stdout cannot be written: {reason}; nothing else is lost\n"
-        )
-        assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "MANIFEST.json").exists()
+
+@pytest.mark.slow
+def test_a_full_stdout_does_not_change_the_exit_code_of_training(run_in_shell, tmp_path):
+    code, errors = run_in_shell(["train", "--set", "tokens=2048"], ">/dev/full")
+    assert code == 0
+    assert errors.endswith(
+        "warning: stdout cannot be written: No space left on device; nothing else is lost\n"
+    )
+    assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "MANIFEST.json").exists()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("redirection", ["2>/dev/full", "<&- >&- 2>&-"])
 def test_stderr_that_cannot_be_written_does_not_end_training(run_in_shell, tmp_path, redirection):
     assert run_in_shell(["train", "--set", "tokens=2048"], redirection) == (0, "")
     assert (tmp_path / "run" / "checkpoints" / "step-00000002" / "MANIFEST.json").exists()

@@ -64,6 +64,22 @@ def test_the_cache_stays_below_its_size(url, tmp_path):
         assert total <= max(30_000, shard_info.bytes)
 
 
+def test_a_shard_that_is_evicted_before_it_is_opened_is_downloaded_again(url, monkeypatch):
+    source, evictions = open_source(url), []
+    fetch_shard = source.fetch_shard
+
+    def fetch_and_evict(shard_info):
+        folder = fetch_shard(shard_info)
+        if len(evictions) < 2:
+            (folder / shard_info.name).unlink()
+            evictions.append(shard_info.name)
+        return folder
+
+    monkeypatch.setattr(source, "fetch_shard", fetch_and_evict)
+    assert len(source.open_shard(1)) == source.index.shards[1].documents
+    assert FaultyServer.requests.count("00001.tar") == 3
+
+
 def test_training_on_shards_at_a_url_equals_training_on_local_ones(url, recipe_file, tmp_path):
     from rewarm.recipe.recipe import load_recipe
     from rewarm.training.loop import train

@@ -49,6 +49,8 @@ def saved_bytes(model, tokens_BT, precision):
 
 
 TOKENS = 4 * 128
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
+SEQUENTIAL = {"parallel_residual": False}
 
 
 def small_model(changed):
@@ -60,11 +62,16 @@ def small_model(changed):
 
 
 @compiles
-@pytest.mark.parametrize(
-    "compiled",
-    [pytest.param(False, id="eager"), pytest.param(True, id="compiled", marks=pytest.mark.slow)],
+@pytest.mark.parametrize(  # compiled, fp16 saves the tensors that bf16 does
+    ("precision", "compiled"),
+    [
+        *(pytest.param(name, False, id=f"{name}-eager") for name in PRECISIONS),
+        *(
+            pytest.param(name, True, id=f"{name}-compiled", marks=pytest.mark.slow)
+            for name in ("fp32", "bf16", "fp8")
+        ),
+    ],
 )
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "fp8"])
 @pytest.mark.parametrize(
     "changed",
     [{}, {"parallel_residual": False}, {"ffn": 64, "heads": 8, "tied": True}],
@@ -211,13 +218,15 @@ class MemoryMeter(TorchDispatchMode):
 
 
 @compiles
-@pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("fp8", marks=pytest.mark.slow)])
-@pytest.mark.parametrize(
-    "changed",
+@pytest.mark.parametrize(  # heads add four bytes each to a token, in every precision
+    ("changed", "precision"),
     [
-        {},
-        pytest.param({"parallel_residual": False}, marks=pytest.mark.slow),
-        pytest.param({"heads": 8}, marks=pytest.mark.slow),
+        ({}, "fp32"),
+        ({}, "bf16"),
+        pytest.param({}, "fp8", marks=pytest.mark.slow),
+        pytest.param(SEQUENTIAL, "bf16", marks=pytest.mark.slow),
+        pytest.param(SEQUENTIAL, "fp8", marks=pytest.mark.slow),
+        pytest.param({"heads": 8}, "bf16", marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -236,9 +245,7 @@ def test_saved_bytes_of_lean_layers_are_those_of_the_formula(changed, precision)
 
 
 @pytest.mark.parametrize("setting", ["fast", "lean"])
-@pytest.mark.parametrize(  # a CPU computes fp16 ten times as slowly as the others
-    "precision", ["fp32", "bf16", pytest.param("fp16", marks=pytest.mark.slow), "fp8"]
-)
+@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(
     ("sequences", "microbatch", "vocabulary"),
     [(8, 8, 512), (16, 8, 512), (8, 4, 4096), (2, 1, 12_576), (1, 1, 12_576)],
@@ -248,6 +255,8 @@ def test_peak_of_a_step_is_that_of_the_formula(
 ):
     if precision == "fp8" and vocabulary == 512:
         pytest.skip("in plain PyTorch, rounding uses more memory than so few logits")
+    if precision == "fp16" and vocabulary != 12_576:
+        pytest.skip("a CPU computes fp16 ten times as slowly as bf16, which takes as much memory")
     architecture, model = small_model({"vocabulary": vocabulary})
     model.configure(PYTORCH_KERNELS, memory=setting, precision=precision)
     optimizer = build_adamw(model, OptimizerSettings())

@@ -13,7 +13,8 @@ from recipes import recipe_of
 from rewarm.checkpoints import lineage
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.training_state import read_training_state
-from rewarm.data import corpus, stored_blocks
+from rewarm.data import shard_source
+from rewarm.data.shard_format import Shard
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import CheckpointError, DataError, RewarmError
 from rewarm.runs import model_origin
@@ -45,26 +46,22 @@ def calls(monkeypatch):
 
 @pytest.fixture
 def opened_shards(monkeypatch):
-    """Counts how often each shard is opened and its sha256 checked, by purpose and path."""
+    """Counts how often each shard is opened and its sha256 checked, by path."""
     counts = Counter()
-    for module in (corpus, stored_blocks):
 
-        def open_shard(
-            folder, info, *args, verify=True, verified=None, module=module, shard=module.Shard
-        ):
-            counts[module.__name__, folder / info.name] += verify and verified is None
-            return shard(folder, info, *args, verify=verify, verified=verified)
+    def open_shard(folder, info, *args, verify, verified):
+        counts[folder / info.name] += verify and verified is None
+        return Shard(folder, info, *args, verify=verify, verified=verified)
 
-        monkeypatch.setattr(module, "Shard", open_shard)
+    monkeypatch.setattr(shard_source, "Shard", open_shard)
     return counts
 
 
 def test_shards_are_opened_and_verified_once_per_run(recipe_text, tmp_path, calls, opened_shards):
     run(recipe_text, tmp_path / "run")
     assert len(metrics(tmp_path / "run", "evaluate")) == 5
-    measured = [path for module, path in opened_shards if module == stored_blocks.__name__]
-    assert {path.parent.name for path in measured} == {"val"}
-    assert len({path.parent.parent for path in measured}) == 2
+    folders = {path.parent for path in opened_shards}
+    assert Counter(folder.name for folder in folders) == {"train": 2, "val": 2}
     assert set(opened_shards.values()) == {1}
     assert calls["ShardSource"] == 4  # two corpora, two validation sets
 

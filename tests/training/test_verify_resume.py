@@ -1,13 +1,18 @@
 """A resumed run is compared with an uninterrupted one, file by file."""
 
+import contextlib
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from training_runs import run
 
+from rewarm.errors import Preempted
+from rewarm.recipe.recipe import load_recipe
 from rewarm.training import verify_resume
+from rewarm.training.loop import train
 
 
 @pytest.mark.slow
@@ -25,11 +30,15 @@ def test_an_interrupted_run_in_two_processes_ends_as_an_uninterrupted_one(recipe
     assert "4 steps, uninterrupted and interrupted" in out
 
 
-@pytest.mark.slow
 def test_a_difference_is_an_error(recipe_file, command, monkeypatch):
-    part = verify_resume._PART.replace('f"run={run}"', 'f"run={run}", f"seed={len(run)}"')
-    assert part != verify_resume._PART
-    monkeypatch.setattr(verify_resume, "_PART", part)
+    def run_part(words, directory, start, until):
+        """Trains in this process, with another seed in each directory."""
+        seed = f"seed={len(directory.name)}"
+        recipe = load_recipe(Path(words[-1]), [f"run={directory}", seed, "keep={}"])
+        with contextlib.suppress(Preempted):
+            train(recipe, resume=start == "resume", stop_after_step=until)
+
+    monkeypatch.setattr(verify_resume, "_run_part", run_part)
     code, _, err = command("verify-resume", recipe_file, "--steps", 2)
     assert code == 3
     assert "the resumed run differs" in err

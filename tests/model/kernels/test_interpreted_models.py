@@ -58,8 +58,9 @@ def test_loss_and_gradients_equal_those_of_plain_pytorch(changed, separator_id):
     assert list(model.state_dict()) == names
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("changed", [{}, {"parallel_residual": False}])
+@pytest.mark.parametrize(
+    ("changed", "autocast"), [({}, True), ({"parallel_residual": False}, False)]
+)
 def test_lean_memory_gives_the_same_bits(changed, autocast):
     torch.manual_seed(0)
     model, tokens = make_model(**changed), torch.randint(0, 97, (2, 22))
@@ -145,7 +146,7 @@ def test_a_compiled_fp8_layer_is_one_graph_and_gives_the_same_bits(changed):
 def test_a_layer_partitioned_as_by_inductor_gives_the_same_numbers(precision, memory):
     """Inductor recomputes other operators in the backward pass than aot_eager."""
     torch.manual_seed(0)
-    model, tokens = make_model(positions=32), torch.randint(0, 97, (2, 33))
+    model, tokens = make_model(layers=1, positions=32), torch.randint(0, 97, (1, 33))
     settings = {"autocast": True, "precision": precision, "memory": memory}
     eager = loss_and_gradients(model, TRITON, tokens, **settings)
     eager_amaxes = amaxes(model) if precision == "fp8" else None
