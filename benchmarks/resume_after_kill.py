@@ -37,10 +37,10 @@ def outcome(run: Path) -> tuple[list[bytes], list[dict[str, object]]]:
     """Returns the results of a run: the last checkpoint's bytes, and the metrics without times."""
     last = last_checkpoint(run)
     assert last is not None
-    names = ("model.safetensors", "optimizer.safetensors", "progress.json")
+    files = [*sorted(last.glob("*.safetensors")), last / "progress.json"]
     lines = read_metrics(run / "metrics.jsonl")
     metrics = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-    return [(last / name).read_bytes() for name in names], metrics
+    return [path.read_bytes() for path in files], metrics
 
 
 class Counts:

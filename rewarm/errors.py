@@ -25,6 +25,8 @@ _QUERY = re.compile(
     r"([A-Za-z][A-Za-z0-9+.-]{0,19}:/+[^\s?#'\"]*[?#])[^\s='\"]*=[^\s'\"]*?(?=:?(?:[\s'\"]|$))"
 )
 
+_REFUSED_BYTES = re.compile(r"can't allocate memory: you tried to allocate (\d+) bytes")
+
 
 class RewarmError(Exception):
     """An error that the user can act on; its text is the whole message."""
@@ -73,6 +75,19 @@ class Preempted(RewarmError):
     """A signal or a time limit stopped the run; everything up to the current step is saved."""
 
     exit_code = exit_codes.STOPPED
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """Returns the message about an error that says that there is no memory left, else None."""
+    if match := _REFUSED_BYTES.search(str(error)):  # PyTorch's on a CPU is a RuntimeError
+        return (
+            f"out of memory: {int(match[1]):,} bytes could not be allocated; use a smaller "
+            "batch.microbatch, or divide the weights among more processes (parallel.shard: all)"
+        )
+    if type(error).__name__ == "OutOfMemoryError":
+        text = printable(str(error).strip()) or "no message"
+        return f"out of memory on the device: {text}; try batch.microbatch: auto"
+    return None
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from rewarm import errors
 from rewarm.errors import (
@@ -7,6 +8,7 @@ from rewarm.errors import (
     did_you_mean,
     escape_unprintable,
     hide_credentials,
+    out_of_memory,
     printable,
 )
 
@@ -84,3 +86,12 @@ def test_the_most_similar_known_word_is_suggested():
 def test_credentials_in_urls_are_not_shown(text, shown):
     assert str(RewarmError(text)) == shown
     assert hide_credentials(shown) == shown
+
+
+def test_no_memory_left_on_a_cpu_is_reported_as_such():
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(10**17, dtype=torch.uint8)
+    message = out_of_memory(caught.value)
+    assert message is not None
+    assert message.startswith("out of memory: 100,000,000,000,000,000 bytes could not be allocated")
+    assert out_of_memory(RuntimeError("anything else")) is None

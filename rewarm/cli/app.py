@@ -35,7 +35,7 @@ from rewarm.cli.standard_streams import (
     is_output_summary,
     set_up_standard_streams,
 )
-from rewarm.errors import RecipeError, RewarmError, hide_credentials, printable
+from rewarm.errors import RecipeError, RewarmError, hide_credentials, out_of_memory, printable
 from rewarm.paths import expand_home
 
 # ClickException of click, or of the copy of click that newer versions of typer contain.
@@ -150,9 +150,9 @@ def _expand_homes(arguments: list[str]) -> list[str]:
 
 
 def _describe_unexpected(error: BaseException) -> str:
+    if message := out_of_memory(error):
+        return message
     text = printable(str(error).strip()) or "no message"
-    if type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory on the device: {text}; try batch.microbatch: auto"
     return (
         f"{type(error).__name__}: {text}\nrewarm does not expect this error; to see where it "
         "occurred, set REWARM_TRACEBACK=1 and run the command again"

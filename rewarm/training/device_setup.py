@@ -83,8 +83,21 @@ def keep_freed_memory() -> None:
     Returning them to the system and clearing them again cost 35 to 80 % of the speed of a small
     model on two cores. Other C libraries have no such setting and need none.
     """
+    _set_largest_kept_block(2**30)
+
+
+def return_freed_memory() -> None:
+    """Makes glibc return large freed blocks: layers of divided weights that were gathered.
+
+    Smaller blocks would take parts of the freed ones, so that the next layer needs new memory: a
+    process with half of 85 million parameters took 2.1 GB instead of 0.6.
+    """
+    _set_largest_kept_block(2**20)
+
+
+def _set_largest_kept_block(size: int) -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mmap_threshold, trim_threshold = -3, -1
-        mallopt(mmap_threshold, 2**30)
-        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(mmap_threshold, size)
+        mallopt(trim_threshold, 2 * size - 1)

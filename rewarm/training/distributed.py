@@ -32,7 +32,7 @@ from torch.distributed.rendezvous import rendezvous
 from typing_extensions import override
 
 from rewarm import exit_codes
-from rewarm.errors import CheckpointError, RewarmError
+from rewarm.errors import CheckpointError, RewarmError, out_of_memory
 from rewarm.model.neox import NeoX
 from rewarm.training.preemption import StopRequested
 
@@ -442,7 +442,7 @@ def _outcome(error: BaseException) -> _Outcome:
         return _Outcome(True, str(error), error.exit_code)
     code = getattr(error, "exit_code", exit_codes.UNEXPECTED)
     name = "" if isinstance(error, RewarmError) else f"{type(error).__name__}: "
-    return _Outcome(False, f"{name}{error}", code)
+    return _Outcome(False, out_of_memory(error) or f"{name}{error}", code)
 
 
 def _is_of_collective(error: BaseException) -> bool:

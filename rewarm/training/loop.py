@@ -36,6 +36,7 @@ from rewarm.training.device_setup import (
     describe_environment,
     find_device,
     keep_freed_memory,
+    return_freed_memory,
     set_up_device,
 )
 from rewarm.training.distributed import ALONE, Processes, join_processes
@@ -146,10 +147,13 @@ def train(
     Raises:
         RewarmError: see rewarm.errors.
     """
-    keep_freed_memory()
     with StopRequests(stop_after_step, deadline) as stop_requests, ExitStack() as stack:
         with stop_requests.while_starting():
             processes = stack.enter_context(join_processes(recipe.parallel.timeout_minutes))
+            if processes.size > 1 and recipe.parallel.shard != 1:
+                return_freed_memory()
+            else:
+                keep_freed_memory()
             set_up_device(find_device(), tf32=recipe.tf32, deterministic=recipe.deterministic)
             with processes.first_of_node("the recipe and its data") as is_first:
                 resolved = resolve(

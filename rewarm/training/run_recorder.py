@@ -15,7 +15,7 @@ from rewarm.checkpoints.background_writer import BackgroundWriter, SaveResult
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.retention import prune_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
-from rewarm.errors import Diverged, Preempted, RewarmError
+from rewarm.errors import Diverged, Preempted, RewarmError, out_of_memory
 from rewarm.estimates.throughput import peak_flops
 from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
@@ -320,7 +320,9 @@ class RunRecorder:
                 self._save_reached(state)
         except Exception as failure:
             if str(failure) != str(error):
-                problem = f"step {state.step:,} could not be saved: {failure}"
+                problem = (
+                    f"step {state.step:,} could not be saved: {out_of_memory(failure) or failure}"
+                )
         checkpoints = list_checkpoints(self._run_directory.path)
         last = max(checkpoints, default=None)
         saved = "nothing is saved"

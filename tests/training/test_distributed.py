@@ -147,7 +147,7 @@ def test_a_fault_of_one_rank_ends_all_with_its_exit_code(
     [
         ("kill_in_step_12", "rank 1 was last seen at the data after step 11: it was killed, or"),
         ("hang_in_step_12", "rank 1 was last seen at the data after step 11: it was killed, or"),
-        ("out_of_memory_in_step_12", "rank 1 failed: OutOfMemoryError: 2 GiB"),
+        ("out_of_memory_in_step_12", "rank 1 failed: out of memory on the device: 2 GiB"),
     ],
 )
 def test_a_rank_that_is_lost_is_named_and_the_last_checkpoint_counts(
