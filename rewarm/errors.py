@@ -7,6 +7,8 @@ RewarmError
   DataError        a shard is missing, truncated, corrupt, empty, or data is too short     exit 3
   CheckpointError  not a checkpoint; corrupt; of another model; a run in use               exit 3
   Diverged         the loss or gradient is not finite: step, last good checkpoint          exit 4
+  PeerError        another process of the run failed: with its code, or with               exit 1
+  LostPeerError    another process of the run was killed, or hangs                         exit 1
   Preempted        a signal or a time limit stopped the run, saved             exit 75 (SIGINT: 130)
 ```
 """
@@ -75,6 +77,14 @@ class Preempted(RewarmError):
     """A signal or a time limit stopped the run; everything up to the current step is saved."""
 
     exit_code = exit_codes.STOPPED
+
+
+class PeerError(RewarmError):
+    """Another process of a run failed; with its message and its exit code."""
+
+
+class LostPeerError(RewarmError):
+    """Another process of a run did not come to an agreement: it was killed, or it hangs."""
 
 
 def out_of_memory(error: BaseException) -> str | None:

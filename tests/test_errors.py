@@ -23,6 +23,8 @@ from rewarm.errors import (
         ("CheckpointError", 3),
         ("Diverged", 4),
         ("Preempted", 75),
+        ("PeerError", 1),
+        ("LostPeerError", 1),
     ],
 )
 def test_each_error_has_the_documented_exit_code(name, code):

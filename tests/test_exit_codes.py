@@ -31,6 +31,8 @@ def test_each_error_ends_with_its_exit_code():
         errors.CheckpointError: 3,
         errors.Diverged: 4,
         errors.Preempted: 75,
+        errors.PeerError: 1,
+        errors.LostPeerError: 1,
     } == {
         kind: kind.exit_code for kind in (errors.RewarmError, *errors.RewarmError.__subclasses__())
     }

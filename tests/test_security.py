@@ -18,10 +18,11 @@ SOURCES = {
 MODULES_THAT_RUN_CODE = {
     *("pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "runpy", "subprocess", "pty"),
 }
-# These start rewarm itself in a process of its own.
+# These start rewarm itself in a process of its own; the doctor also asks for the driver.
 MAY_START_PROCESSES = {
     "rewarm/estimates/measure_step_time.py",
     "rewarm/study/runner.py",
+    "rewarm/diagnostics/finding.py",
     "rewarm/training/verify_resume.py",
 }
 # This imports modules of rewarm itself, when one of their names is first used.

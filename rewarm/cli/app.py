@@ -113,7 +113,7 @@ def _run_command(arguments: list[str]) -> int:
         command = typer.main.get_command(app)
         words = _expand_homes(arguments)
         # Not through typer's own main function: some versions of it consume KeyboardInterrupt.
-        with command.make_context("rewarm", words) as context:
+        with command.make_context("rewarm", words, obj=run) as context:
             command.invoke(context)
     except typer.Exit as ended:
         return int(ended.exit_code)

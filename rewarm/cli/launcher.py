@@ -19,6 +19,7 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Thread
 from types import FrameType
@@ -66,10 +67,13 @@ def count_processes(gpus: str | None) -> int:
     return int(gpus)
 
 
-def launch(arguments: list[str], processes: int, max_restarts: int) -> int:
+def launch(
+    run: Callable[[list[str]], int], arguments: list[str], processes: int, max_restarts: int
+) -> int:
     """Runs a command line of rewarm in several processes, and returns its exit code.
 
     Args:
+        run: a function of a module that runs a command line, and returns its exit code.
         arguments: the words after `rewarm`.
         processes: to start.
         max_restarts: how many times all of them are started again if one is killed or crashes.
@@ -82,7 +86,7 @@ def launch(arguments: list[str], processes: int, max_restarts: int) -> int:
     os.environ[STARTED_VARIABLE] = str(STARTED)
     with tempfile.TemporaryDirectory(prefix="rewarm-") as folder:
         stopped = Path(folder) / "stopped"
-        agent = _AgentThread(arguments, stopped, processes, max_restarts)
+        agent = _AgentThread(run, arguments, stopped, processes, max_restarts)
         signals = _ForwardedSignals(stopped)
         with signals:
             agent.start()
@@ -97,10 +101,15 @@ class _AgentThread(Thread):
     """Runs the elastic agent, and keeps the exit codes of its workers, or its error."""
 
     def __init__(
-        self, arguments: list[str], stopped: Path, processes: int, max_restarts: int
+        self,
+        run: Callable[[list[str]], int],
+        arguments: list[str],
+        stopped: Path,
+        processes: int,
+        max_restarts: int,
     ) -> None:
         super().__init__(daemon=True)
-        self._arguments, self._stopped = arguments, stopped
+        self._run_command, self._arguments, self._stopped = run, arguments, stopped
         self._processes, self._max_restarts = processes, max_restarts
         self.codes: dict[int, int] | None = None
         self.error: Exception | None = None
@@ -126,7 +135,9 @@ class _AgentThread(Thread):
         )
         try:
             launch_workers = elastic_launch(config, run_worker)
-            self.codes = launch_workers(self._arguments, str(self._stopped), os.getpid())
+            self.codes = launch_workers(
+                self._run_command, self._arguments, str(self._stopped), os.getpid()
+            )
         except Exception as error:
             self.error = error
 
@@ -190,12 +201,15 @@ def _code_of_failure(agent: _AgentThread, signals: _ForwardedSignals) -> int:
     raise error
 
 
-def run_worker(arguments: list[str], stopped: str, launcher: int) -> int:
+def run_worker(
+    run: Callable[[list[str]], int], arguments: list[str], stopped: str, launcher: int
+) -> int:
     """Runs a command line as one of several processes, and returns its exit code.
 
     A process that has ended without an agreement with the others exits at once.
 
     Args:
+        run: runs the command line.
         arguments: the words after `rewarm`.
         stopped: a file that exists once the run has been asked to stop.
         launcher: the process id of the launcher.
@@ -203,7 +217,6 @@ def run_worker(arguments: list[str], stopped: str, launcher: int) -> int:
     _end_with_launcher()
     if Path(stopped).exists() or os.getppid() != launcher:
         return exit_codes.STOPPED
-    from rewarm.cli.app import run
     from rewarm.training.distributed import has_ended_alone
 
     code = run(arguments)

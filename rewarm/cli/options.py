@@ -32,7 +32,7 @@ ResumeFrom = Annotated[
         help="Resume from this checkpoint, such as 1000; later ones are renamed, not deleted.",
     ),
 ]
-Gpus = Annotated[
+GpuCount = Annotated[
     str | None,
     typer.Option(
         "--gpus",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from rewarm.diagnostics.finding import MachineProblem, run_command, run_module
 from rewarm.quantities import format_bytes
+from rewarm.safe_loading import parse_json
 
 OLDEST_DRIVER = {11: 450, 12: 525, 13: 580}
 """The first driver branch that runs a major version of CUDA:
@@ -171,7 +171,7 @@ def _has_kernels(capability: tuple[int, int], architectures: list[str]) -> bool:
 
 def examine_gpus() -> Gpus:
     """Returns the driver, and the GPUs that PyTorch sees."""
-    view = json.loads(run_module("torch_view", _TORCH_SECONDS))
+    view = parse_json(run_module("torch_view", _TORCH_SECONDS).encode())
     devices = [
         Device(**device | {"capability": tuple(device["capability"])})
         for device in view.pop("devices")

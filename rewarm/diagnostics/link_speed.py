@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib
 import json
 import sys
 import tempfile
@@ -20,7 +19,9 @@ def all_reduce_bytes_per_second(world: int, backend: str, message_bytes: int) ->
     That is 2 (n - 1) / n times message size / time: what each link carries, whatever n is. See
     https://github.com/NVIDIA/nccl-tests/blob/master/doc/PERFORMANCE.md
     """
-    processes: Any = importlib.import_module("torch.multiprocessing")  # without types
+    from torch import multiprocessing
+
+    processes: Any = multiprocessing  # without types
     with tempfile.TemporaryDirectory(prefix="rewarm-doctor-") as folder:
         processes.spawn(_run_rank, (world, backend, message_bytes, folder), nprocs=world)
         seconds = float((Path(folder) / "seconds").read_text())

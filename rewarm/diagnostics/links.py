@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from dataclasses import dataclass
 
 from rewarm.diagnostics.finding import MachineProblem, run_command, run_module
 from rewarm.diagnostics.gpu import SMI_SECONDS, TorchView
+from rewarm.safe_loading import parse_json
 
 SLOWEST_LINK = 5e9
 """Bytes per second: what PCIe 3.0 x8 carries; less means that traffic goes through the host."""
@@ -114,7 +114,7 @@ def measure_all_reduce(world: int, backend: str, message_bytes: int) -> float:
         OSError, RuntimeError: it failed, or took too long.
     """
     arguments = (str(world), backend, str(message_bytes))
-    return float(json.loads(run_module("link_speed", _LINK_SECONDS, *arguments)))
+    return float(parse_json(run_module("link_speed", _LINK_SECONDS, *arguments).encode()))
 
 
 def _connection_kinds() -> dict[str, int] | None:

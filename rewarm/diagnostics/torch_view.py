@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import warnings
@@ -11,7 +10,9 @@ from typing import Any
 
 def describe_torch() -> dict[str, Any]:
     """Returns the fields of `gpu.TorchView`."""
-    torch: Any = importlib.import_module("torch")  # parts of it have no types
+    import torch as typed_torch
+
+    torch: Any = typed_torch  # parts of it have no types
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the error of init says the same
         error = _cuda_error(torch)

@@ -14,7 +14,7 @@ that in an all-reduce, which takes those bytes / the bus bandwidth (NVIDIA/nccl-
 doc/PERFORMANCE.md), and a latency for each step of the ring; an all-reduce between nodes is a tree.
 A ring enters and leaves a node through as many network cards as it has GPUs there.
 
-The bandwidths and latencies are assumptions, not measurements: see `Links`. How much of the
+The bandwidths and latencies are assumptions, not measurements: see `LinkSpeeds`. How much of the
 communication runs while the GPU computes is not known either, so that a step's time has two bounds:
 the sum of both without any overlap, and the longer of the two with full overlap.
 """
@@ -28,7 +28,7 @@ from rewarm.model.architecture import Architecture
 _BYTES = 4  # of a weight or a gradient that is sent: fp32
 
 
-class Links(NamedTuple):
+class LinkSpeeds(NamedTuple):
     """Bandwidths in bytes/s and latencies in seconds; the defaults are those of H100 nodes."""
 
     node_gpus: int = 8
@@ -52,7 +52,7 @@ class Links(NamedTuple):
         return max(2, -(-span // self.node_gpus))
 
 
-H100_LINKS = Links()
+H100_LINKS = LinkSpeeds()
 
 
 class Collective(NamedTuple):
@@ -74,17 +74,17 @@ class Collective(NamedTuple):
         passes = 2 if self.kind == "all-reduce" else 1
         return self.times * passes * self.tensor_bytes * (self.gpus - 1) / self.gpus
 
-    def seconds(self, links: Links) -> float:
+    def seconds(self, links: LinkSpeeds) -> float:
         """Returns how long these collectives take, one after the other."""
         return self.bytes_sent / self._bandwidth(links) + self.times * self._latency(links)
 
-    def _bandwidth(self, links: Links) -> float:
+    def _bandwidth(self, links: LinkSpeeds) -> float:
         if self.nodes == 1:
             return links.node_bandwidth
         gpus_per_node = max(1, self.gpus // self.nodes)
         return min(links.node_bandwidth, gpus_per_node * links.network_bandwidth)
 
-    def _latency(self, links: Links) -> float:
+    def _latency(self, links: LinkSpeeds) -> float:
         if self.kind == "all-reduce":
             node_steps = 2 * (max(1, self.gpus // self.nodes) - 1)
             network_steps = 2 * (self.nodes - 1).bit_length()  # a tree: ⌈log2 nodes⌉ up, then down
@@ -101,7 +101,7 @@ class Communication(NamedTuple):
 
 
 def collectives_of_step(
-    architecture: Architecture, *, gpus: int, shard: int, parts: int, links: Links = H100_LINKS
+    architecture: Architecture, *, gpus: int, shard: int, parts: int, links: LinkSpeeds = H100_LINKS
 ) -> list[Collective]:
     """Returns the collectives of a step; none for one GPU.
 
@@ -132,7 +132,7 @@ def collectives_of_step(
 
 
 def communication_of_step(
-    architecture: Architecture, *, gpus: int, shard: int, parts: int, links: Links = H100_LINKS
+    architecture: Architecture, *, gpus: int, shard: int, parts: int, links: LinkSpeeds = H100_LINKS
 ) -> Communication:
     """Returns the communication of a step; arguments as of `collectives_of_step`."""
     collectives = collectives_of_step(

@@ -32,8 +32,9 @@ from torch.distributed.rendezvous import rendezvous
 from typing_extensions import override
 
 from rewarm import exit_codes
-from rewarm.errors import CheckpointError, RewarmError, out_of_memory
+from rewarm.errors import CheckpointError, LostPeerError, PeerError, RewarmError, out_of_memory
 from rewarm.model.neox import NeoX
+from rewarm.safe_loading import parse_json
 from rewarm.training.preemption import StopRequested
 
 _DIGITS, _DIGIT_BITS = 8, 16
@@ -41,10 +42,6 @@ _DIGITS, _DIGIT_BITS = 8, 16
 _LONGEST_GRACE = 60.0
 """Seconds that a rank with an error waits for the others to save together."""
 _POLL_SECONDS = 0.02
-
-
-class PeerError(RewarmError):
-    """Another rank failed; with its message and its exit code."""
 
 
 class _Outcome(NamedTuple):
@@ -288,7 +285,7 @@ class ProcessGroup(Processes):
         return self._report
 
     def _report_once(self, error: BaseException) -> Report:
-        if error is self._agreed_on or isinstance(error, _LostPeer):
+        if error is self._agreed_on or isinstance(error, LostPeerError):
             return Report(error, is_shared=error is self._agreed_on)
         is_consequence = _is_of_collective(error)
         if not is_consequence:
@@ -297,7 +294,7 @@ class ProcessGroup(Processes):
             self.agree(
                 f"its own {type(error).__name__}", error, grace=min(_LONGEST_GRACE, self._timeout)
             )
-        except _LostPeer as lost:
+        except LostPeerError as lost:
             return Report(lost if is_consequence else error, is_shared=False)
         except BaseException as agreed:
             return Report(agreed, is_shared=True)
@@ -309,7 +306,7 @@ class ProcessGroup(Processes):
         try:
             yield
         except BaseException as error:
-            if error is not self._agreed_on and not isinstance(error, _LostPeer):
+            if error is not self._agreed_on and not isinstance(error, LostPeerError):
                 self.agree(at, error)
             raise
         self.agree(at)
@@ -365,26 +362,26 @@ class ProcessGroup(Processes):
             if time.monotonic() > deadline:
                 raise self._describe_lost(key, TimeoutError(f"{self._timeout:g} s have passed"))
             time.sleep(_POLL_SECONDS)
-        return json.loads(self._store.get(key))
+        return parse_json(self._store.get(key))
 
-    def _describe_lost(self, at: str, error: BaseException) -> _LostPeer:
+    def _describe_lost(self, at: str, error: BaseException) -> LostPeerError:
         """Returns the error that names the ranks that did not come, and why if they have said so.
 
         `at` is where this rank waited for them.
         """
-        return _LostPeer(f"{self._missing_ranks(error)} (rank {self.rank} waited at {at})")
+        return LostPeerError(f"{self._missing_ranks(error)} (rank {self.rank} waited at {at})")
 
     def _missing_ranks(self, error: BaseException) -> str:
         others = [rank for rank in range(self.size) if rank != self.rank]
         try:
             for rank in others:
                 if self._store.check([f"failed/{rank}"]):
-                    _, message, _ = json.loads(self._store.get(f"failed/{rank}"))
+                    _, message, _ = parse_json(self._store.get(f"failed/{rank}"))
                     return f"rank {rank} failed: {message}"
             seen = dict.fromkeys(others, (0, "the start"))
             for rank in others:
                 if self._store.check([f"seen/{rank}"]):
-                    seen[rank] = tuple(json.loads(self._store.get(f"seen/{rank}")))
+                    seen[rank] = tuple(parse_json(self._store.get(f"seen/{rank}")))
         except RuntimeError:
             return f"the connection to the launcher is lost: {_first_line(error)}"
         late = [rank for rank, (count, _) in seen.items() if count < self._agreements] or others
@@ -408,10 +405,6 @@ class ProcessGroup(Processes):
             dist.destroy_process_group()
         if report and report.error is not error:
             raise report.error from None
-
-
-class _LostPeer(RewarmError):
-    """Another rank did not come to an agreement: it was killed, or it hangs."""
 
 
 def join_processes(timeout_minutes: float) -> Processes:

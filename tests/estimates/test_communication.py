@@ -5,7 +5,7 @@ import pytest
 from rewarm.estimates.communication import (
     H100_LINKS,
     Collective,
-    Links,
+    LinkSpeeds,
     collectives_of_step,
     communication_of_step,
 )
@@ -70,7 +70,7 @@ def test_nodes_that_a_collective_spans(gpus, stride, total, nodes):
     assert H100_LINKS.nodes_of(gpus, stride, total) == nodes
 
 
-LINKS = Links(8, 100.0, 10.0, 1.0, 5.0)
+LINKS = LinkSpeeds(8, 100.0, 10.0, 1.0, 5.0)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import typer
 from rewarm.cli.launcher import count_processes, is_worker, launch
 from rewarm.cli.options import (
     AcceptChanges,
-    Gpus,
+    GpuCount,
     RecipeFile,
     Resume,
     ResumeFrom,
@@ -24,6 +24,7 @@ from rewarm.cli.standard_streams import output_is_summary
 
 
 def train_command(
+    context: typer.Context,
     recipe: RecipeFile,
     overrides: Set = None,
     resume: Resume = False,
@@ -35,7 +36,7 @@ def train_command(
             metavar="3h55m", help="Save and exit within this wall-clock time, with exit code 75."
         ),
     ] = None,
-    gpus: Gpus = None,
+    gpus: GpuCount = None,
     max_restarts: Annotated[
         int,
         typer.Option(
@@ -59,7 +60,7 @@ def train_command(
     if not is_worker():
         processes = count_processes(gpus)
         if processes > 1 or max_restarts:
-            raise typer.Exit(launch(sys.argv[1:], processes, max_restarts))
+            raise typer.Exit(launch(context.obj, sys.argv[1:], processes, max_restarts))
     from rewarm.training.loop import train
 
     checkpoint = train(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rewarm.cli.launcher import count_processes
-from rewarm.cli.options import Gpus, RecipeFile, Set, load_recipe_file
+from rewarm.cli.options import GpuCount, RecipeFile, Set, load_recipe_file
 from rewarm.errors import CheckpointError
 
 
@@ -16,7 +16,7 @@ def verify_resume_command(
     recipe: RecipeFile,
     overrides: Set = None,
     steps: Annotated[int, typer.Option(help="Steps to run, interrupted half-way.", min=2)] = 40,
-    gpus: Gpus = None,
+    gpus: GpuCount = None,
 ) -> None:
     """Prove on this machine that an interrupted run ends, bit for bit, as an uninterrupted one."""
     import tempfile
