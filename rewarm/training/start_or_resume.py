@@ -267,7 +267,7 @@ def _device_line(recipe: Recipe, device: torch.device, attention: str, kernels_t
     precision = f"{recipe.precision}, matmuls in TF32" if recipe.tf32 else recipe.precision
     deterministic = ", deterministic" if recipe.deterministic else ""
     return (
-        f"device  {device_name(device)}, {precision}, {attention} attention{kernels_text}"
+        f"device  {device_name(device)}, {precision}{kernels_text}, {attention} attention"
         f"{deterministic}"
     )
 
