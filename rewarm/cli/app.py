@@ -35,6 +35,7 @@ from rewarm.cli.standard_streams import (
     is_output_summary,
     set_up_standard_streams,
 )
+from rewarm.cli.worker_process import has_ended_alone, is_first
 from rewarm.errors import RecipeError, RewarmError, hide_credentials, out_of_memory, printable
 from rewarm.paths import expand_home
 
@@ -171,19 +172,13 @@ def _report_output_error(error: OSError, code: int) -> int:
     return _report(f"stdout cannot be written: {error.strerror}", exit_codes.UNEXPECTED)
 
 
-def _has_ended_alone() -> bool:
-    """Returns whether this process left a run that others may still be in."""
-    module = sys.modules.get("rewarm.training.distributed")
-    return module is not None and module.has_ended_alone()
-
-
 def _report(error: object, code: int) -> int:
     """Prints an error to stderr, and returns its exit code.
 
     One that all processes of a run agree on is printed by the first of them.
     """
     flush_stdout()
-    if int(os.environ.get("RANK", "0")) and not _has_ended_alone():
+    if not is_first() and not has_ended_alone():
         return code
     console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     with contextlib.suppress(OSError):  # stderr on a full disk must not change the exit code

@@ -28,17 +28,13 @@ from uuid import uuid4
 
 from rewarm import exit_codes
 from rewarm.cli.process_setup import STARTED, STARTED_VARIABLE
+from rewarm.cli.worker_process import has_ended_alone
 from rewarm.errors import RecipeError, RewarmError
-from rewarm.stop_signals import signals_to_handle
+from rewarm.stop_signals import raise_if_stopped, signals_to_handle
 
 _ONE_REQUEST = 0.2
 """Seconds within which several signals are one request to stop."""
 _KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
-
-
-def is_worker() -> bool:
-    """Returns whether a launcher has started this process: rewarm's own, torchrun, or srun."""
-    return "WORLD_SIZE" in os.environ
 
 
 def count_processes(gpus: str | None) -> int:
@@ -181,12 +177,12 @@ def _code_of_failure(agent: _AgentThread, signals: _ForwardedSignals) -> int:
 
     Raises:
         RewarmError: it was killed.
+        Preempted: a signal has stopped the run before its start.
     """
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     if signals.received is not None:  # before the workers had handlers of their own
-        is_interrupt = signals.received == signal.SIGINT
-        return exit_codes.INTERRUPTED if is_interrupt else exit_codes.STOPPED
+        raise_if_stopped([signals.received])
     if not isinstance(agent.error, ChildFailedError):
         raise RewarmError(f"the processes could not be started: {agent.error}") from agent.error
     # A rank that was killed comes first: the others have ended because of it.
@@ -217,8 +213,6 @@ def run_worker(
     _end_with_launcher()
     if Path(stopped).exists() or os.getppid() != launcher:
         return exit_codes.STOPPED
-    from rewarm.training.distributed import has_ended_alone
-
     code = run(arguments)
     if has_ended_alone():
         os._exit(code)

@@ -11,6 +11,7 @@ from types import FrameType
 from typing import NoReturn
 
 from rewarm import exit_codes
+from rewarm.cli.worker_process import has_ended_alone
 from rewarm.reader_threads import has_blocked_threads
 from rewarm.stop_signals import REPEATED_SIGNALS
 
@@ -42,8 +43,7 @@ def exit_process(code: int) -> NoReturn:
     if code == exit_codes.STOPPED:  # a signal that may come several times must not change it
         for number in REPEATED_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
-    distributed = sys.modules.get("rewarm.training.distributed")
-    if has_blocked_threads() or (distributed is not None and distributed.has_ended_alone()):
+    if has_blocked_threads() or has_ended_alone():
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()

@@ -77,27 +77,20 @@ def set_up_device(device: torch.device, *, tf32: bool, deterministic: bool) -> N
     settings.fill_uninitialized_memory = False
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(*, layers_are_gathered: bool = False) -> None:
     """Makes glibc keep large freed blocks: on a CPU, logits are allocated and freed at every step.
 
     Returning them to the system and clearing them again cost 35 to 80 % of the speed of a small
     model on two cores. Other C libraries have no such setting and need none.
+
+    Args:
+        layers_are_gathered: whether weights are divided among processes. Large blocks are returned
+            then: smaller ones would take parts of a freed layer, so that the next layer needs new
+            memory. A process with half of 85 million parameters took 2.1 GB instead of 0.6.
     """
-    _set_largest_kept_block(2**30)
-
-
-def return_freed_memory() -> None:
-    """Makes glibc return large freed blocks: layers of divided weights that were gathered.
-
-    Smaller blocks would take parts of the freed ones, so that the next layer needs new memory: a
-    process with half of 85 million parameters took 2.1 GB instead of 0.6.
-    """
-    _set_largest_kept_block(2**20)
-
-
-def _set_largest_kept_block(size: int) -> None:
+    largest = 2**20 if layers_are_gathered else 2**30
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mmap_threshold, trim_threshold = -3, -1
-        mallopt(mmap_threshold, size)
-        mallopt(trim_threshold, 2 * size - 1)
+        mallopt(mmap_threshold, largest)
+        mallopt(trim_threshold, 2 * largest - 1)

@@ -36,15 +36,14 @@ from rewarm.training.device_setup import (
     describe_environment,
     find_device,
     keep_freed_memory,
-    return_freed_memory,
     set_up_device,
 )
-from rewarm.training.distributed import ALONE, Processes, join_processes
 from rewarm.training.divergence_guard import not_finite
 from rewarm.training.microbatch_search import resolve_microbatch
 from rewarm.training.optimizer import apply_update, clip_gradient
 from rewarm.training.padding import padded
 from rewarm.training.preemption import StopRequested, StopRequests
+from rewarm.training.processes import ALONE, Processes
 from rewarm.training.progress_line import NoProgressLine, ProgressLine
 from rewarm.training.run_recorder import RunRecorder
 from rewarm.training.start_or_resume import StartedRun, start_or_resume
@@ -149,17 +148,14 @@ def train(
     """
     with StopRequests(stop_after_step, deadline) as stop_requests, ExitStack() as stack:
         with stop_requests.while_starting():
-            processes = stack.enter_context(join_processes(recipe.parallel.timeout_minutes))
-            if processes.size > 1 and recipe.parallel.shard != 1:
-                return_freed_memory()
-            else:
-                keep_freed_memory()
+            processes = stack.enter_context(_join_processes(recipe.parallel.timeout_minutes))
+            keep_freed_memory(layers_are_gathered=processes.size > 1 and recipe.parallel.shard != 1)
             set_up_device(find_device(), tf32=recipe.tf32, deterministic=recipe.deterministic)
             with processes.first_of_node("the recipe and its data") as is_first:
                 resolved = resolve(
                     recipe,
                     resume=resume or processes.restarts > 0,
-                    resume_from=resume_from,
+                    resume_from=None if processes.restarts else resume_from,
                     accept_changes=accept_changes,
                     thorough=is_first,  # its checks hold for the others
                 )
@@ -187,18 +183,19 @@ def train(
         if not processes.is_main:
             progress_line_class = NoProgressLine
         with progress_line_class(steps=recipe.steps, done=run.state.step) as progress_line:
-            restart_messages: list[str] = []
-            if processes.restarts:
-                restart_messages = [f"restart {processes.restarts}: a process was lost"]
-            for message in [
-                *restart_messages,
-                *run.start_messages,
-                *microbatch_messages,
-                *cleanup_messages,
-            ]:
+            for message in [*run.start_messages, *microbatch_messages, *cleanup_messages]:
                 progress_line.print(message)
             recorder = RunRecorder(run, run_directory, progress_line, stop_requests)
             return _run_steps(run, recorder)
+
+
+def _join_processes(timeout_minutes: float) -> Processes:
+    """Returns the processes of this run, as a launcher has described them in the environment."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return ALONE
+    from rewarm.training.distributed import ProcessGroup  # its imports take most of a second
+
+    return ProcessGroup(60 * timeout_minutes)
 
 
 def _inputs(resolved: ResolvedRun) -> dict[str, str | None]:

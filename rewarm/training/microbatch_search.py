@@ -29,8 +29,8 @@ from rewarm.recipe.recipe import Recipe
 from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.safe_loading import read_json
 from rewarm.training.device_setup import autocast, device_name, find_device
-from rewarm.training.distributed import ALONE, Processes
 from rewarm.training.layer_compilation import compile_or_run_eagerly, run_trial_pass
+from rewarm.training.processes import ALONE, Processes
 
 _CPU_TOKENS = 2048
 """Tokens that a CPU runs at once: the logits of so many take 1.2 GB with Pythia's vocabulary."""

@@ -11,7 +11,7 @@ from rewarm.errors import ScheduleError
 from rewarm.model.divided_tensors import own_part
 from rewarm.model.neox import NeoX
 from rewarm.recipe.fields import OptimizerSettings
-from rewarm.training.distributed import ALONE, Processes
+from rewarm.training.processes import ALONE, Processes
 
 
 def build_adamw(model: NeoX, settings: OptimizerSettings) -> torch.optim.AdamW:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-_IGNORED_TARGET = -100
+from rewarm.model.kernels.pytorch_reference import IGNORED_TARGET
 
 
 def padded(tokens: Tensor, rows: int) -> tuple[Tensor, Tensor]:
@@ -16,5 +16,5 @@ def padded(tokens: Tensor, rows: int) -> tuple[Tensor, Tensor]:
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     if missing := rows - len(tokens):
         inputs = functional.pad(inputs, (0, 0, 0, missing))
-        targets = functional.pad(targets, (0, 0, 0, missing), value=_IGNORED_TARGET)
+        targets = functional.pad(targets, (0, 0, 0, missing), value=IGNORED_TARGET)
     return inputs, targets

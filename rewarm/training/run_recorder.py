@@ -20,9 +20,9 @@ from rewarm.estimates.throughput import peak_flops
 from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
 from rewarm.training.device_setup import device_name
-from rewarm.training.distributed import Report
 from rewarm.training.divergence_guard import DivergenceGuard, StopReason
 from rewarm.training.preemption import StopRequested, StopRequests, preempted
+from rewarm.training.processes import Report
 from rewarm.training.progress_line import ProgressLine
 from rewarm.training.speed_meter import SpeedMeter
 from rewarm.training.start_or_resume import StartedRun

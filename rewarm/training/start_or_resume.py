@@ -38,10 +38,10 @@ from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.runs.start_record import StartRecord
 from rewarm.safe_loading import first_validation_error
 from rewarm.training.device_setup import autocast, cpu_threads, device_name, find_device
-from rewarm.training.distributed import ALONE, Processes
 from rewarm.training.divergence_guard import GuardState
 from rewarm.training.layer_compilation import compile_or_run_eagerly, run_trial_pass
 from rewarm.training.optimizer import build_adamw
+from rewarm.training.processes import ALONE, Processes
 from rewarm.version import __version__
 
 
@@ -127,6 +127,7 @@ def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> Star
         state,
         start,
         [
+            *_restart_lines(processes),
             *(f"{heading:<8}{text}" for heading, text in start.lines()),
             *_resume_lines(resolved.resume_state, state),
             _model_line(model, info.vocabulary),
@@ -227,6 +228,12 @@ def _training_state(resolved: ResolvedRun, processes: Processes) -> TrainingStat
         lineage=list(origin.ancestors),
         **current,
     )
+
+
+def _restart_lines(processes: Processes) -> list[str]:
+    if not processes.restarts:
+        return []
+    return [f"restart {processes.restarts}: a process was lost"]
 
 
 def _resume_lines(resume: ResumeState | None, now: TrainingState) -> list[str]:

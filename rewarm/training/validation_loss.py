@@ -25,8 +25,8 @@ from rewarm.model.neox import NeoX
 from rewarm.quantities import perplexity
 from rewarm.runs.preconditions import check_open_files
 from rewarm.training.device_setup import autocast, find_device
-from rewarm.training.distributed import ALONE, Processes, reshard
 from rewarm.training.padding import padded
+from rewarm.training.processes import ALONE, Processes
 
 
 class SetLoss(NamedTuple):
@@ -78,7 +78,7 @@ def measure_loss(
             with autocast(precision, device):
                 total += model.loss(inputs, targets, separator_id=separator_id, reduction="sum")
     finally:  # also if a stop ends it: what follows saves the divided weights
-        reshard(model)
+        processes.free_whole_weights(model)
     return SetLoss(float(processes.sum(total)) / blocks.tokens, blocks.tokens)
 
 

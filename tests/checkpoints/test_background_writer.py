@@ -15,7 +15,7 @@ from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.errors import CheckpointError, Preempted
 from rewarm.training import loop
-from rewarm.training.distributed import ALONE
+from rewarm.training.processes import ALONE
 
 
 def fill_disk_at_steps(monkeypatch, *steps):

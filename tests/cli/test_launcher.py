@@ -11,7 +11,8 @@ from rewarm_process import RewarmProcess
 from training_runs import metrics
 
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
-from rewarm.cli.launcher import count_processes, is_worker
+from rewarm.cli.launcher import count_processes
+from rewarm.cli.worker_process import is_worker
 from rewarm.errors import RecipeError
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from typing import Annotated
 
 import typer
 
-from rewarm.cli.launcher import count_processes, is_worker, launch
+from rewarm.cli.launcher import count_processes, launch
 from rewarm.cli.options import (
     AcceptChanges,
     GpuCount,
@@ -21,6 +20,7 @@ from rewarm.cli.options import (
 )
 from rewarm.cli.process_setup import STARTED
 from rewarm.cli.standard_streams import output_is_summary
+from rewarm.cli.worker_process import is_first, is_worker
 
 
 def train_command(
@@ -70,5 +70,5 @@ def train_command(
         accept_changes=accept_changes,
         deadline=deadline,
     )
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_first():
         print(checkpoint)
