@@ -29,10 +29,11 @@ def started_processes(
     *words: object,
     fault: Callable[[], None] | None = None,
     rank_of_fault: int = 1,
+    restarts: int = 0,
 ) -> Iterator[list[RewarmProcess]]:
     """Starts `rewarm WORDS` as the processes of one run, as torchrun does; kills what is left.
 
-    `fault` is called in one of them before it begins.
+    `fault` is called in one of them before it begins. With `restarts` they are as started again.
     """
     port, processes = free_port(), []
     try:
@@ -45,6 +46,7 @@ def started_processes(
                 "WORLD_SIZE": str(size),
                 "MASTER_ADDR": "localhost",
                 "MASTER_PORT": str(port),
+                "TORCHELASTIC_RESTART_COUNT": str(restarts),
             }
             before = fault if rank == rank_of_fault else None
             processes.append(RewarmProcess(own, *words, environment=environment, before=before))
@@ -186,3 +188,10 @@ def terminate_in_evaluation_3() -> None:
                 os.kill(os.getpid(), signal.SIGTERM)
 
     stored_blocks.StoredBlocks.__iter__ = read_or_terminate
+
+
+def cannot_flush_metrics_at_the_end() -> None:
+    """Has this process find at the very end that its last metrics are not written."""
+    from rewarm.training.run_recorder import RunRecorder
+
+    RunRecorder.flush_metrics = lambda _recorder: "metrics.jsonl cannot be written"

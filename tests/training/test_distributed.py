@@ -119,6 +119,7 @@ def test_other_precisions_on_several_processes(recipe, tmp_path, precision, memo
         ),
         ("missing_validation_shard", 1, 3, "error: rank 1: shard-00003.tar is missing", 5),
         ("cannot_write_metrics", 0, 3, "error: metrics.jsonl cannot be written", 9),
+        ("cannot_flush_metrics_at_the_end", 0, 3, "error: metrics.jsonl cannot be written", 20),
         ("loss_is_nan_from_step_12", 1, 4, "steps 12 to 14 were not finite", 10),
         ("full_disk", 1, 3, "rank 1: [Errno 28] No space left on device", None),
     ],
@@ -186,3 +187,11 @@ def test_a_stop_in_an_evaluation_saves_the_divided_weights(recipe, tmp_path, tra
     assert "its evaluation was stopped and will be repeated" in stopped.errors
     assert train(tmp_path, 2, recipe, "run", *shard, "--resume").codes == [0, 0]
     check_same_run(tmp_path / "run", trained_run)
+
+
+def test_a_restart_continues_after_the_last_checkpoint_whatever_was_resumed_from(recipe, tmp_path):
+    assert train(tmp_path, 2, recipe, "run").codes == [0, 0]
+    restarted = train(tmp_path, 2, recipe, "run", "--resume-from", 10, restarts=1)
+    assert restarted.codes == [0, 0]
+    assert "complete: step 20 of 20 is saved" in restarted.errors
+    assert list(list_checkpoints(tmp_path / "run")) == [10, 20]
