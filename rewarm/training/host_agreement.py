@@ -119,10 +119,9 @@ class AgreeingProcesses(Processes):
         is_consequence = _is_of_collective(error)
         if not is_consequence:
             self.post(f"failed/{self.rank}", _outcome(error))
+        at = "an exchange of tensors" if is_consequence else f"its own {type(error).__name__}"
         try:
-            self.agree(
-                f"its own {type(error).__name__}", error, grace=min(_LONGEST_GRACE, self._timeout)
-            )
+            self.agree(at, error, grace=min(_LONGEST_GRACE, self._timeout))
         except LostPeerError as lost:
             return Report(lost if is_consequence else error, is_shared=False)
         except BaseException as agreed:

@@ -64,9 +64,21 @@ def run_processes(folder: Path, size: int, *words: object, **faults: object) -> 
 
 
 def _in_step(step: int, action: Callable[[], None]) -> None:
-    """Has `action` called in the middle of a step of this process, counted from its start."""
+    """Has `action` called in the middle of a step of this process, counted from its start.
+
+    The checkpoints before it are complete by then: this process waits for each.
+    """
+    from rewarm.checkpoints.background_writer import BackgroundWriter
     from rewarm.training import loop
 
+    start_save = BackgroundWriter.start_save
+
+    def save(writer, *arguments):
+        previous = start_save(writer, *arguments)
+        writer._pending.result()
+        return previous
+
+    BackgroundWriter.start_save = save
     take_step, count = loop.take_step, 0
 
     def take_and_act(*arguments, **keywords):
