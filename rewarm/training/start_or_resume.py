@@ -132,7 +132,7 @@ def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> Star
             *_resume_lines(resolved.resume_state, state),
             _model_line(model, info.vocabulary),
             _device_line(recipe, device, attention, kernels_text),
-            *_processes_lines(recipe, split),
+            *_processes_lines(recipe, split, device),
             *compile_lines,
             _memory_line(model, recipe, processes.size, triton=kernels is not PYTORCH_KERNELS),
             _steps_line(recipe, state),
@@ -279,7 +279,7 @@ def _device_line(recipe: Recipe, device: torch.device, attention: str, kernels_t
     )
 
 
-def _processes_lines(recipe: Recipe, split: BatchSplit) -> list[str]:
+def _processes_lines(recipe: Recipe, split: BatchSplit, device: torch.device) -> list[str]:
     """Returns how several processes share a batch, and what padding costs."""
     if split.processes == 1:
         return []
@@ -290,8 +290,11 @@ def _processes_lines(recipe: Recipe, split: BatchSplit) -> list[str]:
     padding = ""
     if split.useful < 1:
         padding = f"; {1 - split.useful:.1%} of what is computed is padding"
+    share = f"gpus    {split.processes}"
+    if device.type == "cpu":
+        share = f"shared  no GPU was found: {split.processes} processes on CPUs"
     return [
-        f"gpus    {split.processes}, {copies}; {split.per_process} of {split.sequences:,} "
+        f"{share}, {copies}; {split.per_process} of {split.sequences:,} "
         f"sequences each, in {split.parts} × {split.microbatch}{padding}"
     ]
 
