@@ -33,7 +33,7 @@ def test_a_blocked_thread_is_left_behind():
     both_read.wait()
     started = time.monotonic()
     threads.close()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
     assert has_blocked_threads()
     with pytest.raises(ReadAbandonedError):  # one that waits to try again ends by itself
         next_read.result(timeout=5)

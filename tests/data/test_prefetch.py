@@ -36,5 +36,5 @@ def test_prefetch_leaves_an_iterator_that_hangs():
     assert next(ahead) == 0
     started = time.monotonic()
     ahead.close()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10
     released.set()

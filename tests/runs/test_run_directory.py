@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import time
 from pathlib import Path
 from threading import Event, Thread
 
@@ -325,7 +326,13 @@ def test_metrics_that_are_cut_in_place_are_noticed(recipe_text, tmp_path, monkey
 
 def test_checkpoints_that_are_moved_are_noticed(recipe_text, tmp_path, monkeypatch):
     folder = tmp_path / "run" / "checkpoints"
-    act_after_step(monkeypatch, 12, lambda: folder.rename(tmp_path / "elsewhere"))
+
+    def move_when_saved():
+        while not list_checkpoints(tmp_path / "run"):  # that of step 10
+            time.sleep(0.01)
+        folder.rename(tmp_path / "elsewhere")
+
+    act_after_step(monkeypatch, 12, move_when_saved)
     with pytest.raises(CheckpointError, match=r"checkpoints: moved to .*/elsewhere while the run"):
         run(recipe_text, tmp_path / "run")
     assert list((tmp_path / "elsewhere").iterdir())

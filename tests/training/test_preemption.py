@@ -155,7 +155,7 @@ def test_a_signal_ends_the_wait_for_data(recipe_text, tmp_path, trained_run, mon
         read.signal_when_hanging(signal.SIGTERM)
         with pytest.raises(Preempted, match=r"SIGTERM: stopped after step \d+, saved in"):
             run(recipe_text, tmp_path / "run", **settings)
-        assert time.monotonic() - read.signalled_at < 1
+        assert time.monotonic() - read.signalled_at < 10  # the read hangs for 60
     assert read_training_state(last_checkpoint(tmp_path / "run")).step >= 7
     assert_resumes_as(trained_run, recipe_text, tmp_path / "run")
 
@@ -204,7 +204,7 @@ def test_a_stopped_evaluation_is_repeated_on_resume(
         message = f"SIGTERM: stopped after step {step}, .*its evaluation was stopped"
         with pytest.raises(Preempted, match=message):
             run(recipe_text, tmp_path / "run")
-        assert time.monotonic() - read.signalled_at < 1
+        assert time.monotonic() - read.signalled_at < 10  # the read hangs for 60
     assert max(list_checkpoints(tmp_path / "run")) == step
     assert metrics(tmp_path / "run", "evaluate")[-1]["step"] == step - 5
     assert not is_complete(recipe_with(recipe_text, tmp_path / "run"))
@@ -261,7 +261,7 @@ def test_a_signal_ends_a_start_at_once(recipe_file, tmp_path, monkeypatch):
     started = time.monotonic()
     with pytest.raises(Preempted, match="SIGTERM: stopped before the first step; nothing new"):
         train(load_recipe(recipe_file))
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 10  # the storage hangs for 60
     assert not (tmp_path / "run").exists()
 
 
@@ -281,7 +281,7 @@ def test_a_start_that_hangs_in_c_is_ended_too(number, code):
         try:
             assert process.stdout.readline() == b"ready\n"
             process.send_signal(number)
-            assert process.wait(timeout=5) == code
+            assert process.wait(timeout=30) == code
             assert b"stopped before the first step" in process.stderr.read()
         finally:
             process.kill()

@@ -1,6 +1,7 @@
 """`rewarm schedules`: the list, the settings of each, `new` and `test`, and slow imports."""
 
 import json
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -129,11 +130,11 @@ def test_the_time_of_a_slow_import_is_printed_and_a_hanging_one_is_stopped(
     from rewarm.cli.commands import schedules
 
     monkeypatch.setattr(schedules, "_SLOW_IMPORT", 0.1)
-    monkeypatch.setattr(schedules, "_IMPORT_TIMEOUT", 0.5)
+    monkeypatch.setattr(schedules, "_IMPORT_TIMEOUT", 0.9)
     distribution("slow_import", "import time; time.sleep(0.2)", slow="Slow")
     distribution("hanging_import", "import time; time.sleep(30)", hanging="Hanging")
     _, out, _ = command("schedules")
     rows = {line.split()[0]: line for line in out.splitlines()}
-    assert "(its import took 0.2 s)" in rows["slow"]
-    assert "cannot be imported: it takes longer than 0.5 s" in rows["hanging"]
+    assert re.search(r"\(its import took 0\.[2-9] s\)", rows["slow"])
+    assert "cannot be imported: it takes longer than 0.9 s" in rows["hanging"]
     assert rows["rewarm"].endswith("(arXiv:2308.04014).")
