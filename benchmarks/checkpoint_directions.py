@@ -82,12 +82,14 @@ def stored_weights(checkpoint: Path) -> dict[str, bytes]:
 
 
 def weights_in_transformers(checkpoint: Path) -> dict[str, bytes]:
-    """Returns the weights that transformers has loaded, as bytes."""
+    """Returns the weights that transformers has loaded, as bytes, by their names in the files."""
     import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    return {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+    weights = {name: tensor.numpy().tobytes() for name, tensor in model.state_dict().items()}
+    weights["embed_out.weight"] = weights.pop("lm_head.weight")  # its name since transformers 5
+    return weights
 
 
 def losses(run: Path) -> Iterator[tuple[str, float]]:
