@@ -35,7 +35,7 @@ from rewarm.cli.standard_streams import (
     is_output_summary,
     set_up_standard_streams,
 )
-from rewarm.cli.worker_process import has_ended_alone, is_first
+from rewarm.cli.worker_process import has_ended_together, is_first
 from rewarm.errors import RecipeError, RewarmError, hide_credentials, out_of_memory, printable
 from rewarm.paths import expand_home
 
@@ -178,7 +178,7 @@ def _report(error: object, code: int) -> int:
     One that all processes of a run agree on is printed by the first of them.
     """
     flush_stdout()
-    if not is_first() and not has_ended_alone():
+    if not is_first() and has_ended_together():
         return code
     console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
     with contextlib.suppress(OSError):  # stderr on a full disk must not change the exit code

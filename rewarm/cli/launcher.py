@@ -16,6 +16,7 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -34,6 +35,8 @@ from rewarm.stop_signals import raise_if_stopped, signals_to_handle
 
 _ONE_REQUEST = 0.2
 """Seconds within which several signals are one request to stop."""
+_PROCESSES_PER_CORE = 4
+"""Processes that may share a core where there is no GPU: to try what several do."""
 _KILL_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -51,8 +54,13 @@ def count_processes(gpus: str | None) -> int:
     available = torch.cuda.device_count()
     if gpus in (None, "all"):
         return max(1, available)
-    if not gpus or not gpus.isdecimal() or int(gpus) == 0:
+    if not gpus or not (gpus.isascii() and gpus.isdecimal()) or int(gpus) == 0:
         raise RecipeError([f"--gpus {gpus}: expected a number of GPUs, or all"])
+    most = _PROCESSES_PER_CORE * len(os.sched_getaffinity(0))
+    if not available and int(gpus) > most:
+        raise RecipeError(
+            [f"--gpus {gpus}: no GPU is visible, and the CPU has cores for {most} processes"]
+        )
     if available and int(gpus) > available:
         raise RecipeError(
             [
@@ -112,6 +120,7 @@ class _AgentThread(Thread):
 
     def run(self) -> None:
         """Starts the workers, and waits for their end."""
+        from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
         from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
         # Its messages are about its own functions; what ended a run is said once, by `launch`.
@@ -128,6 +137,7 @@ class _AgentThread(Thread):
             max_restarts=self._max_restarts,
             monitor_interval=0.1,
             start_method="spawn",
+            logs_specs=DefaultLogsSpecs(log_dir=str(self._stopped.parent)),
         )
         try:
             launch_workers = elastic_launch(config, run_worker)
@@ -169,6 +179,7 @@ class _ForwardedSignals:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker.pid or 0, signal.SIGKILL if is_second else number)
         if is_second:
+            shutil.rmtree(self._stopped.parent, ignore_errors=True)
             os._exit(128 + number)
 
 

@@ -96,24 +96,28 @@ class MemoryEstimate(BaseModel):
     @property
     def peak(self) -> int:
         """The most that is in memory at once."""
-        transient = self.activations + max(self.copies + self.logits, self.recomputed)
-        if self.accumulates:
-            return self.resting + self.gathered + max(transient, self.unsharded)
-        # Gradients grow as activations are freed: the peak is at one end of the backward pass.
-        gradients = self.gradients + self.unsharded
-        return self.weights + self.moments + self.gathered + max(gradients, transient)
+        return sum(self.at_peak().values())
+
+    def at_peak(self) -> dict[str, int]:
+        """Returns what is in memory at the peak, by name, in bytes."""
+        transient = {"rounded weights": self.copies, "activations": self.activations}
+        if self.copies + self.logits >= self.recomputed:
+            transient["logits"] = self.logits
+        else:
+            transient = {"activations": self.activations, "recomputed": self.recomputed}
+        gradients = {"gradients of whole layers": self.unsharded}
+        always = {"weights, gradients, optimizer state": self.resting}
+        if not self.accumulates:
+            # Gradients grow as activations are freed: the peak is at one end of the backward pass.
+            always = {"weights, optimizer state": self.weights + self.moments}
+            gradients = {"gradients": self.gradients, **gradients}
+        largest = max(transient, gradients, key=lambda parts: sum(parts.values()))
+        return {**always, "gathered weights": self.gathered, **largest}
 
     def as_text(self) -> str:
-        """Returns the estimate as one line."""
-        copies = f" + {format_bytes(self.copies)} rounded weights" if self.copies else ""
-        gathered = f" + {format_bytes(self.gathered)} gathered weights" if self.gathered else ""
-        recomputed = f", then {format_bytes(self.recomputed)} recomputed" if self.recomputed else ""
-        return (
-            f"{format_bytes(self.peak)} at the peak: {format_bytes(self.resting)} weights, "
-            f"gradients, optimizer state{gathered}{copies} + "
-            f"{format_bytes(self.activations)} activations + "
-            f"{format_bytes(self.logits)} logits{recomputed}"
-        )
+        """Returns the estimate as one line: a sum."""
+        parts = [f"{format_bytes(size)} {name}" for name, size in self.at_peak().items() if size]
+        return f"{format_bytes(self.peak)} at the peak: {' + '.join(parts)}"
 
 
 # Logits that are stored at once, repeated here because this module does not import torch.

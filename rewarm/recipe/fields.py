@@ -316,10 +316,24 @@ class KeepSettings(Section):
     """Also keep checkpoints whose step is a multiple of this number of steps."""
 
 
+def _check_shard_size(written: Any) -> Any:
+    if written != "all" and (type(written) is not int or written < 1):
+        raise ValueError("should be a number of GPUs, 1 or more, or all")
+    return written
+
+
+ShardSize = Annotated[
+    int | Literal["all"],
+    BeforeValidator(
+        _check_shard_size, json_schema_input_type=Annotated[int, Gt(0)] | Literal["all"]
+    ),
+]
+
+
 class ParallelSettings(Section):
     """How several GPUs share a run. Its results do not depend on it, up to rounding."""
 
-    shard: Annotated[int, Strict(), Gt(0)] | Literal["all"] = 1
+    shard: ShardSize = 1
     """GPUs among which weights, gradients and optimizer state are divided: `1` keeps all of them on
     every GPU (data parallel), `all` divides them among all GPUs (FSDP2), and a number N among
     groups of N, of which each has a copy (HSDP)."""

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import os
+import time
 from datetime import timedelta
 
 import torch
@@ -44,7 +45,7 @@ class ProcessGroup(AgreeingProcesses):
         if self._device_type == "cuda":
             torch.cuda.set_device(local_rank)
         _record_collectives()
-        wait = timedelta(seconds=timeout)
+        wait, started = timedelta(seconds=timeout), time.monotonic()
         try:
             launcher_store, rank, size = next(iter(rendezvous("env://", timeout=wait)))
             # The launcher keeps its store: what processes before a restart have published there
@@ -62,8 +63,9 @@ class ProcessGroup(AgreeingProcesses):
         except (RuntimeError, ValueError) as error:
             raise RewarmError(
                 f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} did not find the "
-                f"others in {timeout:g} s: {first_sentence(error)}; see that MASTER_ADDR, "
-                "MASTER_PORT, RANK and WORLD_SIZE are those of one run, and that the port is open"
+                f"others in {time.monotonic() - started:.0f} s: {first_sentence(error)}; see what "
+                "they have printed, that MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE are those "
+                "of one run, and that no other process uses the port"
             ) from None
 
     @override

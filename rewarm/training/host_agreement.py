@@ -49,6 +49,9 @@ class _Outcome(NamedTuple):
 class AgreeingProcesses(Processes):
     """Several processes that agree; a context manager that ends with an agreement."""
 
+    have_ended_together = False
+    """Whether the processes of this one's run have ended with an agreement."""
+
     def __init__(
         self, store: PrefixStore, rank: int, size: int, local_rank: int, timeout: float
     ) -> None:
@@ -232,6 +235,7 @@ class AgreeingProcesses(Processes):
                 report = self.report(agreed)
         if report is None or report.is_shared:
             dist.destroy_process_group()
+            AgreeingProcesses.have_ended_together = True
         if report and report.error is not error:
             raise report.error from None
 

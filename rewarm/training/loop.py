@@ -191,7 +191,7 @@ def train(
 
 def _join_processes(timeout_minutes: float) -> Processes:
     """Returns the processes of this run, as a launcher has described them in the environment."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if int(os.environ.get("WORLD_SIZE") or 1) == 1:
         return ALONE
     from rewarm.training.distributed import ProcessGroup  # its imports take most of a second
 

@@ -71,7 +71,9 @@ def resolve_microbatch(
             )
         microbatch, source = _remembered_or_searched(recipe, resolved.architecture, device)
     microbatch = processes.minimum(microbatch)
-    line = f"batch   {microbatch} × {recipe.data.context:,} tokens at once (auto: {source})"
+    at_most = "at most " if processes.size > 1 else ""
+    tokens = f"{at_most}{microbatch} × {recipe.data.context:,} tokens at once"
+    line = f"batch   {tokens} (auto: {source})"
     return resolved.with_recipe(_with_microbatch(recipe, microbatch)), [line]
 
 

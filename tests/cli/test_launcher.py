@@ -21,7 +21,7 @@ def test_a_run_has_a_process_for_each_gpu(monkeypatch):
     assert [count_processes(gpus) for gpus in (None, "all", "1", "3", "4")] == [4, 4, 1, 3, 4]
     with pytest.raises(RecipeError, match=r"^--gpus 8: 4 are visible; use fewer, or see CUDA_V"):
         count_processes("8")
-    for wrong in ("0", "-1", "two", "", "1.5", "²"):
+    for wrong in ("0", "-1", "two", "", "1.5", "²", "٢"):
         with pytest.raises(RecipeError, match="expected a number of GPUs, or all"):
             count_processes(wrong)
 
@@ -29,12 +29,49 @@ def test_a_run_has_a_process_for_each_gpu(monkeypatch):
 def test_without_a_gpu_there_is_one_process_unless_more_are_asked_for(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     assert [count_processes(gpus) for gpus in (None, "all", "2")] == [1, 1, 2]
+    with pytest.raises(RecipeError, match=r"--gpus 5000: no GPU is visible, and the CPU has cores"):
+        count_processes("5000")
 
 
 def test_a_process_that_a_launcher_has_started_starts_no_others(monkeypatch):
     assert not is_worker()
     monkeypatch.setenv("WORLD_SIZE", "1")
     assert is_worker()
+    monkeypatch.setenv("WORLD_SIZE", "")
+    assert not is_worker()
+
+
+RANK_1 = {"WORLD_SIZE": "2", "RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "words", "message"),
+    [
+        ({"WORLD_SIZE": "2"}, (), "WORLD_SIZE is set, as a launcher does, but RANK is not set"),
+        ({**RANK_1, "RANK": "x"}, (), "but RANK is 'x'; start with torchrun"),
+        ({**RANK_1, "RANK": "2"}, (), "but RANK 2 should be below WORLD_SIZE 2"),
+        ({**RANK_1, "LOCAL_RANK": ""}, (), "but LOCAL_RANK is not set"),
+        ({**RANK_1, "MASTER_PORT": ""}, (), "but MASTER_PORT is not set"),
+        (RANK_1, ("--gpus", 4), "--gpus 4: torchrun or srun has started this process as one of 2"),
+        (RANK_1, ("--max-restarts", 1), "--max-restarts 1: torchrun or srun has started this"),
+    ],
+)
+def test_contradicting_launch_variables_are_refused(
+    command, recipe_file, monkeypatch, variables, words, message
+):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    code, out, err = command("train", recipe_file, *words)
+    assert (code, out) == (2, "")
+    assert message in err
+
+
+def test_an_error_before_the_processes_have_met_is_printed_by_each(command, monkeypatch):
+    for name, value in RANK_1.items():
+        monkeypatch.setenv(name, value)
+    code, _, err = command("train", "missing.yaml")
+    assert code == 2
+    assert "missing.yaml" in err
 
 
 @pytest.fixture
@@ -71,7 +108,9 @@ def wait_until_ended(pids: list[int]) -> None:
 @pytest.mark.slow
 def test_a_killed_process_is_restarted_and_a_signal_stops_all(endless, tmp_path):
     words = ("train", endless, "--gpus", 2, "--max-restarts", 1)
-    process = RewarmProcess(tmp_path, *words)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    process = RewarmProcess(tmp_path, *words, environment={"TMPDIR": str(temporary)})
     assert process.wait_for("step 120/")  # one checkpoint, of step 100, is complete
     first = workers_of(process)
     assert len(first) == 2
@@ -87,6 +126,7 @@ def test_a_killed_process_is_restarted_and_a_signal_stops_all(endless, tmp_path)
     last = max(list_checkpoints(tmp_path / "run"))
     assert f"stopped after step {last}, saved in" in process.errors
     assert "nothing" not in process.output
+    assert not list(temporary.iterdir())
     steps = [line["step"] for line in metrics(tmp_path / "run", "train")]
     assert steps == list(range(3, steps[-1] + 1, 3))
 
@@ -112,3 +152,4 @@ def test_a_wrong_recipe_ends_the_launcher_with_its_exit_code(endless, tmp_path):
     assert process.wait(60) == 2
     assert process.errors.startswith("parallel.shard: 2 does not divide 3 GPUs")
     assert process.errors.count("parallel.shard") == 1
+    assert not workers_of(process)

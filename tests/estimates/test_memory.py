@@ -344,6 +344,13 @@ def test_the_estimate_as_text(thousand_steps):
     # 12 bytes × 1,000 tokens × 50,304 rows; 16 bytes × 14.07M parameters.
     assert fast.as_text().startswith(f"{format_bytes(fast.peak)} at the peak: 225.08 MB weights, ")
     assert fast.as_text().endswith(" activations + 603.65 MB logits")
+    at_once = fast.model_copy(update={"accumulates": False})  # its gradients come later
+    assert "168.81 MB weights, optimizer state + " in at_once.as_text()
+    for estimate in (fast, at_once, at_once.model_copy(update={"unsharded": 10**9})):
+        numbers = [
+            float(part.split()[0]) for part in estimate.as_text().split(": ")[1].split(" + ")
+        ]
+        assert sum(numbers) == pytest.approx(estimate.peak / 1e6, rel=1e-3)
     lean = estimate_recipe_memory(recipe, architecture, triton=False)
     assert lean.as_text().endswith(" MB recomputed")
     assert lean.model_dump(by_alias=True)["again"] == lean.recomputed > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from typing import Annotated
 
@@ -18,9 +19,14 @@ from rewarm.cli.options import (
     Set,
     load_recipe_file,
 )
-from rewarm.cli.process_setup import STARTED
+from rewarm.cli.process_setup import STARTED, STARTED_VARIABLE
 from rewarm.cli.standard_streams import output_is_summary
-from rewarm.cli.worker_process import is_first, is_worker
+from rewarm.cli.worker_process import (
+    check_launch_variables,
+    check_launcher_decides,
+    is_first,
+    is_worker,
+)
 
 
 def train_command(
@@ -48,6 +54,7 @@ def train_command(
 ) -> None:
     """Run a recipe."""
     from rewarm.quantities import parse_duration
+    from rewarm.recipe.gpu_sharing import shard_size_on
 
     try:
         deadline = STARTED + parse_duration(time_limit) if time_limit else math.inf
@@ -57,8 +64,13 @@ def train_command(
         recipe, overrides
     )  # a mistake in it is reported before torch is imported
     output_is_summary()
-    if not is_worker():
+    if is_worker():
+        check_launch_variables()
+        if STARTED_VARIABLE not in os.environ:
+            check_launcher_decides(gpus, max_restarts)
+    else:
         processes = count_processes(gpus)
+        shard_size_on(loaded, processes)  # a mistake is reported before any process starts
         if processes > 1 or max_restarts:
             raise typer.Exit(launch(context.obj, sys.argv[1:], processes, max_restarts))
     from rewarm.training.loop import train
