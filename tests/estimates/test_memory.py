@@ -352,5 +352,5 @@ def test_the_estimate_as_text(thousand_steps):
         ]
         assert sum(numbers) == pytest.approx(estimate.peak / 1e6, rel=1e-3)
     lean = estimate_recipe_memory(recipe, architecture, triton=False)
-    assert lean.as_text().endswith(" MB recomputed")
+    assert lean.as_text().endswith(" activations + 604.16 MB logits")
     assert lean.model_dump(by_alias=True)["again"] == lean.recomputed > 0
