@@ -249,3 +249,12 @@ def read_architecture(directory: Path) -> Architecture:
         ) from None
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}; name another model") from None
+
+
+def ignored_settings(directory: Path) -> list[str]:
+    """Returns what the config.json of a model directory asks for that rewarm leaves out."""
+    try:
+        config = read_json(directory / "config.json")
+    except (OSError, ValueError):  # a GPT-NeoX checkpoint, or a model that is not downloaded
+        return []
+    return Architecture.ignored_settings(config) if isinstance(config, dict) else []
