@@ -7,6 +7,7 @@ import pytest
 from training_runs import run
 
 from recipes import recipe_of
+from rewarm.checkpoints import find_checkpoint
 from rewarm.checkpoints.find_checkpoint import (
     find_local_model,
     ignored_settings,
@@ -145,3 +146,16 @@ def test_a_quantized_model_is_refused(tmp_path, quantization):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=r"config\.json: .* weights are quantized \(.*plain"):
         read_architecture(tmp_path)
+
+
+def test_a_listing_that_misses_the_only_checkpoint_is_repeated(recipe_text, tmp_path, monkeypatch):
+    """It was saved while the folder was listed, and the one before it was deleted."""
+    checkpoint = run(recipe_text, tmp_path / "run")
+    step_paths, listings = find_checkpoint._step_paths, []
+
+    def miss_it_once(directory):
+        listings.append(directory)
+        return step_paths(directory) if len(listings) > 1 else []
+
+    monkeypatch.setattr(find_checkpoint, "_step_paths", miss_it_once)
+    assert last_checkpoint(tmp_path / "run") == checkpoint
