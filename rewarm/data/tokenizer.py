@@ -53,8 +53,10 @@ def load_tokenizer(name: str, eos_token: str | None = None) -> Tokenizer:
         DataError: the tokenizer cannot be found or read, or has no end-of-text token.
     """
     path = Path(name)
-    if path.is_dir() or path.name == "tokenizer.json":  # the file means the same as its folder
-        encoder, configured_eos = _load_from_folder(path if path.is_dir() else path.parent)
+    if path.is_dir():
+        encoder, configured_eos = _load_from_folder(path)
+    elif path.is_file() and path.name == "tokenizer.json":  # the same as its folder
+        encoder, configured_eos = _load_from_folder(path.parent)
     elif path.is_file():
         encoder, configured_eos = _load_file(path), None
     else:
@@ -146,8 +148,7 @@ def _load_from_folder(folder: Path) -> tuple[tokenizers.Tokenizer, Any]:
         return _load_file(file), configured_eos
     found = [path.name for pattern in _OTHER_FORMATS for path in folder.glob(pattern)]
     if not found:
-        missing = f"{folder}: no tokenizer.json in this folder"
-        raise DataError(missing if folder.is_dir() else f"{file}: no such file")
+        raise DataError(f"{folder}: no tokenizer.json in this folder")
     return _convert(folder, sorted(found)), configured_eos
 
 
