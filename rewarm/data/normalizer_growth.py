@@ -13,15 +13,17 @@ from typing import Any
 
 from rewarm.errors import DataError
 
-_HARMLESS_GROWTH = 64
-"""A normalizer that cannot make a text longer than this many times is not tried."""
-_MAX_GROWTH = 1000
+_MAX_GROWTH = 32
+"""How many times longer a text may become; its offsets take up 16 bytes for each byte."""
+_MAX_ADDED = 2000
+"""Characters that may be added to any text: a prefix."""
 _MAX_LENGTH = 10_000_000
 """Characters that a step may make of a text that it is tried on."""
 _GROWTH_OF_KINDS = {"NFC": 3, "NFD": 4, "NFKC": 18, "NFKD": 18, "Lowercase": 3, "ByteLevel": 4}
 """How many characters such a step may make of one; the last as bytes, the others by Unicode."""
 _PRINTABLE = [chr(code) for code in range(32, 127)]
 _MAX_TRIED = 300
+_REPEATED = 64
 
 
 def check_normalizer(normalizer: dict[str, Any] | None) -> None:
@@ -31,19 +33,21 @@ def check_normalizer(normalizer: dict[str, Any] | None) -> None:
         normalizer: that of a tokenizer.json.
 
     Raises:
-        DataError: it makes one of some short texts more than 1,000 times longer.
+        DataError: it makes one of some short texts more than 32 times longer.
     """
     steps = list(_steps(normalizer))
     bound = 1
     for step in steps:
         bound *= _most_growth(step)
-    if bound <= _HARMLESS_GROWTH:
+    if bound <= _MAX_GROWTH:
         return
     replaced = [text for step in steps for text in _texts_of(step)][:_MAX_TRIED]
-    for text in [*replaced, *(character * 4 for character in _PRINTABLE)]:
-        if (length := _length_after(steps, text)) > _MAX_GROWTH * len(text):
+    for tried in [*replaced, *_PRINTABLE]:
+        text = tried * _REPEATED
+        if (length := _length_after(steps, text)) > _longest(text):
             raise DataError(
-                f"the tokenizer's normalizer makes {length:,} characters or more of {text[:20]!r}; "
+                f"the tokenizer's normalizer makes {length:,} characters or more of the "
+                f"{len(text):,} in {tried[:20]!r} × {_REPEATED}; "
                 "its steps expand each other's results: use another tokenizer, or remove them "
                 "from its tokenizer.json"
             )
@@ -81,17 +85,22 @@ def _texts_of(step: dict[str, Any]) -> list[str]:
     return [text[:100] for text in texts if text]
 
 
+def _longest(text: str) -> int:
+    """Returns how long a text may become."""
+    return _MAX_GROWTH * len(text) + _MAX_ADDED
+
+
 def _length_after(steps: list[dict[str, Any]], text: str) -> int:
     """Returns how long a text is after all steps; of one that grows too much, a lower bound."""
     from tokenizers import Tokenizer
 
     empty_model = {"type": "BPE", "vocab": {}, "merges": []}
-    start = len(text)
+    longest = _longest(text)
     for step in steps:
         if len(text) * _most_growth(step) > _MAX_LENGTH:
-            return max(len(text), _MAX_GROWTH * start + 1)
+            return max(len(text), longest + 1)
         document = {"version": "1.0", "added_tokens": [], "normalizer": step, "model": empty_model}
         text = Tokenizer.from_str(json.dumps(document)).normalizer.normalize_str(text)
-        if len(text) > _MAX_GROWTH * start:
+        if len(text) > longest:
             break
     return len(text)

@@ -76,7 +76,8 @@ class TextEncoder:
         """Returns the error to raise: about the first of the texts that cannot be encoded."""
         if not _is_from_tokenizers(error):
             return error
-        text = next(filter(self._fails, texts), texts[0])
+        # A panic is also printed by the library: not twice if there is only one text.
+        text = texts[0] if len(texts) == 1 else next(filter(self._fails, texts), texts[0])
         advice = "use another tokenizer, or leave this document out"
         if any(word in str(error) for word in _UNKNOWN_TOKEN):
             advice = _ADVICE

@@ -149,7 +149,8 @@ def doubling(times, pattern="a", content="aa"):
         (doubling(30, "ab", "abab"), True),
         (doubling(20, Regex("[x-z]"), "xyz"), True),
         (doubling(12, Regex(""), "x"), True),
-        (normalizers.Replace("e", "e" * 5000), True),
+        (normalizers.Replace("e", "e" * 100), True),
+        (normalizers.Replace("e", "e" * 10**6), True),
         (normalizers.Sequence([doubling(15), doubling(15)]), True),
         (doubling(5), False),
         (normalizers.Sequence([normalizers.Prepend("a" * 40)] * 40), False),  # once per text

@@ -32,7 +32,7 @@ def test_check_and_train_print_the_same_record(recipe_text, tmp_path, command):
 
 
 def test_what_the_base_asks_for_and_rewarm_leaves_out_is_printed(
-    recipe_text, tmp_path, corpora, command
+    recipe_text, tmp_path, corpora, command, caplog
 ):
     base = run(recipe_text, tmp_path / "base")
     model = tmp_path / "model"
@@ -47,6 +47,7 @@ def test_what_the_base_asks_for_and_rewarm_leaves_out_is_printed(
     assert "warning: hidden_dropout 0.1 of its config.json is not applied" in plan
     code, _, _ = command("eval", model, "--data", f"a={corpora}/upstream/val", "--context", 16)
     assert code == 0
+    assert f"{model}: hidden_dropout 0.1 of its config.json is not applied" in caplog.text
 
 
 @pytest.fixture
