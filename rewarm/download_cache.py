@@ -63,8 +63,11 @@ class DownloadCache:
         downloaded: list[int] = []
 
         def fetch() -> bool:
-            downloaded.append(self._fetch(path, download))
-            self._evict_least_recently_used()
+            try:
+                downloaded.append(self._fetch(path, download))
+            except OSError as error:
+                raise DataError(f"{self.folder}: cannot be written: {error.strerror}") from None
+            self._evict(self.max_bytes)
             return True
 
         _remove_leftovers_once(self.folder)
@@ -83,19 +86,26 @@ class DownloadCache:
     def _fetch(self, path: Path, download: Callable[[Path], None]) -> int:
         """Downloads a file, and returns its descriptor."""
         partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(self.folder, except_of=path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _remove_leftovers(self.folder, except_of=path)
-            download(partial)
+            self._download(partial, download)
             descriptor = _open_shared(partial)  # locked before another process can evict it
             assert descriptor is not None
             partial.rename(path)
             return descriptor
-        except OSError as error:
-            raise DataError(f"{self.folder}: cannot be written: {error.strerror}") from None
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink()
+
+    def _download(self, partial: Path, download: Callable[[Path], None]) -> None:
+        """Calls `download`; again after eviction if the disk is full below the cache's limit."""
+        try:
+            download(partial)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._evict(0):
+                raise
+            download(partial)
 
     def discard(self, path: Path, damaged: FileStamp) -> None:
         """Deletes a damaged file, unless another process has already replaced it."""
@@ -103,15 +113,18 @@ class DownloadCache:
             if FileStamp.of(path.stat()) == damaged:
                 path.unlink()
 
-    def _evict_least_recently_used(self) -> None:
-        """Deletes files that no process has open, until the cache is within its limit."""
+    def _evict(self, max_bytes: int) -> bool:
+        """Deletes files that no process has open, the least recently used first.
+
+        Returns:
+            whether a file was deleted.
+        """
         files = _statuses(self.folder.glob(f"*/{self.evictable_files}"))
-        total = sum(status.st_size for status in files.values())
+        total = before = sum(status.st_size for status in files.values())
         for path, status in sorted(files.items(), key=lambda item: item[1].st_atime_ns):
-            if total <= self.max_bytes:
-                return
-            if _delete_unused(path):
+            if total > max_bytes and _delete_unused(path):
                 total -= status.st_size
+        return total < before
 
 
 def _open_shared(path: Path) -> int | None:

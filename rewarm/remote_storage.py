@@ -182,7 +182,7 @@ class RemoteFolder:
             except DataError:
                 raise
             except Exception as error:  # each protocol raises its own errors
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 if _is_final(error):
                     raise DataError(f"{location}: {_describe(error)}") from None

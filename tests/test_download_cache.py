@@ -1,6 +1,7 @@
 """Several processes on one cache. Two descriptors of one process lock each other out as well."""
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -62,6 +63,34 @@ def test_a_file_in_use_is_not_evicted(cache, tmp_path):
         os.close(descriptor)
     os.close(cache("1.tar", files=1))
     assert cached_files(tmp_path) == ["1.tar"]
+
+
+@pytest.mark.parametrize("files_to_evict", [2, 0])
+def test_a_full_disk_evicts_what_is_not_in_use(tmp_path, files_to_evict):
+    cache = DownloadCache(folder=tmp_path / "cache", evictable_files="*.tar", max_bytes=9 * SIZE)
+    folder = tmp_path / "cache" / "pile"
+    capacity = 3
+
+    def download(path):
+        if len(list(folder.glob("*.tar"))) >= capacity:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_bytes(bytes(SIZE))
+
+    in_use = [
+        cache.open(folder / f"{number}.tar", SIZE, download)
+        for number in range(capacity - files_to_evict)
+    ]
+    for number in range(files_to_evict):
+        os.close(cache.open(folder / f"{number + 3}.tar", SIZE, download))
+    if files_to_evict:
+        os.close(cache.open(folder / "9.tar", SIZE, download))
+        assert cached_files(tmp_path) == ["0.tar", "9.tar"]
+    else:
+        with pytest.raises(DataError, match="cache: cannot be written: No space left on device"):
+            cache.open(folder / "9.tar", SIZE, download)
+        assert cached_files(tmp_path) == ["0.tar", "1.tar", "2.tar"]
+    for descriptor in in_use:
+        os.close(descriptor)
 
 
 def test_a_file_that_cannot_be_deleted_ends_no_run(cache, tmp_path, monkeypatch):
