@@ -199,7 +199,7 @@ def _remove_leftovers(folder: Path, except_of: Path | None = None) -> None:
     if removed:
         size = sum(status.st_size for path, status in partials.items() if path in removed)
         _logger.warning(
-            "%s: partial downloads of ended processes removed: %d (%s)",
+            "warning: %s: partial downloads of ended processes removed: %d (%s)",
             *(folder, len(removed), format_bytes(size)),
         )
 

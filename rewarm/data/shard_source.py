@@ -143,7 +143,7 @@ class ShardSource:
         try:
             return open_shard(cached=descriptor)
         except DataError as error:
-            _logger.warning("%s", error)
+            _logger.warning("warning: %s", error)
         self._remote.discard(shard_info.name, stamp)
         try:
             return open_shard(cached=fetch())

@@ -171,7 +171,7 @@ def _convert(folder: Path, found: list[str]) -> tokenizers.Tokenizer:
             f"T.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])' {folder}"
         ) from None
     _logger.warning(
-        "%s: no tokenizer.json; %s converted by transformers' %s",
+        "warning: %s: no tokenizer.json; %s converted by transformers' %s",
         *(folder, ", ".join(found), type(converted).__name__),
     )
     return encoder

@@ -139,7 +139,7 @@ def measure_checkpoint(
     def measure(directory: str | Path) -> dict[str, SetLoss]:
         base = locate_base(str(directory))
         for sentence in ignored_settings(base.directory):
-            _logger.warning("%s: %s", base.name, sentence)
+            _logger.warning("warning: %s: %s", base.name, sentence)
         if base.kind == "rewarm checkpoint":
             verify_checkpoint(base.directory)
             read_training_state(base.directory)  # it has to be that of its step
