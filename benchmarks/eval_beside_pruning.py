@@ -31,7 +31,7 @@ class Outcome(NamedTuple):
 
     evaluations: int
     steps: int
-    """Different checkpoints that were measured, as their losses differ."""
+    """Different checkpoints that were measured, by their losses; those of all runs are the same."""
     problems: Counter[str]
 
 
