@@ -64,7 +64,8 @@ def once_per_node(lock: Path, is_done: Callable[[], bool], work: Callable[[], bo
             try:
                 return is_done() or work()
             finally:
-                lock.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    lock.unlink()
     return True
 
 

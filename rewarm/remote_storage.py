@@ -1,25 +1,24 @@
-"""Folders at URLs (https, s3, gs, hf), read through fsspec and a local cache of bounded size.
+"""Folders at URLs (https, s3, gs, hf), read through fsspec and a cache on this machine.
 
-A failed download is retried, also if its size or sha256 is wrong. Of the processes on a node, one
-downloads a file, and the others wait for it. If the cache grows too large, the least recently used
-files are deleted.
+A failed download is retried, also if the server cannot be reached, or the size or sha256 of what it
+sent is wrong; not if it answers that the file does not exist or may not be read.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import os
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
+from rewarm.download_cache import DownloadCache
 from rewarm.errors import DataError, hide_credentials
 from rewarm.files import FileStamp, sync_to_disk
-from rewarm.once_per_node import once_per_node, record_sha256
+from rewarm.once_per_node import record_sha256
 from rewarm.reader_threads import pause_reading
 
 URL_SCHEMES = ("http", "https", "s3", "gs", "hf")
@@ -29,8 +28,8 @@ Result = TypeVar("Result")
 _CHUNK = 1 << 20
 _FIRST_WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
-_ABANDONED_S = 3600.0
-"""Seconds without any data received after which a partial file belongs to no process."""
+_TEMPORARY_STATUSES = (408, 425, 429)
+"""HTTP's timeout, too early, too many requests: a later attempt may succeed."""
 
 
 def is_url(address: str) -> bool:
@@ -106,62 +105,55 @@ class RemoteFolder:
 
         return self._with_retries(name, read_all)
 
-    def fetch(self, name: str, *, size: int, sha256: str) -> Path:
-        """Returns the path of a file in the cache; downloads and verifies it if it is not there.
+    def open(self, name: str, *, size: int, sha256: str) -> int:
+        """Returns the descriptor of a file in the cache, which is downloaded if it is not there.
+
+        The file stays in the cache until the descriptor is closed. A download is verified, a file
+        that was already there is not.
 
         Raises:
             DataError: the file is missing, its size or sha256 is wrong, the download failed, or
-                the cache cannot be written.
+                the cache cannot be read or written.
         """
-        target = self.local_folder / name
-
-        def is_cached() -> bool:
-            try:
-                return target.stat().st_size == size
-            except OSError:
-                return False
-
-        def download() -> bool:
-            self._download(name, target, max_bytes=size, sha256=sha256)
-            self._evict_least_recently_used(keep=target)
-            return True
-
-        once_per_node(_lock_of(target), is_cached, download)
-        with contextlib.suppress(FileNotFoundError):  # another process evicted it
-            # Eviction goes by the access time: a new modification time would mean other content.
-            os.utime(target, ns=(time.time_ns(), target.stat().st_mtime_ns))
-        return target
+        download = partial(self._download, name, max_bytes=size, sha256=sha256)
+        return self._download_cache.open(self.local_folder / name, size, download)
 
     def fetch_unverified(self, name: str, *, max_bytes: int) -> Path:
         """Returns the path in the cache of a file whose size and sha256 are not known in advance.
 
         Raises:
             DataError: the file is missing or larger than `max_bytes`, the download failed, or the
-                cache cannot be written.
+                cache cannot be read or written.
         """
-        target = self.local_folder / name
+        path = self.local_folder / name
+        download = partial(self._download, name, max_bytes=max_bytes, sha256=None)
+        os.close(self._download_cache.open(path, None, download))
+        return path
 
-        def download() -> bool:
-            self._download(name, target, max_bytes=max_bytes, sha256=None)
-            return True
+    def discard(self, name: str, damaged: FileStamp) -> None:
+        """Deletes a damaged file in the cache, unless another process has already replaced it."""
+        self._download_cache.discard(self.local_folder / name, damaged)
 
-        once_per_node(_lock_of(target), target.is_file, download)
-        return target
+    @property
+    def _download_cache(self) -> DownloadCache:
+        return DownloadCache(
+            folder=self.cache, evictable_files=self.evictable_files, max_bytes=self.cache_bytes
+        )
 
-    def _download(self, name: str, target: Path, *, max_bytes: int, sha256: str | None) -> None:
-        """Downloads a file to `target`, and verifies it if `sha256` is given."""
-        partial = target.with_name(f"{name}.{os.getpid()}.partial")
+    def _download(self, name: str, path: Path, *, max_bytes: int, sha256: str | None) -> None:
+        """Downloads a file to `path`, and verifies it if `sha256` is given."""
 
         def copy(file: IO[bytes]) -> None:
+            out.seek(0)
+            out.truncate()
             digest, size = hashlib.sha256(), 0
-            with partial.open("wb") as out:
-                while chunk := file.read(_CHUNK):
-                    pause_reading(0)
-                    out.write(chunk)
-                    digest.update(chunk)
-                    size += len(chunk)
-                    if size > max_bytes:  # otherwise a server could fill the disk
-                        raise ConnectionError(f"received more than {max_bytes:,} bytes")
+            while chunk := file.read(_CHUNK):
+                pause_reading(0)
+                out.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                if size > max_bytes:  # otherwise a server could fill the disk
+                    raise ConnectionError(f"received more than {max_bytes:,} bytes")
             if sha256 is None:
                 return
             if size != max_bytes:
@@ -171,18 +163,11 @@ class RemoteFolder:
                     f"its sha256 is {digest.hexdigest()[:12]}, expected {sha256[:12]}"
                 )
 
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as out:
             self._with_retries(name, copy)
-            sync_to_disk(partial)
-            if sha256 is not None:
-                record_sha256(FileStamp.of(partial.stat()), sha256)
-            partial.rename(target)
-        except OSError as error:
-            raise DataError(f"{self.cache}: cannot be written: {error.strerror}") from None
-        finally:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+        sync_to_disk(path)
+        if sha256 is not None:
+            record_sha256(FileStamp.of(path.stat()), sha256)
 
     def _with_retries(self, name: str, read_from: Callable[[IO[bytes]], Result]) -> Result:
         """Returns `read_from(file)`; opens the file again after a failed transfer."""
@@ -194,14 +179,14 @@ class RemoteFolder:
             try:
                 with self._open(location) as file:
                     return read_from(file)
-            except (FileNotFoundError, PermissionError) as error:
-                raise DataError(f"{location}: {type(error).__name__}: {error}") from None
             except DataError:
                 raise
             except Exception as error:  # each protocol raises its own errors
-                if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                reason = f"{type(error).__name__}: {error}".rstrip(": ")
+                if _is_final(error):
+                    raise DataError(f"{location}: {_describe(error)}") from None
+                reason = _describe(error)
         raise DataError(
             f"{location}: download failed after {self.attempts} attempts: {reason}; check the "
             "network, or copy the folder to this machine and name its path"
@@ -228,29 +213,38 @@ class RemoteFolder:
             raise DataError(f"{self.url}: cannot be read: {error}") from None
         return opened
 
-    def _evict_least_recently_used(self, *, keep: Path) -> None:
-        """Deletes the least recently used files until the cache is within its limit."""
-        for path, status in _statuses(self.cache.glob("*/*.partial")).items():
-            if status.st_mtime < time.time() - _ABANDONED_S:  # its process was killed
-                path.unlink(missing_ok=True)
-        files = _statuses(self.cache.glob(f"*/{self.evictable_files}"))
-        total = sum(status.st_size for status in files.values())
-        for path, status in sorted(files.items(), key=lambda item: item[1].st_atime_ns):
-            if total <= self.cache_bytes:
-                return
-            if path != keep:  # an open file stays readable after it is deleted
-                total -= status.st_size
-                path.unlink(missing_ok=True)
+
+def _is_final(error: BaseException) -> bool:
+    """Returns whether a server answered that a file does not exist, or may not be read.
+
+    fsspec raises FileNotFoundError also if the server cannot be reached: then an error of the
+    network is among its causes.
+    """
+    causes = list(_causes(error))
+    for status in filter(None, map(_http_status, causes)):
+        return 400 <= status < 500 and status not in _TEMPORARY_STATUSES
+    missing = (FileNotFoundError, PermissionError)
+    return isinstance(error, missing) and not any(
+        isinstance(cause, OSError) and not isinstance(cause, missing) for cause in causes
+    )
 
 
-def _lock_of(file: Path) -> Path:
-    return file.with_name(f"{file.name}.lock")
+def _describe(error: BaseException) -> str:
+    """Returns an error and the first of those that caused it."""
+    *_, first = _causes(error)
+    parts = [f"{type(part).__name__}: {part}".rstrip(": ") for part in (error, first)]
+    return ": ".join(dict.fromkeys(parts))
 
 
-def _statuses(paths: Iterable[Path]) -> dict[Path, os.stat_result]:
-    """Returns the status of each file that exists: other processes may remove some."""
-    statuses = {}
-    for path in paths:
-        with contextlib.suppress(FileNotFoundError):
-            statuses[path] = path.stat()
-    return statuses
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, and those that it was raised from or after."""
+    while error:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _http_status(error: BaseException) -> int | None:
+    """Returns the status in an error of aiohttp, requests or httpx, else None."""
+    response = getattr(error, "response", None)
+    status = getattr(error, "status", None) or getattr(response, "status_code", None)
+    return status if isinstance(status, int) else None

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import communication_model
 import pytest
+import shared_cache
 import training_step as step
 import training_step_arms as arms
 from repository import ROOT
@@ -241,3 +242,28 @@ def test_names_imported_from_rewarm_exist(script):
             for name in node.names:
                 if not hasattr(module, name.name):
                     import_module(f"{node.module}.{name.name}")
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_cache_of_two_shards(corpora):
+    """Some accesses of `benchmarks/shared_cache.py`, which makes thousands."""
+    folder = corpora / "upstream" / "train"
+    outcome = shared_cache.run_tries(folder, tries=2, accesses=40, kill=False, seed=1)
+    assert (outcome.accesses, outcome.problems, outcome.leftovers) == (160, {}, [])
+    assert outcome.downloads > len(list(folder.glob("*.tar")))
+
+
+@pytest.mark.slow
+def test_eval_beside_a_run_that_deletes_checkpoints():
+    """One try of `benchmarks/eval_beside_pruning.py`, which measures hundreds of checkpoints."""
+    words = [
+        str(ROOT / "benchmarks" / "eval_beside_pruning.py"),
+        "--tries",
+        "1",
+        "--tokens",
+        "51200",
+    ]
+    ended = subprocess.run(
+        [sys.executable, *words], capture_output=True, text=True, check=False, timeout=300
+    )
+    assert "; 0 problems" in ended.stdout, ended.stdout + ended.stderr

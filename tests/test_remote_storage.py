@@ -3,7 +3,10 @@
 import hashlib
 import http.server
 import os
+import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import fsspec
 import pytest
@@ -41,13 +44,19 @@ def remote(tmp_path, monkeypatch):
         yield open_remote
 
 
+def fetch(remote, name, **expected):
+    """Downloads a file, closes it, and returns its path."""
+    os.close(remote.open(name, **({"size": len(CONTENT), "sha256": SHA256} | expected)))
+    return remote.local_folder / name
+
+
 def cached_files(tmp_path):
     return sorted(path.name for path in (tmp_path / "cache").rglob("*") if path.is_file())
 
 
 def test_a_file_is_downloaded_once(remote, tmp_path):
     for _ in range(2):
-        path = remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+        path = fetch(remote(), "0.tar")
         assert path.read_bytes() == CONTENT
     assert FaultyServer.requests == ["0.tar"]
     assert cached_files(tmp_path) == ["0.tar"]
@@ -57,27 +66,72 @@ def test_a_cached_file_keeps_its_stamp(remote):
     """Other processes that have it open would read all of it again."""
     stamps = []
     for _ in range(2):
-        path = remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+        path = fetch(remote(), "0.tar")
         stamps.append(FileStamp.of(path.stat()))
         time.sleep(0.02)
     assert stamps[0] == stamps[1]
 
 
-def test_a_partial_file_of_a_killed_process_is_removed_by_a_later_download(remote, tmp_path):
-    path = remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
-    for name, age in (("1.tar.1.partial", 4000), ("2.tar.1.partial", 60)):
-        path.with_name(name).touch()
-        os.utime(path.with_name(name), (time.time() - age,) * 2)
-    remote().fetch("3.tar", size=len(CONTENT), sha256=SHA256)
-    assert cached_files(tmp_path) == ["0.tar", "2.tar.1.partial", "3.tar"]
-
-
 @pytest.mark.parametrize("fault", ["500", "cut", "stall"])
 def test_a_failed_download_is_retried(remote, fault):
     FaultyServer.faults["0.tar"] = [fault]
-    path = remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+    path = fetch(remote(), "0.tar")
     assert path.read_bytes() == CONTENT
     assert FaultyServer.requests == ["0.tar"] * 2
+
+
+def test_a_server_that_restarts_does_not_end_a_download(remote, tmp_path, monkeypatch):
+    """It is down for three seconds, at a tenth of the time."""
+    monkeypatch.setattr("rewarm.remote_storage._FIRST_WAIT_S", 0.1)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    restarted = replace(remote(), url=f"http://127.0.0.1:{port}", attempts=1)
+    with pytest.raises(DataError, match="ConnectionRefusedError"):
+        fetch(restarted, "0.tar")
+    with ThreadPoolExecutor() as threads:
+        download = threads.submit(fetch, replace(restarted, attempts=5), "0.tar")
+        time.sleep(0.3)
+        with serve(tmp_path / "served", port=port):
+            assert download.result().read_bytes() == CONTENT
+
+
+def refused():
+    return ConnectionRefusedError(111, "Connect call failed")
+
+
+class StatusError(Exception):
+    def __init__(self, status):
+        super().__init__(f"{status}")
+        self.status = status
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "is_final"),
+    [
+        (FileNotFoundError("x"), None, True),  # s3fs, gcsfs
+        (PermissionError("x"), None, True),
+        (FileNotFoundError("x"), StatusError(404), True),  # of fsspec, caused by one of aiohttp
+        (StatusError(403), None, True),
+        (FileNotFoundError("x"), StatusError(503), False),
+        (StatusError(429), None, False),
+        (FileNotFoundError("x"), refused(), False),
+        (FileNotFoundError("x"), socket.gaierror(-2, "Name or service not known"), False),
+        (ConnectionResetError("x"), None, False),
+        (ValueError("x"), None, False),
+    ],
+)
+def test_only_the_answer_of_a_server_ends_a_download(remote, monkeypatch, error, cause, is_final):
+    attempts = []
+
+    def open_file(*_):
+        attempts.append(1)
+        raise error from cause
+
+    monkeypatch.setattr(RemoteFolder, "_open", open_file)
+    with pytest.raises(DataError, match=str(error)):
+        remote().read("index.json", max_bytes=8)
+    assert len(attempts) == (1 if is_final else 2)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +143,7 @@ def test_a_download_that_keeps_failing_is_named_and_leaves_nothing(
 ):
     FaultyServer.faults["0.tar"] = [fault] * 9
     with pytest.raises(DataError, match=r"0\.tar") as error:
-        remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+        fetch(remote(), "0.tar")
     assert message in str(error.value)
     assert cached_files(tmp_path) == []
 
@@ -104,19 +158,8 @@ def test_a_download_that_keeps_failing_is_named_and_leaves_nothing(
 )
 def test_a_file_that_is_not_as_expected_is_refused(remote, tmp_path, size, sha256, message):
     with pytest.raises(DataError, match=message):
-        remote().fetch("0.tar", size=size, sha256=sha256)
+        fetch(remote(), "0.tar", size=size, sha256=sha256)
     assert cached_files(tmp_path) == []
-
-
-def test_the_least_recently_used_files_are_evicted(remote, tmp_path):
-    folder = remote(cache_bytes=2 * len(CONTENT))
-    folder.fetch_unverified("index.json", max_bytes=100)
-    for name in ("0.tar", "1.tar"):
-        path = folder.fetch(name, size=len(CONTENT), sha256=SHA256)
-        os.utime(path, (1, 1))  # long ago
-    for name in ("0.tar", "2.tar"):  # uses the first again
-        folder.fetch(name, size=len(CONTENT), sha256=SHA256)
-    assert cached_files(tmp_path) == ["0.tar", "2.tar", "index.json"]
 
 
 def test_a_small_file_is_read_without_the_cache(remote, tmp_path):
@@ -135,7 +178,7 @@ def test_a_small_file_that_is_too_large_is_refused(remote, tmp_path):
 def test_a_cache_that_cannot_be_written_is_named(remote, tmp_path):
     (tmp_path / "cache").touch()
     with pytest.raises(DataError, match="cache: cannot be written"):
-        remote().fetch("0.tar", size=len(CONTENT), sha256=SHA256)
+        fetch(remote(), "0.tar")
 
 
 def test_only_known_url_schemes_are_accepted():

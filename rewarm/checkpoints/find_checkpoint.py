@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -169,14 +168,21 @@ def later_checkpoints(run: Path, checkpoint: Path | None) -> list[Path]:
 def _step_folders(run: Path) -> _StepFolders:
     while True:
         folders = _StepFolders({}, {})
-        paths = [p for p in (run / "checkpoints").glob("step-*") if _STEP_FOLDER.fullmatch(p.name)]
-        for path in sorted(paths, key=lambda path: int(path.name.removeprefix("step-"))):
+        paths = _step_paths(run)
+        for path in paths:
             is_complete = (path / MANIFEST).is_file()
             of_its_kind = folders.complete if is_complete else folders.incomplete
             of_its_kind[int(path.name.removeprefix("step-"))] = path
-        if all(os.path.lexists(path) for path in folders.incomplete.values()):
+        # A run that is training may have saved one and deleted another meanwhile: a folder that is
+        # listed while it changes may show neither.
+        if paths == _step_paths(run):
             return folders
-        # A run that is training has deleted one meanwhile, and may have saved a newer one.
+
+
+def _step_paths(run: Path) -> list[Path]:
+    """Returns what is named like a checkpoint, by step in ascending order."""
+    paths = [p for p in (run / "checkpoints").glob("step-*") if _STEP_FOLDER.fullmatch(p.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def last_checkpoint(run: Path) -> Path | None:
@@ -249,3 +255,12 @@ def read_architecture(directory: Path) -> Architecture:
         ) from None
     except (ValueError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}; name another model") from None
+
+
+def ignored_settings(directory: Path) -> list[str]:
+    """Returns what the config.json of a model directory asks for that rewarm leaves out."""
+    try:
+        config = read_json(directory / "config.json")
+    except (OSError, ValueError):  # a GPT-NeoX checkpoint, or a model that is not downloaded
+        return []
+    return Architecture.ignored_settings(config) if isinstance(config, dict) else []

@@ -27,6 +27,7 @@ from annotated_types import Interval
 from pydantic import AliasChoices, BaseModel, Field, ValidationError, field_validator
 from pydantic_core.core_schema import ValidationInfo
 
+from rewarm.checkpoints.torch_files import check_not_legacy
 from rewarm.errors import CheckpointError, RecipeError
 from rewarm.model.architecture import Activation, Architecture
 from rewarm.recipe.yaml_document import YamlDocument
@@ -310,6 +311,7 @@ def _embedding_rows(directory: Path) -> int:
     """
     path = directory / _LAYER_FILE_NAME.format(0)
     try:
+        check_not_legacy(path)
         with zipfile.ZipFile(path) as archive:
             (member,) = (m for m in archive.infolist() if m.filename.endswith("/data.pkl"))
             if member.file_size > _MAX_BYTES:
@@ -320,6 +322,8 @@ def _embedding_rows(directory: Path) -> int:
         integers = (arg for op, arg, _ in opcodes if op.name in _PICKLED_INTEGERS)
         _offset, rows, _columns = islice(integers, 3)
         return cast(int, rows)
+    except CheckpointError:
+        raise
     except Exception as error:  # zipfile and pickletools can raise anything on an untrusted file
         reason = f": {error}" if str(error) else ""
         raise CheckpointError(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rewarm.checkpoints.gpt_neox_import import find_gpt_neox_checkpoint, gpt_neox_layer_files
+from rewarm.checkpoints.torch_files import check_not_legacy
 from rewarm.checkpoints.weight_files import find_weight_files, list_weight_files
 from rewarm.errors import CheckpointError
 from rewarm.model.architecture import Architecture
@@ -18,6 +19,8 @@ from rewarm.model.divided_tensors import copy_whole, own_part
 from rewarm.model.neox import NeoX
 
 _EMBEDDING, _OUTPUT_LAYER = "gpt_neox.embed_in.weight", "embed_out.weight"
+# The output layer's name in a state dict of transformers from version 5 on, and of accelerate.
+_OUTPUT_LAYER_IN_MEMORY = "lm_head.weight"
 # Buffers that older versions of transformers saved; they follow from the configuration.
 _DERIVED_SUFFIXES = (".attention.bias", ".attention.masked_bias", ".rotary_emb.inv_freq")
 # Types of published weights. Smaller types need scales, which rewarm would not apply.
@@ -66,6 +69,8 @@ def load_weights(model: NeoX, directory: Path) -> TensorCounts:
     stored = _read_tensors(directory, model.architecture)
     weights = {name: t for name, t in stored.items() if not name.endswith(_DERIVED_SUFFIXES)}
     counts = TensorCounts(loaded=len(weights), derived=len(stored) - len(weights))
+    if _OUTPUT_LAYER not in weights and _OUTPUT_LAYER_IN_MEMORY in weights:
+        weights[_OUTPUT_LAYER] = weights.pop(_OUTPUT_LAYER_IN_MEMORY)
     if model.architecture.tied and _EMBEDDING in weights:
         weights.setdefault(_OUTPUT_LAYER, weights[_EMBEDDING])
     _check_tensors_match(weights, model, directory)
@@ -166,7 +171,10 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        check_not_legacy(path)
         return _load_pickled_tensors(path)
+    except CheckpointError:
+        raise
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path}: cannot be read: {error}; download the model again"

@@ -175,6 +175,7 @@ class Shard:
         *,
         verify: bool = True,
         verified: FileStamp | None = None,
+        cached: int | None = None,
     ) -> None:
         """Opens the shard and locates its documents.
 
@@ -186,20 +187,18 @@ class Shard:
                 the processes of a launch on this node).
             verified: the stamp of the file when its sha256 was last compared; it is not read again
                 while the stamp is the same.
+            cached: descriptor of the shard's copy in the download cache, which the shard closes;
+                None to open the file in `folder`.
 
         Raises:
             DataError: the shard is missing, or differs from the index.
         """
         self.path = folder / shard_info.name
+        self._is_cached = cached is not None
         self._info = shard_info
         self._verify = verify
         self._dtype = np.dtype(dtype).newbyteorder("<")
-        try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise self._error("missing") from None
-        except OSError as error:
-            raise self._unreadable(error) from None
+        self._descriptor = self._open() if cached is None else cached
         weakref.finalize(self, os.close, self._descriptor).atexit = False
         self.stamp = self._check_stamp(verified)
         members = np.array(list(self._members()), dtype=np.int64).reshape(-1, 2)
@@ -245,6 +244,14 @@ class Shard:
         if status.st_size != self.stamp.size or status.st_mtime_ns != self.stamp.modified_ns:
             self.stamp = self._check_stamp(None)
 
+    def _open(self) -> int:
+        try:
+            return os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise self._error("missing") from None
+        except OSError as error:
+            raise self._unreadable(error) from None
+
     def _bytes(self, offset: int, count: int) -> bytes:
         """Returns `count` bytes of the file."""
         data = b""
@@ -282,6 +289,11 @@ class Shard:
         return self._error(f"cannot be read: {error.strerror}")
 
     def _error(self, problem: str) -> DataError:
+        if self._is_cached:
+            return DataError(
+                f"{self.path}: {problem} (a copy in the download cache; a run that opens it "
+                "downloads it again)"
+            )
         return unusable_shard(self.path, problem)
 
     def _members(self) -> Iterator[tuple[int, int]]:

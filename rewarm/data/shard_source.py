@@ -7,24 +7,28 @@ data/pile/0000*.tar           or by wildcards
 https://host/pile             a folder at a URL (also s3://, gs://, hf://)
 ```
 A shard at a URL is downloaded when its first block is read, verified against the index, and kept in
-~/.cache/rewarm/shards, for all processes on this node.
+~/.cache/rewarm/shards, for all processes on this node. A copy that is damaged there is downloaded
+again.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import logging
+import os
 import re
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from rewarm.data.shard_format import (
     MAX_INDEX_BYTES,
     Shard,
     ShardIndex,
-    ShardInfo,
     parse_shard_index,
     read_shard_index,
     unusable_shard,
 )
+from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import DataError
 from rewarm.files import FileStamp, cache_dir
 from rewarm.remote_storage import (
@@ -34,11 +38,12 @@ from rewarm.remote_storage import (
     is_url,
 )
 
-_OPEN_ATTEMPTS = 5
 _PATTERN = re.compile(r"[{*?\[]")
 _WILDCARD = re.compile(r"[*?\[]")
 _NUMBERS = re.compile(r"(-?\d{1,4000})\.\.(-?\d{1,4000})(?:\.\.-?(\d{1,4000}))?")
 _LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d+))?")
+
+_logger = logging.getLogger(__name__)
 
 
 class ShardSource:
@@ -125,35 +130,38 @@ class ShardSource:
             DataError: the shard is missing, cannot be downloaded, or differs from the index.
         """
         shard_info = self.index.shards[shard_number]
-        for attempts_left in reversed(range(_OPEN_ATTEMPTS)):
-            folder = self.fetch_shard(shard_info)
-            try:
-                return Shard(folder, shard_info, self.index.dtype, verify=verify, verified=verified)
-            except DataError:
-                # Another process may have removed it from a full cache before it was opened.
-                evicted = self._remote and not (folder / shard_info.name).exists()
-                if not (evicted and attempts_left):
-                    raise
-        raise AssertionError
-
-    def fetch_shard(self, shard_info: ShardInfo) -> Path:
-        """Returns the local folder that holds a shard, which is downloaded first if necessary.
-
-        Raises:
-            DataError: the shard cannot be downloaded, or differs from the index.
-        """
-        if self._remote:
-            self._remote.fetch(shard_info.name, size=shard_info.bytes, sha256=shard_info.sha256)
-        return self.folder
+        open_shard = partial(
+            Shard, self.folder, shard_info, self.index.dtype, verify=verify, verified=verified
+        )
+        if self._remote is None:
+            return open_shard()
+        fetch = partial(
+            self._remote.open, shard_info.name, size=shard_info.bytes, sha256=shard_info.sha256
+        )
+        descriptor = fetch()
+        stamp = FileStamp.of(os.fstat(descriptor))
+        try:
+            return open_shard(cached=descriptor)
+        except DataError as error:
+            _logger.warning("warning: %s", error)
+        self._remote.discard(shard_info.name, stamp)
+        try:
+            return open_shard(cached=fetch())
+        except DataError as error:
+            raise DataError(
+                f"{error}; it was downloaded again a moment ago: check the disk of the cache, or "
+                "move the cache (XDG_CACHE_HOME)"
+            ) from None
 
     def tokenizer_folder(self) -> Path:
         """Returns a local folder that holds the tokenizer.json of the shards.
 
         Raises:
-            DataError: the file is missing, or cannot be downloaded.
+            DataError: the file is missing, cannot be downloaded, or is another tokenizer than that
+                of the index.
         """
         if self._remote:
-            self._remote.fetch_unverified("tokenizer.json", max_bytes=MAX_INDEX_BYTES)
+            self._fetch_tokenizer(self._remote)
         elif not (self.folder / "tokenizer.json").is_file():
             raise DataError(
                 f"{self.folder}: no tokenizer.json in this folder, which checkpoints need; copy "
@@ -161,6 +169,27 @@ class ShardSource:
                 "`rewarm shard`"
             )
         return self.folder
+
+    def _fetch_tokenizer(self, remote: RemoteFolder) -> None:
+        """Downloads the tokenizer, also if its copy in the cache is damaged or out of date."""
+        path = remote.fetch_unverified("tokenizer.json", max_bytes=MAX_INDEX_BYTES)
+        stamp = FileStamp.of(path.stat())
+        if not self._has_tokenizer(path):
+            remote.discard(path.name, stamp)
+            remote.fetch_unverified("tokenizer.json", max_bytes=MAX_INDEX_BYTES)
+            if not self._has_tokenizer(path):
+                raise DataError(
+                    f"{remote.url}/tokenizer.json: not the tokenizer of the index.json beside it; "
+                    "copy both again, or write the folder again with `rewarm shard`"
+                )
+
+    def _has_tokenizer(self, path: Path) -> bool:
+        """Returns whether a tokenizer.json is that which the shards were written with."""
+        expected = self.index.tokenizer
+        try:
+            return load_tokenizer(str(path), expected.eos_token).digest == expected.digest
+        except DataError:
+            return False
 
     def _select_shards(self, pattern: str) -> ShardIndex:
         """Returns the index of the shards that match a pattern of braces and wildcards."""

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from rewarm.data.document_readers import TextDocument, find_input_files, read_documents
 from rewarm.data.prefetch import prefetch
 from rewarm.data.shard_format import ShardIndex, ShardInfo, TokenizerInfo, Tokens
+from rewarm.data.text_encoder import TextEncoder
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.errors import DataError
 from rewarm.files import atomic_write, sync_to_disk
@@ -51,6 +52,10 @@ class ShardingProgress(NamedTuple):
     """Documents without content, which are left out."""
     finished_documents: int
     """Documents that the same command had already written before it was killed."""
+    special_tokens: int = 0
+    """How often the texts contain a special token, such as `<|endoftext|>`; encoded as text."""
+    end_of_text_tokens: int = 0
+    """How often that was not possible, so that the text contains an end-of-text token."""
 
 
 def write_shards(
@@ -261,6 +266,7 @@ def _write_documents(
     progress: Callable[[ShardingProgress], None],
 ) -> None:
     """Tokenizes and writes the documents that are in no finished shard, batch by batch."""
+    encoder = TextEncoder(tokenizer)
     documents_read = Counter[str]()  # per folder
     tokens = empty_documents = 0
     # A thread reads and decompresses the next batch while this one is tokenized.
@@ -273,7 +279,7 @@ def _write_documents(
             documents_read[name] += 1
             if documents_read[name] > writers[name].finished_documents:
                 unwritten.append((writers[name], document))
-        token_ids = _tokenize([document for _, document in unwritten], tokenizer)
+        token_ids = _tokenize([document for _, document in unwritten], tokenizer, encoder)
         for (writer, _), ids in zip(unwritten, token_ids, strict=True):
             writer.write(ids)
             tokens += len(ids)
@@ -287,6 +293,8 @@ def _write_documents(
                     min(documents_read[name], writer.finished_documents)
                     for name, writer in writers.items()
                 ),
+                special_tokens=encoder.special_tokens.total(),
+                end_of_text_tokens=encoder.end_of_text_tokens,
             )
         )
 
@@ -298,13 +306,15 @@ def _folder_for(document: TextDocument, validation: float) -> str:
     return "val" if _uniform_hash(document) < validation else "train"
 
 
-def _tokenize(documents: list[TextDocument], tokenizer: Tokenizer) -> Iterator[Tokens]:
-    """Yields each document's token ids, ending with end-of-text; the library uses all cores."""
+def _tokenize(
+    documents: list[TextDocument], tokenizer: Tokenizer, encoder: TextEncoder
+) -> Iterator[Tokens]:
+    """Yields each document's token ids, ending with end-of-text."""
     texts = [document.content for document in documents if isinstance(document.content, str)]
-    encodings = iter(tokenizer.encoder.encode_batch_fast(texts, add_special_tokens=False))
+    encodings = iter(encoder.encode(texts))
     for document in documents:
         if isinstance(document.content, str):
-            yield np.array([*next(encodings).ids, tokenizer.eos_token_id], dtype=np.uint32)
+            yield np.array([*next(encodings), tokenizer.eos_token_id], dtype=np.uint32)
         elif document.content[-1] == tokenizer.eos_token_id:
             yield document.content
         else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 _USUAL_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
 _MAX_BYTES = 100_000_000
 _MAX_ID = 2**24 - 1
+_OTHER_FORMATS = ("vocab.json", "vocab.txt", "*.model")
+"""Files of a folder from which transformers may build a tokenizer, if it has no tokenizer.json."""
+
+_logger = logging.getLogger(__name__)
 
 
 class Tokenizer(NamedTuple):
@@ -47,24 +52,15 @@ def load_tokenizer(name: str, eos_token: str | None = None) -> Tokenizer:
     Raises:
         DataError: the tokenizer cannot be found or read, or has no end-of-text token.
     """
-    import tokenizers
-
     path = Path(name)
-    configured_eos: Any = None
-    if path.is_file():
-        file = path
+    if path.is_dir():
+        encoder, configured_eos = _load_from_folder(path)
+    elif path.is_file() and path.name == "tokenizer.json":  # the same as its folder
+        encoder, configured_eos = _load_from_folder(path.parent)
+    elif path.is_file():
+        encoder, configured_eos = _load_file(path), None
     else:
-        file, configured_eos = _find_in_folder(name) if path.is_dir() else _find_on_hub(name)
-    try:
-        data = read_limited(file, _MAX_BYTES)
-        _check_ids(parse_json(data))
-        encoder = tokenizers.Tokenizer.from_buffer(data)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # tokenizers raises bare Exception, and PanicException
-        raise DataError(
-            f"{file}: not a tokenizer that can be read: {error}; download it again"
-        ) from None
+        encoder, configured_eos = _load_from_hub(name)
     encoder.no_truncation()
     encoder.no_padding()
     vocabulary = encoder.get_vocab(with_added_tokens=True)
@@ -95,11 +91,17 @@ def _eos_candidates(configured_eos: Any) -> tuple[str, ...]:
 
 def tokenizer_digest(encoder: tokenizers.Tokenizer) -> str:
     """Returns the sha256 of a tokenizer's vocabulary, by id, and its merges, in order."""
-    model = json.loads(encoder.to_str()).get("model", {})
+    model = tokenizer_document(encoder).get("model", {})
     merges = [m if isinstance(m, str) else " ".join(m) for m in model.get("merges") or []]
     entries = sorted(encoder.get_vocab(with_added_tokens=True).items(), key=lambda item: item[1])
     text = json.dumps([entries, merges], ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tokenizer_document(encoder: tokenizers.Tokenizer) -> dict[str, Any]:
+    """Returns what a tokenizer's tokenizer.json contains."""
+    document: dict[str, Any] = json.loads(encoder.to_str())
+    return document
 
 
 def _check_ids(document: Any) -> None:
@@ -118,33 +120,78 @@ def _check_ids(document: Any) -> None:
         raise ValueError(f"an id is above {_MAX_ID:,}")
 
 
-def _find_in_folder(name: str) -> tuple[Path, Any]:
-    """Returns the tokenizer.json in a folder, and the end-of-text token configured there."""
-    folder = Path(name)
+def _load_file(file: Path) -> tokenizers.Tokenizer:
+    """Returns the tokenizer in a tokenizer.json."""
+    import tokenizers
+
+    try:
+        data = read_limited(file, _MAX_BYTES)
+        _check_ids(parse_json(data))
+        return tokenizers.Tokenizer.from_buffer(data)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # tokenizers raises bare Exception, and PanicException
+        raise DataError(
+            f"{file}: not a tokenizer that can be read: {error}; download it again"
+        ) from None
+
+
+def _load_from_folder(folder: Path) -> tuple[tokenizers.Tokenizer, Any]:
+    """Returns the tokenizer in a folder, and the end-of-text token configured there."""
     file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    if not file.is_file():
-        raise DataError(f"{name}: no tokenizer.json in this folder")
     try:
         settings = read_json(config) if config.exists() else {}
-        return file, settings.get("eos_token")
+        configured_eos = settings.get("eos_token")
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{config}: cannot be read: {error}; download it again") from None
+    if file.is_file():
+        return _load_file(file), configured_eos
+    found = [path.name for pattern in _OTHER_FORMATS for path in folder.glob(pattern)]
+    if not found:
+        raise DataError(f"{folder}: no tokenizer.json in this folder")
+    return _convert(folder, sorted(found)), configured_eos
 
 
-def _find_on_hub(name: str) -> tuple[Path, Any]:
-    """Downloads a tokenizer, and returns the same as `_find_in_folder`."""
+def _convert(folder: Path, found: list[str]) -> tokenizers.Tokenizer:
+    """Returns the tokenizer that transformers builds from other files than a tokenizer.json."""
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
+    try:
+        converted = AutoTokenizer.from_pretrained(folder.absolute(), local_files_only=True)
+        encoder: tokenizers.Tokenizer = converted.backend_tokenizer
+        _check_ids(tokenizer_document(encoder))
+    except Exception as error:  # transformers can raise anything
+        reason = str(error).strip().split("\n")[0] or type(error).__name__
+        raise DataError(
+            f"{folder}: no tokenizer.json, only {', '.join(found)}, which transformers cannot "
+            f"convert: {reason}; where sentencepiece and protobuf are installed, try: python -c "
+            "'import sys; from transformers import AutoTokenizer as T; "
+            f"T.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])' {folder}"
+        ) from None
+    _logger.warning(
+        "warning: %s: no tokenizer.json; %s converted by transformers' %s",
+        *(folder, ", ".join(found), type(converted).__name__),
+    )
+    return encoder
+
+
+def _load_from_hub(name: str) -> tuple[tokenizers.Tokenizer, Any]:
+    """Downloads a tokenizer, and returns the same as `_load_from_folder`."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or name.endswith(".json"):
         raise DataError(f"{name}: no such file; expected a tokenizer.json, a folder, or a hub name")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return _find_in_folder(snapshot_download(name, allow_patterns=["tokenizer*.json"]))
+        folder = snapshot_download(name, allow_patterns=["tokenizer*.json"])
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise DataError(
             f"{name}: no such file or folder, and not available on the hub: {reason}"
         ) from None
+    return _load_from_folder(Path(folder))
 
 
 def check_same_tokenizer(indices: dict[str, ShardIndex]) -> None:

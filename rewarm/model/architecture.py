@@ -125,6 +125,12 @@ class Architecture(BaseModel):
             raise ValueError(
                 f"model_type is {model_type!r}; rewarm trains 'gpt_neox' (Pythia, GPT-NeoX)"
             )
+        if quantization := config.get("quantization_config"):
+            method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+            raise ValueError(
+                f"quantization_config: the weights are quantized ({method or quantization}), and "
+                "rewarm reads plain ones"
+            )
         rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(rope, dict):
             raise ValueError(f"the rotary settings should be a JSON object, got {rope!r}")
@@ -149,6 +155,22 @@ class Architecture(BaseModel):
         return cls.model_validate(
             {name: value for name, value in settings.items() if value is not None}
         )
+
+    @staticmethod
+    def ignored_settings(config: dict[str, Any]) -> list[str]:
+        """Returns what a `config.json` asks for that rewarm leaves out, one sentence each."""
+        sentences = [
+            f"{name} {rate:g} of its config.json is not applied: rewarm trains without dropout"
+            for name in ("attention_dropout", "hidden_dropout")
+            if isinstance(rate := config.get(name), int | float) and rate > 0
+        ]
+        if classes := config.get("auto_map"):
+            names = ", ".join(map(str, classes)) if isinstance(classes, dict) else str(classes)
+            sentences.append(
+                f"auto_map of its config.json is not used ({names}): rewarm runs no code of a "
+                "model, and builds GPT-NeoX as transformers defines it"
+            )
+        return sentences
 
     def to_hugging_face(self) -> dict[str, Any]:
         """Returns a `config.json` that old and new transformers, vLLM and lm_eval read the same."""

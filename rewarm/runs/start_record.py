@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from rewarm import schedules
-from rewarm.checkpoints.find_checkpoint import BaseCheckpoint
+from rewarm.checkpoints.find_checkpoint import BaseCheckpoint, ignored_settings
 from rewarm.checkpoints.manifest import sha256_in_manifest
 from rewarm.checkpoints.part_files import has_optimizer_state
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
@@ -45,6 +45,8 @@ class StartRecord(BaseModel):
     """Tokens that it will have been trained on at the end of this run."""
     of_base: list[str] = []
     """The arithmetic of each rate that was written as a multiple of the base's last one."""
+    ignored: list[str] = []
+    """What the base's config.json asks for that rewarm leaves out."""
     rates: dict[int, float]
     """Steps at which the rate is measured on the weights, and what the schedule says there."""
 
@@ -61,6 +63,7 @@ class StartRecord(BaseModel):
         if self.tokens_before is not None and self.tokens_after is not None:
             before, after = format_count(self.tokens_before), format_count(self.tokens_after)
             lines.append(("", f"trained on {before} tokens → {after} at the end of this run"))
+        lines += [("", f"warning: {sentence}") for sentence in self.ignored]
         return lines
 
 
@@ -116,6 +119,7 @@ def describe_start(
         tokens_before=before,
         tokens_after=None if before is None else before + recipe.steps * recipe.batch.tokens,
         of_base=list(schedules.of_base(recipe.schedule)),
+        ignored=ignored_settings(base.directory) if base else [],
         rates=_measured_rates(recipe, start.step),
     )
 

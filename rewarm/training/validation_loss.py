@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from itertools import islice
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from rewarm.checkpoints.find_checkpoint import locate_base, read_last_checkpoint
+from rewarm.checkpoints.find_checkpoint import ignored_settings, locate_base, read_last_checkpoint
 from rewarm.checkpoints.load_weights import load_model
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.training_state import read_training_state
@@ -27,6 +28,8 @@ from rewarm.runs.preconditions import check_open_files
 from rewarm.training.device_setup import autocast, find_device
 from rewarm.training.padding import padded
 from rewarm.training.processes import ALONE, Processes
+
+_logger = logging.getLogger(__name__)
 
 
 class SetLoss(NamedTuple):
@@ -135,6 +138,8 @@ def measure_checkpoint(
 
     def measure(directory: str | Path) -> dict[str, SetLoss]:
         base = locate_base(str(directory))
+        for sentence in ignored_settings(base.directory):
+            _logger.warning("warning: %s: %s", base.name, sentence)
         if base.kind == "rewarm checkpoint":
             verify_checkpoint(base.directory)
             read_training_state(base.directory)  # it has to be that of its step

@@ -7,8 +7,10 @@ import pytest
 from training_runs import run
 
 from recipes import recipe_of
+from rewarm.checkpoints import find_checkpoint
 from rewarm.checkpoints.find_checkpoint import (
     find_local_model,
+    ignored_settings,
     incomplete_checkpoints,
     last_checkpoint,
     list_checkpoints,
@@ -123,3 +125,37 @@ def test_a_folder_that_is_not_a_model_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):
         read_architecture(tmp_path)
+
+
+def test_what_rewarm_leaves_out_of_a_config_is_reported(tmp_path):
+    config = PRESETS["pythia-14m"].to_hugging_face()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert ignored_settings(tmp_path) == []
+    config |= {"attention_dropout": 0.1, "hidden_dropout": 0, "classifier_dropout": 0.1}
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_x.X"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    dropout, auto_map = ignored_settings(tmp_path)
+    assert dropout.startswith("attention_dropout 0.1 of its config.json is not applied")
+    assert auto_map.startswith("auto_map of its config.json is not used (AutoModelForCausalLM)")
+    assert read_architecture(tmp_path).parameters == PRESETS["pythia-14m"].parameters
+
+
+@pytest.mark.parametrize("quantization", [{"quant_method": "bitsandbytes"}, {"bits": 4}, "gptq"])
+def test_a_quantized_model_is_refused(tmp_path, quantization):
+    config = PRESETS["pythia-14m"].to_hugging_face() | {"quantization_config": quantization}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"config\.json: .* weights are quantized \(.*plain"):
+        read_architecture(tmp_path)
+
+
+def test_a_listing_that_misses_the_only_checkpoint_is_repeated(recipe_text, tmp_path, monkeypatch):
+    """It was saved while the folder was listed, and the one before it was deleted."""
+    checkpoint = run(recipe_text, tmp_path / "run")
+    step_paths, listings = find_checkpoint._step_paths, []
+
+    def miss_it_once(directory):
+        listings.append(directory)
+        return step_paths(directory) if len(listings) > 1 else []
+
+    monkeypatch.setattr(find_checkpoint, "_step_paths", miss_it_once)
+    assert last_checkpoint(tmp_path / "run") == checkpoint

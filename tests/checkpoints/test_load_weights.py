@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 
 import pytest
 import torch
@@ -40,6 +41,45 @@ def test_a_pickled_state_dict_of_plain_tensors_is_read(tmp_path):
     assert same_tensors(load_model(tmp_path).state_dict(), state_dict_on_disk(reference))
     counts = load_weights(NeoX(read_architecture(tmp_path)), tmp_path)
     assert counts == (28, 3)  # two layers of 12, two embeddings, a norm of two; three buffers
+
+
+@pytest.mark.parametrize("number", range(len(ARCHITECTURES)))
+def test_the_output_layer_may_have_its_name_in_memory(tmp_path, number):
+    """transformers 5 renames it when it saves; accelerate saves the state dict as it is."""
+    reference = transformers_model(ARCHITECTURES[number])
+    reference.config.save_pretrained(tmp_path)
+    state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
+    if "embed_out.weight" in state:  # an earlier transformers
+        state["lm_head.weight"] = state.pop("embed_out.weight")
+    assert "lm_head.weight" in state
+    save_file(state, tmp_path / "model.safetensors")
+    loaded, expected = load_model(tmp_path).state_dict(), state_dict_on_disk(reference)
+    assert same_tensors({name: loaded[name] for name in expected}, expected)
+    assert torch.equal(loaded["embed_out.weight"], state["lm_head.weight"])
+
+
+def test_both_names_of_the_output_layer_at_once_are_refused(tmp_path):
+    reference = transformers_model(ARCHITECTURES[0])
+    reference.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["lm_head.weight"] = state["embed_out.weight"] + 1
+    save_file(state, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"lm_head\.weight +97 × 32 +—"):
+        load_model(tmp_path)
+
+
+def test_a_file_of_torch_saves_legacy_format_is_named_as_such(tmp_path, monkeypatch):
+    reference = transformers_model(ARCHITECTURES[0])
+    reference.save_pretrained(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    state = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(state, path, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"torch\.save's legacy format .* python -c") as error:
+        load_model(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["-c", str(path)])
+    exec(str(error.value).split("'")[2], {})  # the command in the message
+    assert same_tensors(load_model(tmp_path).state_dict(), state_dict_on_disk(reference))
 
 
 def test_half_precision_weights_become_fp32(tmp_path):

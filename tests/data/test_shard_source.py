@@ -6,8 +6,9 @@ from http_folder import FaultyServer, serve
 from shard_folders import flip_bit
 
 from rewarm.data.corpus import Corpus
-from rewarm.data.shard_format import Shard, read_shard_index
+from rewarm.data.shard_format import read_shard_index
 from rewarm.data.shard_source import ShardSource, count_names
+from rewarm.download_cache import DownloadCache
 from rewarm.errors import DataError, RecipeError
 
 
@@ -41,8 +42,7 @@ def test_shards_at_a_url_give_the_same_blocks(url, corpora):
 def test_a_failed_download_of_a_shard_is_retried(url, fault):
     FaultyServer.faults["00001.tar"] = [fault]
     source = open_source(url)
-    folder = source.fetch_shard(source.index.shards[1])
-    Shard(folder, source.index.shards[1], source.index.dtype)
+    assert len(source.open_shard(1)) == source.index.shards[1].documents
     assert FaultyServer.requests.count("00001.tar") == 2
 
 
@@ -51,33 +51,79 @@ def test_a_shard_that_differs_from_the_index_is_refused(url, tmp_path):
     source = open_source(url)
     sha256 = source.index.shards[1].sha256
     with pytest.raises(DataError, match=rf"00001\.tar: .* expected {sha256[:12]}"):
-        source.fetch_shard(source.index.shards[1])
+        source.open_shard(1)
 
 
 def test_the_cache_stays_below_its_size(url, tmp_path):
     source = open_source(url, cache_bytes=30_000)
-    for shard_info in source.index.shards[:6]:
-        source.fetch_shard(shard_info)
+    for number, shard_info in enumerate(source.index.shards[:6]):
+        source.open_shard(number)
         tars = list((tmp_path / "cache").rglob("*.tar"))
         total = sum(path.stat().st_size for path in tars)
         assert shard_info.name in {path.name for path in tars}
         assert total <= max(30_000, shard_info.bytes)
 
 
-def test_a_shard_that_is_evicted_before_it_is_opened_is_downloaded_again(url, monkeypatch):
-    source, evictions = open_source(url), []
-    fetch_shard = source.fetch_shard
+def test_an_open_shard_is_not_evicted_by_another_run(url, tmp_path):
+    first, second = open_source(url, cache_bytes=1), open_source(url, cache_bytes=1)
+    shard = first.open_shard(0)
+    for number in (1, 2):
+        assert len(second.open_shard(number)) == second.index.shards[number].documents
+    assert sorted(path.name for path in (tmp_path / "cache").rglob("*.tar")) == [
+        "00000.tar",
+        "00002.tar",
+    ]
+    assert sum(map(len, shard)) == first.index.shards[0].tokens
 
-    def fetch_and_evict(shard_info):
-        folder = fetch_shard(shard_info)
-        if len(evictions) < 2:
-            (folder / shard_info.name).unlink()
-            evictions.append(shard_info.name)
-        return folder
 
-    monkeypatch.setattr(source, "fetch_shard", fetch_and_evict)
-    assert len(source.open_shard(1)) == source.index.shards[1].documents
-    assert FaultyServer.requests.count("00001.tar") == 3
+def damage_whole_shard(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("damage", [flip_bit, damage_whole_shard])
+def test_a_damaged_copy_in_the_cache_is_downloaded_again(url, tmp_path, caplog, verify, damage):
+    source = open_source(url)
+    expected = [tokens.tolist() for tokens in source.open_shard(1)]
+    (copy,) = (tmp_path / "cache").rglob("00001.tar")
+    damage(copy)
+    shard = source.open_shard(1, verify=verify)
+    if verify or damage is damage_whole_shard:
+        assert [tokens.tolist() for tokens in shard] == expected
+        assert FaultyServer.requests.count("00001.tar") == 2
+        assert f"{copy}: " in caplog.text
+        assert "a copy in the download cache; a run that opens it downloads it again" in caplog.text
+
+
+def test_a_disk_that_damages_each_copy_is_reported(url, tmp_path, monkeypatch):
+    open_file = DownloadCache.open
+
+    def damaged(cache, path, *arguments):
+        descriptor = open_file(cache, path, *arguments)
+        flip_bit(path)
+        return descriptor
+
+    monkeypatch.setattr(DownloadCache, "open", damaged)
+    with pytest.raises(DataError, match=r"00001\.tar: changed since .* check the disk") as error:
+        open_source(url).open_shard(1)
+    assert str(error.value).startswith(str(tmp_path / "cache"))
+    assert "rewarm shard" not in str(error.value)
+    assert FaultyServer.requests.count("00001.tar") == 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "another"])
+def test_a_damaged_or_old_copy_of_the_tokenizer_is_downloaded_again(url, tmp_path, content):
+    source = open_source(url)
+    path = source.tokenizer_folder() / "tokenizer.json"
+    expected = path.read_text()
+    another = expected.replace("<|endoftext|>", "[STOP]")
+    path.write_text(another if content == "another" else content)
+    source.tokenizer_folder()
+    assert path.read_text() == expected
+    path.unlink()
+    (tmp_path / "served" / "upstream" / "train" / "tokenizer.json").write_text(another)
+    with pytest.raises(DataError, match=r"tokenizer\.json: not the tokenizer of the index\.json"):
+        source.tokenizer_folder()
 
 
 def test_training_on_shards_at_a_url_equals_training_on_local_ones(url, recipe_file, tmp_path):

@@ -43,11 +43,11 @@ class FaultyServer(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def serve(folder: Path) -> Iterator[str]:
-    """Serves a folder, without faults at first; gives its URL."""
+def serve(folder: Path, port: int = 0) -> Iterator[str]:
+    """Serves a folder, without faults at first, at any free port by default; gives its URL."""
     FaultyServer.faults, FaultyServer.requests = {}, []
     handler = functools.partial(FaultyServer, directory=str(folder))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", port), handler) as server:
         serve_forever = functools.partial(server.serve_forever, poll_interval=0.01)
         threading.Thread(target=serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"

@@ -1,5 +1,8 @@
 """The start record: where weights, optimizer state, data and rates come from."""
 
+import json
+import shutil
+
 import pytest
 from training_runs import events, run
 
@@ -26,6 +29,25 @@ def test_check_and_train_print_the_same_record(recipe_text, tmp_path, command):
     assert "28 of 28 tensors matched" in log
     (start,) = events(tmp_path / "run", "start")
     assert StartRecord.model_validate(start).sha256.startswith(digest)
+
+
+def test_what_the_base_asks_for_and_rewarm_leaves_out_is_printed(
+    recipe_text, tmp_path, corpora, command, caplog
+):
+    base = run(recipe_text, tmp_path / "base")
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("model.safetensors", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(base / name, model)
+    config = json.loads((base / "config.json").read_text()) | {"hidden_dropout": 0.1}
+    (model / "config.json").write_text(json.dumps(config))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe_text)
+    _, plan, _ = command("check", path, "--set", f"model={{base: {model}}}")
+    assert "warning: hidden_dropout 0.1 of its config.json is not applied" in plan
+    code, _, _ = command("eval", model, "--data", f"a={corpora}/upstream/val", "--context", 16)
+    assert code == 0
+    assert f"{model}: hidden_dropout 0.1 of its config.json is not applied" in caplog.text
 
 
 @pytest.fixture

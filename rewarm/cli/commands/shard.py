@@ -143,6 +143,10 @@ class _ProgressBar:
         text = f"{last.tokens / self._seconds:,.0f} tokens/s over {self._seconds:.1f} s"
         if last.empty_documents:
             text += f"; {last.empty_documents:,} empty documents left out"
+        if last.special_tokens:
+            text += f"; {last.special_tokens:,} special tokens in the texts encoded as text"
+        if last.end_of_text_tokens:
+            text += f", except {last.end_of_text_tokens:,} that became end-of-text"
         if last.finished_documents:
             text += f"; {last.finished_documents:,} documents had already been written"
         return text

@@ -29,6 +29,17 @@ def test_shard_writes_train_and_val_and_prints_their_counts(tmp_path, tokenizer_
     assert "; 1 empty documents left out" in out
 
 
+def test_shard_counts_special_tokens_in_the_texts(tmp_path, tokenizer_json, command):
+    (tmp_path / "a.jsonl").write_text('{"text": "<|endoftext|> the <|endoftext|>"}\n')
+    code, out, _ = command(
+        "shard", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--tokenizer", tokenizer_json
+    )
+    assert code == 0
+    assert "; 2 special tokens in the texts encoded as text" in out
+    (tokens,) = documents_of(tmp_path / "out")
+    assert tokens.tolist().count(0) == 1
+
+
 def test_shard_reads_the_given_field(tmp_path, tokenizer_json, command):
     (tmp_path / "a.jsonl").write_text('{"body": "the run"}\n')
     words = (
