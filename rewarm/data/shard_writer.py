@@ -25,7 +25,14 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from pydantic import ValidationError
 
-from rewarm.data.document_readers import TextDocument, find_input_files, read_documents
+from rewarm.data.document_readers import (
+    ReadOptions,
+    SkippedInput,
+    TextDocument,
+    find_input_files,
+    read_documents,
+    refuse_record,
+)
 from rewarm.data.prefetch import prefetch
 from rewarm.data.shard_format import ShardIndex, ShardInfo, TokenizerInfo, Tokens
 from rewarm.data.tokenizer import Tokenizer
@@ -61,6 +68,11 @@ def write_shards(
     field: str = "text",
     shard_tokens: int = 16_000_000,
     validation: float = 0.0,
+    split: str | None = None,
+    options: ReadOptions = ReadOptions(),  # noqa: B008 - immutable
+    on_bad_record: Callable[[SkippedInput], None] = refuse_record,
+    on_skipped: Callable[[SkippedInput], None] = lambda _: None,
+    on_notice: Callable[[str], None] = lambda _: None,
     progress: Callable[[ShardingProgress], None] = lambda _: None,
 ) -> dict[str, ShardIndex]:
     """Tokenizes texts into shards, and returns the index of each folder written, by name.
@@ -76,6 +88,11 @@ def write_shards(
         field: the JSON field or table column that holds the text.
         shard_tokens: number of tokens after which a new shard is started.
         validation: the share of documents to hold out, from 0 to below 1.
+        split: as of `find_input_files`.
+        options: as of `read_documents`, as the next three.
+        on_bad_record: called with each record that holds no text.
+        on_skipped: called with each file, and each member of an archive, that is not read.
+        on_notice: called with what a user should know about how a file is read.
         progress: function called after each batch of documents.
 
     Raises:
@@ -89,16 +106,25 @@ def write_shards(
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: not empty; name another folder, or move this one first")
-    paths = find_input_files(inputs)
+    paths, skipped = find_input_files(inputs, split=split)
+    for skipped_input in skipped:
+        on_skipped(skipped_input)
     partial = out.with_name(out.name + ".partial")
     job = {
         "inputs": [[str(path.absolute()), path.stat().st_size] for path in paths],
         "tokenizer": [tokenizer.digest, tokenizer.eos_token_id],
-        "settings": [field, shard_tokens, validation],
+        "settings": [field, shard_tokens, validation, *options],
     }
     try:
         _prepare_partial_folder(partial, job)
-        documents = read_documents(paths, field)
+        documents = read_documents(
+            paths,
+            field,
+            on_bad_record=on_bad_record,
+            on_skipped=on_skipped,
+            on_notice=on_notice,
+            options=options,
+        )
         indices = _write_folders(partial, documents, tokenizer, shard_tokens, validation, progress)
         for name, index in indices.items():
             if not index.tokens:
@@ -305,7 +331,7 @@ def _tokenize(documents: list[TextDocument], tokenizer: Tokenizer) -> Iterator[T
     for document in documents:
         if isinstance(document.content, str):
             yield np.array([*next(encodings).ids, tokenizer.eos_token_id], dtype=np.uint32)
-        elif document.content[-1] == tokenizer.eos_token_id:
+        elif not document.ends or document.content[-1] == tokenizer.eos_token_id:
             yield document.content
         else:
             end_of_text = np.array(tokenizer.eos_token_id, document.content.dtype)
