@@ -7,6 +7,7 @@ document, or lines of JSON, and only metadata if its sample has a .txt.
 from __future__ import annotations
 
 import json
+import lzma
 import re
 import struct
 import tarfile
@@ -21,7 +22,7 @@ from rewarm.data.decompression import (
     check_expansion,
     content_chunks,
     joined_content,
-    split_lines,
+    numbered_lines,
 )
 from rewarm.data.input_files import is_hidden, is_licence_or_checksum
 from rewarm.data.input_formats import TEXT_FORMATS, InputFormat, ending_of, format_of
@@ -39,7 +40,14 @@ from rewarm.errors import DataError
 _CHUNK = 1 << 20
 _MOST_HEADER_BYTES = 1 << 20
 _END_OF_TAR = 1024
+_MOST_ZEROS = 1 << 22  # tar pads to its blocking factor: 10 kB by default
+_ZEROS = bytes(_CHUNK)
 _SAMPLE = re.compile(r"((?:.*/|)[^.]+)[.][^/]*")
+# What tarfile and zipfile raise for damaged, encrypted and unusual archives.
+_DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+    *(OSError, EOFError, ValueError, OverflowError, RuntimeError),
+)
 _END_OF_ZIP = struct.Struct("<4s4H2LH")
 
 
@@ -67,7 +75,7 @@ class _ForwardFile:
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
-        self._rest = b""
+        self._rest = self._last = b""
         self._position = 0
 
     def read(self, size: int) -> bytes:
@@ -80,11 +88,15 @@ class _ForwardFile:
             parts.append(part)
             size -= len(part)
             self._position += len(part)
-        return b"".join(parts)
+        self._last = b"".join(parts)
+        return self._last
 
     def seek(self, position: int) -> None:
-        if position < self._position:
-            raise tarfile.ReadError("a member starts before the end of another")
+        if back := max(0, self._position - position):  # into what was read last: a header
+            if back > len(self._last):
+                raise tarfile.ReadError("a member starts before the end of another")
+            self._rest, self._last = self._last[-back:] + self._rest, self._last[:-back]
+            self._position = position
         while position > self._position and self.read(min(_CHUNK, position - self._position)):
             pass
 
@@ -110,12 +122,15 @@ def read_archive(path: Path, input_format: InputFormat, reading: Reading) -> Ite
     Raises:
         DataError: the archive is damaged or truncated, or expands beyond the limits.
     """
-    with path.open("rb") as raw:
-        if input_format.name == "zip":
-            members = _members_of_zip(raw, path, reading.options)
-        else:
-            members = _members_of_tar(raw, path, input_format.compression, reading.options)
-        yield from _Samples(path, reading).documents(members)
+    try:
+        with path.open("rb") as raw:
+            if input_format.name == "zip":
+                members = _members_of_zip(raw, path, reading.options)
+            else:
+                members = _members_of_tar(raw, path, input_format.compression, reading.options)
+            yield from _Samples(path, reading).documents(members)
+    except _DAMAGE as error:
+        raise DataError(f"{path}: not a {input_format.name} that can be read: {error}") from None
 
 
 def _members_of_tar(
@@ -124,26 +139,23 @@ def _members_of_tar(
     file: _SeekableFile = raw
     if compression:
         file = _ForwardFile(content_chunks(raw, compression, str(path), options))
-    try:
-        headers: Any = _HeaderFile(file)
-        with tarfile.open(fileobj=headers, mode="r:") as tar:
-            members: list[tarfile.TarInfo] = vars(tar)["members"]
-            while (member := tar.next()) is not None:
-                members.clear()  # it would keep every header
-                location = f"{path}:{member.name}"
-                if member.size < 0:
-                    raise DataError(f"{location}: damaged: a size of {member.size:,} bytes")
-                if member.isdir():
-                    continue
-                if not member.isreg() or member.issparse():
-                    chunks = _refuse_special_file(location)
-                else:
-                    chunks = _chunks_of_tar(file, member.offset_data, member.size, location)
-                end = raw.tell() if compression else member.offset_data + member.size
-                yield _Member(member.name, member.size, end, chunks)
-            _check_end_of_tar(file, tar.offset, path)
-    except (tarfile.TarError, RecursionError, ValueError, OverflowError) as error:
-        raise DataError(f"{path}: not a tar that can be read: {error}") from None
+    headers: Any = _HeaderFile(file)
+    with tarfile.open(fileobj=headers, mode="r:") as tar:
+        members: list[tarfile.TarInfo] = vars(tar)["members"]
+        while (member := tar.next()) is not None:
+            members.clear()  # it would keep every header
+            location = f"{path}:{member.name}"
+            if member.size < 0:
+                raise DataError(f"{location}: damaged: a size of {member.size:,} bytes")
+            if member.isdir():
+                continue
+            if not member.isreg() or member.issparse():
+                chunks = _refuse_special_file(location)
+            else:
+                chunks = _chunks_of_tar(file, member.offset_data, member.size, location)
+            end = raw.tell() if compression else member.offset_data + member.size
+            yield _Member(member.name, member.size, end, chunks)
+        _check_end_of_tar(file, tar.offset, path)
 
 
 def _refuse_special_file(location: str) -> Callable[[], Iterator[bytes]]:
@@ -181,14 +193,23 @@ def _check_end_of_tar(file: _SeekableFile, offset: int, path: Path) -> None:
     file.seek(offset)
     zeros = 0
     while chunk := file.read(_CHUNK):
-        if chunk.strip(b"\0"):
+        if chunk != _ZEROS[: len(chunk)]:
             at = offset + zeros + len(chunk) - len(chunk.lstrip(b"\0"))
-            what = "another archive (unpack both)" if zeros >= _END_OF_TAR else "a damaged member"
+            what = "another archive (unpack both)" if zeros >= _END_OF_TAR else "a damaged header"
+            if zeros + len(chunk) < tarfile.BLOCKSIZE:
+                raise DataError(
+                    f"{path}: truncated in the header at byte {offset:,}; copy or download it again"
+                )
             raise DataError(
                 f"{path}: damaged, or several tars in one file: {what} at byte {at:,}, after the "
                 f"last member that can be read, which ends at byte {offset:,}"
             )
         zeros += len(chunk)
+        if zeros > _MOST_ZEROS:
+            raise DataError(
+                f"{path}: more than {_MOST_ZEROS:,} zero bytes from byte {offset:,} on: a download "
+                "or copy that was not completed; download or copy it again"
+            )
     if zeros < _END_OF_TAR:
         raise DataError(
             f"{path}: truncated: its end-of-archive of {_END_OF_TAR:,} zero bytes is missing "
@@ -197,19 +218,14 @@ def _check_end_of_tar(file: _SeekableFile, offset: int, path: Path) -> None:
 
 
 def _members_of_zip(raw: IO[bytes], path: Path, options: ReadOptions) -> Iterator[_Member]:
-    try:
-        with zipfile.ZipFile(raw) as archive:
-            members = archive.infolist()
-            _check_number_of_members(raw, len(members), path)
-            for member in members:
-                with archive.open(member) as file:  # compares both copies of its header
-                    chunks = _chunks_of_zip(file, member, f"{path}:{member.filename}", options)
-                    if not member.is_dir():
-                        yield _Member(member.filename, member.file_size, raw.tell(), chunks)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DataError(f"{path}: not a zip that can be read: {error}") from None
-    except (ValueError, OverflowError, struct.error, OSError) as error:
-        raise DataError(f"{path}: damaged zip: {error}") from None
+    with zipfile.ZipFile(raw) as archive:
+        members = archive.infolist()
+        _check_number_of_members(raw, len(members), path)
+        for member in members:
+            with archive.open(member) as file:  # compares both copies of its header
+                chunks = _chunks_of_zip(file, member, f"{path}:{member.filename}", options)
+                if not member.is_dir():
+                    yield _Member(member.filename, member.file_size, raw.tell(), chunks)
 
 
 def _chunks_of_zip(
@@ -315,12 +331,10 @@ class _Samples:
 
     def _lines(self, chunks: Iterator[bytes], member: _Member) -> Iterator[Record]:
         location = self._location(member)
-        lines = split_lines(chunks, location, self._reading.options)
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                text = text_of_line(line, f"{location}:{number}", self._reading)
-                if text is not None:
-                    yield Record(text, member.end, f"{location}:{number}")
+        for number, line in numbered_lines(chunks, location, self._reading.options):
+            text = text_of_line(line, f"{location}:{number}", self._reading)
+            if text is not None:
+                yield Record(text, member.end, f"{location}:{number}")
 
     def _format_of_text(self, member: _Member) -> InputFormat | None:
         """Returns the format of a member that is text; reports the others as skipped."""

@@ -53,7 +53,8 @@ def _decompress_stepwise(decompressor: Any, data: bytes) -> Iterator[bytes]:
 
 
 def _decompress_zstd(decompressor: Any, data: bytes) -> Iterator[bytes]:
-    yield decompressor.decompress(data)
+    output = decompressor.decompress(data)
+    yield from (output[start : start + _CHUNK] for start in range(0, len(output), _CHUNK))
 
 
 CODECS = {
@@ -132,8 +133,12 @@ def _decompressed_chunks(raw: IO[bytes], codec: _Codec, location: str) -> Iterat
         raise DataError(f"{location}: damaged {codec.name}: truncated; copy or download it again")
 
 
-def split_lines(chunks: Iterator[bytes], location: str, options: ReadOptions) -> Iterator[bytes]:
-    """Yields the lines of a content, without their ends, in time linear in its length.
+def numbered_lines(
+    chunks: Iterator[bytes], location: str, options: ReadOptions
+) -> Iterator[tuple[int, bytes]]:
+    """Yields the lines of a content that are not blank, without their ends, and their numbers.
+
+    Takes time linear in the length of the content, however long its lines are.
 
     Raises:
         DataError: a line is longer than a document may be.
@@ -141,18 +146,24 @@ def split_lines(chunks: Iterator[bytes], location: str, options: ReadOptions) ->
     start: list[bytes] = []  # of a line that continues in the next chunk
     size, number = 0, 1
     for chunk in chunks:
+        if not (size or chunk.strip()):  # a bomb may be nothing but blank lines
+            number += chunk.count(b"\n")
+            continue
         first, *others = chunk.split(b"\n")
         start.append(first)
         size += len(first)
         check_document_size(size, f"{location}:{number}", options)
+        for line in others:
+            complete = b"".join(start) if len(start) > 1 else start[0]
+            if complete and not complete.isspace():
+                yield number, complete
+            number += 1
+            start = [line]
         if others:
-            yield b"".join(start)
-            if len(chunk) > options.max_document_bytes:
-                check_document_size(max(map(len, others)), location, options)
-            yield from others[:-1]
-            number += len(others)
-            start, size = [others[-1]], len(others[-1])
-    yield b"".join(start)
+            size = len(others[-1])
+    complete = b"".join(start)
+    if complete and not complete.isspace():
+        yield number, complete
 
 
 def joined_content(chunks: Iterator[bytes], location: str, options: ReadOptions) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rewarm.data.archive_readers import read_archive
-from rewarm.data.decompression import content_chunks, joined_content, split_lines
+from rewarm.data.decompression import content_chunks, joined_content, numbered_lines
 from rewarm.data.input_files import InputFiles, bin_part, find_input_files
 from rewarm.data.input_formats import format_of
 from rewarm.data.input_records import (
@@ -143,8 +143,7 @@ def _read_text(path: Path, name: str, compression: str, reading: Reading) -> Ite
             if text is not None:
                 yield Record(text, raw.tell(), location)
             return
-        for number, line in enumerate(split_lines(chunks, location, options), start=1):
-            if line.strip():
-                text = text_of_line(line, f"{location}:{number}", reading)
-                if text is not None:
-                    yield Record(text, raw.tell(), f"{location}:{number}")
+        for number, line in numbered_lines(chunks, location, options):
+            text = text_of_line(line, f"{location}:{number}", reading)
+            if text is not None:
+                yield Record(text, raw.tell(), f"{location}:{number}")

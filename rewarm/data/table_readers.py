@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from rewarm.data.arrow_messages import check_message
 from rewarm.data.decompression import check_expansion
 from rewarm.data.input_records import (
     Reading,
@@ -47,14 +48,17 @@ def read_table(path: Path, name: str, reading: Reading) -> Iterator[Record]:
         with path.open("rb") as raw:
             size = path.stat().st_size
             columns = _parquet_columns if name == "parquet" else _arrow_columns
-            row = 0
+            row = expanded = 0
             for column in columns(raw, path, reading):
+                end = min(size, raw.tell())
+                expanded += _bytes_of_rows(column)
+                check_expansion(expanded, end, str(path), reading.options)
                 for value in _values(column, path):
                     row += 1
                     location = f"{path}: row {row}"
                     text = _text_of(value, location, reading)
                     if text is not None:
-                        yield Record(text, min(size, raw.tell()), location)
+                        yield Record(text, end, location)
     # Damaged files also raise OSError, OverflowError, MemoryError and others in pyarrow.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from None
@@ -65,7 +69,8 @@ def _text_of(value: str | bytes | None, location: str, reading: Reading) -> str 
         reason = f"no text in column {reading.field!r}: it is null"
         reading.on_bad_record(SkippedInput(location, reason))
         return None
-    check_document_size(len(value), location, reading.options)
+    if len(value) > reading.options.max_document_bytes:
+        check_document_size(len(value), location, reading.options)
     return value if isinstance(value, str) else text_of_bytes(value, location, reading)
 
 
@@ -99,7 +104,7 @@ def _values(column: Any, path: Path) -> Iterator[str | bytes | None]:
     import pyarrow
 
     if isinstance(column, pyarrow.DictionaryArray):
-        # A value that many rows refer to is decoded once: such a file may be tiny.
+        # A value that many rows refer to is decoded once.
         column.validate(full=True)
         indices = column.indices
         used = indices.unique().drop_null()
@@ -127,36 +132,42 @@ def _parquet_columns(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[A
     field, options = reading.field, reading.options
     metadata = parquet.read_metadata(raw)
     _check_column(metadata.schema.to_arrow_schema(), path, field)
-    table = parquet.ParquetFile(
-        raw,
-        metadata=metadata,
-        # Otherwise Arrow repeats the value of a dictionary for every row that refers to it.
-        read_dictionary=[field],
-        # Reads what it needs, and not a whole group of rows at once.
-        buffer_size=1 << 20,
-        pre_buffer=False,
-        page_checksum_verification=True,
-    )
-    rows = expanded = 0
+    # Reads what it needs, and not a whole group of rows at once.
+    settings = {"metadata": metadata, "buffer_size": 1 << 20, "pre_buffer": False}
+    table = parquet.ParquetFile(raw, page_checksum_verification=True, **settings)
+    as_dictionary = parquet.ParquetFile(raw, read_dictionary=[field], **settings)
+    rows = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         chunks = [group.column(i) for i in range(group.num_columns)]
         (chunk,) = [chunk for chunk in chunks if chunk.path_in_schema == field]
+        stored = chunk.total_uncompressed_size
         location = f"{path}: row group {number}"
-        check_expansion(
-            chunk.total_uncompressed_size, chunk.total_compressed_size, location, options
-        )
-        bytes_per_row = max(1, chunk.total_uncompressed_size // max(1, group.num_rows))
-        batch_rows = max(1, min(_ROWS, _BATCH_BYTES // bytes_per_row))
+        check_expansion(stored, chunk.total_compressed_size, location, options)
+        longest = stored // max(1, group.num_rows)
+        if chunk.has_dictionary_page:
+            longest = max(longest, _longest_value(as_dictionary, number, field))
+        batch_rows = max(1, min(_ROWS, _BATCH_BYTES // max(1, longest)))
         for batch in table.iter_batches(batch_rows, row_groups=[number], columns=[field]):
             column = batch.column(0)
             rows += len(column)
-            expanded += _bytes_of_rows(column)
-            check_expansion(expanded, max(1, raw.tell()), str(path), options)
             yield column
     stated = metadata.num_rows
     if rows != stated:
         raise DataError(f"{path}: damaged: {rows:,} rows, and its footer states {stated:,}")
+
+
+def _longest_value(as_dictionary: Any, row_group: int, field: str) -> int:
+    """Returns the length of the longest value in the dictionary of a row group.
+
+    Arrow copies a value for each row that refers to it, of which a tiny file can have millions.
+    """
+    from pyarrow import compute
+
+    batches = as_dictionary.iter_batches(1, row_groups=[row_group], columns=[field])
+    first = next(batches, None)
+    lengths = first and compute.binary_length(first.column(0).dictionary)
+    return int(compute.max(lengths).as_py() or 0) if lengths else 0
 
 
 def _bytes_of_rows(column: Any) -> int:
@@ -189,6 +200,7 @@ def _arrow_columns(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[Any
     batches = 0
     while True:
         before = raw.tell()
+        check_message(raw, path, reading.options)
         try:
             batch = stream.read_next_batch()
         except StopIteration:
