@@ -241,3 +241,12 @@ def test_names_imported_from_rewarm_exist(script):
             for name in node.names:
                 if not hasattr(module, name.name):
                     import_module(f"{node.module}.{name.name}")
+
+
+@pytest.mark.slow
+def test_damaged_inputs_are_read_whole_or_refused(capsys):
+    """A small part of the campaign: 60 truncations and bit flips of each format."""
+    damaged_inputs = import_module("damaged_inputs")
+    assert damaged_inputs.main(["--cases", "60"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len([row for row in rows if row.startswith("| ")]) == 23

@@ -194,15 +194,15 @@ def _check_end_of_tar(file: _SeekableFile, offset: int, path: Path) -> None:
     zeros = 0
     while chunk := file.read(_CHUNK):
         if chunk != _ZEROS[: len(chunk)]:
-            at = offset + zeros + len(chunk) - len(chunk.lstrip(b"\0"))
-            what = "another archive (unpack both)" if zeros >= _END_OF_TAR else "a damaged header"
             if zeros + len(chunk) < tarfile.BLOCKSIZE:
                 raise DataError(
                     f"{path}: truncated in the header at byte {offset:,}; copy or download it again"
                 )
+            zeros += len(chunk) - len(chunk.lstrip(b"\0"))
+            what = "another archive (unpack both)" if zeros >= _END_OF_TAR else "a damaged header"
             raise DataError(
-                f"{path}: damaged, or several tars in one file: {what} at byte {at:,}, after the "
-                f"last member that can be read, which ends at byte {offset:,}"
+                f"{path}: damaged, or several tars in one file: {what} at byte {offset + zeros:,}, "
+                f"after the last member that can be read, which ends at byte {offset:,}"
             )
         zeros += len(chunk)
         if zeros > _MOST_ZEROS:

@@ -144,6 +144,7 @@ def _read_text(path: Path, name: str, compression: str, reading: Reading) -> Ite
                 yield Record(text, raw.tell(), location)
             return
         for number, line in numbered_lines(chunks, location, options):
-            text = text_of_line(line, f"{location}:{number}", reading)
+            line_location = f"{location}:{number}"
+            text = text_of_line(line, line_location, reading)
             if text is not None:
-                yield Record(text, raw.tell(), f"{location}:{number}")
+                yield Record(text, raw.tell(), line_location)

@@ -58,10 +58,10 @@ def find_input_files(inputs: list[Path], *, split: str | None = None) -> InputFi
     """
     files: list[Path] = []
     skipped: list[SkippedInput] = []
-    named_by: dict[tuple[int, int], tuple[Path, Path]] = {}  # device, inode: file, input
+    first_names: dict[tuple[int, int], tuple[Path, int]] = {}  # device, inode: file, input
     if split is not None and not any(path.is_dir() for path in inputs):
         raise DataError(f"--split {split}: only a folder has splits, and no input is a folder")
-    for path in inputs:
+    for number, path in enumerate(inputs):
         if path.is_dir():
             found = _find_in_folder(path, split)
             skipped += found.skipped
@@ -70,15 +70,18 @@ def find_input_files(inputs: list[Path], *, split: str | None = None) -> InputFi
             found = InputFiles([path], [])
         for file in found.files:
             status = file.stat()
-            first, source = named_by.setdefault((status.st_dev, status.st_ino), (file, path))
-            if first is file:
+            key = (status.st_dev, status.st_ino)
+            if key not in first_names:
+                first_names[key] = (file, number)
                 files.append(file)
-            elif source is path:  # two links in one folder
-                skipped.append(SkippedInput(str(file), f"the same file as {first}"))
-            else:
+                continue
+            first, first_number = first_names[key]
+            if first_number != number:
                 raise DataError(
-                    f"{file}: given twice, as {source} and as {path}; name each file once"
+                    f"{file}: given twice, as {inputs[first_number]} and as {path}; name each file "
+                    "once"
                 )
+            skipped.append(SkippedInput(str(file), f"the same file as {first}"))
     return InputFiles(files, skipped)
 
 

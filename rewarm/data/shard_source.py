@@ -233,6 +233,6 @@ def _count_range(text: str) -> int | None:
 def _split_pattern(location: str) -> tuple[str, str]:
     """Returns the folder, and the pattern of shard files at its end; "" if there is none."""
     folder, pattern = location.rstrip("/"), ""
-    if _PATTERN.search(PurePosixPath(folder).name):
+    if _PATTERN.search(PurePosixPath(folder).name) and not Path(folder).is_dir():
         folder, _, pattern = folder.rpartition("/")
     return folder, pattern

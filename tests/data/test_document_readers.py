@@ -1,5 +1,4 @@
 import gzip
-import io
 import json
 import random
 import tarfile
@@ -11,42 +10,12 @@ import zstandard
 from pyarrow import parquet
 from shard_folders import documents_of
 from text_corpora import write_texts
+from text_inputs import arrow_of, lines, parquet_of, tar_of
 
 from rewarm.data.document_readers import find_input_files, read_documents
 from rewarm.data.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import DataError
-
-
-def lines(*documents: str) -> bytes:
-    return b"".join(
-        json.dumps({"id": 7, "text": document}).encode() + b"\n" for document in documents
-    )
-
-
-def table(*documents: str) -> pyarrow.Table:
-    return pyarrow.table({"id": list(range(len(documents))), "text": list(documents)})
-
-
-def parquet_of(*documents: str) -> bytes:
-    parquet.write_table(table(*documents), file := io.BytesIO(), row_group_size=2)
-    return file.getvalue()
-
-
-def arrow_of(*documents: str) -> bytes:
-    rows = table(*documents)
-    with pyarrow.ipc.new_stream(file := io.BytesIO(), rows.schema) as stream:
-        stream.write_table(rows, max_chunksize=2)
-    return file.getvalue()
-
-
-def tar_of(members: dict[str, bytes]) -> bytes:
-    with tarfile.open(fileobj=(file := io.BytesIO()), mode="w") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return file.getvalue()
 
 
 def read(path, field: str = "text") -> list[str]:

@@ -116,7 +116,7 @@ def shard(
 
 def _check_out(out: Path) -> None:
     """Refuses the working directory, and those above it: a finished folder replaces DIR."""
-    if Path.cwd().is_relative_to(out.absolute()) or ".." in out.parts[-1:]:
+    if Path.cwd().is_relative_to(out.resolve()):
         raise typer.BadParameter(
             f"--out {out}: the working directory is in it, and a finished folder cannot take its "
             "place; name a new folder, such as --out shards"
