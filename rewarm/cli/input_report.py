@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rewarm.cli.terminal_tables import print_notes
+from rewarm.errors import escape_unprintable
 
 if TYPE_CHECKING:
     from rewarm.data.document_readers import SkippedInput
@@ -79,7 +80,8 @@ class InputReport:
             records = _number(self.bad_records, "record")
             lines.append(f"skipped  {records} without text: see {out / BAD_RECORDS_FILE}")
         lines += [f"note     {notice}" for notice in self._notices]
-        print_notes(lines, indent=len("skipped  "))
+        # Names in archives are untrusted.
+        print_notes(map(escape_unprintable, lines), indent=len("skipped  "))
 
     def _is_new(self, skipped: SkippedInput) -> bool:
         key = hash(skipped)

@@ -154,6 +154,11 @@ def _walk(folder: Path, skipped: list[SkippedInput]) -> Iterator[Path]:
             reason = _reason_to_skip(PurePath(name))
             if reason is None and names is not None and format_of(PurePath(name)):
                 reason = "not one of the files that state.json lists"
+            if name.lower().endswith(".idx") and not any(
+                other.startswith(name[:-4]) and other.lower().endswith(".bin")
+                for other in file_names
+            ):
+                reason = "an index without its .bin"
             if reason:
                 skipped.append(SkippedInput(str(root / name), reason))
             elif format_of(PurePath(name)):

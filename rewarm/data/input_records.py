@@ -14,6 +14,7 @@ from rewarm.data.shard_format import Tokens
 from rewarm.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NUL_BYTES = "it holds NUL bytes: a download that was not completed, UTF-16, or binary data"
 _JSON_TYPES = {
     type(None): "null",
     bool: "true or false",
@@ -85,7 +86,8 @@ def text_of_line(line: bytes, location: str, reading: Reading) -> str | None:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        reading.on_bad_record(SkippedInput(location, f"not a line of JSON: {error}"))
+        hint = f" ({_NUL_BYTES})" if b"\0" in line else ""
+        reading.on_bad_record(SkippedInput(location, f"not a line of JSON: {error}{hint}"))
         return None
     return text_of_row(row, location, reading)
 
@@ -109,16 +111,20 @@ def text_of_row(row: Any, location: str, reading: Reading) -> str | None:
 
 
 def text_of_bytes(data: bytes, location: str, reading: Reading) -> str | None:
-    """Returns UTF-8 without its byte-order mark; None if it is not UTF-8, which is reported."""
+    """Returns UTF-8 without its byte-order mark; None if it is not text, which is reported."""
     try:
-        return data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+        text = data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
     except UnicodeDecodeError as error:
-        is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+        is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]
         encoding = "utf-16" if is_utf16 else "latin1"
         reason = (
             f"not UTF-8 text: {error.reason} at {error.start}; if it is {encoding}, convert it: "
             f"iconv -f {encoding} -t utf-8"
         )
+    else:
+        if "\0" not in text:
+            return text
+        reason = f"not UTF-8 text: {_NUL_BYTES}"
     reading.on_bad_record(SkippedInput(location, reason))
     return None
 

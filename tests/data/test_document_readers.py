@@ -59,6 +59,44 @@ def test_every_file_format(tmp_path, name, data):
     assert 0 < last.bytes_read <= len(data)
 
 
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_byte_order_mark_is_dropped(tmp_path, name):
+    data = b"one" if name == "a.txt" else lines("one")
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
+    assert read(tmp_path / name) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda text: text.encode("utf-16"), "(?i)utf-16"),
+        (lambda text: text.encode("utf-16-le") + b"\n\0", "(?i)utf-16"),
+        (lambda text: text.encode() + bytes(4096), "a download that was not completed"),
+        (lambda text: text.encode("latin1"), r"latin1|'utf-8' codec can't decode byte 0xe9"),
+    ],
+)
+def test_text_in_another_encoding_is_refused_with_the_reason(tmp_path, name, change, hint):
+    text = "café" if name == "a.txt" else '{"text": "café"}\n{"text": "two"}'
+    (tmp_path / name).write_bytes(change(text))
+    with pytest.raises(DataError, match=hint):
+        read(tmp_path / name)
+
+
+def test_bad_records_are_left_out_if_the_caller_returns(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines("one") + b'{"text": null}\n{"text": [1]}\n{\n' + lines("two"))
+    records = []
+    documents = list(read_documents([path], "text", on_bad_record=records.append))
+    assert [document.content for document in documents] == ["one", "two"]
+    assert [(location, reason.partition(": ")[2]) for location, reason in records] == [
+        (f"{path}:2", "it is null"),
+        (f"{path}:3", "it is a list"),
+        (f"{path}:4", records[2].reason.partition(": ")[2]),
+    ]
+    assert [document.location for document in documents] == [f"{path}:1", f"{path}:5"]
+
+
 def test_a_txt_file_is_one_document(tmp_path):
     path = tmp_path / "a.txt"
     path.write_bytes("één\r\ntwee\n".encode())

@@ -211,6 +211,13 @@ def test_a_folder_without_text_says_what_it_holds(tmp_path):
         find_input_files([folder])
 
 
+def test_the_index_of_a_bin_is_no_file_of_its_own(tmp_path):
+    names = ("a.bin", "a.idx", "b.idx", "c-00000-of-00001.bin", "c.idx")
+    files, skipped = found(write(tmp_path, dict.fromkeys(names, b"x")))
+    assert files == ["a.bin", "c-00000-of-00001.bin"]
+    assert skipped == {"b.idx": "an index without its .bin"}
+
+
 def test_a_link_to_a_folder_is_listed(tmp_path):
     write(tmp_path, {"in/a.txt": b"x", "other/b.txt": b"y"})
     (tmp_path / "in" / "more").symlink_to(tmp_path / "other")
