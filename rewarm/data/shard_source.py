@@ -13,6 +13,7 @@ A shard at a URL is downloaded when its first block is read, verified against th
 from __future__ import annotations
 
 import fnmatch
+import os
 import re
 from pathlib import Path, PurePosixPath
 
@@ -233,6 +234,7 @@ def _count_range(text: str) -> int | None:
 def _split_pattern(location: str) -> tuple[str, str]:
     """Returns the folder, and the pattern of shard files at its end; "" if there is none."""
     folder, pattern = location.rstrip("/"), ""
-    if _PATTERN.search(PurePosixPath(folder).name) and not Path(folder).is_dir():
+    is_folder = os.path.isdir(folder)  # noqa: PTH112 - False for names that are too long
+    if _PATTERN.search(PurePosixPath(folder).name) and not is_folder:
         folder, _, pattern = folder.rpartition("/")
     return folder, pattern

@@ -6,6 +6,7 @@ parquet say in one place how many batches or rows there are: here the counts hav
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -126,6 +127,21 @@ def _values(column: Any, path: Path) -> Iterator[str | bytes | None]:
     yield from column.to_pylist()
 
 
+class _DataAreReadError(Exception):
+    """The pages of a parquet file are about to be read."""
+
+
+class _WithoutData:
+    """A parquet file of which all but the data can be used: its metadata are known already."""
+
+    def __init__(self, raw: IO[bytes]) -> None:
+        self.seek, self.tell = raw.seek, raw.tell
+        self.closed, self.mode = False, "rb"
+
+    def read(self, size: int) -> bytes:
+        raise _DataAreReadError
+
+
 def _parquet_columns(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[Any]:
     from pyarrow import parquet
 
@@ -136,11 +152,17 @@ def _parquet_columns(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[A
     settings = {"metadata": metadata, "buffer_size": 1 << 20, "pre_buffer": False}
     table = parquet.ParquetFile(raw, page_checksum_verification=True, **settings)
     as_dictionary = parquet.ParquetFile(raw, read_dictionary=[field], **settings)
+    without_data = parquet.ParquetFile(_WithoutData(raw), **settings)
+    schema = metadata.schema
+    (position,) = [i for i in range(len(schema)) if schema.column(i).path == field]
     rows = 0
     for number in range(metadata.num_row_groups):
+        # `group.column` ends the process if the description of the column is damaged; reading
+        # raises an error instead.
+        with contextlib.suppress(_DataAreReadError):
+            next(without_data.iter_batches(1, row_groups=[number], columns=[field]), None)
         group = metadata.row_group(number)
-        chunks = [group.column(i) for i in range(group.num_columns)]
-        (chunk,) = [chunk for chunk in chunks if chunk.path_in_schema == field]
+        chunk = group.column(position)
         stored = chunk.total_uncompressed_size
         location = f"{path}: row group {number}"
         check_expansion(stored, chunk.total_compressed_size, location, options)
