@@ -90,8 +90,8 @@ def shard(
     if on_bad_record not in ("stop", "skip"):
         raise typer.BadParameter(f"--on-bad-record {on_bad_record}: should be stop or skip")
     options = _parse_read_options(raw_tokens, sequences, max_document, max_expansion)
-    files = find_input_files(inputs, split=split).files
     loaded_tokenizer = load_tokenizer(tokenizer, eos)
+    files = find_input_files(inputs, split=split).files
     with InputReport() as report:
         with _ProgressBar(files) as bar:
             indices = write_shards(
