@@ -174,6 +174,10 @@ def _reason_to_skip_folder(path: Path) -> str | None:
         return _HIDDEN
     if path.name in _LEFTOVER_FOLDERS:
         return "a leftover of another program"
+    if path.name.endswith(".partial"):
+        return "unfinished output of `rewarm shard`"
+    if (path / "index.json").is_file() and (path / "tokenizer.json").is_file():
+        return "token shards that `rewarm shard` wrote"
     if path.is_symlink():
         return "a link to a folder; name the folder itself as an input"
     if format_of(path) and not any(path.iterdir()):

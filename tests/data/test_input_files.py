@@ -226,6 +226,19 @@ def test_a_link_to_a_folder_is_listed(tmp_path):
     assert "a link to a folder" in skipped["more"]
 
 
+def test_shards_beside_their_text_are_not_text(tmp_path):
+    shards = {f"out/{name}/{file}": b"{}" for name in ("train", "val")
+              for file in ("index.json", "tokenizer.json", "00000.tar")}  # fmt: skip
+    partial = {f"b.partial/{name}/00000.tar": b"" for name in ("train", "val")}
+    files, skipped = found(write(tmp_path, {"a.txt": b"x", **shards, **partial}))
+    assert files == ["a.txt"]
+    assert skipped == {
+        "b.partial": "unfinished output of `rewarm shard`",
+        "out/train": "token shards that `rewarm shard` wrote",
+        "out/val": "token shards that `rewarm shard` wrote",
+    }
+
+
 def test_the_table_that_img2dataset_writes_beside_a_tar_is_skipped(tmp_path):
     folder = write(
         tmp_path,
