@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from rewarm.data.megatron_format import read_megatron_documents
-from rewarm.data.shard_format import Tokens
+from rewarm.data.sample_layout import Tokens
 from rewarm.errors import DataError
 
 READABLE_SUFFIXES = (
@@ -33,6 +33,10 @@ class TextDocument(NamedTuple):
     """Its text, or its token ids if the file holds token ids (Megatron's .bin and .idx)."""
     bytes_read: int
     """Bytes of all input files up to the end of this document."""
+    ends: bool = True
+    """Whether end-of-text follows; not after a fixed-length block of a token stream."""
+    location: str = ""
+    """Its file and its place there, for error messages."""
 
 
 def find_input_files(inputs: list[Path]) -> list[Path]:
@@ -73,8 +77,9 @@ def read_documents(paths: list[Path], field: str) -> Iterator[TextDocument]:
     bytes_before = 0  # of this file
     for path in paths:
         try:
-            for content, end in _read_file(path, field):
-                yield TextDocument(content, bytes_before + end)
+            for number, (content, end) in enumerate(_read_file(path, field), start=1):
+                location = f"{path}: document {number:,}"
+                yield TextDocument(content, bytes_before + end, location=location)
         except (OSError, EOFError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
         bytes_before += path.stat().st_size

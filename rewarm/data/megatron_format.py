@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from rewarm.data.shard_format import Tokens
+from rewarm.data.sample_layout import Tokens
 from rewarm.errors import DataError
 
 _MAGIC = b"MMIDIDX\x00\x00"

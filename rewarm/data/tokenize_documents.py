@@ -1,0 +1,124 @@
+"""Tokenizes documents in batches: one thread reads, others tokenize, and the order stays.
+
+```
+ documents ──> batches with digests (a thread) ──> token ids (threads; all cores) ──> caller
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rewarm.data.document_readers import TextDocument
+from rewarm.data.sample_layout import Positions, check_in_vocabulary
+from rewarm.data.tokenizer import Tokenizer
+from rewarm.reader_threads import ReaderThreads
+
+_BATCH_BYTES = 1_000_000  # tokenizing takes up to 100 times as much memory
+_BATCH_DOCUMENTS = 16_384
+_THREADS = 2  # each uses all cores; one takes the token ids of its batch, the other tokenizes
+
+Result = TypeVar("Result")
+
+
+class DocumentBatch(NamedTuple):
+    """Some consecutive documents that are not empty."""
+
+    documents: list[TextDocument]
+    digests: list[bytes]
+    """sha256 of each document's content."""
+    empty_documents: int
+    """Documents without content among them, which are left out."""
+    bytes_read: int
+    """Bytes of all input files up to the end of the batch."""
+
+
+class TokenBatch(NamedTuple):
+    """The token ids of some documents."""
+
+    tokens: npt.NDArray[np.uint32]
+    """Those of all documents, joined."""
+    ends: Positions
+    """For each document, the number of tokens up to its end."""
+
+
+def batches_with_digests(documents: Iterator[TextDocument]) -> Iterator[DocumentBatch]:
+    """Yields the documents in batches of about `_BATCH_BYTES`, to limit memory use."""
+    batch, digests, empty = list[TextDocument](), list[bytes](), 0
+    size = count = bytes_read = 0
+    for document in documents:
+        bytes_read = document.bytes_read
+        count += 1
+        if len(document.content):
+            data = _content_bytes(document)
+            size += len(data)
+            batch.append(document)
+            digests.append(hashlib.sha256(data).digest())
+        else:
+            empty += 1
+        if size >= _BATCH_BYTES or count == _BATCH_DOCUMENTS:
+            yield DocumentBatch(batch, digests, empty, bytes_read)
+            batch, digests, empty, size, count = [], [], 0, 0, 0
+    if count:
+        yield DocumentBatch(batch, digests, empty, bytes_read)
+
+
+def _content_bytes(document: TextDocument) -> bytes:
+    content = document.content
+    return content.encode() if isinstance(content, str) else content.astype("<u4").tobytes()
+
+
+def tokenize(documents: list[TextDocument], tokenizer: Tokenizer) -> TokenBatch:
+    """Returns the documents' token ids, each ending with end-of-text; the library uses all cores.
+
+    Raises:
+        DataError: a document of token ids has one outside the tokenizer's vocabulary.
+    """
+    texts = [document.content for document in documents if isinstance(document.content, str)]
+    encodings = iter(tokenizer.encoder.encode_batch_fast(texts, add_special_tokens=False))
+    tokens = array("I")
+    ends = array("q")
+    for document in documents:
+        if isinstance(document.content, str):
+            tokens.extend(array("I", next(encodings).ids))
+            tokens.append(tokenizer.eos_token_id)
+        else:
+            check_in_vocabulary(
+                document.content,
+                tokenizer.vocabulary,
+                document.location,
+                advice="name the tokenizer that the ids come from with --tokenizer",
+            )
+            tokens.frombytes(document.content.astype(np.uint32).tobytes())
+            if document.ends and document.content[-1] != tokenizer.eos_token_id:
+                tokens.append(tokenizer.eos_token_id)
+        ends.append(len(tokens))
+    return TokenBatch(np.frombuffer(tokens, np.uint32), np.frombuffer(ends, np.int64))
+
+
+def map_ahead(
+    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
+) -> Iterator[Result]:
+    """Yields the function's results in order; threads compute some of them ahead of time.
+
+    An error is raised here after all results before it.
+    """
+    threads = ReaderThreads(_THREADS, "rewarm-tokenize")
+    pending = deque[Future[Result]]()
+    try:
+        for call in arguments:
+            pending.append(threads.submit(function, *call))
+            if len(pending) > _THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        threads.close()
