@@ -14,7 +14,8 @@ Token shards that `rewarm shard` wrote. `index.json` states the counts and the s
 holds their tokens, joined, and `ends.npy` one bit for each token, 1 at the last one of a document:
 
 ```python
-documents = np.split(sample["npy"], np.flatnonzero(np.unpackbits(sample["ends.npy"]))[:-1] + 1)
+bits = np.unpackbits(np.array(sample["ends.npy"], np.uint8))
+documents = np.split(sample["npy"], np.flatnonzero(bits)[:-1] + 1)
 ```
 """
 

@@ -84,7 +84,7 @@ def encode_sample(key: str, tokens: Tokens, ends: Positions) -> bytes:
 def _member(name: str, array: npt.NDArray[Any]) -> bytes:
     """Returns an array as a file in a tar; the same array always gives the same bytes."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(buffer, array, version=(1, 0))
     member = tarfile.TarInfo(name)  # its time, owner and mode are fixed
     member.size = buffer.tell()
     padding = bytes(-member.size % _TAR_BLOCK)

@@ -16,7 +16,7 @@ import errno
 import hashlib
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -233,29 +233,34 @@ class Shard:
         """
         lengths = np.diff(self._samples.cumulative_tokens)
         for offset, length in zip(self._samples.offsets.tolist(), lengths.tolist(), strict=True):
-            tokens = self.read(offset, length)
+            tokens = self.read([offset], [length])
             self.check_unchanged()
             yield tokens
 
     def locate_documents(self) -> DocumentTable:
         """Returns where each document is. It is computed anew: 16 bytes for each document."""
-        width = self.dtype.itemsize
+        samples = self._samples
+        if len(samples.offsets) == len(self):  # each sample is one document
+            return DocumentTable(samples.offsets, np.diff(samples.cumulative_tokens))
         offsets, lengths = [], []
-        for i, sample_offset in enumerate(self._samples.offsets.tolist()):
-            ends = self._samples.document_ends(i)
+        for i, sample_offset in enumerate(samples.offsets.tolist()):
+            ends = samples.document_ends(i)
             lengths.append(np.diff(ends, prepend=0))
-            offsets.append(sample_offset + (ends - lengths[-1]) * width)
+            offsets.append(sample_offset + (ends - lengths[-1]) * self.dtype.itemsize)
         return DocumentTable(np.concatenate(offsets), np.concatenate(lengths))
 
-    def read(self, offset: int, count: int) -> Tokens:
-        """Returns `count` tokens that start at a byte of the tar.
+    def read(self, offsets: Iterable[int], counts: Iterable[int]) -> Tokens:
+        """Returns parts of the tar, joined: `count` tokens that start at the byte `offset` of each.
 
         Call `check_unchanged` before the tokens are used.
 
         Raises:
             DataError: the shard cannot be read.
         """
-        return np.frombuffer(self._bytes(offset, count * self.dtype.itemsize), self.dtype)
+        width = self.dtype.itemsize
+        parts = zip(offsets, counts, strict=True)
+        data = b"".join([self._bytes(offset, count * width) for offset, count in parts])
+        return np.frombuffer(data, self.dtype)
 
     def check_unchanged(self) -> None:
         """Makes sure that what was read so far is what the index describes.
@@ -269,17 +274,17 @@ class Shard:
 
     def _bytes(self, offset: int, count: int) -> bytes:
         """Returns `count` bytes of the file."""
-        data = b""
-        while len(data) < count:  # a read may return less than was asked for
+        parts, missing = list[bytes](), count
+        while missing:  # a read may return less than was asked for
             try:
-                part = os.pread(self._descriptor, count - len(data), offset + len(data))
+                parts.append(os.pread(self._descriptor, missing, offset + count - missing))
             except OSError as error:
                 raise self._unreadable(error) from None
-            if not part:
-                end = offset + len(data)
+            if not parts[-1]:
+                end = offset + count - missing
                 raise self._error(f"truncated while it is in use: it ends at byte {end:,}")
-            data += part
-        return data
+            missing -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _check_stamp(self, verified: FileStamp | None) -> FileStamp:
         """Returns the file's stamp; if it is another one, compares the file with the index."""

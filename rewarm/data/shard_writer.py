@@ -26,7 +26,7 @@ from rewarm.data.shard_format import ShardIndex
 from rewarm.data.shard_job import JobSettings, ShardJob
 from rewarm.data.tokenize_documents import (
     DocumentBatch,
-    TokenBatch,
+    TokenizedBatch,
     batches_with_digests,
     map_ahead,
     tokenize,
@@ -201,7 +201,7 @@ def _write_documents(
 
     def tokenize_unwritten(
         batch: DocumentBatch, unwritten: list[_WriterPart]
-    ) -> tuple[DocumentBatch, list[tuple[_WriterPart, TokenBatch]]]:
+    ) -> tuple[DocumentBatch, list[tuple[_WriterPart, TokenizedBatch]]]:
         return batch, [(part, tokenize(part.documents, tokenizer)) for part in unwritten]
 
     documents = tokens = empty_documents = 0

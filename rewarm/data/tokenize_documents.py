@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +23,11 @@ from rewarm.data.sample_layout import Positions, check_in_vocabulary
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.reader_threads import ReaderThreads
 
-_BATCH_BYTES = 1_000_000  # tokenizing takes up to 100 times as much memory
+_BATCH_BYTES = 400_000  # tokenizing takes up to 100 times as much memory
 _BATCH_DOCUMENTS = 16_384
-_THREADS = 2  # each uses all cores; one takes the token ids of its batch, the other tokenizes
+_THREADS = 2 if (os.cpu_count() or 1) <= 2 else 4  # each call uses all cores, but not to its end
 
-Result = TypeVar("Result")
+Mapped = TypeVar("Mapped")
 
 
 class DocumentBatch(NamedTuple):
@@ -41,7 +42,7 @@ class DocumentBatch(NamedTuple):
     """Bytes of all input files up to the end of the batch."""
 
 
-class TokenBatch(NamedTuple):
+class TokenizedBatch(NamedTuple):
     """The token ids of some documents."""
 
     tokens: npt.NDArray[np.uint32]
@@ -76,7 +77,7 @@ def _content_bytes(document: TextDocument) -> bytes:
     return content.encode() if isinstance(content, str) else content.astype("<u4").tobytes()
 
 
-def tokenize(documents: list[TextDocument], tokenizer: Tokenizer) -> TokenBatch:
+def tokenize(documents: list[TextDocument], tokenizer: Tokenizer) -> TokenizedBatch:
     """Returns the documents' token ids, each ending with end-of-text; the library uses all cores.
 
     Raises:
@@ -101,18 +102,18 @@ def tokenize(documents: list[TextDocument], tokenizer: Tokenizer) -> TokenBatch:
             if document.ends and document.content[-1] != tokenizer.eos_token_id:
                 tokens.append(tokenizer.eos_token_id)
         ends.append(len(tokens))
-    return TokenBatch(np.frombuffer(tokens, np.uint32), np.frombuffer(ends, np.int64))
+    return TokenizedBatch(np.frombuffer(tokens, np.uint32), np.frombuffer(ends, np.int64))
 
 
 def map_ahead(
-    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
-) -> Iterator[Result]:
+    function: Callable[..., Mapped], arguments: Iterable[tuple[Any, ...]]
+) -> Iterator[Mapped]:
     """Yields the function's results in order; threads compute some of them ahead of time.
 
     An error is raised here after all results before it.
     """
     threads = ReaderThreads(_THREADS, "rewarm-tokenize")
-    pending = deque[Future[Result]]()
+    pending = deque[Future[Mapped]]()
     try:
         for call in arguments:
             pending.append(threads.submit(function, *call))

@@ -229,8 +229,8 @@ def test_each_document_is_where_the_table_says(folder):
     table = shard.locate_documents()
     assert len(table.offsets) == len(shard) == index.shards[0].documents
     for offset, length, tokens in zip(*map(np.ndarray.tolist, table), shard, strict=True):
-        assert shard.read(offset, length).tolist() == tokens.tolist()
-        assert shard.read(offset + 2, 3).tolist() == tokens[1:4].tolist()
+        assert shard.read([offset], [length]).tolist() == tokens.tolist()
+        assert shard.read([offset + 2], [3]).tolist() == tokens[1:4].tolist()
 
 
 def test_documents_of_any_length_come_back(tmp_path, tokenizer):
