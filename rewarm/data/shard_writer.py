@@ -26,10 +26,10 @@ from rewarm.data.shard_format import ShardIndex
 from rewarm.data.shard_job import JobSettings, ShardJob
 from rewarm.data.tokenize_documents import (
     DocumentBatch,
+    DocumentTokenizer,
     TokenizedBatch,
     batches_with_digests,
     map_ahead,
-    tokenize,
 )
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.data.validation_split import ValidationSplit
@@ -198,11 +198,12 @@ def _write_documents(
     progress: Callable[[ShardingProgress], None],
 ) -> None:
     """Tokenizes and writes the documents that are in no finished shard, batch by batch."""
+    document_tokenizer = DocumentTokenizer(tokenizer)
 
     def tokenize_unwritten(
         batch: DocumentBatch, unwritten: list[_WriterPart]
     ) -> tuple[DocumentBatch, list[tuple[_WriterPart, TokenizedBatch]]]:
-        return batch, [(part, tokenize(part.documents, tokenizer)) for part in unwritten]
+        return batch, [(part, document_tokenizer.tokenize(part.documents)) for part in unwritten]
 
     documents = tokens = empty_documents = 0
     # Documents are compared with the finished shards before they are given to the threads.

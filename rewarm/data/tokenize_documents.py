@@ -13,18 +13,21 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rewarm.data.document_readers import TextDocument
-from rewarm.data.sample_layout import Positions, check_in_vocabulary
+from rewarm.data.sample_layout import Positions, Tokens, check_in_vocabulary
+from rewarm.data.text_pieces import can_cut_texts, cut_text
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.reader_threads import ReaderThreads
 
 _BATCH_BYTES = 400_000  # tokenizing takes up to 100 times as much memory
 _BATCH_DOCUMENTS = 16_384
+_PIECE_CHARACTERS = 50_000
 _THREADS = 2 if (os.cpu_count() or 1) <= 2 else 4  # each call uses all cores, but not to its end
 
 Mapped = TypeVar("Mapped")
@@ -77,32 +80,64 @@ def _content_bytes(document: TextDocument) -> bytes:
     return content.encode() if isinstance(content, str) else content.astype("<u4").tobytes()
 
 
-def tokenize(documents: list[TextDocument], tokenizer: Tokenizer) -> TokenizedBatch:
-    """Returns the documents' token ids, each ending with end-of-text; the library uses all cores.
+class DocumentTokenizer:
+    """Turns documents into token ids, each ending with end-of-text; the library uses all cores."""
 
-    Raises:
-        DataError: a document of token ids has one outside the tokenizer's vocabulary.
-    """
-    texts = [document.content for document in documents if isinstance(document.content, str)]
-    encodings = iter(tokenizer.encoder.encode_batch_fast(texts, add_special_tokens=False))
-    tokens = array("I")
-    ends = array("q")
-    for document in documents:
-        if isinstance(document.content, str):
-            tokens.extend(array("I", next(encodings).ids))
-            tokens.append(tokenizer.eos_token_id)
-        else:
-            check_in_vocabulary(
-                document.content,
-                tokenizer.vocabulary,
-                document.location,
-                advice="name the tokenizer that the ids come from with --tokenizer",
-            )
-            tokens.frombytes(document.content.astype(np.uint32).tobytes())
-            if document.ends and document.content[-1] != tokenizer.eos_token_id:
-                tokens.append(tokenizer.eos_token_id)
-        ends.append(len(tokens))
-    return TokenizedBatch(np.frombuffer(tokens, np.uint32), np.frombuffer(ends, np.int64))
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Takes the tokenizer; texts of more than `_PIECE_CHARACTERS` are cut if it allows that."""
+        self._tokenizer = tokenizer
+        self._can_cut_texts = can_cut_texts(tokenizer.encoder)
+
+    def tokenize(self, documents: list[TextDocument]) -> TokenizedBatch:
+        """Returns the token ids of documents.
+
+        Raises:
+            DataError: a document of token ids has one outside the tokenizer's vocabulary.
+        """
+        texts = [document.content for document in documents if isinstance(document.content, str)]
+        pieces = [list(self._pieces(text)) for text in texts]
+        piece_counts = iter(map(len, pieces))
+        piece_ids = self._encode(list(chain.from_iterable(pieces)))
+        eos = self._tokenizer.eos_token_id
+        tokens, ends = array("I"), array("q")
+        for document in documents:
+            if isinstance(document.content, str):
+                for ids in islice(piece_ids, next(piece_counts)):
+                    tokens.extend(ids)
+                tokens.append(eos)
+            else:
+                self._check(document.content, document.location)
+                tokens.frombytes(document.content.astype(np.uint32).tobytes())
+                if document.ends and document.content[-1] != eos:
+                    tokens.append(eos)
+            ends.append(len(tokens))
+        return TokenizedBatch(np.frombuffer(tokens, np.uint32), np.frombuffer(ends, np.int64))
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        if self._can_cut_texts and len(text) > _PIECE_CHARACTERS:
+            return cut_text(text, _PIECE_CHARACTERS)
+        return iter([text])
+
+    def _encode(self, pieces: list[str]) -> Iterator[array[int]]:
+        """Yields the token ids of each piece, which are tokenized some at a time."""
+        start = 0
+        while start < len(pieces):
+            end, characters = start, 0
+            while end < len(pieces) and characters < _BATCH_BYTES:
+                characters += len(pieces[end])
+                end += 1
+            encode = self._tokenizer.encoder.encode_batch_fast
+            for encoding in encode(pieces[start:end], add_special_tokens=False):
+                yield array("I", encoding.ids)
+            start = end
+
+    def _check(self, tokens: Tokens, location: str) -> None:
+        check_in_vocabulary(
+            tokens,
+            self._tokenizer.vocabulary,
+            location,
+            advice="name the tokenizer that the ids come from with --tokenizer",
+        )
 
 
 def map_ahead(

@@ -5,7 +5,7 @@ import pytest
 
 from rewarm.data import tokenize_documents
 from rewarm.data.document_readers import TextDocument
-from rewarm.data.tokenize_documents import batches_with_digests, map_ahead, tokenize
+from rewarm.data.tokenize_documents import DocumentTokenizer, batches_with_digests, map_ahead
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import DataError
 
@@ -25,7 +25,7 @@ def test_texts_and_token_ids_end_with_end_of_text(tokenizer):
         TextDocument(ids[1], 4),
         TextDocument(ids[2], 5, ends=False),
     ]
-    batch = tokenize(documents, tokenizer)
+    batch = DocumentTokenizer(tokenizer).tokenize(documents)
     encoded = [tokenizer.encoder.encode(text, add_special_tokens=False).ids for text in texts]
     expected = [[*encoded[0], 0], [5, 6, 0], [*encoded[1], 0], [7, 0], [8, 9]]
     assert [part.tolist() for part in np.split(batch.tokens, batch.ends)] == [*expected, []]
@@ -40,7 +40,7 @@ def test_token_ids_outside_the_vocabulary_are_refused(tokenizer, dtype):
         match=rf"ids\.bin: document 2: token {too_high} at position 1 is outside the "
         rf"tokenizer's vocabulary of {tokenizer.vocabulary}; ",
     ):
-        tokenize([document], tokenizer)
+        DocumentTokenizer(tokenizer).tokenize([document])
 
 
 def test_batches_hold_a_limited_number_of_bytes_and_count_empty_documents(monkeypatch):
@@ -71,3 +71,14 @@ def test_results_keep_their_order_and_an_error_comes_after_those_before_it():
     assert [next(results) for _ in range(4)] == [0, 2, 4, 6]
     with pytest.raises(ValueError, match="four"):
         next(results)
+
+
+def test_a_long_text_has_the_token_ids_that_it_has_in_one_piece(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenize_documents, "_PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(tokenize_documents, "_BATCH_BYTES", 100)
+    texts = [" ".join(f"the run {i} decays,\n" for i in range(99)), "short", "", "x" * 99]
+    documents = [TextDocument(text, 0) for text in texts]
+    batch = DocumentTokenizer(tokenizer).tokenize(documents)
+    expected = [tokenizer.encoder.encode(text, add_special_tokens=False).ids for text in texts]
+    parts = np.split(batch.tokens, batch.ends)[:-1]
+    assert [part.tolist() for part in parts] == [[*ids, 0] for ids in expected]
