@@ -241,3 +241,12 @@ def test_names_imported_from_rewarm_exist(script):
             for name in node.names:
                 if not hasattr(module, name.name):
                     import_module(f"{node.module}.{name.name}")
+
+
+@pytest.mark.slow
+def test_two_shard_commands_on_one_folder_corrupt_nothing():
+    command = [sys.executable, str(ROOT / "benchmarks" / "two_shard_commands.py"), "--tries", "3"]
+    command += ["--documents", "300"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not ended.returncode, ended.stderr
+    assert "3 tries: what was written was always that of one command alone" in ended.stdout
