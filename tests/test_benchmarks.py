@@ -250,3 +250,11 @@ def test_damaged_inputs_are_read_whole_or_refused(capsys):
     assert damaged_inputs.main(["--cases", "60"]) == 0
     rows = capsys.readouterr().out.splitlines()
     assert len([row for row in rows if row.startswith("| ")]) == 23
+
+
+def test_two_shard_commands_on_one_folder_corrupt_nothing():
+    command = [sys.executable, str(ROOT / "benchmarks" / "two_shard_commands.py"), "--tries", "3"]
+    command += ["--documents", "300"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not ended.returncode, ended.stderr
+    assert "3 tries: what was written was always that of one command alone" in ended.stdout

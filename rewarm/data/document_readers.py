@@ -20,7 +20,7 @@ from rewarm.data.input_records import (
     text_of_line,
 )
 from rewarm.data.megatron_format import read_megatron_documents
-from rewarm.data.shard_format import Tokens
+from rewarm.data.sample_layout import Tokens
 from rewarm.data.table_readers import read_table
 from rewarm.data.token_arrays import read_token_array
 from rewarm.errors import DataError

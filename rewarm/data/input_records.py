@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
-from rewarm.data.shard_format import Tokens
+from rewarm.data.sample_layout import Tokens
 from rewarm.errors import DataError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"

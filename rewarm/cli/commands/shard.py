@@ -229,4 +229,6 @@ class _ProgressBar:
             text += f"; {last.empty_documents:,} empty documents left out"
         if last.finished_documents:
             text += f"; {last.finished_documents:,} documents had already been written"
+        if last.removed_files:
+            text += f"; {last.removed_files:,} unfinished files of a killed command removed"
         return text
