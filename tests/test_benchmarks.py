@@ -267,3 +267,21 @@ def test_eval_beside_a_run_that_deletes_checkpoints():
         [sys.executable, *words], capture_output=True, text=True, check=False, timeout=300
     )
     assert "; 0 problems" in ended.stdout, ended.stdout + ended.stderr
+
+
+@pytest.mark.slow
+def test_damaged_inputs_are_read_whole_or_refused(capsys):
+    """A small part of the campaign: 60 truncations and bit flips of each format."""
+    damaged_inputs = import_module("damaged_inputs")
+    assert damaged_inputs.main(["--cases", "60"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert len([row for row in rows if row.startswith("| ")]) == 23
+
+
+@pytest.mark.slow
+def test_two_shard_commands_on_one_folder_corrupt_nothing():
+    command = [sys.executable, str(ROOT / "benchmarks" / "two_shard_commands.py"), "--tries", "3"]
+    command += ["--documents", "300"]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert not ended.returncode, ended.stderr
+    assert "3 tries: what was written was always that of one command alone" in ended.stdout

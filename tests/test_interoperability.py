@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from rewarm.checkpoints.find_checkpoint import locate_base, read_architecture
 from rewarm.checkpoints.load_weights import load_weights
-from rewarm.data.shard_writer import ShardWriter
+from rewarm.data.shard_folder import ShardWriter
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.model.neox import NeoX
 from rewarm.recipe.recipe import load_recipe
@@ -177,8 +177,8 @@ def test_lm_eval_and_rewarm_eval_measure_the_same_loss(recipe_file, corpora, tmp
     assert encoded().count(EOS) == len(WORDS) - 1
 
     with ShardWriter(tmp_path / "shards", tokenizer, shard_tokens=10**6) as writer:
-        writer.write(np.array([EOS]))
-        writer.write(np.array([*encoded(), EOS]))
+        writer.write_document(np.array([EOS]))
+        writer.write_document(np.array([*encoded(), EOS]))
         writer.finish()
     evaluation = subprocess.run(
         [

@@ -25,7 +25,7 @@ import numpy.typing as npt
 
 from rewarm.data.corpus import Corpus
 from rewarm.data.mixture import Mixture, WeightPieces
-from rewarm.data.shard_format import Tokens
+from rewarm.data.sample_layout import Tokens
 from rewarm.data.tokenizer import check_same_tokenizer
 from rewarm.errors import DataError
 from rewarm.reader_threads import ReaderThreads

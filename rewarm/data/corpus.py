@@ -9,10 +9,14 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from rewarm.data.block_order import BlockAddress, BlockOrder, Permutation, ShuffleWindow
-from rewarm.data.shard_format import Shard, ShardIndex, Tokens
+from rewarm.data.sample_layout import Positions, Tokens, check_in_vocabulary
+from rewarm.data.shard_format import Shard, ShardIndex
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import DataError
 from rewarm.files import FileStamp
+
+_SHORT_DOCUMENT = 128  # mean tokens; a joined shard takes 2 or 4 bytes per token
+_DOCUMENTS_AT_ONCE = 16_384
 
 
 class Corpus:
@@ -90,12 +94,9 @@ class Corpus:
                 window.opened_shards[address.shard] = self._open(address.shard, window.order.epoch)
             shard = window.opened_shards[address.shard]
         tokens = shard.block(address.block, self._context)
-        if tokens.max() >= self.index.tokenizer.vocabulary:
-            raise DataError(
-                f"{self.source}: {self.index.shards[address.shard].name}: token {tokens.max()} is "
-                f"outside the tokenizer's vocabulary of {self.index.tokenizer.vocabulary:,}; the "
-                "shard is damaged: write the folder again with `rewarm shard`"
-            )
+        name = self.index.shards[address.shard].name
+        location = f"{self.source}: {name}: block {address.block}"
+        check_in_vocabulary(tokens, self.index.tokenizer.vocabulary, location)
         return tokens
 
     def shard_of_block(self, block_index: int) -> str:
@@ -130,30 +131,65 @@ class _OpenWindow(NamedTuple):
 
 
 class _JoinedDocuments:
-    """A shard's documents joined in a given order, cut into blocks."""
+    """A shard's documents joined in a given order, cut into blocks.
+
+    Long documents are read from the shard when a block needs them. Short ones, of which a block
+    needs many, are joined in memory: that takes less than where each of them is.
+    """
 
     def __init__(self, shard: Shard, document_order: Permutation) -> None:
         self._shard = shard
-        self._document_order = document_order
-        self._document_ends = np.cumsum(shard.lengths[document_order])
+        documents = shard.locate_documents()
+        lengths = documents.lengths[document_order]
+        self._document_ends = np.cumsum(lengths)
+        self._document_offsets = documents.offsets[document_order]
+        self._joined: Tokens | None = None
+        if self._document_ends[-1] < _SHORT_DOCUMENT * len(lengths):
+            starts = np.cumsum(documents.lengths) - documents.lengths
+            self._joined = _join(shard, starts[document_order], lengths)
+            self._document_ends = self._document_offsets = np.empty(0, np.int64)
 
     def block(self, number: int, context: int) -> Tokens:
         """Returns context + 1 tokens starting at number · context.
 
         Consecutive blocks overlap by one token: inputs are [:-1], targets [1:].
         """
-        token_index, end = number * context, (number + 1) * context + 1
-        i = int(np.searchsorted(self._document_ends, token_index, side="right"))
-        parts = []
-        while token_index < end:
-            document = int(self._document_order[i])
-            first = token_index - int(self._document_ends[i] - self._shard.lengths[document])
-            parts.append(self._shard.read(document, first, end - token_index))
-            token_index += len(parts[-1])
-            i += 1
+        start, end = number * context, (number + 1) * context + 1
+        joined = self._read(start, end) if self._joined is None else self._joined[start:end]
         self._shard.check_unchanged()
-        joined: Tokens = np.concatenate(parts)
         return joined
+
+    def _read(self, start: int, end: int) -> Tokens:
+        """Returns the tokens from `start` to `end` of the joined documents."""
+        first = int(np.searchsorted(self._document_ends, start, side="right"))
+        last = int(np.searchsorted(self._document_ends, end, side="left"))
+        ends = self._document_ends[first : last + 1].tolist()
+        offsets = self._document_offsets[first : last + 1].tolist()
+        document_start = int(self._document_ends[first - 1]) if first else 0
+        offsets[0] += (start - document_start) * self._shard.dtype.itemsize
+        ends[-1] = end
+        counts = [b - a for a, b in zip([start, *ends], ends, strict=False)]
+        return self._shard.read(offsets, counts)
+
+
+def _join(shard: Shard, starts: Positions, lengths: Positions) -> Tokens:
+    """Returns all documents of a shard, joined in a given order.
+
+    Args:
+        shard: the shard.
+        starts: for each document, the tokens before it in the stored order; in the given order.
+        lengths: its tokens, in the same order.
+    """
+    stored = np.concatenate(list(shard.joined_documents()))
+    joined = np.empty_like(stored)
+    end = 0
+    for first in range(0, len(starts), _DOCUMENTS_AT_ONCE):
+        group = slice(first, first + _DOCUMENTS_AT_ONCE)
+        begin, end = end, end + int(lengths[group].sum())
+        # The position of each token in the stored order: those of one document are consecutive.
+        shifts = starts[group] - (np.cumsum(lengths[group]) - lengths[group])
+        joined[begin:end] = stored[np.repeat(shifts, lengths[group]) + np.arange(end - begin)]
+    return joined
 
 
 def check_epochs(

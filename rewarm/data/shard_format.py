@@ -1,9 +1,10 @@
-"""Token shards: WebDataset tars of .npy documents, and the index.json that describes them.
+"""Token shards: WebDataset tars of token arrays, and the index.json that describes them.
 
 ```
 DIR/index.json      documents, tokens, bytes, sha256 of each shard; tokenizer, dtype
 DIR/tokenizer.json  the tokenizer that the shards were written with
-DIR/00000.tar       00000-000000.npy, 00000-000001.npy, ...: one document each, end-of-text last
+DIR/README.md       a dataset card, by which `datasets.load_dataset("DIR")` finds the tars
+DIR/00000.tar       samples of several documents each, end-of-text last: see sample_layout.py
 ```
 `webdataset.WebDataset("DIR/{00000..00007}.tar").decode()` can read them too. rewarm locates the
 arrays in each tar once, and then reads only the tokens that it needs.
@@ -14,33 +15,27 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from annotated_types import Interval
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, model_validator
 
 from rewarm import open_files
+from rewarm.data.sample_layout import Positions, Tokens, locate_samples
 from rewarm.errors import DataError
 from rewarm.files import FileStamp
 from rewarm.once_per_node import has_sha256
 from rewarm.safe_loading import first_validation_error, read_limited
 
-Tokens = npt.NDArray[np.unsignedinteger[Any]]
 _Count = Annotated[int, Strict(), Interval(ge=0, le=2**53)]
 MAX_INDEX_BYTES = 256_000_000
 """Upper bound on the size of an index, or of the tokenizer beside it."""
 
-_TAR_BLOCK = 512  # bytes; a tar consists of such blocks
 _CHUNK = 1 << 20  # bytes that are read at once to compute a sha256
-_NPY = re.compile(
-    rb"\{'descr': '<(u2|u4)', 'fortran_order': False, 'shape': \((\d{1,15}),\), \}\s*", re.DOTALL
-)
 
 
 class _FrozenModel(BaseModel):
@@ -69,7 +64,8 @@ class ShardInfo(_FrozenModel):
 class ShardIndex(_FrozenModel):
     """index.json: the shards of one folder, in their stored order."""
 
-    format: Literal["rewarm-shards/1"] = "rewarm-shards/1"
+    format: Literal["rewarm-shards/1", "rewarm-shards/2"] = "rewarm-shards/2"
+    """In 1, each sample is one document, and there is no README.md."""
     tokenizer: TokenizerInfo
     dtype: Literal["uint16", "uint32"]
     shards: list[ShardInfo]
@@ -160,8 +156,17 @@ def unusable_shard(path: Path, problem: str) -> DataError:
     )
 
 
+class DocumentTable(NamedTuple):
+    """Where the documents of a shard are, in their stored order."""
+
+    offsets: Positions
+    """For each document, the byte of the tar at which its tokens start."""
+    lengths: Positions
+    """For each document, the number of its tokens."""
+
+
 class Shard:
-    """One shard, kept open: `shard[i]` is document i, and `read` returns a part of one.
+    """One shard, kept open: iterates over its documents, and `read` returns a part of one.
 
     The file is read, not mapped into memory: reading a mapped file that was truncated, or whose
     disk fails, kills the process (SIGBUS), and an error of a read can be reported.
@@ -177,7 +182,7 @@ class Shard:
         verified: FileStamp | None = None,
         cached: int | None = None,
     ) -> None:
-        """Opens the shard and locates its documents.
+        """Opens the shard and locates its samples.
 
         Args:
             folder: folder that contains the shard.
@@ -197,13 +202,12 @@ class Shard:
         self._is_cached = cached is not None
         self._info = shard_info
         self._verify = verify
-        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self.dtype = np.dtype(dtype).newbyteorder("<")
         self._descriptor = self._open() if cached is None else cached
         weakref.finalize(self, os.close, self._descriptor).atexit = False
         self.stamp = self._check_stamp(verified)
-        members = np.array(list(self._members()), dtype=np.int64).reshape(-1, 2)
-        self._starts, self.lengths = members[:, 0], members[:, 1]
-        documents, tokens = len(self.lengths), int(self.lengths.sum())
+        self._samples = locate_samples(self._bytes, shard_info.bytes, self.dtype, self._error)
+        documents, tokens = self._samples.documents, self._samples.tokens
         if (documents, tokens) != (shard_info.documents, shard_info.tokens):
             raise self._error(
                 f"{documents:,} documents of {tokens:,} tokens, and the index says "
@@ -211,28 +215,51 @@ class Shard:
             )
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return self._info.documents
 
     def __iter__(self) -> Iterator[Tokens]:
-        return (self[document] for document in range(len(self)))
+        for i, tokens in enumerate(self.joined_documents()):
+            start = 0
+            for end in self._samples.document_ends(i).tolist():
+                yield tokens[start:end]
+                start = end
 
-    def __getitem__(self, document: int) -> Tokens:
-        tokens = self.read(document, 0, int(self.lengths[document]))
-        self.check_unchanged()
-        return tokens
+    def joined_documents(self) -> Iterator[Tokens]:
+        """Yields the tokens of all documents in their stored order, those of a sample at a time.
 
-    def read(self, document: int, first: int, count: int) -> Tokens:
-        """Returns up to `count` tokens of a document, from its zero-based token `first` on.
+        Raises:
+            DataError: the shard cannot be read, or was written to and differs from the index.
+        """
+        lengths = np.diff(self._samples.cumulative_tokens)
+        for offset, length in zip(self._samples.offsets.tolist(), lengths.tolist(), strict=True):
+            tokens = self.read([offset], [length])
+            self.check_unchanged()
+            yield tokens
+
+    def locate_documents(self) -> DocumentTable:
+        """Returns where each document is. It is computed anew: 16 bytes for each document."""
+        samples = self._samples
+        if len(samples.offsets) == len(self):  # each sample is one document
+            return DocumentTable(samples.offsets, np.diff(samples.cumulative_tokens))
+        offsets, lengths = [], []
+        for i, sample_offset in enumerate(samples.offsets.tolist()):
+            ends = samples.document_ends(i)
+            lengths.append(np.diff(ends, prepend=0))
+            offsets.append(sample_offset + (ends - lengths[-1]) * self.dtype.itemsize)
+        return DocumentTable(np.concatenate(offsets), np.concatenate(lengths))
+
+    def read(self, offsets: Iterable[int], counts: Iterable[int]) -> Tokens:
+        """Returns parts of the tar, joined: `count` tokens that start at the byte `offset` of each.
 
         Call `check_unchanged` before the tokens are used.
 
         Raises:
             DataError: the shard cannot be read.
         """
-        width = self._dtype.itemsize
-        count = min(count, int(self.lengths[document]) - first)
-        data = self._bytes(int(self._starts[document]) + first * width, count * width)
-        return np.frombuffer(data, self._dtype)
+        width = self.dtype.itemsize
+        parts = zip(offsets, counts, strict=True)
+        data = b"".join([self._bytes(offset, count * width) for offset, count in parts])
+        return np.frombuffer(data, self.dtype)
 
     def check_unchanged(self) -> None:
         """Makes sure that what was read so far is what the index describes.
@@ -254,17 +281,17 @@ class Shard:
 
     def _bytes(self, offset: int, count: int) -> bytes:
         """Returns `count` bytes of the file."""
-        data = b""
-        while len(data) < count:  # a read may return less than was asked for
+        parts, missing = list[bytes](), count
+        while missing:  # a read may return less than was asked for
             try:
-                part = os.pread(self._descriptor, count - len(data), offset + len(data))
+                parts.append(os.pread(self._descriptor, missing, offset + count - missing))
             except OSError as error:
                 raise self._unreadable(error) from None
-            if not part:
-                end = offset + len(data)
+            if not parts[-1]:
+                end = offset + count - missing
                 raise self._error(f"truncated while it is in use: it ends at byte {end:,}")
-            data += part
-        return data
+            missing -= len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _check_stamp(self, verified: FileStamp | None) -> FileStamp:
         """Returns the file's stamp; if it is another one, compares the file with the index."""
@@ -295,51 +322,3 @@ class Shard:
                 "downloads it again)"
             )
         return unusable_shard(self.path, problem)
-
-    def _members(self) -> Iterator[tuple[int, int]]:
-        """Yields (offset of the array, number of tokens) of each document, from the tar headers.
-
-        Members that are not regular files are refused: links, devices, long-name records.
-        """
-        size_of_tar, offset = self._info.bytes, 0
-        while offset + _TAR_BLOCK <= size_of_tar:
-            # The header of the member, and the beginning of its data: that of the .npy file.
-            data = self._bytes(offset, min(2 * _TAR_BLOCK, size_of_tar - offset))
-            header = data[:_TAR_BLOCK]
-            if header[0] == 0:
-                return
-            name = header[:100].rstrip(b"\0").decode("utf-8", "replace")
-            if header[257:262] != b"ustar" or header[156:157] not in (b"0", b"\0"):
-                raise self._error(f"entry {name!r} at byte {offset:,} is not a plain tar member")
-            try:
-                size = int(header[124:136].rstrip(b"\0 "), 8)
-            except ValueError:
-                raise self._error(
-                    f"entry {name!r} at byte {offset:,} has a damaged header"
-                ) from None
-            offset += _TAR_BLOCK
-            yield self._locate_array(name, data[_TAR_BLOCK:], offset, size)
-            offset += -(-size // _TAR_BLOCK) * _TAR_BLOCK
-        raise self._error("truncated: the end of the tar is missing")
-
-    def _locate_array(self, name: str, data: bytes, offset: int, size: int) -> tuple[int, int]:
-        """Returns (offset of the array, number of tokens) of a .npy file of `size` bytes.
-
-        Args:
-            name: its name, for error messages.
-            data: its first bytes, in which NumPy's header of one dimension fits.
-            offset: its offset in the tar.
-            size: its size.
-        """
-        header_size = 10 + int.from_bytes(data[8:10], "little")
-        match = _NPY.fullmatch(data[10 : min(header_size, size)])
-        if not name.endswith(".npy") or data[:8] != b"\x93NUMPY\1\0" or not match:
-            raise self._error(f"member {name!r} is not a one-dimensional .npy array of tokens")
-        if match[1].decode() != self._dtype.str[1:]:
-            raise self._error(f"member {name!r} holds {match[1].decode()}, not {self._dtype.name}")
-        length = int(match[2])
-        if not length or header_size + length * self._dtype.itemsize != size:
-            raise self._error(
-                f"member {name!r} does not hold the {length} tokens that its header states"
-            )
-        return offset + header_size, length

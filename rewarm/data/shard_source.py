@@ -262,6 +262,7 @@ def _count_range(text: str) -> int | None:
 def _split_pattern(location: str) -> tuple[str, str]:
     """Returns the folder, and the pattern of shard files at its end; "" if there is none."""
     folder, pattern = location.rstrip("/"), ""
-    if _PATTERN.search(PurePosixPath(folder).name):
+    is_folder = os.path.isdir(folder)  # noqa: PTH112 - False for names that are too long
+    if _PATTERN.search(PurePosixPath(folder).name) and not is_folder:
         folder, _, pattern = folder.rpartition("/")
     return folder, pattern

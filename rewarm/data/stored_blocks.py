@@ -8,7 +8,8 @@ from itertools import accumulate
 
 import numpy as np
 
-from rewarm.data.shard_format import Shard, Tokens
+from rewarm.data.sample_layout import Tokens, check_in_vocabulary
+from rewarm.data.shard_format import Shard
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import DataError
 
@@ -73,15 +74,15 @@ class StoredBlocks:
         """Yields the blocks.
 
         Raises:
-            DataError: a shard is missing or damaged.
+            DataError: a shard is missing or damaged, or holds a token outside the vocabulary.
         """
         remaining_blocks, context = self.block_count, self.context
         pending: list[Tokens] = []
         pending_tokens = 0
         for shard_number in range(len(self.source.index.shards)):
-            for document in self._shard(shard_number):
-                pending.append(document)
-                pending_tokens += len(document)
+            for tokens in self._tokens_of_shard(shard_number):
+                pending.append(tokens)
+                pending_tokens += len(tokens)
                 if pending_tokens <= context:
                     continue
                 joined = np.concatenate(pending)
@@ -93,6 +94,15 @@ class StoredBlocks:
                     return
                 pending = [joined[complete_blocks * context :]]
                 pending_tokens = len(pending[0])
+
+    def _tokens_of_shard(self, shard_number: int) -> Iterator[Tokens]:
+        """Yields the tokens of a shard, many at a time, after checking them."""
+        index, first = self.source.index, 0
+        location = f"{self.source}: {index.shards[shard_number].name}"
+        for tokens in self._shard(shard_number).joined_documents():
+            check_in_vocabulary(tokens, index.tokenizer.vocabulary, location, first=first)
+            first += len(tokens)
+            yield tokens
 
     def _shard(self, shard_number: int) -> Shard:
         """Returns a shard, which is opened at the first call; call it in ascending order first."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from rewarm.data.sample_layout import check_in_vocabulary
 from rewarm.data.shard_format import Shard, ShardIndex, read_shard_index
 from rewarm.errors import DataError
 
@@ -35,15 +36,14 @@ def verify_shards(folder: Path) -> list[ShardFolderReport]:
 
 def _verify_folder(folder: Path) -> ShardFolderReport:
     index, problems = read_shard_index(folder), []
+    vocabulary = index.tokenizer.vocabulary
     for shard_info in index.shards:
         try:
             shard = Shard(folder, shard_info, index.dtype)
-            highest = max(int(tokens.max()) for tokens in shard)
-            if highest >= index.tokenizer.vocabulary:
-                raise DataError(
-                    f"{shard.path}: token {highest} is outside the vocabulary of "
-                    f"{index.tokenizer.vocabulary:,}"
-                )
+            first = 0
+            for tokens in shard.joined_documents():
+                check_in_vocabulary(tokens, vocabulary, str(shard.path), first=first)
+                first += len(tokens)
         except DataError as error:
             problems.append(str(error))
     return ShardFolderReport(folder, index, problems)

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from rewarm import exit_codes
-from rewarm.data.shard_writer import ShardWriter
+from rewarm.data.shard_folder import ShardWriter
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.errors import RewarmError
 from rewarm.estimates.throughput import Speed
@@ -76,7 +76,7 @@ def _write_random_shards(folder: Path, architecture: Architecture, tokens: int) 
     documents[:, -1] = 0
     with ShardWriter(folder, tokenizer, shard_tokens=2**40) as writer:
         for document in documents.astype(np.uint32):
-            writer.write(document)
+            writer.write_document(document)
         writer.finish()
 
 

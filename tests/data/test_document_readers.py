@@ -1,5 +1,4 @@
 import gzip
-import io
 import json
 import random
 import tarfile
@@ -11,6 +10,7 @@ import zstandard
 from pyarrow import parquet
 from shard_folders import documents_of
 from text_corpora import write_texts
+from text_inputs import arrow_of, lines, parquet_of, tar_of
 
 from rewarm.data.document_readers import find_input_files, read_documents
 from rewarm.data.shard_writer import write_shards
@@ -18,39 +18,8 @@ from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import DataError
 
 
-def lines(*documents: str) -> bytes:
-    return b"".join(
-        json.dumps({"id": 7, "text": document}).encode() + b"\n" for document in documents
-    )
-
-
-def table(*documents: str) -> pyarrow.Table:
-    return pyarrow.table({"id": list(range(len(documents))), "text": list(documents)})
-
-
-def parquet_of(*documents: str) -> bytes:
-    parquet.write_table(table(*documents), file := io.BytesIO(), row_group_size=2)
-    return file.getvalue()
-
-
-def arrow_of(*documents: str) -> bytes:
-    rows = table(*documents)
-    with pyarrow.ipc.new_stream(file := io.BytesIO(), rows.schema) as stream:
-        stream.write_table(rows, max_chunksize=2)
-    return file.getvalue()
-
-
-def tar_of(members: dict[str, bytes]) -> bytes:
-    with tarfile.open(fileobj=(file := io.BytesIO()), mode="w") as tar:
-        for name, data in members.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return file.getvalue()
-
-
 def read(path, field: str = "text") -> list[str]:
-    return [document.content for document in read_documents(find_input_files([path]), field)]
+    return [document.content for document in read_documents(find_input_files([path]).files, field)]
 
 
 THREE = ("one", "zwei\nLinien", "три")
@@ -88,6 +57,44 @@ def test_every_file_format(tmp_path, name, data):
     assert read(path) == list(THREE)
     *_, last = read_documents([path], "text")
     assert 0 < last.bytes_read <= len(data)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_byte_order_mark_is_dropped(tmp_path, name):
+    data = b"one" if name == "a.txt" else lines("one")
+    (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + data)
+    assert read(tmp_path / name) == ["one"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        (lambda text: text.encode("utf-16"), "(?i)utf-16"),
+        (lambda text: text.encode("utf-16-le") + b"\n\0", "(?i)utf-16"),
+        (lambda text: text.encode() + bytes(4096), "a download that was not completed"),
+        (lambda text: text.encode("latin1"), r"latin1|'utf-8' codec can't decode byte 0xe9"),
+    ],
+)
+def test_text_in_another_encoding_is_refused_with_the_reason(tmp_path, name, change, hint):
+    text = "café" if name == "a.txt" else '{"text": "café"}\n{"text": "two"}'
+    (tmp_path / name).write_bytes(change(text))
+    with pytest.raises(DataError, match=hint):
+        read(tmp_path / name)
+
+
+def test_bad_records_are_left_out_if_the_caller_returns(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(lines("one") + b'{"text": null}\n{"text": [1]}\n{\n' + lines("two"))
+    records = []
+    documents = list(read_documents([path], "text", on_bad_record=records.append))
+    assert [document.content for document in documents] == ["one", "two"]
+    assert [(location, reason.partition(": ")[2]) for location, reason in records] == [
+        (f"{path}:2", "it is null"),
+        (f"{path}:3", "it is a list"),
+        (f"{path}:4", records[2].reason.partition(": ")[2]),
+    ]
+    assert [document.location for document in documents] == [f"{path}:1", f"{path}:5"]
 
 
 def test_a_txt_file_is_one_document(tmp_path):
@@ -134,7 +141,7 @@ def test_inputs_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
     for name, texts in (("z.jsonl", ("1", "2")), ("a.jsonl", ("3",)), ("m.txt", ("4",))):
         paths.append(tmp_path / name)
         paths[-1].write_bytes(lines(*texts) if name.endswith("l") else b"4")
-    documents = list(read_documents(find_input_files(paths), "text"))
+    documents = list(read_documents(find_input_files(paths).files, "text"))
     assert [document.content for document in documents] == ["1", "2", "3", "4"]
     sizes = [path.stat().st_size for path in paths]
     ends = [document.bytes_read for document in documents]
@@ -157,7 +164,7 @@ def test_inputs_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
             "a.jsonl.gz:2: not a line of JSON",
         ),
         ("a.jsonl.zst", zstandard.compress(lines("x") + b"{"), "a.jsonl.zst:2: not a line of JSON"),
-        ("a.jsonl.gz", b"plain", "a.jsonl.gz: cannot be read: Not a gzipped file"),
+        ("a.jsonl.gz", b"plain", "a.jsonl.gz: damaged gzip: "),
         ("a.jsonl.zst", b"plain", "a.jsonl.zst: damaged zstd"),
         ("a.txt", b"caf\xe9", "a.txt: not UTF-8 text: unexpected end of data at 3"),
         ("a.tar", b"plain", "a.tar: not a tar that can be read"),

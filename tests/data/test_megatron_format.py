@@ -1,9 +1,9 @@
-import struct
-
 import numpy as np
 import pytest
 from shard_folders import documents_of, file_contents
+from text_inputs import reading, write_megatron
 
+from rewarm.data.document_readers import ReadOptions, find_input_files, read_documents
 from rewarm.data.megatron_format import read_megatron_documents
 from rewarm.data.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
@@ -13,26 +13,6 @@ from rewarm.errors import DataError
 @pytest.fixture
 def tokenizer(tokenizer_json):
     return load_tokenizer(str(tokenizer_json))
-
-
-def write_megatron(path, dtype, code, sequences, firsts):
-    """Writes a .bin and .idx as the format is specified, independently of the reader."""
-    data = b"".join(np.array(ids, dtype).tobytes() for ids in sequences)
-    path.with_suffix(".bin").write_bytes(data)
-    with path.with_suffix(".idx").open("wb") as idx:
-        idx.write(b"MMIDIDX\x00\x00")
-        idx.write(struct.pack("<Q", 1))
-        idx.write(struct.pack("<B", code))
-        idx.write(struct.pack("<Q", len(sequences)))
-        idx.write(struct.pack("<Q", len(firsts)))
-        at, width = 0, np.dtype(dtype).itemsize
-        for ids in sequences:
-            idx.write(struct.pack("<i", len(ids)))
-        for ids in sequences:
-            idx.write(struct.pack("<q", at))
-            at += width * len(ids)
-        for first in firsts:
-            idx.write(struct.pack("<q", first))
 
 
 def token_lists(folder):
@@ -51,14 +31,12 @@ def test_documents_are_read_from_sequences(tmp_path):
         + np.array([0, 4, 6], "<i8").tobytes()
         + np.array([0, 2, 3], "<i8").tobytes()
     )
-    documents = list(read_megatron_documents(tmp_path / "a.bin"))
-    assert [(tokens.tolist(), end) for tokens, end in documents] == [
-        ([1, 2, 3], 6),
-        ([4, 5, 6], 12),
+    documents = list(read_megatron_documents(tmp_path / "a.bin", reading()))
+    assert [(d.content.tolist(), d.end, d.ends) for d in documents] == [
+        ([1, 2, 3], 6, True),
+        ([4, 5, 6], 12, True),
     ]
-    (tmp_path / "a.idx").unlink()
-    with pytest.raises(DataError, match=r"a\.bin: its index is missing: a\.idx"):
-        next(read_megatron_documents(tmp_path / "a.bin"))
+    assert documents[1].location == f"{tmp_path}/a.bin: document 2"
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("<u2", 8), ("<i4", 4)])
@@ -111,3 +89,97 @@ def test_a_damaged_pair_is_named(tmp_path, tokenizer, damage, message):
     with pytest.raises(DataError, match=message):
         write_shards([tmp_path / "pile.bin"], tmp_path / "out", tokenizer)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sequences", "option", "is_blocks"),
+    [
+        ([[1, 2], [3, 4], [5, 6]], "auto", True),
+        ([[1, 2], [3, 4], [5]], "auto", True),
+        ([[1, 2], [3, 4]], "auto", False),  # two documents may have one length
+        ([[1, 2], [3, 4], [5, 6, 7]], "auto", False),
+        ([[1, 2], [3, 4], [5, 6]], "document", False),
+        ([[1, 2], [3]], "block", True),
+    ],
+)
+def test_fixed_length_sequences_get_no_end_of_text(
+    tmp_path, tokenizer, sequences, option, is_blocks
+):
+    write_megatron(tmp_path / "a", "<u2", 8, sequences, range(len(sequences) + 1))
+    notices = []
+    write_shards(
+        [tmp_path / "a.bin"],
+        tmp_path / "out",
+        tokenizer,
+        options=ReadOptions(sequences=option),
+        on_notice=notices.append,
+    )
+    ending = [] if is_blocks else [0]
+    stream = [token for tokens in token_lists(tmp_path / "out") for token in tokens]
+    assert stream == [token for ids in sequences for token in (*ids, *ending)]
+    assert len(notices) == is_blocks
+    assert all("so no end-of-text is added to them" in notice for notice in notices)
+
+
+def test_blocks_are_read_one_by_one_whatever_the_documents_are(tmp_path):
+    write_megatron(tmp_path / "a", "<i4", 4, [[1, 2], [3, 4], [5, 6]], [0, 3])
+    documents = list(read_megatron_documents(tmp_path / "a.bin", reading()))
+    assert [(d.content.tolist(), d.ends) for d in documents] == [
+        ([1, 2], False),
+        ([3, 4], False),
+        ([5, 6], False),
+    ]
+
+
+@pytest.mark.parametrize("extra", [b"\0", b"\0\0"])
+def test_bytes_that_the_index_does_not_know_are_refused(tmp_path, extra):
+    write_megatron(tmp_path / "a", "<u2", 8, [[5, 6, 0]], [0, 1])
+    path = tmp_path / "a.bin"
+    path.write_bytes(path.read_bytes() + extra)
+    message = f"a.bin: {6 + len(extra)} bytes, and a.idx refers to 6 .* {len(extra)} too many"
+    with pytest.raises(DataError, match=message):
+        list(read_megatron_documents(path, reading()))
+
+
+def test_every_truncation_of_the_pair_is_refused(tmp_path):
+    write_megatron(tmp_path / "a", "<u2", 8, [[5, 6, 0], [7, 0]], [0, 1, 2])
+    for path in (tmp_path / "a.bin", tmp_path / "a.idx"):
+        whole = path.read_bytes()
+        for size in range(len(whole)):
+            path.write_bytes(whole[:size])
+            with pytest.raises(DataError, match=r"a\.(bin|idx): "):
+                list(read_megatron_documents(tmp_path / "a.bin", reading()))
+        path.write_bytes(whole)
+
+
+def test_an_index_whose_offsets_and_lengths_disagree_is_refused(tmp_path):
+    write_megatron(tmp_path / "a", "<u2", 8, [[5, 6, 0], [7, 0]], [0, 1, 2])
+    path = tmp_path / "a.idx"
+    data = bytearray(path.read_bytes())
+    data[34] ^= 1  # the length of the first sequence
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="offsets of its sequences do not match their lengths"):
+        list(read_megatron_documents(tmp_path / "a.bin", reading()))
+
+
+@pytest.mark.parametrize("last_number", [2, 3])
+def test_parts_of_one_bin_share_its_index(tmp_path, last_number):
+    """As the preshuffled Pile is published: three parts, which end within a token."""
+    sequences = [[i, i + 1, i + 2, i + 3, i + 4] for i in range(1, 50, 5)]
+    write_megatron(tmp_path / "document", "<u2", 8, sequences, range(11))
+    whole = tmp_path / "document.bin"
+    data = whole.read_bytes()
+    whole.unlink()
+    for number, start in enumerate((0, 33, 66)):
+        part = tmp_path / f"document-{number:05d}-of-{last_number:05d}.bin"
+        part.write_bytes(data[start : start + 33 if number < 2 else None])
+    files = find_input_files([tmp_path]).files
+    documents = list(read_documents(files, "text"))
+    assert [d.content.tolist() for d in documents] == sequences
+    assert not any(d.ends for d in documents)
+    assert documents[-1].bytes_read == len(data)
+    with pytest.raises(DataError, match=r"a part of document\.bin, of which 1 are given"):
+        list(read_documents(files[:1], "text"))
+    files[0].write_bytes(b"")
+    with pytest.raises(DataError, match=r"document\.bin: 67 bytes, .* refers to 100"):
+        list(read_documents(files, "text"))

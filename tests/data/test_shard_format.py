@@ -8,12 +8,16 @@ import tarfile
 import numpy as np
 import pytest
 import webdataset
-from shard_folders import documents_of, flip_bit
+from shard_folders import documents_of, flip_bit, write_old_shards
 from text_corpora import write_texts
 
+from rewarm.data.shard_folder import ShardWriter
 from rewarm.data.shard_format import Shard, read_shard_index
+from rewarm.data.shard_source import ShardSource
 from rewarm.data.shard_writer import write_shards
+from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.data.tokenizer import load_tokenizer
+from rewarm.data.verify_shards import verify_shards
 from rewarm.errors import DataError
 
 
@@ -32,7 +36,10 @@ def folder(tmp_path, tokenizer):
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # webdataset does not close it
 def test_webdataset_reads_the_same_documents(folder):
     urls = [str(path) for path in sorted(folder.glob("*.tar"))]
-    theirs = [sample["npy"] for sample in webdataset.WebDataset(urls, shardshuffle=False).decode()]
+    theirs = []
+    for sample in webdataset.WebDataset(urls, shardshuffle=False).decode():
+        ends = np.flatnonzero(np.unpackbits(sample["ends.npy"])) + 1
+        theirs += np.split(sample["npy"], ends[:-1])
     gc.collect()
     ours = documents_of(folder)
     assert len(urls) > 2
@@ -79,6 +86,20 @@ def rewrite(folder, *members):
     with tarfile.open(folder / "00000.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
         for info, data in members:
             tar.addfile(info, data)
+    reindex(folder)
+
+
+def rewrite_sample(folder, ends):
+    tokens = npy(np.zeros(9, "u2"))
+    rewrite(folder, member("a.npy", tokens), member("a.ends.npy", npy(ends)))
+
+
+def rewrite_sizes(folder, size):
+    """Makes the first member claim a size, with a header that is otherwise right."""
+    info = tarfile.TarInfo("00000-000000.npy")
+    info.size = size
+    data = (folder / "00000.tar").read_bytes()
+    (folder / "00000.tar").write_bytes(info.tobuf(tarfile.USTAR_FORMAT) + data[512:])
     reindex(folder)
 
 
@@ -133,6 +154,26 @@ FAULTS = {
         lambda f: rewrite(f, member("a.npy", npy(np.array([{"a": 1}], dtype=object)))),
         "not a one-dimensional .npy",
     ),
+    "ends of nothing": (
+        lambda f: rewrite(f, member("a.ends.npy", npy(np.array([1], "u1")))),
+        "does not follow the tokens whose ends it marks",
+    ),
+    "too few ends": (
+        lambda f: rewrite_sample(f, np.array([1], "u1")),
+        "does not mark the ends of 9 tokens",
+    ),
+    "no end of the last document": (
+        lambda f: rewrite_sample(f, np.array([1, 0], "u1")),
+        "does not mark the ends of 9 tokens",
+    ),
+    "tokens of ends": (
+        lambda f: rewrite(f, member("a.npy", npy(np.zeros(9, "u1")))),
+        "holds u1, not uint16",
+    ),
+    "size beyond the end": (
+        lambda f: rewrite_sizes(f, 2**32),
+        "truncated: the end of the tar is missing",
+    ),
     "empty document": (
         lambda f: rewrite(f, member("a.npy", npy(np.zeros(0, "u2")))),
         "does not hold the 0 tokens",
@@ -168,7 +209,7 @@ def test_a_shard_that_changes_while_it_is_open_is_refused(folder, damage, messag
     shard = Shard(folder, index.shards[0], index.dtype)
     damage(folder / "00000.tar")
     with pytest.raises(DataError, match=rf"00000\.tar: .*{message}"):
-        shard[len(shard) - 1]
+        list(shard)
 
 
 def test_a_shard_that_was_touched_or_replaced_while_it_is_open_is_still_read(folder):
@@ -182,12 +223,56 @@ def test_a_shard_that_was_touched_or_replaced_while_it_is_open_is_still_read(fol
     assert [tokens.tolist() for tokens in shard] == before
 
 
-def test_a_part_of_a_document_is_read(folder):
+def test_each_document_is_where_the_table_says(folder):
     index = read_shard_index(folder)
     shard = Shard(folder, index.shards[0], index.dtype)
-    whole = shard[1]
-    assert shard.read(1, 3, 5).tolist() == whole[3:8].tolist()
-    assert shard.read(1, 3, 10**6).tolist() == whole[3:].tolist()
+    table = shard.locate_documents()
+    assert len(table.offsets) == len(shard) == index.shards[0].documents
+    for offset, length, tokens in zip(*map(np.ndarray.tolist, table), shard, strict=True):
+        assert shard.read([offset], [length]).tolist() == tokens.tolist()
+        assert shard.read([offset + 2], [3]).tolist() == tokens[1:4].tolist()
+
+
+def test_documents_of_any_length_come_back(tmp_path, tokenizer):
+    """From one token to more than a sample holds, and as many samples as it takes."""
+    draw = np.random.default_rng(0)
+    lengths = [1, 2, 7, 8, 9, 70_000, 1, 65_535, 1, 65_536, *draw.integers(1, 300, 2000).tolist()]
+    documents = [draw.integers(1, 200, length) for length in lengths]
+    with ShardWriter(tmp_path, tokenizer, shard_tokens=250_000) as writer:
+        for document in documents:
+            writer.write_document(document)
+        index = writer.finish()
+    assert len(index.shards) > 1
+    assert index.documents == len(documents)
+    read = documents_of(tmp_path)
+    assert all(map(np.array_equal, read, documents))
+    for shard_info in index.shards:
+        shard = Shard(tmp_path, shard_info, index.dtype)
+        assert sum(shard.locate_documents().lengths) == shard_info.tokens
+
+
+@pytest.mark.parametrize("length", [1, 2, 6, 60, 6000])
+def test_documents_of_any_length_take_little_more_than_two_bytes_per_token(
+    tmp_path, tokenizer, length
+):
+    ends = np.arange(length, 300_001, length)
+    with ShardWriter(tmp_path, tokenizer, shard_tokens=10**6) as writer:
+        writer.write(np.ones(ends[-1], np.uint32), ends, [b""] * len(ends))
+        (shard_info,) = writer.finish().shards
+    assert shard_info.documents == 300_000 // length
+    assert 2 < shard_info.bytes / shard_info.tokens < 2.2
+
+
+def test_shards_of_the_old_format_are_read(folder, tmp_path):
+    old = write_old_shards(tmp_path / "old", folder)
+    with tarfile.open(old / "00000.tar") as tar:
+        names = tar.getnames()
+    assert names[:2] == ["00000-000000.npy", "00000-000001.npy"]
+    for ours, theirs in zip(documents_of(folder), documents_of(old), strict=True):
+        assert np.array_equal(ours, theirs)
+    assert not verify_shards(old)[0].problems
+    blocks = [list(StoredBlocks(ShardSource(str(path)), context=50)) for path in (folder, old)]
+    assert np.array_equal(*blocks)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shard_folders import documents_of, file_contents
+from stopped_sharding import stop_at_a_bad_line
 from text_corpora import write_texts
 
-from rewarm.data.shard_writer import ShardWriter, write_shards
+from rewarm.data import tokenize_documents
+from rewarm.data.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import DataError
 
@@ -108,16 +110,115 @@ def test_sharding_after_two_kills_gives_the_same_bytes(tmp_path, tokenizer_json)
     assert "had already been written" in completed.stdout
 
 
-def test_files_of_another_command_are_discarded(tmp_path, tokenizer):
-    text = write_texts(tmp_path / "a.jsonl", "upstream", documents=30)
-    write_shards([text], tmp_path / "expected", tokenizer, shard_tokens=500)
-    # The files left by a killed command with another shard size:
-    with ShardWriter(tmp_path / "out.partial", tokenizer, 100) as writer:
-        for _ in range(20):
-            writer.write(np.array([1, 2, 3, 4, 5, 6, 7, 0], np.uint32))
-    (tmp_path / "out.partial" / "job.json").write_text("{}")
-    write_shards([text], tmp_path / "out", tokenizer, shard_tokens=500)
+def test_a_bad_line_at_the_end_keeps_the_finished_shards(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 10)
+    text, partial, message = stop_at_a_bad_line(tmp_path, tokenizer)
+    finished = (partial / "finished.jsonl").read_text().count("\n")
+    assert finished > 5
+    assert f"{finished} finished shards in {partial} are kept" in message
+    before = {path: path.stat().st_mtime_ns for path in partial.glob("*.tar")}
+    reports = []
+    text.write_text(text.read_text() + '{"text": "one document more"}\n')
+    write_shards([text], tmp_path / "out", tokenizer, shard_tokens=800, progress=reports.append)
+    assert reports[-1].finished_documents > 50
+    for path in list(before)[:finished]:
+        assert (tmp_path / "out" / path.name).stat().st_mtime_ns == before[path]
+    write_shards([text], tmp_path / "expected", tokenizer, shard_tokens=800)
     assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
+    assert not partial.exists()
+
+
+def change_the_first_line(text):
+    text.write_text(text.read_text().replace("run", "nur", 1))
+
+
+def change_in_the_middle(text):
+    lines = text.read_text().splitlines(keepends=True)
+    lines[20:30] = ['{"text": "another text of the same kind"}\n'] * 10
+    text.write_text("".join(lines))
+
+
+def keep_two_lines(text):
+    text.write_text("".join(text.read_text().splitlines(keepends=True)[:2]))
+
+
+@pytest.mark.parametrize("change", [change_the_first_line, change_in_the_middle, keep_two_lines])
+@pytest.mark.parametrize("validation", [0.0, 0.3])
+def test_an_input_that_changed_is_refused(tmp_path, tokenizer, monkeypatch, change, validation):
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 10)
+    text, partial, _ = stop_at_a_bad_line(tmp_path, tokenizer, validation=validation)
+    original, times = text.read_text(), text.stat()
+    before = file_contents(partial)
+    change(text)
+    os.utime(text, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DataError, match=r"the input has changed since its first .* or delete the"):
+        write_shards([text], tmp_path / "out", tokenizer, shard_tokens=800, validation=validation)
+    finished = [name for name in before if name.endswith("finished.jsonl")]
+    assert finished
+    assert all(file_contents(partial)[name] == before[name] for name in finished)
+    text.write_text(original)  # with the input restored, the same command continues
+    write_shards([text], tmp_path / "out", tokenizer, shard_tokens=800, validation=validation)
+    write_shards([text], tmp_path / "new", tokenizer, shard_tokens=800, validation=validation)
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "new")
+
+
+def test_an_input_that_moved_is_the_same(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 10)
+    text, *_ = stop_at_a_bad_line(tmp_path, tokenizer)
+    reports = []
+    write_shards(
+        [text.rename(tmp_path / "moved.jsonl")],
+        tmp_path / "out", tokenizer, shard_tokens=800, progress=reports.append,
+    )  # fmt: skip
+    assert reports[-1].finished_documents > 50
+
+
+@pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
+def test_each_folder_gets_a_document_where_there_are_two(tmp_path, tokenizer, share, monkeypatch):
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 4)
+    text = write_texts(tmp_path / "a.jsonl", "third", documents=18)
+    index = write_shards([text], tmp_path / "out", tokenizer, validation=share, shard_tokens=300)
+    one, rest = ("val", "train") if share < 0.5 else ("train", "val")
+    assert (index[one].documents, index[rest].documents) == (1, 17)
+    lines = text.read_text().splitlines(keepends=True)
+    text.write_text("".join(reversed(lines)))
+    write_shards([text], tmp_path / "reversed", tokenizer, validation=share)
+    (tokens,), (same,) = (documents_of(tmp_path / name / one) for name in ("out", "reversed"))
+    assert np.array_equal(tokens, same)
+
+
+def test_the_second_reading_for_a_held_out_document_continues_after_a_kill(
+    tmp_path, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 4)
+    text = write_texts(tmp_path / "a.jsonl", "third", documents=18)
+    options = {"validation": 1e-9, "shard_tokens": 300}
+    write_shards([text], tmp_path / "expected", tokenizer, **options)
+    reports = []
+
+    def stop(report):
+        reports.append(report)
+        if len(reports) == 9:  # of 5 for each reading
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards([text], tmp_path / "out", tokenizer, progress=stop, **options)
+    write_shards([text], tmp_path / "out", tokenizer, progress=reports.append, **options)
+    assert len(reports) == 9 + 5
+    assert reports[-1].finished_documents > 0
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
+
+
+def test_documents_that_are_all_the_same_cannot_be_split(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"text": "the run"}\n' * 9)
+    with pytest.raises(DataError, match=r"no document left for .*: all documents are the same"):
+        write_shards([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer, validation=0.5)
+
+
+def test_the_current_folder_is_no_folder_to_write(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="name a folder in it"):
+        write_shards([tmp_path / "a.txt"], Path(), tokenizer)
 
 
 def test_shards_are_numbered_without_gaps(tmp_path, tokenizer):

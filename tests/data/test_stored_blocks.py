@@ -1,3 +1,4 @@
+import json
 import shutil
 from pathlib import Path
 
@@ -57,4 +58,14 @@ def test_a_damaged_shard_is_named_when_it_is_read(folder, tmp_path):
     flip_bit(copy / "00000.tar")
     blocks = StoredBlocks(ShardSource(str(copy)), context=50)
     with pytest.raises(DataError, match=r"00000\.tar: changed since it was written"):
+        list(blocks)
+
+
+def test_a_token_outside_the_vocabulary_is_refused(folder, tmp_path):
+    copy = Path(shutil.copytree(folder, tmp_path / "val"))
+    index = json.loads((copy / "index.json").read_text())
+    index["tokenizer"]["vocabulary"] = 1
+    (copy / "index.json").write_text(json.dumps(index))
+    blocks = StoredBlocks(ShardSource(str(copy)), context=50)
+    with pytest.raises(DataError, match=r"00000\.tar: token \d+ at position 0 is outside"):
         list(blocks)

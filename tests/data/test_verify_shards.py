@@ -1,3 +1,6 @@
+import json
+import re
+
 import pytest
 from shard_folders import flip_bit
 from text_corpora import write_texts
@@ -33,9 +36,15 @@ def test_every_damaged_shard_is_named(tmp_path, tokenizer):
 
 def test_a_token_outside_the_vocabulary_is_named(tmp_path, tokenizer):
     text = write_texts(tmp_path / "a.jsonl", "upstream", documents=3)
-    write_shards([text], tmp_path / "out", tokenizer._replace(vocabulary=1))
+    write_shards([text], tmp_path / "out", tokenizer)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    index["tokenizer"]["vocabulary"] = 1
+    (tmp_path / "out" / "index.json").write_text(json.dumps(index))
     (report,) = verify_shards(tmp_path / "out")
-    assert "is outside the vocabulary of 1" in report.problems[0]
+    assert re.search(
+        r"00000\.tar: token \d+ at position 0 is outside the tokenizer's vocabulary of 1;",
+        report.problems[0],
+    )
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path):

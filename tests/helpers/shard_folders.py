@@ -1,5 +1,9 @@
 """Reads back what was written to a shard folder, and opens corpora."""
 
+import hashlib
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -37,3 +41,27 @@ def open_corpus(corpora: Path, name: str, *, seed=1, lanes=2, context=CONTEXT) -
     """Returns the training part of one of the session's corpora."""
     source = ShardSource(str(corpora / name / "train"))
     return Corpus(name, source, context=context, seed=seed, lanes=lanes)
+
+
+def write_old_shards(folder: Path, source: Path) -> Path:
+    """Copies shards to a folder in the format rewarm-shards/1: each document is one sample."""
+    folder.mkdir(parents=True)
+    index = json.loads((source / "index.json").read_text())
+    index["format"] = "rewarm-shards/1"
+    shards = read_shard_index(source)
+    for number, info in enumerate(shards.shards):
+        path = folder / info.name
+        with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for document, tokens in enumerate(Shard(source, info, shards.dtype)):
+                buffer = io.BytesIO()
+                np.save(buffer, tokens)
+                member = tarfile.TarInfo(f"{number:05d}-{document:06d}.npy")
+                member.size = buffer.tell()
+                tar.addfile(member, io.BytesIO(buffer.getvalue()))
+        data = path.read_bytes()
+        index["shards"][number] |= {
+            "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()
+        }  # fmt: skip
+    (folder / "index.json").write_text(json.dumps(index))
+    (folder / "tokenizer.json").write_bytes((source / "tokenizer.json").read_bytes())
+    return folder

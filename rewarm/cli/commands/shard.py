@@ -10,10 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from rewarm.cli.input_report import InputReport
 from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import print_table
 
 if TYPE_CHECKING:
+    from rewarm.data.document_readers import ReadOptions
     from rewarm.data.shard_format import ShardIndex
     from rewarm.data.shard_writer import ShardingProgress
 
@@ -23,8 +25,8 @@ def shard(
         list[Path],
         typer.Argument(
             metavar="INPUT...",
-            help="jsonl (.zst, .gz), txt, parquet, tars of text, datasets saved to disk, "
-            "Megatron's .bin + .idx, and folders of these.",
+            help="JSON lines and txt (.gz, .zst, .xz, .bz2), parquet, Arrow, tars and zips of "
+            "text, datasets saved to disk, Megatron's .bin + .idx, .npy, and folders of these.",
         ),
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write; new or empty.")],
@@ -43,26 +45,109 @@ def shard(
         str | None,
         typer.Option(metavar="TOKEN", help="The end-of-text token, if it is not detected."),
     ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The split to read of a folder that holds several."),
+    ] = None,
+    on_bad_record: Annotated[
+        str,
+        typer.Option(
+            metavar="stop|skip",
+            help="What to do at a record without text: stop, or leave it out and list it in "
+            "DIR/skipped-records.jsonl.",
+        ),
+    ] = "stop",
+    raw_tokens: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Read .bin and .npy without index or header as token ids: uint16, uint32, ...",
+        ),
+    ] = None,
+    sequences: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|document|block",
+            help="What a Megatron .bin consists of; a fixed-length block gets no end-of-text.",
+        ),
+    ] = "auto",
+    max_document: Annotated[
+        str, typer.Option(metavar="BYTES", help="The longest document that is read.")
+    ] = "128M",
+    max_expansion: Annotated[
+        int,
+        typer.Option(metavar="N", min=1, help="Times its size that a file may decompress to."),
+    ] = 1000,
 ) -> None:
     """Turn text into token shards."""
+    from rewarm.data.document_readers import find_input_files, refuse_record
     from rewarm.data.shard_writer import write_shards
     from rewarm.data.tokenizer import load_tokenizer
 
     output_is_summary()
     shard_tokens, validation_share = _parse_sizes(shard_size, validation)
+    _check_out(out)
+    if on_bad_record not in ("stop", "skip"):
+        raise typer.BadParameter(f"--on-bad-record {on_bad_record}: should be stop or skip")
+    options = _parse_read_options(raw_tokens, sequences, max_document, max_expansion)
     loaded_tokenizer = load_tokenizer(tokenizer, eos)
-    with _ProgressBar(inputs) as bar:
-        indices = write_shards(
-            inputs,
-            out,
-            loaded_tokenizer,
-            field=field,
-            shard_tokens=shard_tokens,
-            validation=validation_share,
-            progress=bar.update,
-        )
-    _print_folders(out, indices)
+    files = find_input_files(inputs, split=split).files
+    with InputReport() as report:
+        with _ProgressBar(files) as bar:
+            indices = write_shards(
+                inputs,
+                out,
+                loaded_tokenizer,
+                field=field,
+                shard_tokens=shard_tokens,
+                validation=validation_share,
+                split=split,
+                options=options._replace(end_of_text=loaded_tokenizer.eos_token_id),
+                on_bad_record=report.add_bad_record if on_bad_record == "skip" else refuse_record,
+                on_skipped=report.add_skipped,
+                on_notice=report.add_notice,
+                progress=bar.update,
+            )
+        report.write_bad_records(out)
+        _print_folders(out, indices)
+        report.print(files, out)
     print(bar.summary())
+
+
+def _check_out(out: Path) -> None:
+    """Refuses the working directory, and those above it: a finished folder replaces DIR."""
+    if Path.cwd().is_relative_to(out.resolve()):
+        raise typer.BadParameter(
+            f"--out {out}: the working directory is in it, and a finished folder cannot take its "
+            "place; name a new folder, such as --out shards"
+        )
+
+
+def _parse_read_options(
+    raw_tokens: str | None, sequences: str, max_document: str, max_expansion: int
+) -> ReadOptions:
+    from rewarm.data.document_readers import ReadOptions
+    from rewarm.data.token_arrays import RAW_DTYPES
+    from rewarm.quantities import parse_count
+
+    if raw_tokens not in (None, *RAW_DTYPES):
+        raise typer.BadParameter(
+            f"--raw-tokens {raw_tokens}: should be one of {', '.join(RAW_DTYPES)}"
+        )
+    if sequences not in ("auto", "document", "block"):
+        raise typer.BadParameter(f"--sequences {sequences}: should be auto, document or block")
+    try:
+        max_document_bytes = parse_count(max_document)
+        if max_document_bytes <= 0:
+            raise ValueError("should be above 0")
+    except ValueError as error:
+        raise typer.BadParameter(f"--max-document {max_document}: {error}") from None
+    return ReadOptions(
+        max_document_bytes=max_document_bytes,
+        max_expansion=max_expansion,
+        raw_tokens=raw_tokens,
+        sequences=sequences,
+    )
 
 
 def _parse_sizes(shard_size: str, validation: str) -> tuple[int, float]:
@@ -101,13 +186,12 @@ def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
 class _ProgressBar:
     """Shows the progress of `rewarm shard` if stderr is a terminal."""
 
-    def __init__(self, inputs: list[Path]) -> None:
+    def __init__(self, files: list[Path]) -> None:
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
-        from rewarm.data.document_readers import find_input_files
         from rewarm.training.progress_line import NarrowProgress
 
-        total_bytes = sum(path.stat().st_size for path in find_input_files(inputs))
+        total_bytes = sum(path.stat().st_size for path in files)
         console = Console(stderr=True)
         self._bar = NarrowProgress(
             TextColumn("sharding"),
@@ -149,4 +233,6 @@ class _ProgressBar:
             text += f", except {last.end_of_text_tokens:,} that became end-of-text"
         if last.finished_documents:
             text += f"; {last.finished_documents:,} documents had already been written"
+        if last.removed_files:
+            text += f"; {last.removed_files:,} unfinished files of a killed command removed"
         return text

@@ -1,7 +1,10 @@
 import json
 
+import numpy as np
+import pytest
 from shard_folders import documents_of
 from text_corpora import write_texts
+from text_inputs import lines, tar_of
 
 
 def test_shard_writes_train_and_val_and_prints_their_counts(tmp_path, tokenizer_json, command):
@@ -55,3 +58,128 @@ def test_shard_reads_the_given_field(tmp_path, tokenizer_json, command):
     code, _, _ = command(*words, "--field", "body")
     assert code == 0
     assert len(documents_of(tmp_path / "out")) == 1
+
+
+@pytest.fixture
+def shard(tmp_path, tokenizer_json, command):
+    """Runs `rewarm shard INPUT --out out --tokenizer ... OPTIONS`."""
+
+    def run(path, *options):
+        out = ("--out", tmp_path / "out", "--tokenizer", tokenizer_json)
+        return command("shard", path, *out, *options)
+
+    return run
+
+
+def test_the_summary_lists_what_was_read_and_what_was_skipped(tmp_path, shard):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(lines("the run"))
+    (folder / "notes.md").touch()
+    images = {f"{number}.jpg": b"x" for number in range(5)}
+    (folder / "b.tar").write_bytes(tar_of({"0.txt": b"the end", **images}))
+    code, out, _ = shard(folder)
+    assert code == 0
+    read, *skipped = [line for line in out.splitlines() if line.startswith(("read", "skipped"))]
+    assert read == f"read     2 files: {folder}/a.jsonl, {folder}/b.tar"
+    assert skipped == [
+        f"skipped  1 (its ending is not read: .md): {folder}/notes.md",
+        f"skipped  5 (its ending is not read: .jpg): {folder}/b.tar:0.jpg, {folder}/b.tar:1.jpg, "
+        f"{folder}/b.tar:2.jpg, and 2 more",
+    ]
+
+
+def test_bad_records_stop_or_are_skipped_and_listed(tmp_path, shard):
+    path = tmp_path / "a.jsonl"
+    bad = b'{"text": null}\n{"text": \n[1]\n{"text": [1]}\n{"text": "caf\xe9"}\n{"body": "x"}\n'
+    path.write_bytes(lines("the run") + bad + lines("the end"))
+    code, _, err = shard(path)
+    assert code == 3
+    assert f"{path}:2: no text in field 'text': it is null; correct it, or leave such" in err
+    code, out, _ = shard(path, "--on-bad-record", "skip")
+    assert code == 0
+    file = tmp_path / "out" / "skipped-records.jsonl"
+    assert f"skipped  6 records without text: see {file}" in out
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["location"] for record in records] == [f"{path}:{n}" for n in range(2, 8)]
+    assert [record["reason"].partition(": ")[0] for record in records] == [
+        "no text in field 'text'",
+        "not a line of JSON",
+        "no text in field 'text' (found",
+        "no text in field 'text'",
+        "not a line of JSON",
+        "no text in field 'text' (found",
+    ]
+    assert len(documents_of(tmp_path / "out")) == 2
+
+
+def test_one_split_is_read(tmp_path, shard):
+    for name in ("train", "test"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        (tmp_path / "in" / name / "a.jsonl").write_bytes(lines(*name))
+    code, _, err = shard(tmp_path / "in")
+    assert (code, "several splits: test (1 file), train (1 file)" in err) == (3, True)
+    code, _, _ = shard(tmp_path / "in", "--split", "test")
+    assert (code, len(documents_of(tmp_path / "out"))) == (0, 4)
+
+
+def test_raw_tokens_are_read_if_their_dtype_is_given(tmp_path, shard):
+    path = tmp_path / "train.bin"
+    np.array([5, 6, 0, 7, 0], "<u2").tofile(path)
+    code, _, err = shard(path)
+    assert (code, "--raw-tokens uint16" in err) == (3, True)
+    code, _, _ = shard(path, "--raw-tokens", "uint16")
+    assert code == 0
+    assert [tokens.tolist() for tokens in documents_of(tmp_path / "out")] == [[5, 6, 0], [7, 0]]
+
+
+def test_limits_may_be_raised(tmp_path, shard):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"the run " * 100)
+    code, _, err = shard(path, "--max-document", "500")
+    assert (code, "allow it with --max-document" in err) == (3, True)
+    assert shard(path, "--max-document", "1k")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--on-bad-record", "ignore"),
+        ("--raw-tokens", "float32"),
+        ("--sequences", "blocks"),
+        ("--max-document", "0"),
+        ("--max-document", "big"),
+        ("--max-expansion", "0"),
+    ],
+)
+def test_a_wrong_option_is_a_usage_error(tmp_path, shard, options):
+    (tmp_path / "a.txt").touch()
+    code, _, err = shard(tmp_path / "a.txt", *options)
+    assert (code, options[0] in err) == (2, True)
+
+
+@pytest.mark.parametrize("out", [".", "..", "../work"])
+def test_the_working_directory_is_no_folder_to_write(
+    tmp_path, tokenizer_json, command, monkeypatch, out
+):
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "a.jsonl").write_bytes(lines("x"))
+    monkeypatch.chdir(work)
+    words = ("shard", "../a.jsonl", "--out", out, "--tokenizer", tokenizer_json)
+    code, _, err = command(*words)
+    assert (code, "the working directory is in it" in err) == (2, True)
+    assert not list(work.iterdir())
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_can_be_trained_on(
+    tmp_path, tokenizer_json, command
+):
+    from rewarm.data.shard_source import ShardSource
+
+    (tmp_path / "a.jsonl").write_bytes(lines("the run"))
+    out = tmp_path / "out[1]*"
+    words = ("shard", tmp_path / "a.jsonl", "--out", out, "--tokenizer", tokenizer_json)
+    assert command(*words)[0] == 0
+    assert command("verify", out)[0] == 0
+    assert ShardSource(str(out)).index.documents == 1

@@ -1,0 +1,164 @@
+"""Reads the texts in tars and zips, grouped into WebDataset samples.
+
+Members whose paths are equal up to the first dot of the name are one sample. A .json is one
+document, or lines of JSON, and only metadata if its sample has a .txt.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path, PurePosixPath
+
+from rewarm.data.archive_members import (
+    ARCHIVE_ERRORS,
+    ArchiveMember,
+    members_of_tar,
+    members_of_zip,
+)
+from rewarm.data.decompression import content_chunks, joined_content, numbered_lines
+from rewarm.data.input_files import is_hidden, is_licence_or_checksum
+from rewarm.data.input_formats import TEXT_FORMATS, InputFormat, ending_of, format_of
+from rewarm.data.input_records import (
+    Reading,
+    Record,
+    SkippedInput,
+    text_of_bytes,
+    text_of_line,
+    text_of_row,
+)
+from rewarm.errors import DataError
+
+_SAMPLE = re.compile(r"((?:.*/|)[^.]+)[.][^/]*")
+
+
+def read_archive(path: Path, input_format: InputFormat, reading: Reading) -> Iterator[Record]:
+    """Yields the documents in the text members of a tar or zip.
+
+    Raises:
+        DataError: the archive is damaged or truncated, or expands beyond the limits.
+    """
+    try:
+        with path.open("rb") as raw:
+            if input_format.name == "zip":
+                members = members_of_zip(raw, path, reading.options)
+            else:
+                members = members_of_tar(raw, path, input_format.compression, reading.options)
+            yield from _Samples(path, reading).documents(members)
+    except ARCHIVE_ERRORS as error:
+        raise DataError(f"{path}: not a {input_format.name} that can be read: {error}") from None
+
+
+class _Samples:
+    """Turns the members of one archive into documents."""
+
+    def __init__(self, path: Path, reading: Reading) -> None:
+        self._path = path
+        self._reading = reading
+        # Hashes of the samples whose members may still turn up, by what was read of them.
+        self._with_text: set[int] = set()
+        self._with_json: set[int] = set()
+
+    def documents(self, members: Iterator[ArchiveMember]) -> Iterator[Record]:
+        """Yields the documents.
+
+        Raises:
+            DataError: a member is damaged, or a sample is stored in two places.
+        """
+        current, waiting = (
+            "",
+            list[tuple[ArchiveMember, bytes]](),
+        )  # the .json of the current sample
+        for member in members:
+            input_format = self._format_of_text(member)
+            if input_format is None:
+                continue
+            match = _SAMPLE.fullmatch(member.name)
+            key = match[1] if match else member.name
+            if key != current:
+                yield from self._documents_of_json(current, waiting)
+                current, waiting = key, []
+            chunks = _content_chunks_of(member, input_format, self._location(member), self._reading)
+            if input_format.name == "json":
+                waiting.append((member, self._joined(chunks, member)))
+            elif input_format.name == "txt":
+                if hash(key) in self._with_json:
+                    raise DataError(
+                        f"{self._location(member)}: its sample's .json was read as a document "
+                        "earlier; store the members of a sample side by side (tar --sort=name)"
+                    )
+                self._with_text.add(hash(key))
+                location = self._location(member)
+                text = text_of_bytes(self._joined(chunks, member), location, self._reading)
+                if text is not None:
+                    yield Record(text, member.end, location)
+            else:
+                yield from self._lines(chunks, member)
+        yield from self._documents_of_json(current, waiting)
+
+    def _documents_of_json(
+        self, key: str, waiting: list[tuple[ArchiveMember, bytes]]
+    ) -> Iterator[Record]:
+        for member, data in waiting:
+            if hash(key) in self._with_text:
+                self._skip(member, "metadata: its sample has a .txt")
+                continue
+            self._with_json.add(hash(key))
+            location = self._location(member)
+            try:
+                row = json.loads(data)
+            except (ValueError, RecursionError):
+                if b"\n" in data.strip():
+                    yield from self._lines(iter([data]), member)
+                    continue
+                text = text_of_line(data, location, self._reading)
+            else:
+                text = text_of_row(row, location, self._reading)
+            if text is not None:
+                yield Record(text, member.end, location)
+
+    def _lines(self, chunks: Iterator[bytes], member: ArchiveMember) -> Iterator[Record]:
+        location = self._location(member)
+        for number, line in numbered_lines(chunks, location, self._reading.options):
+            text = text_of_line(line, f"{location}:{number}", self._reading)
+            if text is not None:
+                yield Record(text, member.end, f"{location}:{number}")
+
+    def _format_of_text(self, member: ArchiveMember) -> InputFormat | None:
+        """Returns the format of a member that is text; reports the others as skipped."""
+        name = PurePosixPath(member.name)
+        input_format = format_of(name)
+        if is_hidden(name):
+            reason = "hidden"
+        elif input_format is None:
+            reason = f"its ending is not read: {ending_of(name)}"
+        elif input_format.name not in TEXT_FORMATS:
+            reason = f"{ending_of(name)} is not read inside an archive; unpack it"
+        elif is_licence_or_checksum(name, input_format):
+            reason = "a licence or checksums, by its name"
+        else:
+            return input_format
+        self._skip(member, reason)
+        return None
+
+    def _joined(self, chunks: Iterator[bytes], member: ArchiveMember) -> bytes:
+        return joined_content(chunks, self._location(member), self._reading.options)
+
+    def _location(self, member: ArchiveMember) -> str:
+        return f"{self._path}:{member.name}"
+
+    def _skip(self, member: ArchiveMember, reason: str) -> None:
+        self._reading.on_skipped(SkippedInput(self._location(member), reason))
+
+
+def _content_chunks_of(
+    member: ArchiveMember, input_format: InputFormat, location: str, reading: Reading
+) -> Iterator[bytes]:
+    """Yields the content of a member, decompressed if it is compressed itself."""
+    if not input_format.compression:
+        return member.chunks()
+    # Compressed members are small: WebDataset's are one document each.
+    data = BytesIO(joined_content(member.chunks(), location, reading.options))
+    return content_chunks(data, input_format.compression, location, reading.options)

@@ -1,0 +1,150 @@
+"""What the readers of all formats share: how to read, who is told what, and the text of a record.
+
+A record is one document as it is stored: a line of JSON, a row of a table, a .txt. A bad one is
+reported to `Reading.on_bad_record`, which raises to stop. Damage of a file is a `DataError`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+from rewarm.data.sample_layout import Tokens
+from rewarm.errors import DataError
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_NUL_BYTES = "it holds NUL bytes: a download that was not completed, UTF-16, or binary data"
+_JSON_TYPES = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    list: "a list",
+    dict: "an object",
+}
+
+
+class SkippedInput(NamedTuple):
+    """A file, a member of an archive or a record that was not read, or is not to be read."""
+
+    location: str
+    reason: str
+
+
+class ReadOptions(NamedTuple):
+    """How inputs are read: plain values, which identify a job of `rewarm shard`."""
+
+    max_document_bytes: int = 128_000_000
+    """The longest document: bytes of its line, file or value, decompressed."""
+    max_expansion: int = 1000
+    """How many times its size a compressed file may have, beyond `max_document_bytes`."""
+    raw_tokens: str | None = None
+    """The dtype of .bin and .npy files without index and header, such as uint16."""
+    sequences: str = "auto"
+    """What a sequence of a Megatron .bin is: part of a `document`, a fixed-length `block`, or
+    `auto`: blocks if three or more have one length."""
+    end_of_text: int | None = None
+    """The token after each document of a token array; None: blocks of a fixed length are read."""
+
+
+class Record(NamedTuple):
+    """One document of a file."""
+
+    content: str | Tokens
+    end: int
+    """Bytes of the file up to the end of this document, roughly if it is compressed."""
+    location: str
+    ends: bool = True
+    """Whether the document ends here; False for a block of a token stream."""
+
+
+class Reading(NamedTuple):
+    """The options of one call of `read_documents`, and the functions that it reports to."""
+
+    field: str
+    options: ReadOptions
+    on_bad_record: Callable[[SkippedInput], None]
+    on_skipped: Callable[[SkippedInput], None]
+    on_notice: Callable[[str], None]
+
+
+def refuse_record(record: SkippedInput) -> NoReturn:
+    """Stops at a bad record.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(
+        f"{record.location}: {record.reason}; correct it, or leave such records out with "
+        "--on-bad-record skip"
+    )
+
+
+def text_of_line(line: bytes, location: str, reading: Reading) -> str | None:
+    """Returns the text in a line of JSON; None if it has none, which is reported."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        hint = f" ({_NUL_BYTES})" if b"\0" in line else ""
+        reading.on_bad_record(SkippedInput(location, f"not a line of JSON: {error}{hint}"))
+        return None
+    return text_of_row(row, location, reading)
+
+
+def text_of_row(row: Any, location: str, reading: Reading) -> str | None:
+    """Returns the text in a parsed JSON document; None if it has none, which is reported."""
+    field = reading.field
+    if isinstance(row, dict) and field in row:
+        text = row[field]
+        if isinstance(text, str):
+            if _is_valid_unicode(text):
+                return text
+            reason = f"field {field!r} holds half a surrogate pair, which is not text"
+        else:
+            reason = f"no text in field {field!r}: it is {_JSON_TYPES[type(text)]}"
+    else:
+        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        reason = f"no text in field {field!r} (found: {found}); see --field"
+    reading.on_bad_record(SkippedInput(location, reason))
+    return None
+
+
+def text_of_bytes(data: bytes, location: str, reading: Reading) -> str | None:
+    """Returns UTF-8 without its byte-order mark; None if it is not text, which is reported."""
+    try:
+        text = data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+    except UnicodeDecodeError as error:
+        is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in data[:1000]
+        encoding = "utf-16" if is_utf16 else "latin1"
+        reason = (
+            f"not UTF-8 text: {error.reason} at {error.start}; if it is {encoding}, convert it: "
+            f"iconv -f {encoding} -t utf-8"
+        )
+    else:
+        if "\0" not in text:
+            return text
+        reason = f"not UTF-8 text: {_NUL_BYTES}"
+    reading.on_bad_record(SkippedInput(location, reason))
+    return None
+
+
+def check_document_size(size: int, location: str, options: ReadOptions) -> None:
+    """Checks that a document is not longer than the limit.
+
+    Raises:
+        DataError: it is.
+    """
+    if size > options.max_document_bytes:
+        raise DataError(
+            f"{location}: a document of more than {options.max_document_bytes:,} bytes; if it is "
+            "meant to be one, allow it with --max-document"
+        )
+
+
+def _is_valid_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

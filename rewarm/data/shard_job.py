@@ -1,0 +1,254 @@
+"""The folder OUT.partial, in which `rewarm shard` writes until everything is complete.
+
+```
+OUT.partial/job.json              marks the folder as rewarm's, and states the command's settings
+OUT.partial/lock                  locked by the process that writes
+OUT.partial/train/finished.jsonl  the shards that are finished: see shard_folder.py
+```
+What to write is decided by the settings and by the content of the documents, not by where these
+are read from: inputs may be moved, and what follows the finished shards may change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from rewarm.data.dataset_card import CARD
+from rewarm.data.shard_folder import FINISHED, read_finished
+from rewarm.errors import DataError
+from rewarm.files import atomic_write, is_same_file, sync_to_disk, try_lock
+
+FOLDERS = ("train", "val", ".")
+"""The names of the folders that a job may write, relative to its own."""
+
+_MARKER = "job.json"
+_LOCK = "lock"
+_TAR = re.compile(r"\d{5,}\.tar")
+_UNFINISHED = re.compile(r".+\.\d+\.partial")  # of `atomic_write`
+_ATTEMPTS = 100
+
+
+class JobSettings(BaseModel):
+    """What decides which documents go to which shard; commands that differ here are others."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokenizer: str
+    """Its digest."""
+    eos: int
+    shard_tokens: int
+    validation: float
+
+
+class _JobRecord(BaseModel):
+    """job.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["rewarm-shard-job/2"] = "rewarm-shard-job/2"
+    settings: JobSettings
+    hash_limit: int | None = None
+    """The hash below which documents are held out, if the share of `settings` left a folder empty:
+    see `ValidationSplit`."""
+
+
+class ShardJob:
+    """OUT.partial, locked for this process while the job is open."""
+
+    def __init__(self, out: Path, settings: JobSettings) -> None:
+        """Creates the folder, or continues in the one that the same command left.
+
+        Args:
+            out: the folder to create from it at the end; new or empty.
+            settings: of this command.
+
+        Raises:
+            DataError: `out` is not empty, another process writes it, or OUT.partial is not
+                rewarm's, or that of another command that has finished shards.
+            OSError: the folder cannot be written.
+        """
+        self.out = out
+        self.folder = out.with_name(out.name + ".partial")
+        self._lock = self._acquire_lock()
+        try:
+            _check_empty(out)
+            self._record = self._read_record(settings)
+            self.removed_files = self._remove_unfinished_files()
+            """Files that a process left unfinished when it was killed."""
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def hash_limit(self) -> int | None:
+        """The limit that `restart` has set."""
+        return self._record.hash_limit
+
+    @property
+    def finished_shards(self) -> int:
+        """Number of finished shards in all folders."""
+        return sum(len(read_finished(folder)) for folder in self._folders())
+
+    def restart(self, hash_limit: int) -> None:
+        """Removes all shards, and records by which hash documents are held out from now on."""
+        self._remove_shards()
+        self._write_record(_JobRecord(settings=self._record.settings, hash_limit=hash_limit))
+
+    def publish(self) -> None:
+        """Renames the complete folder to `out`."""
+        if self.out.exists():
+            _check_empty(self.out)
+            self.out.rmdir()
+        self.folder.rename(self.out)
+        # After a kill before the rename, the same command has nothing to write again.
+        for name in FOLDERS:
+            (self.out / name / FINISHED).unlink(missing_ok=True)
+        (self.out / _MARKER).unlink()
+        (self.out / _LOCK).unlink()
+        sync_to_disk(self.out)
+        sync_to_disk(self.out.parent)
+
+    def remove(self) -> None:
+        """Removes the folder, except for files that are not rewarm's."""
+        self._remove_shards()
+        for folder in self._folders():
+            if folder != self.folder and not any(folder.iterdir()):
+                folder.rmdir()
+        (self.folder / _MARKER).unlink(missing_ok=True)
+        (self.folder / _LOCK).unlink(missing_ok=True)
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def close(self) -> None:
+        """Releases the lock."""
+        self._lock.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _acquire_lock(self) -> IO[str]:
+        """Creates the folder unless it is there, and locks it.
+
+        Raises:
+            DataError: the folder is not rewarm's, or another process has locked it.
+        """
+        path = self.folder / _LOCK
+        for _ in range(_ATTEMPTS):
+            _check_empty(self.out)
+            self._check_ownership()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                lock = try_lock(path)
+            except FileNotFoundError:  # the other process has just finished, or given up
+                continue
+            if lock is None:
+                raise DataError(
+                    f"{self.out}: another `rewarm shard` is writing it (it has locked {path}); "
+                    "wait for its end, or name another --out"
+                )
+            if is_same_file(path, lock.fileno()):
+                return lock
+            lock.close()
+        raise DataError(f"{path}: cannot be locked: other processes create and remove it")
+
+    def _check_ownership(self) -> None:
+        """Checks that the folder, if it exists, is rewarm's: nothing else is touched.
+
+        Raises:
+            DataError: it is not.
+        """
+        if not self.folder.exists():
+            return
+        names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else {""}
+        if _MARKER in names:
+            self._parse_record()
+        elif any(name != _LOCK and not name.startswith(f"{_MARKER}.") for name in names):
+            raise DataError(
+                f"{self.folder}: needed while {self.out} is written, and not a folder of `rewarm "
+                f"shard` (it has no {_MARKER}); move it, or name another --out"
+            )
+
+    def _read_record(self, settings: JobSettings) -> _JobRecord:
+        """Returns the record that the same command left, or else a new one.
+
+        Raises:
+            DataError: the folder holds finished shards of another command.
+        """
+        new = _JobRecord(settings=settings)
+        if not (self.folder / _MARKER).exists():
+            return self._write_record(new)
+        record = self._parse_record()
+        if record.settings == settings:
+            return record
+        if finished := self.finished_shards:
+            old, this = record.settings.model_dump(), settings.model_dump()
+            differences = ", ".join(
+                f"{key} {old[key]!s:.12} there and {this[key]!s:.12} here"
+                for key in old
+                if old[key] != this[key]
+            )
+            raise DataError(
+                f"{self.folder}: holds {finished:,} finished shards of another command "
+                f"({differences}); repeat that one, delete the folder, or name another --out"
+            )
+        self._remove_shards()
+        return self._write_record(new)
+
+    def _parse_record(self) -> _JobRecord:
+        path = self.folder / _MARKER
+        try:
+            return _JobRecord.model_validate_json(path.read_bytes())
+        except ValidationError:
+            raise DataError(
+                f"{path}: not written by this version of `rewarm shard`; delete {self.folder} to "
+                "write all shards again, move it, or name another --out"
+            ) from None
+
+    def _write_record(self, record: _JobRecord) -> _JobRecord:
+        atomic_write(self.folder / _MARKER, record.model_dump_json())
+        self._record = record
+        return record
+
+    def _folders(self) -> list[Path]:
+        return [path for name in FOLDERS if (path := self.folder / name).is_dir()]
+
+    def _remove_shards(self) -> None:
+        for folder in self._folders():
+            for path in self._shard_files(folder):
+                path.unlink()
+
+    def _remove_unfinished_files(self) -> int:
+        """Removes what a killed process was writing; returns the number of files."""
+        removed = 0
+        for folder in self._folders():
+            finished = {line.shard.name for line in read_finished(folder)}
+            for path in folder.iterdir():
+                is_unfinished_tar = _TAR.fullmatch(path.name) and path.name not in finished
+                if is_unfinished_tar or _UNFINISHED.fullmatch(path.name):
+                    path.unlink()
+                    removed += 1
+        return removed
+
+    @staticmethod
+    def _shard_files(folder: Path) -> Iterator[Path]:
+        """Yields the files in a folder that a `ShardWriter` has written."""
+        names = {FINISHED, CARD, "index.json", "tokenizer.json"}
+        for path in list(folder.iterdir()):
+            if _TAR.fullmatch(path.name) or path.name in names:
+                yield path
+
+
+def _check_empty(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataError(f"{out}: not empty; name another folder, or move this one first")

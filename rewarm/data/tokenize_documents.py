@@ -1,0 +1,160 @@
+"""Tokenizes documents in batches: one thread reads, others tokenize, and the order stays.
+
+```
+ documents ──> batches with digests (a thread) ──> token ids (threads; all cores) ──> caller
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from rewarm.data.document_readers import TextDocument
+from rewarm.data.sample_layout import Positions, Tokens, check_in_vocabulary
+from rewarm.data.text_pieces import can_cut_texts, cut_text
+from rewarm.data.tokenizer import Tokenizer
+from rewarm.reader_threads import ReaderThreads
+
+_BATCH_BYTES = 400_000  # tokenizing takes up to 100 times as much memory
+_BATCH_DOCUMENTS = 16_384
+_PIECE_CHARACTERS = 50_000
+_THREADS = 2 if (os.cpu_count() or 1) <= 2 else 4  # each call uses all cores, but not to its end
+
+Mapped = TypeVar("Mapped")
+
+
+class DocumentBatch(NamedTuple):
+    """Some consecutive documents that are not empty."""
+
+    documents: list[TextDocument]
+    digests: list[bytes]
+    """sha256 of each document's content."""
+    empty_documents: int
+    """Documents without content among them, which are left out."""
+    bytes_read: int
+    """Bytes of all input files up to the end of the batch."""
+
+
+class TokenizedBatch(NamedTuple):
+    """The token ids of some documents."""
+
+    tokens: npt.NDArray[np.uint32]
+    """Those of all documents, joined."""
+    ends: Positions
+    """For each document, the number of tokens up to its end."""
+
+
+def batches_with_digests(documents: Iterator[TextDocument]) -> Iterator[DocumentBatch]:
+    """Yields the documents in batches of about `_BATCH_BYTES`, to limit memory use."""
+    batch, digests, empty = list[TextDocument](), list[bytes](), 0
+    size = count = bytes_read = 0
+    for document in documents:
+        bytes_read = document.bytes_read
+        count += 1
+        if len(document.content):
+            data = _content_bytes(document)
+            size += len(data)
+            batch.append(document)
+            digests.append(hashlib.sha256(data).digest())
+        else:
+            empty += 1
+        if size >= _BATCH_BYTES or count == _BATCH_DOCUMENTS:
+            yield DocumentBatch(batch, digests, empty, bytes_read)
+            batch, digests, empty, size, count = [], [], 0, 0, 0
+    if count:
+        yield DocumentBatch(batch, digests, empty, bytes_read)
+
+
+def _content_bytes(document: TextDocument) -> bytes:
+    content = document.content
+    return content.encode() if isinstance(content, str) else content.astype("<u4").tobytes()
+
+
+class DocumentTokenizer:
+    """Turns documents into token ids, each ending with end-of-text; the library uses all cores."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        """Takes the tokenizer; texts of more than `_PIECE_CHARACTERS` are cut if it allows that."""
+        self._tokenizer = tokenizer
+        self._can_cut_texts = can_cut_texts(tokenizer.encoder)
+
+    def tokenize(self, documents: list[TextDocument]) -> TokenizedBatch:
+        """Returns the token ids of documents.
+
+        Raises:
+            DataError: a document of token ids has one outside the tokenizer's vocabulary.
+        """
+        texts = [document.content for document in documents if isinstance(document.content, str)]
+        pieces = [list(self._pieces(text)) for text in texts]
+        piece_counts = iter(map(len, pieces))
+        piece_ids = self._encode(list(chain.from_iterable(pieces)))
+        eos = self._tokenizer.eos_token_id
+        tokens, ends = array("I"), array("q")
+        for document in documents:
+            if isinstance(document.content, str):
+                for ids in islice(piece_ids, next(piece_counts)):
+                    tokens.extend(ids)
+                tokens.append(eos)
+            else:
+                self._check(document.content, document.location)
+                tokens.frombytes(document.content.astype(np.uint32).tobytes())
+                if document.ends and document.content[-1] != eos:
+                    tokens.append(eos)
+            ends.append(len(tokens))
+        return TokenizedBatch(np.frombuffer(tokens, np.uint32), np.frombuffer(ends, np.int64))
+
+    def _pieces(self, text: str) -> Iterator[str]:
+        if self._can_cut_texts and len(text) > _PIECE_CHARACTERS:
+            return cut_text(text, _PIECE_CHARACTERS)
+        return iter([text])
+
+    def _encode(self, pieces: list[str]) -> Iterator[array[int]]:
+        """Yields the token ids of each piece, which are tokenized some at a time."""
+        start = 0
+        while start < len(pieces):
+            end, characters = start, 0
+            while end < len(pieces) and characters < _BATCH_BYTES:
+                characters += len(pieces[end])
+                end += 1
+            encode = self._tokenizer.encoder.encode_batch_fast
+            for encoding in encode(pieces[start:end], add_special_tokens=False):
+                yield array("I", encoding.ids)
+            start = end
+
+    def _check(self, tokens: Tokens, location: str) -> None:
+        check_in_vocabulary(
+            tokens,
+            self._tokenizer.vocabulary,
+            location,
+            advice="name the tokenizer that the ids come from with --tokenizer",
+        )
+
+
+def map_ahead(
+    function: Callable[..., Mapped], arguments: Iterable[tuple[Any, ...]]
+) -> Iterator[Mapped]:
+    """Yields the function's results in order; threads compute some of them ahead of time.
+
+    An error is raised here after all results before it.
+    """
+    threads = ReaderThreads(_THREADS, "rewarm-tokenize")
+    pending = deque[Future[Mapped]]()
+    try:
+        for call in arguments:
+            pending.append(threads.submit(function, *call))
+            if len(pending) > _THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        threads.close()

@@ -1,0 +1,94 @@
+import pytest
+from shard_folders import file_contents
+from stopped_sharding import stop_at_a_bad_line
+from text_corpora import write_texts
+
+from rewarm.data import tokenize_documents
+from rewarm.data.shard_format import read_shard_index
+from rewarm.data.shard_job import JobSettings, ShardJob
+from rewarm.data.shard_writer import write_shards
+from rewarm.data.tokenizer import load_tokenizer
+from rewarm.errors import DataError
+
+
+@pytest.fixture
+def tokenizer(tokenizer_json):
+    return load_tokenizer(str(tokenizer_json))
+
+
+def test_shards_of_another_command_are_kept_and_refused(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 10)
+    text, partial, _ = stop_at_a_bad_line(tmp_path, tokenizer)
+    before = file_contents(partial)
+    with pytest.raises(DataError, match=r"another command .shard_tokens 800 there and 500 here"):
+        write_shards([text], tmp_path / "out", tokenizer, shard_tokens=500)
+    assert {**file_contents(partial), "lock": b""} == before
+
+
+def test_another_command_without_a_finished_shard_is_replaced(tmp_path, tokenizer):
+    text = write_texts(tmp_path / "a.jsonl", "upstream", documents=30)
+    write_shards([text], tmp_path / "expected", tokenizer, shard_tokens=500)
+    settings = JobSettings(tokenizer="0", eos=0, shard_tokens=1, validation=0.0)
+    with ShardJob(tmp_path / "out", settings) as job:
+        (job.folder / "00000.tar").write_bytes(b"unfinished")
+    write_shards([text], tmp_path / "out", tokenizer, shard_tokens=500)
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("marker", [None, "{}", '{"name": "a job of another program"}'])
+def test_a_foreign_folder_is_not_touched(tmp_path, tokenizer, marker):
+    """Even with the input in it."""
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    text = write_texts(partial / "a.jsonl", "upstream", documents=3)
+    if marker:
+        (partial / "job.json").write_text(marker)
+    before = file_contents(tmp_path)
+    with pytest.raises(DataError, match=r"out\.partial.*not (a folder of|written by)"):
+        write_shards([text], tmp_path / "out", tokenizer)
+    assert file_contents(tmp_path) == before
+
+
+def test_files_of_others_in_the_folder_stay(tmp_path, tokenizer):
+    with ShardJob(
+        tmp_path / "out", JobSettings(tokenizer="0", eos=0, shard_tokens=1, validation=0.0)
+    ) as job:
+        (job.folder / "notes.txt").write_text("mine")
+        (job.folder / "00000.tar").write_bytes(b"unfinished")
+        job.remove()
+    assert file_contents(tmp_path) == {"out.partial/notes.txt": b"mine"}
+
+
+def test_unfinished_files_of_a_killed_process_are_removed_and_counted(
+    tmp_path, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 10)
+    text, partial, _ = stop_at_a_bad_line(tmp_path, tokenizer)
+    finished = len(list(partial.glob("*.tar"))) - 1
+    for name in ("00077.tar", "00078.tar", "index.json.123.partial"):
+        (partial / name).write_bytes(b"unfinished")
+    with (partial / "finished.jsonl").open("a") as file:
+        file.write('{"shard": {"name": "00')  # an incomplete line
+    reports = []
+    write_shards([text], tmp_path / "out", tokenizer, shard_tokens=800, progress=reports.append)
+    left_open = len(list((tmp_path / "out").glob("*.tar"))) - finished  # at the bad line
+    assert reports[-1].removed_files - 3 in (0, 1)
+    assert left_open >= 0
+    assert not list((tmp_path / "out").glob("*.partial"))
+    assert not (tmp_path / "out" / "00077.tar").exists()
+    read_shard_index(tmp_path / "out")
+
+
+def test_of_two_commands_on_one_folder_one_is_refused(tmp_path, tokenizer):
+    text = write_texts(tmp_path / "a.jsonl", "upstream", documents=30)
+    errors = []
+
+    def start_another(_):
+        with pytest.raises(DataError, match="out: another `rewarm shard` is writing it") as error:
+            write_shards([text], tmp_path / "out", tokenizer)
+        errors.append(error)
+
+    write_shards([text], tmp_path / "out", tokenizer, progress=start_another)
+    assert len(errors) == 1
+    write_shards([text], tmp_path / "expected", tokenizer)
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")

@@ -1,0 +1,84 @@
+import threading
+
+import numpy as np
+import pytest
+
+from rewarm.data import tokenize_documents
+from rewarm.data.document_readers import TextDocument
+from rewarm.data.tokenize_documents import DocumentTokenizer, batches_with_digests, map_ahead
+from rewarm.data.tokenizer import load_tokenizer
+from rewarm.errors import DataError
+
+
+@pytest.fixture
+def tokenizer(tokenizer_json):
+    return load_tokenizer(str(tokenizer_json))
+
+
+def test_texts_and_token_ids_end_with_end_of_text(tokenizer):
+    ids = [np.array([5, 6], np.uint32), np.array([7, 0], np.uint16), np.array([8, 9], np.int64)]
+    texts = ["the run", "its end <|endoftext|>"]
+    documents = [
+        TextDocument(texts[0], 1),
+        TextDocument(ids[0], 2),
+        TextDocument(texts[1], 3),
+        TextDocument(ids[1], 4),
+        TextDocument(ids[2], 5, ends=False),
+    ]
+    batch = DocumentTokenizer(tokenizer).tokenize(documents)
+    encoded = [tokenizer.encoder.encode(text, add_special_tokens=False).ids for text in texts]
+    expected = [[*encoded[0], 0], [5, 6, 0], [*encoded[1], 0], [7, 0], [8, 9]]
+    assert [part.tolist() for part in np.split(batch.tokens, batch.ends)] == [*expected, []]
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<i8", "<u4"])
+def test_token_ids_outside_the_vocabulary_are_refused(tokenizer, dtype):
+    too_high = tokenizer.vocabulary if dtype == "<u2" else 70_000
+    document = TextDocument(np.array([3, too_high], dtype), 0, location="ids.bin: document 2")
+    with pytest.raises(
+        DataError,
+        match=rf"ids\.bin: document 2: token {too_high} at position 1 is outside the "
+        rf"tokenizer's vocabulary of {tokenizer.vocabulary}; ",
+    ):
+        DocumentTokenizer(tokenizer).tokenize([document])
+
+
+def test_batches_hold_a_limited_number_of_bytes_and_count_empty_documents(monkeypatch):
+    monkeypatch.setattr(tokenize_documents, "_BATCH_BYTES", 10)
+    texts = ["1234", "", "ÄÖÜ", "", "", "long document " * 9, "x", ""]
+    batches = list(batches_with_digests(TextDocument(text, i + 1) for i, text in enumerate(texts)))
+    assert [[d.content for d in batch.documents] for batch in batches] == [
+        ["1234", "ÄÖÜ"], ["long document " * 9], ["x"]
+    ]  # fmt: skip
+    assert [batch.empty_documents for batch in batches] == [1, 2, 1]
+    assert [batch.bytes_read for batch in batches] == [3, 6, 8]
+    assert all(len(batch.digests) == len(batch.documents) for batch in batches)
+
+
+def test_results_keep_their_order_and_an_error_comes_after_those_before_it():
+    second_done = threading.Event()
+
+    def double(number):
+        if number == 0:
+            second_done.wait(10)  # two calls run at once
+        if number == 1:
+            second_done.set()
+        if number == 4:
+            raise ValueError("four")
+        return 2 * number
+
+    results = map_ahead(double, ((number,) for number in range(6)))
+    assert [next(results) for _ in range(4)] == [0, 2, 4, 6]
+    with pytest.raises(ValueError, match="four"):
+        next(results)
+
+
+def test_a_long_text_has_the_token_ids_that_it_has_in_one_piece(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenize_documents, "_PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(tokenize_documents, "_BATCH_BYTES", 100)
+    texts = [" ".join(f"the run {i} decays,\n" for i in range(99)), "short", "", "x" * 99]
+    documents = [TextDocument(text, 0) for text in texts]
+    batch = DocumentTokenizer(tokenizer).tokenize(documents)
+    expected = [tokenizer.encoder.encode(text, add_special_tokens=False).ids for text in texts]
+    parts = np.split(batch.tokens, batch.ends)[:-1]
+    assert [part.tolist() for part in parts] == [[*ids, 0] for ids in expected]
