@@ -42,6 +42,7 @@ MAY_READ_JSON = {
     "rewarm/testing.py": "what pydantic has just written",
     "rewarm/runs/metrics_file.py": "the metrics of the user's own run",
     "rewarm/data/document_readers.py": "the user's texts, a line at a time",
+    "rewarm/data/text_pieces.py": "what tokenizers has just written",
     "rewarm/data/tokenizer.py": "what tokenizers has just written",
 }
 MAY_READ_YAML = "rewarm/recipe/yaml_document.py"
