@@ -76,8 +76,10 @@ def batches_with_digests(documents: Iterator[TextDocument]) -> Iterator[Document
 
 
 def _content_bytes(document: TextDocument) -> bytes:
+    """Returns what decides a document's token ids."""
     content = document.content
-    return content.encode() if isinstance(content, str) else content.astype("<u4").tobytes()
+    data = content.encode() if isinstance(content, str) else content.astype("<u4").tobytes()
+    return data if document.ends else b"no end-of-text" + data
 
 
 class DocumentTokenizer:
@@ -145,7 +147,8 @@ def map_ahead(
 ) -> Iterator[Mapped]:
     """Yields the function's results in order; threads compute some of them ahead of time.
 
-    An error is raised here after all results before it.
+    An error of the function is raised here after all results before it; one of the arguments, at
+    once: the results that are missing then are computed again by the next command.
     """
     threads = ReaderThreads(_THREADS, "rewarm-tokenize")
     pending = deque[Future[Mapped]]()
