@@ -78,7 +78,7 @@ def read_documents(paths: list[Path], field: str) -> Iterator[TextDocument]:
     for path in paths:
         try:
             for number, (content, end) in enumerate(_read_file(path, field), start=1):
-                location = f"{path}: document {number:,}"
+                location = "" if isinstance(content, str) else f"{path}: document {number:,}"
                 yield TextDocument(content, bytes_before + end, location=location)
         except (OSError, EOFError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from None

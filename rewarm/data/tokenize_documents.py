@@ -13,8 +13,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from itertools import chain, islice
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +23,9 @@ from rewarm.data.sample_layout import Positions, Tokens, check_in_vocabulary
 from rewarm.data.text_pieces import can_cut_texts, cut_text
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.reader_threads import ReaderThreads
+
+if TYPE_CHECKING:
+    import tokenizers
 
 _BATCH_BYTES = 400_000  # tokenizing takes up to 100 times as much memory
 _BATCH_DOCUMENTS = 16_384
@@ -96,16 +98,14 @@ class DocumentTokenizer:
         Raises:
             DataError: a document of token ids has one outside the tokenizer's vocabulary.
         """
-        texts = [document.content for document in documents if isinstance(document.content, str)]
-        pieces = [list(self._pieces(text)) for text in texts]
-        piece_counts = iter(map(len, pieces))
-        piece_ids = self._encode(list(chain.from_iterable(pieces)))
+        pieces, piece_counts = self._cut(documents)
+        encodings = self._encode(pieces)
         eos = self._tokenizer.eos_token_id
         tokens, ends = array("I"), array("q")
-        for document in documents:
+        for document, piece_count in zip(documents, piece_counts, strict=True):
             if isinstance(document.content, str):
-                for ids in islice(piece_ids, next(piece_counts)):
-                    tokens.extend(ids)
+                for _ in range(piece_count):
+                    tokens.fromlist(next(encodings).ids)
                 tokens.append(eos)
             else:
                 self._check(document.content, document.location)
@@ -115,13 +115,22 @@ class DocumentTokenizer:
             ends.append(len(tokens))
         return TokenizedBatch(np.frombuffer(tokens, np.uint32), np.frombuffer(ends, np.int64))
 
-    def _pieces(self, text: str) -> Iterator[str]:
-        if self._can_cut_texts and len(text) > _PIECE_CHARACTERS:
-            return cut_text(text, _PIECE_CHARACTERS)
-        return iter([text])
+    def _cut(self, documents: list[TextDocument]) -> tuple[list[str], list[int]]:
+        """Returns the pieces of all texts, and their number in each document."""
+        pieces, counts = list[str](), list[int]()
+        for document in documents:
+            text, before = document.content, len(pieces)
+            if not isinstance(text, str):
+                pass
+            elif self._can_cut_texts and len(text) > _PIECE_CHARACTERS:
+                pieces += cut_text(text, _PIECE_CHARACTERS)
+            else:
+                pieces.append(text)
+            counts.append(len(pieces) - before)
+        return pieces, counts
 
-    def _encode(self, pieces: list[str]) -> Iterator[array[int]]:
-        """Yields the token ids of each piece, which are tokenized some at a time."""
+    def _encode(self, pieces: list[str]) -> Iterator[tokenizers.Encoding]:
+        """Yields the encoding of each piece, which are tokenized some at a time."""
         start = 0
         while start < len(pieces):
             end, characters = start, 0
@@ -129,8 +138,7 @@ class DocumentTokenizer:
                 characters += len(pieces[end])
                 end += 1
             encode = self._tokenizer.encoder.encode_batch_fast
-            for encoding in encode(pieces[start:end], add_special_tokens=False):
-                yield array("I", encoding.ids)
+            yield from encode(pieces[start:end], add_special_tokens=False)
             start = end
 
     def _check(self, tokens: Tokens, location: str) -> None:
