@@ -1,3 +1,4 @@
+import hashlib
 import threading
 
 import numpy as np
@@ -53,6 +54,21 @@ def test_batches_hold_a_limited_number_of_bytes_and_count_empty_documents(monkey
     assert [batch.empty_documents for batch in batches] == [1, 2, 1]
     assert [batch.bytes_read for batch in batches] == [3, 6, 8]
     assert all(len(batch.digests) == len(batch.documents) for batch in batches)
+
+
+def test_the_digest_is_of_what_decides_the_token_ids():
+    tokens = np.array([1, 2], np.uint32)
+    documents = [
+        TextDocument("text", 1),
+        TextDocument("text", 2, location="elsewhere"),
+        TextDocument(tokens, 3),
+        TextDocument(tokens.astype(np.uint16), 4),
+        TextDocument(tokens, 5, ends=False),
+    ]
+    (batch,) = batches_with_digests(iter(documents))
+    assert batch.digests[0] == hashlib.sha256(b"text").digest() == batch.digests[1]
+    assert batch.digests[2] == hashlib.sha256(tokens.astype("<u4").tobytes()).digest()
+    assert batch.digests[3] == batch.digests[2] != batch.digests[4]
 
 
 def test_results_keep_their_order_and_an_error_comes_after_those_before_it():
