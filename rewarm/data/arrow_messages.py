@@ -82,7 +82,9 @@ def check_message(raw: IO[bytes], path: Path, options: ReadOptions) -> None:
             raise DataError(f"{path}: damaged: a message with {length:,} bytes of metadata")
         data = raw.read(length)
         message = _Table(data, *struct.unpack_from("<I", data))
+        location = f"{path}: the message at byte {start:,}"
         batch, kind = message.table(2), message.number(1, "<B")
+        _check_batch_size(message.number(3, "<q"), location, options)
         if batch and kind == _DICTIONARY_BATCH:
             batch = batch.table(1)
         if not batch or kind not in (_DICTIONARY_BATCH, _RECORD_BATCH) or not batch.offset(3):
@@ -94,8 +96,22 @@ def check_message(raw: IO[bytes], path: Path, options: ReadOptions) -> None:
                 (claimed,) = struct.unpack("<q", raw.read(8))
                 expanded += max(0, claimed)  # -1: stored as it is
                 stored += size
-        check_expansion(expanded, stored, f"{path}: the message at byte {start:,}", options)
+        check_expansion(expanded, stored, location, options)
+        _check_batch_size(expanded, location, options)
     except struct.error:
         return
     finally:
         raw.seek(start)
+
+
+def _check_batch_size(size: int, location: str, options: ReadOptions) -> None:
+    """Checks that a batch, which Arrow reads as a whole, is at most eight of the largest documents.
+
+    Raises:
+        DataError: it is larger.
+    """
+    if size > 8 * options.max_document_bytes:
+        raise DataError(
+            f"{location}: a batch of {size:,} bytes, which is read as a whole; write smaller "
+            "batches, or allow it with --max-document (it may be 8 times as large)"
+        )

@@ -118,9 +118,26 @@ def test_a_compressed_value_cannot_expand_beyond_the_limit(tmp_path):
     for path in (parquet_path, feather_path):
         with pytest.raises(DataError, match=r"expand to more than 20,.*--max-expansion"):
             read(path, **limits)
-        with pytest.raises(DataError, match="row 1: a document of more than 1,000,000 bytes"):
+        with pytest.raises(
+            DataError, match=r"more than 1,000,000 bytes|a batch of 20,000,008 bytes"
+        ):
             read(path, **limits | {"max_expansion": 1_000_000})
         assert len(read(path)) == 1
+
+
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_a_batch_that_is_too_large_for_memory_is_refused(tmp_path, compression):
+    table = pyarrow.table({"text": [f"{number}" * 900 for number in range(10)]})
+    options = pyarrow.ipc.IpcWriteOptions(compression=compression)
+    path = tmp_path / "a.arrow"
+    for rows, message in ((10, r"the message at byte \d+: a batch of 9,\d+ bytes"), (2, None)):
+        with pyarrow.ipc.new_stream(path, table.schema, options=options) as writer:
+            writer.write_table(table, max_chunksize=rows)
+        if message:
+            with pytest.raises(DataError, match=message):
+                read(path, max_document_bytes=1000)
+        else:
+            assert len(read(path, max_document_bytes=1000)) == 10
 
 
 def test_compressed_feather_files_are_read(tmp_path):
