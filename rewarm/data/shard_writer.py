@@ -251,8 +251,8 @@ def _write_documents(
                     min(writer.documents_read, writer.finished_documents)
                     for writer in writers.values()
                 ),
-                special_tokens=encoder.special_tokens.total(),
-                end_of_text_tokens=encoder.end_of_text_tokens,
+                special_tokens=document_tokenizer.encoder.special_tokens.total(),
+                end_of_text_tokens=document_tokenizer.encoder.end_of_text_tokens,
                 removed_files=removed_files,
             )
         )

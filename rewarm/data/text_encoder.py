@@ -8,6 +8,7 @@ a tokenizer cannot encode, or only without some of their characters.
 from __future__ import annotations
 
 from collections import Counter
+from threading import Lock
 from typing import Any
 
 from rewarm.data.normalizer_growth import check_normalizer
@@ -21,7 +22,7 @@ _ADVICE = "use a byte-level tokenizer, or add an unknown token to its vocabulary
 
 
 class TextEncoder:
-    """Encodes texts, and counts the special tokens in them."""
+    """Encodes texts, and counts the special tokens in them; several threads may share it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         """Checks the tokenizer.
@@ -40,6 +41,7 @@ class TextEncoder:
         self._special_tokens = _by_prefix(
             [token["content"] for token in document["added_tokens"] if token["special"]]
         )
+        self._counting = Lock()
         self.special_tokens = Counter[str]()
         """How often the texts contain each special token, which is encoded as text."""
         self.end_of_text_tokens = 0
@@ -59,10 +61,11 @@ class TextEncoder:
         except BaseException as error:
             raise self._error(texts, error) from None
         ids: list[list[int]] = [encoding.ids for encoding in encodings]
-        for text, tokens in zip(texts, ids, strict=True):
-            self._count_special_tokens(text)
-            if self._eos_token in text:
-                self.end_of_text_tokens += tokens.count(self._eos_token_id)
+        with self._counting:
+            for text, tokens in zip(texts, ids, strict=True):
+                self._count_special_tokens(text)
+                if self._eos_token in text:
+                    self.end_of_text_tokens += tokens.count(self._eos_token_id)
         return ids
 
     def _count_special_tokens(self, text: str) -> None:

@@ -13,19 +13,17 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from rewarm.data.document_readers import TextDocument
 from rewarm.data.sample_layout import Positions, Tokens, check_in_vocabulary
+from rewarm.data.text_encoder import TextEncoder
 from rewarm.data.text_pieces import can_cut_texts, cut_text
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.reader_threads import ReaderThreads
-
-if TYPE_CHECKING:
-    import tokenizers
 
 _BATCH_BYTES = 400_000  # tokenizing takes up to 100 times as much memory
 _BATCH_DOCUMENTS = 16_384
@@ -88,24 +86,30 @@ class DocumentTokenizer:
     """Turns documents into token ids, each ending with end-of-text; the library uses all cores."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        """Takes the tokenizer; texts of more than `_PIECE_CHARACTERS` are cut if it allows that."""
+        """Takes the tokenizer; texts of more than `_PIECE_CHARACTERS` are cut if it allows that.
+
+        Raises:
+            DataError: the tokenizer gives other tokens each time, or expands text without end.
+        """
         self._tokenizer = tokenizer
+        self.encoder = TextEncoder(tokenizer)
         self._can_cut_texts = can_cut_texts(tokenizer.encoder)
 
     def tokenize(self, documents: list[TextDocument]) -> TokenizedBatch:
         """Returns the token ids of documents.
 
         Raises:
-            DataError: a document of token ids has one outside the tokenizer's vocabulary.
+            DataError: a text cannot be encoded, or a document of token ids has one outside the
+                tokenizer's vocabulary.
         """
         pieces, piece_counts = self._cut(documents)
-        encodings = self._encode(pieces)
+        ids_of_pieces = self._encode(pieces)
         eos = self._tokenizer.eos_token_id
         tokens, ends = array("I"), array("q")
         for document, piece_count in zip(documents, piece_counts, strict=True):
             if isinstance(document.content, str):
                 for _ in range(piece_count):
-                    tokens.fromlist(next(encodings).ids)
+                    tokens.fromlist(next(ids_of_pieces))
                 tokens.append(eos)
             else:
                 self._check(document.content, document.location)
@@ -129,16 +133,15 @@ class DocumentTokenizer:
             counts.append(len(pieces) - before)
         return pieces, counts
 
-    def _encode(self, pieces: list[str]) -> Iterator[tokenizers.Encoding]:
-        """Yields the encoding of each piece, which are tokenized some at a time."""
+    def _encode(self, pieces: list[str]) -> Iterator[list[int]]:
+        """Yields the token ids of each piece, which are tokenized some at a time."""
         start = 0
         while start < len(pieces):
             end, characters = start, 0
             while end < len(pieces) and characters < _BATCH_BYTES:
                 characters += len(pieces[end])
                 end += 1
-            encode = self._tokenizer.encoder.encode_batch_fast
-            yield from encode(pieces[start:end], add_special_tokens=False)
+            yield from self.encoder.encode(pieces[start:end])
             start = end
 
     def _check(self, tokens: Tokens, location: str) -> None:

@@ -18,7 +18,7 @@ def tokenizer(tokenizer_json):
 
 def test_texts_and_token_ids_end_with_end_of_text(tokenizer):
     ids = [np.array([5, 6], np.uint32), np.array([7, 0], np.uint16), np.array([8, 9], np.int64)]
-    texts = ["the run", "its end <|endoftext|>"]
+    texts = ["the run", "its end"]
     documents = [
         TextDocument(texts[0], 1),
         TextDocument(ids[0], 2),
