@@ -28,6 +28,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from data_faults import build
 
 from rewarm.data.shard_source import ShardSource
@@ -64,8 +65,8 @@ def read_shards(url: str, folder: Path, accesses: int, seed: int) -> dict[str, A
             opened[number] = shard, path.stat()
             while len(opened) > KEPT_OPEN:
                 opened.pop(next(iter(opened)))
-            document = random_numbers.randrange(len(shard))
-            if shard[document].tolist() != local.open_shard(number)[document].tolist():
+            documents = zip(shard, local.open_shard(number), strict=True)
+            if not all(np.array_equal(copy, original) for copy, original in documents):
                 problems["wrong tokens"] += 1
         except Exception as error:
             problems[f"{type(error).__name__}: {error}"] += 1

@@ -155,10 +155,11 @@ def numbered_lines(
         check_document_size(size, f"{location}:{number}", options)
         for line in others:
             complete = b"".join(start) if len(start) > 1 else start[0]
+            start = [line]
             if complete and not complete.isspace():
                 yield number, complete
+            del complete  # not in memory while the next one is joined
             number += 1
-            start = [line]
         if others:
             size = len(others[-1])
     complete = b"".join(start)

@@ -78,9 +78,12 @@ def read_documents(
         path = parts[0]
         try:
             for record in _read_file(parts, reading):
-                yield TextDocument(
+                document = TextDocument(
                     record.content, bytes_before + record.end, record.ends, record.location
                 )
+                del record  # a long document is not in memory while the next one is read
+                yield document
+                del document
         except (OSError, EOFError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
         bytes_before += sum(part.stat().st_size for part in parts)
@@ -146,5 +149,7 @@ def _read_text(path: Path, name: str, compression: str, reading: Reading) -> Ite
         for number, line in numbered_lines(chunks, location, options):
             line_location = f"{location}:{number}"
             text = text_of_line(line, line_location, reading)
+            del line  # not in memory while the text is in use, nor the text with the next line
             if text is not None:
                 yield Record(text, raw.tell(), line_location)
+            del text

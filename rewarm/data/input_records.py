@@ -35,7 +35,7 @@ class SkippedInput(NamedTuple):
 class ReadOptions(NamedTuple):
     """How inputs are read: plain values, which identify a job of `rewarm shard`."""
 
-    max_document_bytes: int = 128_000_000
+    max_document_bytes: int = 12_000_000
     """The longest document: bytes of its line, file or value, decompressed."""
     max_expansion: int = 1000
     """How many times its size a compressed file may have, beyond `max_document_bytes`."""

@@ -187,7 +187,9 @@ def _write_folders(
         }
         # A thread reads and decompresses the next batches while these are tokenized.
         batches = stack.enter_context(
-            contextlib.closing(prefetch(batches_with_digests(read()), depth=2))
+            contextlib.closing(
+                prefetch(batches_with_digests(read()), depth=1, is_large=DocumentBatch.is_large)
+            )
         )
         _write_documents(batches, writers, split, tokenizer, job.removed_files, progress)
         for writer in writers.values():
@@ -235,7 +237,7 @@ def _write_documents(
     documents = tokens = empty_documents = 0
     # Documents are compared with the finished shards before they are given to the threads.
     unwritten = ((batch, _unwritten_parts(batch, writers, split)) for batch in batches)
-    for batch, parts in map_ahead(tokenize_unwritten, unwritten):
+    for batch, parts in map_ahead(tokenize_unwritten, unwritten, lambda call: call[0].is_large()):
         for part, token_batch in parts:
             part.writer.write(token_batch.tokens, token_batch.ends, part.digests)
             tokens += len(token_batch.tokens)

@@ -27,6 +27,7 @@ from rewarm.reader_threads import ReaderThreads
 
 _BATCH_BYTES = 400_000  # tokenizing takes up to 100 times as much memory
 _BATCH_DOCUMENTS = 16_384
+_LARGE_BATCH_BYTES = 4_000_000  # one document; others wait, so that memory is bounded
 _PIECE_CHARACTERS = 5_000  # from a processor's cache, tokenizing takes some percent less time
 _THREADS = 2 if (os.cpu_count() or 1) <= 2 else 4  # each call uses all cores, but not to its end
 
@@ -39,10 +40,16 @@ class DocumentBatch(NamedTuple):
     documents: list[TextDocument]
     digests: list[bytes]
     """sha256 of each document's content."""
+    size: int
+    """Bytes of their content."""
     empty_documents: int
     """Documents without content among them, which are left out."""
     bytes_read: int
     """Bytes of all input files up to the end of the batch."""
+
+    def is_large(self) -> bool:
+        """Returns whether no other batch should be in memory, where that can be helped."""
+        return self.size >= _LARGE_BATCH_BYTES
 
 
 class TokenizedBatch(NamedTuple):
@@ -66,13 +73,15 @@ def batches_with_digests(documents: Iterator[TextDocument]) -> Iterator[Document
             size += len(data)
             batch.append(document)
             digests.append(hashlib.sha256(data).digest())
+            del data
         else:
             empty += 1
         if size >= _BATCH_BYTES or count == _BATCH_DOCUMENTS:
-            yield DocumentBatch(batch, digests, empty, bytes_read)
+            yield DocumentBatch(batch, digests, size, empty, bytes_read)
             batch, digests, empty, size, count = [], [], 0, 0, 0
+            del document
     if count:
-        yield DocumentBatch(batch, digests, empty, bytes_read)
+        yield DocumentBatch(batch, digests, size, empty, bytes_read)
 
 
 def _content_bytes(document: TextDocument) -> bytes:
@@ -102,14 +111,15 @@ class DocumentTokenizer:
             DataError: a text cannot be encoded, or a document of token ids has one outside the
                 tokenizer's vocabulary.
         """
-        pieces, piece_counts = self._cut(documents)
-        ids_of_pieces = self._encode(pieces)
+        ids_of_pieces = self._encode(self._cut(documents))
         eos = self._tokenizer.eos_token_id
         tokens, ends = array("I"), array("q")
-        for document, piece_count in zip(documents, piece_counts, strict=True):
+        for document in documents:
             if isinstance(document.content, str):
-                for _ in range(piece_count):
-                    tokens.fromlist(next(ids_of_pieces))
+                for ids, is_last in ids_of_pieces:
+                    tokens.fromlist(ids)
+                    if is_last:
+                        break
                 tokens.append(eos)
             else:
                 self._check(document.content, document.location)
@@ -119,30 +129,25 @@ class DocumentTokenizer:
             ends.append(len(tokens))
         return TokenizedBatch(np.frombuffer(tokens, np.uint32), np.frombuffer(ends, np.int64))
 
-    def _cut(self, documents: list[TextDocument]) -> tuple[list[str], list[int]]:
-        """Returns the pieces of all texts, and their number in each document."""
-        pieces, counts = list[str](), list[int]()
+    def _cut(self, documents: list[TextDocument]) -> Iterator[tuple[str, bool]]:
+        """Yields the pieces of all texts, and whether each is the last one of its text."""
         for document in documents:
-            text, before = document.content, len(pieces)
+            text = document.content
             if not isinstance(text, str):
-                pass
-            elif self._can_cut_texts and len(text) > _PIECE_CHARACTERS:
-                pieces += cut_text(text, _PIECE_CHARACTERS)
+                continue
+            if self._can_cut_texts and len(text) > _PIECE_CHARACTERS:
+                end = 0
+                for piece in cut_text(text, _PIECE_CHARACTERS):
+                    end += len(piece)
+                    yield piece, end == len(text)
             else:
-                pieces.append(text)
-            counts.append(len(pieces) - before)
-        return pieces, counts
+                yield text, True
 
-    def _encode(self, pieces: list[str]) -> Iterator[list[int]]:
-        """Yields the token ids of each piece, which are tokenized some at a time."""
-        start = 0
-        while start < len(pieces):
-            end, characters = start, 0
-            while end < len(pieces) and characters < _BATCH_BYTES:
-                characters += len(pieces[end])
-                end += 1
-            yield from self.encoder.encode(pieces[start:end])
-            start = end
+    def _encode(self, pieces: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[int], bool]]:
+        """Yields the token ids in place of each piece, which are tokenized some at a time."""
+        while group := list(_up_to(_BATCH_BYTES, pieces)):
+            texts, is_last = zip(*group, strict=True)
+            yield from zip(self.encoder.encode(list(texts)), is_last, strict=True)
 
     def _check(self, tokens: Tokens, location: str) -> None:
         check_in_vocabulary(
@@ -153,11 +158,23 @@ class DocumentTokenizer:
         )
 
 
+def _up_to(characters: int, pieces: Iterator[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+    """Yields pieces until they have so many characters."""
+    for piece in pieces:
+        yield piece
+        characters -= len(piece[0])
+        if characters <= 0:
+            return
+
+
 def map_ahead(
-    function: Callable[..., Mapped], arguments: Iterable[tuple[Any, ...]]
+    function: Callable[..., Mapped],
+    arguments: Iterable[tuple[Any, ...]],
+    is_large: Callable[[tuple[Any, ...]], bool] = lambda _: False,
 ) -> Iterator[Mapped]:
     """Yields the function's results in order; threads compute some of them ahead of time.
 
+    While that of large arguments is computed, no other is.
     An error of the function is raised here after all results before it; one of the arguments, at
     once: the results that are missing then are computed again by the next command.
     """
@@ -165,8 +182,12 @@ def map_ahead(
     pending = deque[Future[Mapped]]()
     try:
         for call in arguments:
+            is_alone = is_large(call)
+            while is_alone and pending:
+                yield pending.popleft().result()
             pending.append(threads.submit(function, *call))
-            if len(pending) > _THREADS:
+            del call
+            if is_alone or len(pending) > _THREADS:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

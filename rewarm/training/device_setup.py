@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import warnings
 from contextlib import AbstractContextManager
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rewarm.freed_memory import keep_freed_blocks
 from rewarm.model.attention_backend import choose_backend, cudnn_version
 from rewarm.version import __version__
 
@@ -81,16 +81,11 @@ def keep_freed_memory(*, layers_are_gathered: bool = False) -> None:
     """Makes glibc keep large freed blocks: on a CPU, logits are allocated and freed at every step.
 
     Returning them to the system and clearing them again cost 35 to 80 % of the speed of a small
-    model on two cores. Other C libraries have no such setting and need none.
+    model on two cores.
 
     Args:
         layers_are_gathered: whether weights are divided among processes. Large blocks are returned
             then: smaller ones would take parts of a freed layer, so that the next layer needs new
             memory. A process with half of 85 million parameters took 2.1 GB instead of 0.6.
     """
-    largest = 2**20 if layers_are_gathered else 2**30
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mmap_threshold, trim_threshold = -3, -1
-        mallopt(mmap_threshold, largest)
-        mallopt(trim_threshold, 2 * largest - 1)
+    keep_freed_blocks(2**20 if layers_are_gathered else 2**30)

@@ -203,7 +203,7 @@ def test_with_an_automatic_microbatch_memory_is_of_one_sequence(text, data):
     assert "logits, with one sequence at once\n" in text_of_plan
     assert re.search(r"\n +[\d.]+ GB at the peak with memory: lean$", text_of_plan)
     lean = plan_as_text(planned(text, "batch.microbatch=auto", "memory=lean")[0])
-    assert re.search(r"MB recomputed, with one sequence .+\n +[\d.]+ GB at .+ memory: fast$", lean)
+    assert re.search(r"MB logits, with one sequence .+\n +[\d.]+ GB at .+ memory: fast$", lean)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from rich.table import Table
 from rewarm.cli.input_report import InputReport
 from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import print_table
+from rewarm.freed_memory import keep_freed_blocks
 
 if TYPE_CHECKING:
     from rewarm.data.document_readers import ReadOptions
@@ -73,7 +74,7 @@ def shard(
     ] = "auto",
     max_document: Annotated[
         str, typer.Option(metavar="BYTES", help="The longest document that is read.")
-    ] = "128M",
+    ] = "12M",
     max_expansion: Annotated[
         int,
         typer.Option(metavar="N", min=1, help="Times its size that a file may decompress to."),
@@ -85,6 +86,7 @@ def shard(
     from rewarm.data.tokenizer import load_tokenizer
 
     output_is_summary()
+    keep_freed_blocks(2**20)  # long documents are returned to the system when they are written
     shard_tokens, validation_share = _parse_sizes(shard_size, validation)
     _check_out(out)
     if on_bad_record not in ("stop", "skip"):
