@@ -5,8 +5,10 @@ that of GPT-NeoX, first cuts a text by this pattern, and no token crosses a cut:
 
     's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 
-No match continues from a character that is not white space to one that is. So a text may be cut
-before any white space that follows such a character. Unicode normalization does not join the two.
+No match continues from a character that is not white space to one that is, nor from a letter or
+digit to a comma. So a text may be cut before white space that follows such a character, and before
+a comma that follows a letter. Unicode normalization does not join the two. Only characters are used
+whose kind is the same in all versions of Unicode.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import tokenizers
 
-_CUT = re.compile(r"[!-~\w](?=[ \n])")  # none of these is white space in any version of Unicode
+_LETTERS = "A-Za-z0-9\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+_POINTS = ",.;:!?+/=\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f"  # no apostrophe: 's is one match
+_CUT = re.compile(rf"[!-~\w{_POINTS}](?=[ \n])|[{_LETTERS}](?=[{_POINTS}])")
 _NORMALIZERS = {None, "NFC", "NFD", "NFKC", "NFKD"}
 
 

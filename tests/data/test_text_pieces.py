@@ -12,7 +12,7 @@ NEOX = ROOT.parent / "shared" / "data" / "20B_tokenizer.json"
 # White space, marks, quotes, letters and digits of several scripts, and what looks like a token.
 ALPHABET = [
     *" \n\t\r\u00a0\u200b\u180e\u3000'.,_-!\u0301\u0958é字9²ßσΣ",
-    *("'s", "  ", "the", "<|endoftext|>"),
+    *("'s", "  ", "the", "<|endoftext|>", ",", "+", "\u3002", "\uff0c", "\u3042", "\uac00"),
 ]
 
 
@@ -47,6 +47,12 @@ def test_pieces_have_at_least_the_given_length():
     text = "some words of a text\nand more"
     assert list(cut_text(text, 8)) == ["some words", " of a text", "\nand more"]
     assert list(cut_text("x" * 99, 8)) == ["x" * 99]
+    assert list(cut_text("ab3,ab3,ab3", 4)) == ["ab3,ab3", ",ab3"]
+    assert list(cut_text("\u4e00\u4e01\u3002" * 2, 2)) == [
+        "\u4e00\u4e01",
+        "\u3002\u4e00\u4e01",
+        "\u3002",
+    ]
 
 
 @pytest.mark.parametrize(
