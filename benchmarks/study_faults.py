@@ -124,7 +124,7 @@ class Study:
         found = re.findall(pattern, messages) if pattern else messages.strip().splitlines()[-1:]
         text = found[-1] if found else "(none)"
         for folder in (self.runs, self.folder.parent):
-            text = text.replace(f"{folder}/", "")
+            text = text.replace(f"{folder}/", "").replace(f"{os.path.relpath(folder)}/", "")
         after = self.starts()
         trained = {run: after[run] - before.get(run, 0) for run in after}
         return Start(code, text.replace("|", "\\|"), self._arms(), _counts(trained))
@@ -234,7 +234,7 @@ def killed_child(root: Path) -> list[Start]:
                 arguments = (folder / "cmdline").read_bytes()
             except OSError:  # it has ended
                 continue
-            if f"{study.runs}/a/17.yaml".encode() in arguments:
+            if b"killed/runs/a/17.yaml" in arguments:
                 os.kill(int(folder.name), signal.SIGKILL)
 
     study = Study(root, "killed", arms="a: , b: {tokens: 8192}", tokens=307_200)
