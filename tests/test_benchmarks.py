@@ -285,3 +285,13 @@ def test_two_shard_commands_on_one_folder_corrupt_nothing():
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not ended.returncode, ended.stderr
     assert "3 tries: what was written was always that of one command alone" in ended.stdout
+
+
+@pytest.mark.slow
+def test_faults_of_a_study(capsys):
+    """One fault of `benchmarks/study_faults.py`, which injects ten."""
+    import_module("study_faults").main(["15", "18"])
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| 15")]
+    first, second = ([cell.strip() for cell in row.split("|")[2:-1]] for row in rows)
+    assert first == ["1", "0", "a/18  done", "a", "a/17 (1), a/18 (1)"]
+    assert second == ["2", "0", "a/18  done", "a", "none"]

@@ -21,7 +21,7 @@ MODULES_THAT_RUN_CODE = {
 # These start rewarm itself in a process of its own; the doctor also asks for the driver.
 MAY_START_PROCESSES = {
     "rewarm/estimates/measure_step_time.py",
-    "rewarm/study/runner.py",
+    "rewarm/study/job.py",
     "rewarm/diagnostics/finding.py",
     "rewarm/training/verify_resume.py",
 }

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from rewarm.cli.terminal_tables import plain_table, print_result_table, print_table
-from rewarm.errors import RewarmError
+from rewarm.errors import CheckpointError, RewarmError
 from rewarm.estimates.cost import estimate_study_cost
 from rewarm.estimates.throughput import measured_gpus, speed_on_gpu
 from rewarm.files import atomic_write
@@ -32,27 +32,56 @@ _COLUMNS = ("arm", "start", "final", "change", "peak rise", "recovered at")
 """The columns of a comparison table that fit a terminal, besides the differences."""
 
 
-def run_and_print_study(plan: StudyPlan, workers: WorkerGpus, *, as_json: bool) -> None:
+def run_and_print_study(
+    plan: StudyPlan, workers: WorkerGpus, *, threads: int | None = None, as_json: bool
+) -> None:
     """Runs every run of a study that is not complete, writes results.json, prints the results.
 
+    Args:
+        plan: the study.
+        workers: the GPUs of each worker.
+        threads: CPU threads of each run; None to leave the number to PyTorch.
+        as_json: print the content of results.json instead of tables.
+
     Raises:
-        RewarmError: see `StudyRunner.run_all`; the results of complete runs are printed first.
+        RewarmError: see `StudyRunner.run_all`, or results.json cannot be written; the results of
+            complete runs are printed first.
     """
     runner = StudyRunner(plan)
+    failure: RewarmError | None = None
     try:
         with _status_display() as show:
-            runner.run_all(workers, show)
-    finally:
-        results = runner.results()
-        if results.outcomes:
-            path = Path(short_path(plan.study.study)) / "results.json"
-            content = results_as_json(plan, results)
-            atomic_write(path, json.dumps(content, indent=1) + "\n")
-            if as_json:
-                print(json.dumps(content, indent=1))
-            else:
-                _print_results(plan, results, StudySummary.model_validate(content))
-                print(f"results   {path}")
+            runner.run_all(workers, show, threads=threads)
+    except RewarmError as error:
+        failure = error
+    results = runner.results()
+    if results.outcomes:
+        path = Path(short_path(plan.study.study)) / "results.json"
+        content = results_as_json(plan, results)
+        text = json.dumps(content, indent=1, allow_nan=False)
+        try:
+            atomic_write(path, text + "\n")
+        except OSError as error:
+            failure = _with_unwritten_results(failure, path, error)
+        if as_json:
+            print(text)
+        else:
+            _print_results(plan, results, StudySummary.model_validate(content))
+            print(f"results   {path}")
+    if failure:
+        raise failure
+
+
+def _with_unwritten_results(failure: RewarmError | None, path: Path, error: OSError) -> RewarmError:
+    """Returns an error that also says that results.json was not written."""
+    unwritten = (
+        f"{path}: cannot be written: {error.strerror}; what was there is kept, and no run is lost: "
+        "free disk space or check the permissions, and run the same command again"
+    )
+    if failure is None:
+        return CheckpointError(unwritten)
+    failure.args = (f"{failure}\n{unwritten}",)
+    return failure
 
 
 def print_study_plan(plan: StudyPlan) -> None:

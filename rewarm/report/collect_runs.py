@@ -206,7 +206,9 @@ def _find_runs(folder: Path, arm_order: list[str]) -> Iterator[tuple[Path, Path]
         yield absolute.parent if absolute.name.isdecimal() else folder, folder
         return
     runs = [path for path in folder.glob("*") if _is_run(path)]
-    runs += [path for path in folder.glob("*/*") if path.parts[-2] != "bases" and _is_run(path)]
+    runs += [
+        path for path in folder.glob("*/*") if _is_run(path) and not _is_study_base(path, arm_order)
+    ]
     if not runs:
         raise CheckpointError(
             f"{folder}: no run found (no metrics.jsonl in it or up to two levels below)"
@@ -221,6 +223,12 @@ def _find_runs(folder: Path, arm_order: list[str]) -> Iterator[tuple[Path, Path]
 
     for run in sorted(runs, key=sort_key):
         yield arm_folders[run], run
+
+
+def _is_study_base(run: Path, arms: list[str]) -> bool:
+    """Returns whether a run is a base of a study, and not a seed of an arm that is named bases."""
+    is_arm = "bases" in arms if arms else run.name.isdecimal()
+    return run.parent.name == "bases" and not is_arm
 
 
 def _is_run(folder: Path) -> bool:

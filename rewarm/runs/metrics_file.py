@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ REMEDY = (
     "that can be used, and marks the gap"
 )
 _LARGEST_INTEGER = 2**53
+_LONGEST_LINE = 2**16  # bytes
 _NUMBERS = {"loss", "perplexity", "forgetting", "lr", "grad_norm", "tokens_per_second", "mfu"}
 _COUNTS = {"step", "tokens", "skipped"}
 _MEASURED_KINDS = {"train", "evaluate", "baseline"}
@@ -99,6 +101,43 @@ def read_metrics_lines(path: Path) -> MetricsLines:
         last_steps[kind] = step
         parsed_lines.append(parsed)
     return MetricsLines(lines, parsed_lines)
+
+
+class LastStepReader:
+    """Reads the last step in a metrics.jsonl that grows: each time only what was appended."""
+
+    def __init__(self, path: Path) -> None:
+        """Prepares to read a file, which need not exist yet."""
+        self._path = path
+        self._inode = -1
+        self._position = 0
+        self._step = 0
+
+    def read(self) -> int:
+        """Returns the step of the last line that can be read; 0 if there is none."""
+        try:
+            status = self._path.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would block for ever
+                return 0
+            if status.st_ino != self._inode or status.st_size < self._position:
+                # A new file, or another one: only its end is read.
+                self._inode, self._step = status.st_ino, 0
+                self._position = max(0, status.st_size - _LONGEST_LINE)
+            if status.st_size > self._position:
+                with self._path.open("rb") as file:
+                    file.seek(self._position)
+                    self._update(file.read(status.st_size - self._position))
+        except OSError:
+            return 0
+        return self._step
+
+    def _update(self, appended: bytes) -> None:
+        complete, line_end, _ = appended.rpartition(b"\n")
+        self._position += len(complete + line_end)
+        for line in reversed(complete.splitlines()):
+            with contextlib.suppress(ValueError):
+                self._step = int(parse_line(line)["step"])
+                return
 
 
 def parse_line(line: bytes) -> dict[str, Any]:

@@ -6,16 +6,19 @@ import contextlib
 import math
 import os
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rewarm import schedules
-from rewarm.checkpoints.find_checkpoint import find_local_model
+from rewarm.checkpoints.find_checkpoint import find_local_model, locate_base
 from rewarm.checkpoints.manifest import sha256_in_manifest, verify_checkpoint
 from rewarm.checkpoints.training_state import TrainingState
+from rewarm.checkpoints.weight_files import weights_digest
 from rewarm.data.shard_source import ShardSource
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, RecipeError, RewarmError, printable
+from rewarm.files import FileStamp
 from rewarm.paths import short_path
 from rewarm.recipe.path_settings import make_paths_absolute
 from rewarm.recipe.recipe import Recipe, validate_recipe
@@ -151,6 +154,36 @@ def data_changes(recipe: Recipe, state: TrainingState) -> list[str]:
             if state.validation and name not in state.validation
         ),
     ]
+
+
+def base_changes(recipe: Recipe, state: TrainingState) -> list[str]:
+    """Returns how a recipe's base differs from the one that a run started from, a line or none.
+
+    A base that is gone, or that is not on this machine, is not compared.
+    """
+    recorded = state.lineage[-1].sha256 if state.lineage else None
+    with contextlib.suppress(RewarmError):
+        if recipe.model.base and recorded and find_local_model(recipe.model.base):
+            base = locate_base(recipe.model.base, weights=False)
+            current = sha256_in_manifest(base.directory) or _weights_digest(
+                base.directory, _file_stamps(base.directory)
+            )
+            if current != recorded:
+                return [
+                    f"the weights of {base.name} have sha256 {current[:12]}, and the run started "
+                    f"from {recorded[:12]}"
+                ]
+    return []
+
+
+def _file_stamps(folder: Path) -> tuple[FileStamp, ...]:
+    return tuple(FileStamp.of(file.stat()) for file in sorted(folder.iterdir()))
+
+
+@lru_cache(maxsize=64)
+def _weights_digest(folder: Path, _stamps: tuple[FileStamp, ...]) -> str:
+    """Returns the sha256 of a model's weights, which is computed again when its files change."""
+    return weights_digest(folder)
 
 
 def _start_folder(checkpoint: Path, document: YamlDocument) -> Path:

@@ -15,6 +15,7 @@ stays below B's.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 import re
@@ -24,6 +25,8 @@ from typing import Literal, NamedTuple
 from rewarm.errors import did_you_mean
 from rewarm.study.intervals import Estimate, estimate_mean
 from rewarm.study.loss_history import METRICS
+
+_LARGEST_EFFECT = 1e150  # the squares of larger ones overflow
 
 
 class MetricRequest(NamedTuple):
@@ -39,7 +42,10 @@ MetricLookup = Callable[[MetricRequest, int], float | None]
 """Returns a metric for a seed; None if it was not measured, or if the arm never overtakes."""
 
 Expression = Callable[[MetricLookup, int], float | None]
-"""Returns the value of a part of a claim for a seed; None if any metric in it is None."""
+"""Returns the value of a part of a claim for a seed; None if any metric in it is None.
+
+NaN if it divides by zero.
+"""
 
 
 class Verdict(NamedTuple):
@@ -65,9 +71,15 @@ class Claim(NamedTuple):
     def judge(self, lookup: MetricLookup, seeds: Iterable[int]) -> Verdict:
         """Returns the verdict over the seeds, with the effect and its 95% interval."""
         all_seeds = list(seeds)
-        values = [self.difference(lookup, seed) for seed in all_seeds]
-        differences = [value for value in values if value is not None]
+        measured = [
+            value for seed in all_seeds if (value := self.difference(lookup, seed)) is not None
+        ]
+        differences = [value for value in measured if abs(value) <= _LARGEST_EFFECT]
         effect = estimate_mean(differences)
+        if len(differences) < len(measured):
+            undefined = len(measured) - len(differences)
+            reason = f"with {undefined} of {len(all_seeds)} seeds it divides by zero or overflows"
+            return Verdict("undecided", effect, reason)
         if effect is None:
             return self._verdict_without_values(lookup, all_seeds)
         if len(differences) < len(all_seeds):
@@ -178,10 +190,11 @@ class _Parser:
             raise self._error("should have a metric or a number on each side")
         self._next += 1
         if token["number"]:
-            try:
-                return _constant(float(token["number"]) / (100 if token["percent"] else 1))
-            except ValueError:
-                raise self._error(f"{token['number']} is not a number") from None
+            with contextlib.suppress(ValueError):
+                number = float(token["number"])
+                if math.isfinite(number):
+                    return _constant(number / (100 if token["percent"] else 1))
+            raise self._error(f"{token['number']} is not a number")
         arguments = [argument.strip() for argument in token["args"].split(",")]
         request = self._metric_request(token["call"], arguments)
         self._metrics.add(request)
@@ -235,7 +248,8 @@ class _Parser:
 
 
 def _divide(a: float, b: float) -> float:
-    return a / b if b else math.inf
+    # A NaN stays one in all that is computed from it; 1 / (1 / 0) is no value either.
+    return a / b if b else math.nan
 
 
 _OPERATORS: dict[str, Callable[[float, float], float]] = {

@@ -10,7 +10,8 @@ from rewarm.recipe.saved_recipe import is_saved_recipe
 from rewarm.runs.model_origin import Problem, collect_errors
 from rewarm.runs.preconditions import foreign_file, in_use
 from rewarm.runs.resolve_run import preflight
-from rewarm.study.runner import is_complete, recipe_file_of
+from rewarm.study.job import recipe_file_of
+from rewarm.study.stale_runs import check_started_from_base, is_complete
 from rewarm.study.study_file import StudyPlan, StudyRun
 
 
@@ -42,7 +43,7 @@ def check_study(plan: StudyPlan, *, gpus: int = 0) -> None:
 def _problems(recipe: Recipe, gpus: int) -> list[Problem]:
     """Returns what prevents a run from starting or continuing; nothing if it is complete.
 
-    A run that another recipe completed is a problem: its results do not belong to this study.
+    A stale run is a problem: its results do not belong to this study.
     """
     try:
         if is_complete(recipe):
@@ -50,6 +51,9 @@ def _problems(recipe: Recipe, gpus: int) -> list[Problem]:
     except RewarmError as error:
         return [error]
     problems = preflight(recipe, resume=True)
+    if not problems:
+        with collect_errors(problems):
+            check_started_from_base(recipe)
     file = recipe_file_of(recipe.run_directory)
     if file.exists() and not is_saved_recipe(file):
         problems.append(foreign_file(file, "name another folder as `study`"))

@@ -1,8 +1,9 @@
 """`results.json`: the results of a study as plain data, from which `rewarm report` reads.
 
 ```
-arms       ARM: changes, trains on, seeds (metrics, stream, run), over seeds, and against the
-                reference and the control: SET: METRIC: {mean, error, seeds, interval}
+arms       ARM: changes, trains on, seeds (metrics, stream, sha256 of base, CPU threads, run), over
+                seeds, and against the reference and the control: SET: METRIC: {mean, error, seeds,
+                interval}
 batches    SEED: the groups of arms that were trained on the same tokens
 notes      what limits the comparison: gaps in metrics, validation data that changed
 overtakes  SET: ARM: OTHER: tokens after which ARM's loss stays below OTHER's
@@ -40,6 +41,7 @@ from rewarm.study.loss_history import (
 )
 from rewarm.study.run_outcomes import (
     UPSTREAM,
+    RunOutcome,
     StudyResults,
     outcome_notes,
     pareto_front,
@@ -155,11 +157,7 @@ def _arm_as_json(plan: StudyPlan, results: StudyResults, arm: str) -> dict[str, 
         "trains on": _training_corpora(plan, arm),
         "seeds": {
             str(seed): {
-                "sets": {
-                    name: metrics_as_json(history)
-                    for name, history in results.outcomes[arm, seed].losses.items()
-                },
-                "stream": results.outcomes[arm, seed].stream_digest,
+                **_outcome_as_json(results.outcomes[arm, seed]),
                 "run": str(runs[seed].directory),
             }
             for seed in results.seeds(arm)
@@ -170,6 +168,15 @@ def _arm_as_json(plan: StudyPlan, results: StudyResults, arm: str) -> dict[str, 
             for baseline in baselines
             if baseline != arm and _same_length(plan, arm, baseline)
         },
+    }
+
+
+def _outcome_as_json(outcome: RunOutcome) -> dict[str, Any]:
+    return {
+        "sets": {name: metrics_as_json(history) for name, history in outcome.losses.items()},
+        "stream": outcome.stream_digest,
+        "base": outcome.base and outcome.base.sha256,
+        "cpu threads": outcome.cpu_threads,
     }
 
 

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from rewarm.checkpoints.find_checkpoint import later_checkpoints
-from rewarm.checkpoints.training_state import TrainingState
+from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.runs.metrics_file import METRICS_FILE, comparable_evaluations
 from rewarm.runs.recorded_metrics import read_run_metrics
 from rewarm.study.claims import MetricRequest
@@ -41,6 +41,10 @@ class RunOutcome(NamedTuple):
     """Digest of the data of each validation set, as far as it is on record."""
     gaps: tuple[int, ...] = ()
     """Steps before which metrics are missing, which the user has accepted."""
+    base: Ancestor | None = None
+    """The model that it started from; None for new weights, or without a checkpoint."""
+    cpu_threads: int | None = None
+    """Threads that computed, on which the last bits depend; None on a GPU, or where not known."""
 
     @property
     def last_evaluated_step(self) -> int:
@@ -94,6 +98,8 @@ def outcome_from_metrics(
         1 / fmean(speeds) if speeds else None,
         state.validation if state else {},
         gaps,
+        state.lineage[-1] if state and state.lineage else None,
+        state.cpu_threads if state else None,
     )
 
 
@@ -248,14 +254,47 @@ def outcome_notes(results: StudyResults) -> list[str]:
                     f"{history.baseline.step:,}; its changes count from there."
                 ] = None
     for name in results.validation_sets:
-        arms_by_digest: dict[str, list[str]] = {}
-        for (arm, _), outcome in results.outcomes.items():
-            if digest := outcome.validation_digests.get(name):
-                arms_by_digest.setdefault(digest, []).append(arm)
-        if len(arms_by_digest) > 1:
-            groups = "; ".join(", ".join(dict.fromkeys(arms)) for arms in arms_by_digest.values())
+        digests = {run: one.validation_digests.get(name) for run, one in results.outcomes.items()}
+        if groups := _differing_runs(digests):
             notes[f"The {name} data differs between {groups}: do not compare these losses."] = None
+    bases = {
+        (one.base.name, one.base.revision): None for one in results.outcomes.values() if one.base
+    }
+    for name, revision in bases:
+        digests = {
+            run: one.base.sha256
+            for run, one in results.outcomes.items()
+            if one.base and (one.base.name, one.base.revision) == (name, revision)
+        }
+        if groups := _differing_runs(digests):
+            notes[f"The base {name} differs between {groups}: do not compare these runs."] = None
+    threads = {run: one.cpu_threads for run, one in results.outcomes.items()}
+    if groups := _differing_runs(threads):
+        counts = sorted({count for count in threads.values() if count})
+        notes[
+            f"The number of CPU threads ({', '.join(map(str, counts))}) differs between {groups}: "
+            "so do the last bits of their losses."
+        ] = None
     return list(notes)
+
+
+def _differing_runs(values: Mapping[tuple[str, int], object]) -> str:
+    """Returns the groups of runs, by arm and seed, that have the same value; empty if all have.
+
+    Runs whose value is not known (None) are left out. An arm with the same value for all of its
+    seeds is named without them.
+    """
+    known = {run: value for run, value in values.items() if value is not None}
+    values_by_arm: dict[str, set[object]] = {}
+    for (arm, _), value in known.items():
+        values_by_arm.setdefault(arm, set()).add(value)
+    groups: dict[object, list[str]] = {}
+    for (arm, seed), value in known.items():
+        name = arm if len(values_by_arm[arm]) == 1 else f"{arm} seed {seed}"
+        groups.setdefault(value, []).append(name)
+    if len(groups) < 2:
+        return ""
+    return "; ".join(", ".join(dict.fromkeys(names)) for names in groups.values())
 
 
 def same_batches(results: StudyResults, arms: Iterable[str]) -> dict[int, list[list[str]]]:

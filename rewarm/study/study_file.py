@@ -86,6 +86,11 @@ class Study(Section):
             if arm is not None and arm not in self.arms:
                 hint = did_you_mean(arm, list(self.arms)) or f" (arms: {', '.join(self.arms)})"
                 raise ValueError(f"{setting}: no arm named {arm!r}{hint}")
+        for arm in ("results.json", *(["bases"] if self.bases else [])):
+            if arm in self.arms:
+                raise ValueError(
+                    f"arms.{arm}: the study needs STUDY/{arm} itself; give the arm another name"
+                )
         return self
 
 

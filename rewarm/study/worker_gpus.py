@@ -65,19 +65,16 @@ def visible_gpus() -> list[str]:
     return list(takewhile(lambda name: name and not name.startswith("-"), names))
 
 
-def worker_environment(gpus: list[str], concurrent_runs: int) -> dict[str, str]:
-    """Returns the environment of a run, which gives it GPUs, or a share of the cores without any.
+def worker_environment(gpus: list[str], threads: int | None) -> dict[str, str]:
+    """Returns the environment of a run, which gives it GPUs and a number of CPU threads.
 
     Args:
-        gpus: the worker's.
-        concurrent_runs: how many runs share the machine.
+        gpus: the worker's; without any, the environment names none either.
+        threads: CPU threads; None to leave the number to PyTorch.
     """
     environment = dict(os.environ)
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-    elif concurrent_runs > 1:
-        # More threads than cores slow each other down many times over. The last bits of a run on a
-        # CPU depend on its number of threads: set OMP_NUM_THREADS to fix it.
-        share = max(1, (os.cpu_count() or 1) // concurrent_runs)
-        environment.setdefault("OMP_NUM_THREADS", str(share))
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     return environment

@@ -1,6 +1,10 @@
 """What is printed of a study, before its runs and after them."""
 
+import errno
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
 from loss_histories import outcome
@@ -8,6 +12,9 @@ from rich.console import Console
 
 from rewarm.cli import study_output
 from rewarm.cli.study_output import print_study_plan, run_and_print_study
+from rewarm.errors import CheckpointError
+from rewarm.report.collect_runs import CollectedRuns, RunRecord
+from rewarm.report.loss_tables import validation_set_table
 from rewarm.study.run_outcomes import StudyResults
 from rewarm.study.runner import RunStatus
 from rewarm.study.study_file import load_study
@@ -43,6 +50,11 @@ def test_plan_lists_arms_runs_and_claims(plan, capsys, tmp_path):
     assert "claim     a forgets less: forgetting(upstream, a) < forgetting(upstream, b)" in lines
 
 
+def records_of(*arms):
+    """Returns the run of each arm, without its content."""
+    return [RunRecord(arm, 1, Path(), [], None, "", {}, None, [], [], []) for arm in arms]
+
+
 @pytest.fixture
 def finished_runs(monkeypatch, tmp_path):
     """Has the runner find four complete runs, and run nothing."""
@@ -55,7 +67,7 @@ def finished_runs(monkeypatch, tmp_path):
             ("b", 2): outcome(upstream=[2.0, 2.6, 2.9], downstream=[4.0, 3.1, 2.5]),
         }
     )
-    monkeypatch.setattr(study_output.StudyRunner, "run_all", lambda *_: None)
+    monkeypatch.setattr(study_output.StudyRunner, "run_all", lambda *_, **__: None)
     monkeypatch.setattr(study_output.StudyRunner, "results", lambda _: results)
 
 
@@ -87,6 +99,43 @@ def test_json_is_the_content_of_results_json(plan, finished_runs, capsys, tmp_pa
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "runs" / "results.json").read_text())
     assert printed["pareto"] == {"downstream": ["a", "b"]}
+
+
+@pytest.mark.parametrize("runs_failed", [False, True])
+def test_a_full_disk_keeps_the_old_results_and_prints_the_new_ones(
+    plan, finished_runs, capsys, tmp_path, monkeypatch, runs_failed
+):
+    path = tmp_path / "runs" / "results.json"
+    path.write_text("old")
+
+    def fail(*_arguments, **_options):
+        raise CheckpointError("1 of 4 runs failed")
+
+    def full(*_arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if runs_failed:
+        monkeypatch.setattr(study_output.StudyRunner, "run_all", fail)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CheckpointError) as raised:
+        run_and_print_study(plan, divide_gpus([], 1), as_json=False)
+    assert f"{path}: cannot be written: No space left on device" in str(raised.value)
+    assert ("1 of 4 runs failed\n" in str(raised.value)) == runs_failed
+    assert path.read_text() == "old"
+    assert [file.name for file in path.parent.iterdir()] == ["results.json"]
+    assert "Losses on upstream" in capsys.readouterr().out
+
+
+def test_compare_and_report_show_the_same_cells(plan, finished_runs, capsys):
+    results = study_output.StudyRunner(plan).results()
+    collected = CollectedRuns("", [], "a", None, {}, results)
+    run_and_print_study(plan, divide_gpus([], 1), as_json=False)
+    printed = capsys.readouterr().out
+    for name in ("upstream", "downstream"):
+        table = validation_set_table(collected._replace(records=records_of("a", "b")), name)
+        for row in table.select("arm", "start", "final", "change", "peak rise").rows:
+            line = r"\s+".join(re.escape(cell.text) for cell in row)
+            assert re.search(rf"^{line}(?!\S)", printed, re.M), line
 
 
 def test_the_gpus_of_a_running_run_are_shown(capsys):

@@ -52,6 +52,17 @@ def test_runs_of_a_study_before_and_after_its_results(tmp_path, command):
     assert "- Trained on the same batches: b, a." in text
 
 
+def test_an_arm_named_bases_is_shown(tmp_path):
+    folder = tmp_path / "s"
+    for arm in ("a", "bases"):
+        write_run(folder / arm / "17")
+    assert collect_runs([folder]).arms == ["a", "bases"]
+    (folder / "results.json").write_text(json.dumps({"arms": {"bases": {}, "a": {}}}))
+    assert collect_runs([folder]).arms == ["bases", "a"]
+    (folder / "results.json").write_text(json.dumps({"arms": {"a": {}}}))
+    assert collect_runs([folder]).arms == ["a"]  # 17 is the name of a base
+
+
 def test_runs_with_the_same_name_are_told_apart_by_path(tmp_path):
     first, second = write_run(tmp_path / "x" / "run"), write_run(tmp_path / "y" / "run")
     assert collect_runs([first, second, first]).arms == ["run", str(second)]

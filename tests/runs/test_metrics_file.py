@@ -5,7 +5,7 @@ import json
 import pytest
 
 from rewarm.errors import CheckpointError
-from rewarm.runs.metrics_file import comparable_evaluations, read_metrics
+from rewarm.runs.metrics_file import LastStepReader, comparable_evaluations, read_metrics
 
 LINES = [{"kind": "train", "step": step, "tokens": 64 * step, "loss": 2.5} for step in (1, 2, 3)]
 
@@ -81,3 +81,25 @@ def test_losses_on_data_that_was_replaced_are_left_out():
     evaluations = comparable_evaluations(lines)
     assert [e.get("upstream/loss") for e in evaluations] == [None, 2.0, 2.1]
     assert [e["downstream/loss"] for e in evaluations] == [5.0, 4.0, 3.0]
+
+
+def test_the_last_step_is_read_from_what_was_appended(path):
+    reader = LastStepReader(path)
+    assert reader.read() == 3
+    with path.open("r+b") as file:  # lines that were read before are not read again
+        file.write(b"x" * path.stat().st_size)
+    with path.open("a") as file:
+        file.write('{"kind": "train", "step": 4, "tokens": 256}\n{"kind": "train", "st')
+        file.flush()
+        assert reader.read() == 4
+        file.write('ep": 5, "tokens": 320}\n')
+    assert reader.read() == 5
+    path.write_text('{"kind": "train", "step": 2, "tokens": 64}\n')  # resumed at an earlier step
+    assert reader.read() == 2
+    path.unlink()
+    assert reader.read() == 0
+
+
+def test_of_a_long_file_only_the_end_is_read(path):
+    path.write_text("not a line of metrics\n" * 10_000 + json.dumps(LINES[2]) + "\n")
+    assert LastStepReader(path).read() == 3

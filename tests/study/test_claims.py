@@ -76,6 +76,24 @@ def test_missing_measurements_are_undecided():
     assert (verdict.verdict, verdict.reason) == ("undecided", "1 of 3 seeds have no value")
 
 
+@pytest.mark.parametrize(
+    ("text", "values", "undefined"),
+    [
+        ("1 / final(upstream, rewarm) < 3", [2.0, 0.0, 2.2], 1),
+        ("1 / final(upstream, rewarm) < 3", [0.0, 0.0, 0.0], 3),
+        ("1 / (1 / final(upstream, rewarm)) < 3", [2.0, 0.0, 2.2], 1),
+        ("abs(1 / final(upstream, rewarm)) > 3", [2.0, 0.0, 0.0], 2),
+        ("1e308 * final(upstream, rewarm) > 3", [1.5, 1.5, 1.5], 3),
+    ],
+)
+def test_division_by_zero_is_undecided(text, values, undefined):
+    losses = {("final", "upstream", "rewarm"): values}
+    verdict = parse(text).judge(lookup(losses), [0, 1, 2])
+    assert verdict.verdict == "undecided"
+    assert verdict.reason == f"with {undefined} of 3 seeds it divides by zero or overflows"
+    assert (verdict.effect is None) == (undefined == 3)
+
+
 def test_never_overtaking_does_not_confirm_overtaking_late():
     losses = {
         ("overtakes", "downstream", "rewarm", "constant"): [None, None],
@@ -103,6 +121,7 @@ def test_never_overtaking_does_not_confirm_overtaking_late():
         ("(final(upstream, rewarm) < 3", "a parenthesis is not closed"),
         ("final(upstream, rewarm) after 30%", "after needs overtakes(ARM, ARM, SET)"),
         ("1.2.3 < 2", "1.2.3 is not a number"),
+        ("1e999 < 2", "1e999 is not a number"),
         ("__import__('os') < 1", "cannot read"),
     ],
 )

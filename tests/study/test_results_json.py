@@ -1,9 +1,11 @@
 """The content of results.json, against hand-computed values."""
 
+import json
+
 import pytest
 from loss_histories import outcome
 
-from rewarm.study.results_json import StudySummary, results_as_json
+from rewarm.study.results_json import StudySummary, read_summary, results_as_json
 from rewarm.study.run_outcomes import StudyResults
 from rewarm.study.study_file import load_study
 
@@ -26,7 +28,9 @@ arms:
 seeds: [1, 2]
 reference: low
 control: old
-claims: {{high forgets more: "forgetting(upstream, high) > forgetting(upstream, low)"}}
+claims:
+  high forgets more: forgetting(upstream, high) > forgetting(upstream, low)
+  by zero: 1 / (final(upstream, low) - final(upstream, low)) > 2
 """)
     return load_study(path)
 
@@ -84,3 +88,9 @@ def test_a_report_reads_what_a_study_writes(content):
     assert (list(summary.arms), summary.reference) == (["low", "high", "old", "short"], "low")
     assert summary.claims["high forgets more"].verdict == "undecided"  # with two seeds
     assert summary.claims["high forgets more"].effect.mean == pytest.approx(0.4)
+    assert summary.claims["by zero"].why == "with 2 of 2 seeds it divides by zero or overflows"
+
+
+def test_a_study_with_a_claim_that_divides_by_zero_is_valid_json(content, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(content, allow_nan=False))
+    assert read_summary(tmp_path / "results.json").claims["by zero"].effect is None

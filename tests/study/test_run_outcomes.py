@@ -5,9 +5,16 @@ import json
 import pytest
 from loss_histories import outcome
 
+from rewarm.checkpoints.training_state import Ancestor
 from rewarm.study.claims import MetricRequest
 from rewarm.study.loss_history import final_loss
-from rewarm.study.run_outcomes import StudyResults, pareto_front, read_outcome, same_batches
+from rewarm.study.run_outcomes import (
+    StudyResults,
+    outcome_notes,
+    pareto_front,
+    read_outcome,
+    same_batches,
+)
 
 
 def test_pareto_front():
@@ -33,6 +40,29 @@ def test_differences_are_paired_by_seed():
     assert results.claimed_metric(adaptation, 3) is None
     assert results.claimed_metric(MetricRequest("overtakes", "x", ("a", "b")), 1) == 0.0
     assert same_batches(results, ["a", "b"]) == {1: [["a", "b"]], 2: [["a"], ["b"]], 3: [["b"]]}
+
+
+def test_other_weights_of_a_base_and_other_threads_are_noted():
+    def started_from(sha256, name="base", threads=1):
+        base = Ancestor(name=name, directory="x", sha256=sha256)
+        return outcome(x=[3.0, 2.0])._replace(base=base, cpu_threads=threads)
+
+    results = StudyResults({("a", 1): started_from("s1"), ("b", 1): started_from("s1")})
+    assert outcome_notes(results) == []
+    results = StudyResults(
+        {
+            ("a", 1): started_from("s1"),
+            ("a", 2): started_from("s2"),
+            ("b", 1): started_from("s1", threads=2),
+            ("c", 1): started_from("s3", name="another base on purpose"),
+            ("d", 1): outcome(x=[3.0, 2.0]),
+        }
+    )
+    assert outcome_notes(results) == [
+        "The base base differs between a seed 1, b; a seed 2: do not compare these runs.",
+        "The number of CPU threads (1, 2) differs between a, c; b: so do the last bits of their "
+        "losses.",
+    ]
 
 
 def test_read_outcome(tmp_path):

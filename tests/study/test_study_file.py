@@ -112,6 +112,14 @@ def test_all_problems_are_reported_at_once(write_study):
     assert second.startswith("study.yaml:5:7: arms.b: tokens: should be at least one batch of ")
 
 
+def test_an_arm_cannot_have_the_folder_of_the_bases_or_of_the_results(write_study):
+    [problem] = problems(write_study("bases: {up: recipe.yaml}\narms: {bases: }\n"))
+    assert "arms.bases: the study needs STUDY/bases itself; give the arm another name" in problem
+    [problem] = problems(write_study("arms: {results.json: }\n"))
+    assert "arms.results.json: the study needs STUDY/results.json itself" in problem
+    assert load_study(write_study("arms: {bases: }\n")).runs[0].arm == "bases"
+
+
 def test_overrides_change_the_study(write_study):
     path = write_study("arms: {a: }\n")
     assert len(load_study(path, ["seeds=[1, 2, 3]"]).runs) == 3

@@ -43,11 +43,8 @@ def test_visible_gpus(variable, gpus, monkeypatch):
 
 def test_environment_of_a_run(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
-    assert worker_environment(["2", "5"], 4)["CUDA_VISIBLE_DEVICES"] == "2,5"
-    assert "OMP_NUM_THREADS" not in worker_environment(["2", "5"], 4)
-    assert worker_environment([], 4)["OMP_NUM_THREADS"] == "1"
-    assert worker_environment([], 2)["OMP_NUM_THREADS"] == "3"
-    assert "OMP_NUM_THREADS" not in worker_environment([], 1)
+    assert worker_environment(["2", "5"], None)["CUDA_VISIBLE_DEVICES"] == "2,5"
+    assert "OMP_NUM_THREADS" not in worker_environment(["2", "5"], None)
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert worker_environment([], 2)["OMP_NUM_THREADS"] == "5"
+    assert worker_environment([], 3)["OMP_NUM_THREADS"] == "3"
+    assert worker_environment([], None)["OMP_NUM_THREADS"] == "5"

@@ -22,7 +22,7 @@ from rewarm.data.shard_source import ShardSource
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import Preempted
 from rewarm.recipe.recipe import load_recipe
-from rewarm.study.runner import is_complete
+from rewarm.study.stale_runs import is_complete
 from rewarm.training import loop, run_recorder
 from rewarm.training.loop import train
 from rewarm.training.preemption import StopRequests

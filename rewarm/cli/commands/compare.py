@@ -29,15 +29,22 @@ def compare(
 ) -> None:
     """Run every arm of a study with every seed, and print the results."""
     from rewarm.cli.study_output import run_and_print_study
+    from rewarm.paths import short_path
     from rewarm.study.preflight_study import check_study
     from rewarm.study.study_file import load_study
     from rewarm.study.worker_gpus import divide_gpus, visible_gpus
+    from rewarm.study.worker_threads import fix_threads
 
     output_is_summary()
     plan = load_study(study, overrides)
     worker_gpus = divide_gpus(visible_gpus(), workers)
     check_study(plan, gpus=worker_gpus.per_worker)
+    threads = None
     if worker_gpus.per_worker:
-        with suppress(OSError):  # a closed terminal must not end the study
-            print(f"GPUs      {worker_gpus.as_text()}", file=sys.stderr, flush=True)
-    run_and_print_study(plan, worker_gpus, as_json=as_json)
+        line = f"GPUs      {worker_gpus.as_text()}"
+    else:
+        threads, note = fix_threads(Path(short_path(plan.study.study)), workers)
+        line = f"threads   {note}"
+    with suppress(OSError):  # a closed terminal must not end the study
+        print(line, file=sys.stderr, flush=True)
+    run_and_print_study(plan, worker_gpus, threads=threads, as_json=as_json)
