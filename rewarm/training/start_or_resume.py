@@ -285,7 +285,9 @@ def _processes_lines(recipe: Recipe, split: BatchSplit, device: torch.device) ->
         return []
     size = recipe.parallel.shard_size(split.processes)
     copies = f"{split.processes // size} copies of the weights, each divided among {size}"
-    if size == 1:
+    if size == split.processes:
+        copies = "weights divided among all"
+    elif size == 1:
         copies = "all weights on each"
     padding = ""
     if split.useful < 1:
