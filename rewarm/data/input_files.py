@@ -14,7 +14,7 @@ from rewarm.data.dataset_folders import (
     saved_splits,
     split_of_name,
 )
-from rewarm.data.input_formats import InputFormat, ending_of, format_of, readable_formats
+from rewarm.data.input_formats import InputFormat, ending_of, format_of, readable_formats, stem_of
 from rewarm.data.input_records import SkippedInput
 from rewarm.errors import DataError
 
@@ -134,7 +134,7 @@ def _find_in_folder(folder: Path, split: str | None) -> InputFiles:
         )
     for file in files:
         _check_regular(file)
-    _check_compressed_copies(files)
+    _check_other_forms(files)
     return InputFiles(files, skipped)
 
 
@@ -256,19 +256,19 @@ def _splits_of(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
     return splits
 
 
-def _check_compressed_copies(files: list[Path]) -> None:
-    """Checks that no text is there twice, plain and compressed, as `zstd -d` leaves it.
+def _check_other_forms(files: list[Path]) -> None:
+    """Checks that no text is there twice, as `zstd -d` or a conversion leaves it.
 
     Raises:
-        DataError: one is.
+        DataError: two files in one folder have one name but for format and compression.
     """
-    names = set(files)
+    first_of: dict[Path, Path] = {}
     for file in files:
-        input_format = format_of(file)
-        if input_format and input_format.compression and file.with_suffix("") in names:
+        first = first_of.setdefault(file.with_name(stem_of(file)), file)
+        if first != file:
             raise DataError(
-                f"{file}: beside {file.with_suffix('').name}, which looks like the same text "
-                "decompressed; remove one of them, or name the files to read"
+                f"{file}: beside {first.name}, which looks like the same text in another form; "
+                "remove one of them, or name the files to read"
             )
 
 

@@ -60,7 +60,7 @@ def read_megatron_documents(
                 "token stream, so no end-of-text is added to them; if each is a document, say so "
                 "with --sequences document"
             )
-        files = deque(stack.enter_context(part.open("rb")) for part in parts)
+        files = deque[IO[bytes]](stack.enter_context(part.open("rb")) for part in parts)
         name = f"{path}: {'block' if is_blocks else 'document'}"
         number = start = 0
         read_bytes = min(_READ_BYTES, reading.options.max_document_bytes)

@@ -181,10 +181,23 @@ def test_the_same_file_is_never_read_twice(tmp_path):
         find_input_files([path, folder / "b.jsonl"])
 
 
-def test_a_text_beside_its_compressed_copy_is_refused(tmp_path):
-    folder = write(tmp_path, {"a.jsonl": lines("x"), "a.jsonl.gz": gzip.compress(lines("x"))})
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz: beside a\.jsonl, which looks like the"):
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("a.jsonl", "a.jsonl.gz"),
+        ("a.jsonl.gz", "a.jsonl.zst"),
+        ("a.json.gz", "a.jsonl"),
+        ("a.tar", "a.tgz"),
+        ("a.JSONL", "a.parquet"),
+    ],
+)
+def test_a_text_in_two_forms_is_refused(tmp_path, first, second):
+    folder = write(tmp_path, {first: b"x", second: b"x", "b/a.jsonl": b"x", "a.b.jsonl": b"x"})
+    message = rf"{second}: beside {first}, which looks like the same text in another form"
+    with pytest.raises(DataError, match=message):
         find_input_files([folder])
+    (folder / second).unlink()
+    assert len(found(folder)[0]) == 3
 
 
 def test_pointers_pipes_and_broken_links_are_refused(tmp_path):
