@@ -150,7 +150,7 @@ class _Samples:
 
     def _lines(self, chunks: Iterator[bytes], member: ArchiveMember) -> Iterator[Record]:
         location = self._location(member)
-        for number, line in numbered_lines(chunks, location, self._reading.options):
+        for number, line, _ in numbered_lines(chunks, location, self._reading.options):
             text = text_of_line(line, f"{location}:{number}", self._reading)
             if text is not None:
                 yield Record(text, member.end, f"{location}:{number}")

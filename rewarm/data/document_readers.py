@@ -15,6 +15,7 @@ from rewarm.data.input_records import (
     ReadOptions,
     Record,
     SkippedInput,
+    check_json_lines,
     refuse_record,
     text_of_bytes,
     text_of_line,
@@ -142,13 +143,19 @@ def _read_text(path: Path, name: str, compression: str, reading: Reading) -> Ite
     with path.open("rb") as raw:
         chunks = content_chunks(raw, compression, location, options)
         if name == "txt":
-            text = text_of_bytes(joined_content(chunks, location, options), location, reading)
+            data = joined_content(chunks, location, options)
+            text = text_of_bytes(data, location, reading, may_be_cut=not compression)
             if text is not None:
                 yield Record(text, raw.tell(), location)
             return
-        for number, line in numbered_lines(chunks, location, options):
+        is_first = True
+        for number, line, has_end in numbered_lines(chunks, location, options):
+            if is_first:
+                check_json_lines(line, path)
+            is_first = False
             line_location = f"{location}:{number}"
-            text = text_of_line(line, line_location, reading)
+            may_be_cut = not (has_end or compression)
+            text = text_of_line(line, line_location, reading, may_be_cut=may_be_cut)
             del line  # not in memory while the text is in use, nor the text with the next line
             if text is not None:
                 yield Record(text, raw.tell(), line_location)
