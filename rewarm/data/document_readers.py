@@ -112,7 +112,8 @@ def _group_parts(paths: list[Path]) -> Iterator[list[Path]]:
             if sorted(parts) != list(range(len(parts))) or len(parts) - part[2] not in (0, 1):
                 raise DataError(
                     f"{path}: a part of {part[0].name}, of which {len(parts):,} are given; name "
-                    f"all of 00000 to {part[2]:05d}, or their folder"
+                    f"all of 00000 to {part[2] - 1:05d} (some data sets end with {part[2]:05d}), "
+                    "or their folder"
                 )
             yield [parts[number] for number in sorted(parts)]
 
