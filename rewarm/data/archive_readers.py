@@ -1,16 +1,16 @@
 """Reads the texts in tars and zips, grouped into WebDataset samples.
 
 Members whose paths are equal up to the first dot of the name are one sample. A .json is one
-document, or lines of JSON, and only metadata if its sample has a .txt.
+document, or lines of JSON, and only metadata (0.json) if its sample has a text (0.txt).
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from rewarm.data.archive_members import (
     ARCHIVE_ERRORS,
@@ -31,8 +31,6 @@ from rewarm.data.input_records import (
 )
 from rewarm.errors import DataError
 
-_SAMPLE = re.compile(r"((?:.*/|)[^.]+)[.][^/]*")
-
 
 def read_archive(path: Path, input_format: InputFormat, reading: Reading) -> Iterator[Record]:
     """Yields the documents in the text members of a tar or zip.
@@ -51,77 +49,108 @@ def read_archive(path: Path, input_format: InputFormat, reading: Reading) -> Ite
         raise DataError(f"{path}: not a {input_format.name} that can be read: {error}") from None
 
 
+class _SampleMember(NamedTuple):
+    """What a member is of its sample, as in WebDataset: both are divided at the first dot."""
+
+    key: str
+    """The sample: folders, and the name up to its first dot."""
+    ending: str
+    """The rest of the name, in lower case and without a compression: txt, json, 0001.json, ..."""
+
+    @classmethod
+    def of(cls, name: str, input_format: InputFormat) -> _SampleMember:
+        path = PurePosixPath(name)
+        stem, _, ending = path.name.partition(".")
+        ending = ending.lower().removesuffix(input_format.compression)
+        return cls(f"{path.parent}/{stem}", ending)
+
+
 class _Samples:
     """Turns the members of one archive into documents."""
 
     def __init__(self, path: Path, reading: Reading) -> None:
         self._path = path
         self._reading = reading
-        # Hashes of the samples whose members may still turn up, by what was read of them.
-        self._with_text: set[int] = set()
-        self._with_json: set[int] = set()
+        self._hashes: set[int] = set()
+        """Of all members so far: others of their samples may still turn up."""
 
     def documents(self, members: Iterator[ArchiveMember]) -> Iterator[Record]:
         """Yields the documents.
 
         Raises:
-            DataError: a member is damaged, or a sample is stored in two places.
+            DataError: a member is damaged or is there twice, or a sample is stored in two places.
         """
-        current, waiting = (
-            "",
-            list[tuple[ArchiveMember, bytes]](),
-        )  # the .json of the current sample
+        current = ""
+        waiting: tuple[ArchiveMember, bytes] | None = None  # the .json of the current sample
         for member in members:
             input_format = self._format_of_text(member)
             if input_format is None:
                 continue
-            match = _SAMPLE.fullmatch(member.name)
-            key = match[1] if match else member.name
-            if key != current:
-                yield from self._documents_of_json(current, waiting)
-                current, waiting = key, []
+            name = _SampleMember.of(member.name, input_format)
+            self._check_once(name, member)
+            if name.key != current:
+                yield from self._documents_of_json(waiting, current)
+                current, waiting = name.key, None
             chunks = _content_chunks_of(member, input_format, self._location(member), self._reading)
             if input_format.name == "json":
-                waiting.append((member, self._joined(chunks, member)))
+                data = self._joined(chunks, member)
+                if name.ending == "json":
+                    waiting = member, data
+                else:
+                    yield from self._documents_of_json((member, data))
+                del data
             elif input_format.name == "txt":
-                if hash(key) in self._with_json:
+                if name.ending == "txt" and waiting is None and self._has(name.key, "json"):
                     raise DataError(
                         f"{self._location(member)}: its sample's .json was read as a document "
                         "earlier; store the members of a sample side by side (tar --sort=name)"
                     )
-                self._with_text.add(hash(key))
                 location = self._location(member)
                 text = text_of_bytes(self._joined(chunks, member), location, self._reading)
                 if text is not None:
                     yield Record(text, member.end, location)
             else:
                 yield from self._lines(chunks, member)
-        yield from self._documents_of_json(current, waiting)
+        yield from self._documents_of_json(waiting, current)
+
+    def _has(self, key: str, ending: str) -> bool:
+        return hash(_SampleMember(key, ending)) in self._hashes
+
+    def _check_once(self, name: _SampleMember, member: ArchiveMember) -> None:
+        if self._has(*name):
+            raise DataError(
+                f"{self._location(member)}: a second member of this name (`tar -r` and `tar -u` "
+                "add one for each new version, and a compressed copy counts as one); write the "
+                "archive again with one of them"
+            )
+        self._hashes.add(hash(name))
 
     def _documents_of_json(
-        self, key: str, waiting: list[tuple[ArchiveMember, bytes]]
+        self, waiting: tuple[ArchiveMember, bytes] | None, metadata_of: str | None = None
     ) -> Iterator[Record]:
-        for member, data in waiting:
-            if hash(key) in self._with_text:
-                self._skip(member, "metadata: its sample has a .txt")
-                continue
-            self._with_json.add(hash(key))
-            location = self._location(member)
-            try:
-                row = json.loads(data)
-            except (ValueError, RecursionError):
-                if b"\n" in data.strip():
-                    yield from self._lines(iter([data]), member)
-                    continue
-                text = text_of_line(data, location, self._reading)
-            else:
-                text = text_of_row(row, location, self._reading)
-            if text is not None:
-                yield Record(text, member.end, location)
+        """Yields the documents in a .json, if its sample, `metadata_of`, has no .txt."""
+        if waiting is None:
+            return
+        member, data = waiting
+        if metadata_of is not None and self._has(metadata_of, "txt"):
+            self._skip(member, "metadata: its sample has a .txt")
+            return
+        location = self._location(member)
+        try:
+            row = json.loads(data)
+        except (ValueError, RecursionError):
+            if b"\n" in data.strip():
+                yield from self._lines(iter([data]), member)
+                return
+            text = text_of_line(data, location, self._reading)
+        else:
+            text = text_of_row(row, location, self._reading)
+        if text is not None:
+            yield Record(text, member.end, location)
 
     def _lines(self, chunks: Iterator[bytes], member: ArchiveMember) -> Iterator[Record]:
         location = self._location(member)
-        for number, line in numbered_lines(chunks, location, self._reading.options):
+        for number, line, _ in numbered_lines(chunks, location, self._reading.options):
             text = text_of_line(line, f"{location}:{number}", self._reading)
             if text is not None:
                 yield Record(text, member.end, f"{location}:{number}")

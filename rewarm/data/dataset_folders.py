@@ -6,6 +6,7 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 
+from rewarm.data.input_formats import stem_of
 from rewarm.errors import DataError
 from rewarm.safe_loading import read_json
 
@@ -15,6 +16,7 @@ _SPLIT_NAMES = {
 }
 _NO_WORD = re.compile(r"\d*|of|[0-9a-f]{16,}")
 """Parts of a name that number a file: train-00000-of-00001-1e2f3a4b5c6d7e8f.parquet."""
+_PART_OF = re.compile(r"(\d{1,9})[-_]of[-_](\d{1,9})(?!\d)")
 
 
 def files_of_saved_dataset(folder: Path) -> list[str] | None:
@@ -68,27 +70,34 @@ def split_of_name(path: PurePath) -> str | None:
 
     >>> split_of_name(PurePath("en/c4-validation.00000-of-00008.json.gz"))
     'validation'
+    >>> split_of_name(PurePath("train-spotting.txt"))
     """
     for part in path.parts[:-1]:
         if part.lower() in _SPLIT_NAMES:
             return part
-    stem = path.name
-    while suffix := PurePath(stem).suffix:
-        if suffix[1:].isdigit() or not suffix[1:].isalnum():
-            break  # c4-train.00000-of-01024
-        stem = stem.removesuffix(suffix)
-    words = [word for word in re.split(r"[-_.]", stem) if not _NO_WORD.fullmatch(word.lower())]
-    for word in (words[:1] + words[-1:]) if words else ():
-        if word.lower() in _SPLIT_NAMES:
-            return word
+    words = re.split(r"[-_.]", stem_of(path))
+    is_table = path.suffix.lower() in (".arrow", ".parquet")  # json-test.arrow, as `datasets` names
+    for at, word in enumerate(words):
+        numbers = [number.lower() for number in words[at + 1 :]]
+        if word.lower() in _SPLIT_NAMES and all(map(_NO_WORD.fullmatch, numbers)):
+            return word if at == 0 or is_table or "of" in numbers else None
     return None
 
 
-def choose_split(folder: Path, splits: dict[str, list[Path]], split: str | None) -> str | None:
-    """Returns the split to read; None if the folder has at most one.
+def choose_split(
+    folder: Path, splits: dict[str, list[Path]], others: list[Path], split: str | None
+) -> str | None:
+    """Returns the split to read; None to read all files.
+
+    Args:
+        folder: the folder, as error messages name it.
+        splits: the files of each split.
+        others: the files of none.
+        split: the split that the user chose.
 
     Raises:
-        DataError: there are several and none is chosen, or the chosen one does not exist.
+        DataError: there are several, or files of none beside one, and none is chosen, or the chosen
+            one does not exist.
     """
     counts = ", ".join(
         f"{name} ({len(files)} {'file' if len(files) == 1 else 'files'})"
@@ -96,12 +105,44 @@ def choose_split(folder: Path, splits: dict[str, list[Path]], split: str | None)
     )
     if split is not None and split not in splits:
         raise DataError(f"{folder}: no split {split!r} (found: {counts or 'none'})")
+    advice = "choose one with --split NAME, or name the files to read"
     if split is None and len(splits) > 1:
+        raise DataError(f"{folder}: several splits: {counts}; {advice}")
+    if split is None and splits and others:
+        ((name, files),) = splits.items()
         raise DataError(
-            f"{folder}: several splits: {counts}; choose one with --split NAME, or name the files "
-            "to read"
+            f"{folder}: {files[0].relative_to(folder)} is of split {name!r} by its name, and "
+            f"{others[0].relative_to(folder)} of none; {advice}"
         )
     return split
+
+
+def check_all_parts(files: list[Path]) -> None:
+    """Checks that no part of NAME-00000-of-00002, ... is missing, numbered from 0 or from 1.
+
+    Raises:
+        DataError: one is.
+    """
+    groups: dict[tuple[Path, str, int], set[int]] = {}
+    first_files: dict[tuple[Path, str, int], Path] = {}
+    for file in files:
+        match = _PART_OF.search(stem_of(file))
+        # The parts of a .bin share its index, which says how long they are.
+        if match and file.suffix.lower() != ".bin":
+            group = (file.parent, match.string[: match.start()], int(match[2]))
+            groups.setdefault(group, set()).add(int(match[1]))
+            first_files.setdefault(group, file)
+    for group, numbers in groups.items():
+        file, total = first_files[group], group[2]
+        start = 0 if 0 in numbers else 1
+        missing = start
+        while missing in numbers:
+            missing += 1
+        if missing < start + total:
+            raise DataError(
+                f"{file}: one of {total:,} parts by its name, and number {missing} is missing "
+                f"(found: {len(numbers):,}); add what is missing, or name the files to read"
+            )
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

@@ -133,10 +133,19 @@ def _decompressed_chunks(raw: IO[bytes], codec: _Codec, location: str) -> Iterat
         raise DataError(f"{location}: damaged {codec.name}: truncated; copy or download it again")
 
 
-def numbered_lines(
-    chunks: Iterator[bytes], location: str, options: ReadOptions
-) -> Iterator[tuple[int, bytes]]:
-    """Yields the lines of a content that are not blank, without their ends, and their numbers.
+class Line(NamedTuple):
+    """A line of a content."""
+
+    number: int
+    """Its number, from 1."""
+    data: bytes
+    """The line without its end."""
+    has_end: bool = True
+    """False for a last line without a line end, which may be cut."""
+
+
+def numbered_lines(chunks: Iterator[bytes], location: str, options: ReadOptions) -> Iterator[Line]:
+    """Yields the lines of a content that are not blank.
 
     Takes time linear in the length of the content, however long its lines are.
 
@@ -157,14 +166,14 @@ def numbered_lines(
             complete = b"".join(start) if len(start) > 1 else start[0]
             start = [line]
             if complete and not complete.isspace():
-                yield number, complete
+                yield Line(number, complete)
             del complete  # not in memory while the next one is joined
             number += 1
         if others:
             size = len(others[-1])
     complete = b"".join(start)
     if complete and not complete.isspace():
-        yield number, complete
+        yield Line(number, complete, has_end=False)
 
 
 def joined_content(chunks: Iterator[bytes], location: str, options: ReadOptions) -> bytes:

@@ -15,6 +15,7 @@ from rewarm.data.input_records import (
     ReadOptions,
     Record,
     SkippedInput,
+    check_json_lines,
     refuse_record,
     text_of_bytes,
     text_of_line,
@@ -111,7 +112,8 @@ def _group_parts(paths: list[Path]) -> Iterator[list[Path]]:
             if sorted(parts) != list(range(len(parts))) or len(parts) - part[2] not in (0, 1):
                 raise DataError(
                     f"{path}: a part of {part[0].name}, of which {len(parts):,} are given; name "
-                    f"all of 00000 to {part[2]:05d}, or their folder"
+                    f"all of 00000 to {part[2] - 1:05d} (some data sets end with {part[2]:05d}), "
+                    "or their folder"
                 )
             yield [parts[number] for number in sorted(parts)]
 
@@ -142,13 +144,19 @@ def _read_text(path: Path, name: str, compression: str, reading: Reading) -> Ite
     with path.open("rb") as raw:
         chunks = content_chunks(raw, compression, location, options)
         if name == "txt":
-            text = text_of_bytes(joined_content(chunks, location, options), location, reading)
+            data = joined_content(chunks, location, options)
+            text = text_of_bytes(data, location, reading, may_be_cut=not compression)
             if text is not None:
                 yield Record(text, raw.tell(), location)
             return
-        for number, line in numbered_lines(chunks, location, options):
+        is_first = True
+        for number, line, has_end in numbered_lines(chunks, location, options):
+            if is_first:
+                check_json_lines(line, path)
+            is_first = False
             line_location = f"{location}:{number}"
-            text = text_of_line(line, line_location, reading)
+            may_be_cut = not (has_end or compression)
+            text = text_of_line(line, line_location, reading, may_be_cut=may_be_cut)
             del line  # not in memory while the text is in use, nor the text with the next line
             if text is not None:
                 yield Record(text, raw.tell(), line_location)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -9,12 +10,13 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from rewarm.data.dataset_folders import (
+    check_all_parts,
     choose_split,
     files_of_saved_dataset,
     saved_splits,
     split_of_name,
 )
-from rewarm.data.input_formats import InputFormat, ending_of, format_of, readable_formats
+from rewarm.data.input_formats import InputFormat, ending_of, format_of, readable_formats, stem_of
 from rewarm.data.input_records import SkippedInput
 from rewarm.errors import DataError
 
@@ -31,6 +33,7 @@ _METADATA = {
     *("config.json", "tokenizer.json", "tokenizer_config.json", "package.json", "metadata.json"),
 }
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.I | re.S)  # pathlib joins several slashes
 _BIN_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.bin", re.I)
 
 
@@ -54,7 +57,7 @@ def find_input_files(inputs: list[Path], *, split: str | None = None) -> InputFi
     Raises:
         DataError: an input does not exist, is named twice, is no regular file or is only a
             pointer to one; its format is unknown; a folder has no readable file, several splits
-            and none is chosen, or one text twice.
+            and none is chosen, one text twice, or not all parts of a file.
     """
     files: list[Path] = []
     skipped: list[SkippedInput] = []
@@ -92,6 +95,11 @@ def _check_format(path: Path) -> None:
         DataError: it cannot.
     """
     if not path.exists():
+        url = _URL.fullmatch(str(path))
+        if url:
+            raise DataError(
+                f"{url[1]}://{url[2]}: inputs are local files and folders; download it first"
+            )
         raise DataError(f"{path}: no such file")
     _check_regular(path)
     if format_of(path) is None:
@@ -118,8 +126,8 @@ def _find_in_folder(folder: Path, split: str | None) -> InputFiles:
     skipped: list[SkippedInput] = []
     files = sorted(_walk(folder, skipped))
     files = _without_other_data(files, skipped)
-    splits = _splits_of(folder, files)
-    chosen = choose_split(folder, splits, split)
+    splits, others = _splits_of(folder, files)
+    chosen = choose_split(folder, splits, others, split)
     if chosen is not None:
         in_split = set(splits[chosen])
         reason = f"not in split {chosen!r}"
@@ -134,7 +142,8 @@ def _find_in_folder(folder: Path, split: str | None) -> InputFiles:
         )
     for file in files:
         _check_regular(file)
-    _check_compressed_copies(files)
+    _check_other_forms(files)
+    check_all_parts(files)
     return InputFiles(files, skipped)
 
 
@@ -159,6 +168,8 @@ def _walk(folder: Path, skipped: list[SkippedInput]) -> Iterator[Path]:
                 for other in file_names
             ):
                 reason = "an index without its .bin"
+            if reason is None and _is_loop(root / name):
+                reason = "a link that leads to itself"
             if reason:
                 skipped.append(SkippedInput(str(root / name), reason))
             elif format_of(PurePath(name)):
@@ -167,6 +178,14 @@ def _walk(folder: Path, skipped: list[SkippedInput]) -> Iterator[Path]:
 
 def _raise(error: OSError) -> None:
     raise DataError(f"{error.filename}: cannot be read: {error.strerror}")
+
+
+def _is_loop(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _reason_to_skip_folder(path: Path) -> str | None:
@@ -236,10 +255,11 @@ def _without_other_data(files: list[Path], skipped: list[SkippedInput]) -> list[
     return [file for file in files if file not in beside_tars]
 
 
-def _splits_of(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
-    """Returns the files of each split that the names in a folder tell apart."""
+def _splits_of(folder: Path, files: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Returns the files of each split that the names in a folder tell apart, and the others."""
     declared: dict[Path, list[str]] = {}
     splits: dict[str, list[Path]] = {}
+    others: list[Path] = []
     for file in files:
         name = None
         for parent in file.parents:
@@ -251,24 +271,23 @@ def _splits_of(folder: Path, files: list[Path]) -> dict[str, list[Path]]:
             if parent == folder:
                 break
         name = name or split_of_name(file.relative_to(folder))
-        if name is not None:
-            splits.setdefault(name, []).append(file)
-    return splits
+        (others if name is None else splits.setdefault(name, [])).append(file)
+    return splits, others
 
 
-def _check_compressed_copies(files: list[Path]) -> None:
-    """Checks that no text is there twice, plain and compressed, as `zstd -d` leaves it.
+def _check_other_forms(files: list[Path]) -> None:
+    """Checks that no text is there twice, as `zstd -d` or a conversion leaves it.
 
     Raises:
-        DataError: one is.
+        DataError: two files in one folder have one name but for format and compression.
     """
-    names = set(files)
+    first_of: dict[Path, Path] = {}
     for file in files:
-        input_format = format_of(file)
-        if input_format and input_format.compression and file.with_suffix("") in names:
+        first = first_of.setdefault(file.with_name(stem_of(file)), file)
+        if first != file:
             raise DataError(
-                f"{file}: beside {file.with_suffix('').name}, which looks like the same text "
-                "decompressed; remove one of them, or name the files to read"
+                f"{file}: beside {first.name}, which looks like the same text in another form; "
+                "remove one of them, or name the files to read"
             )
 
 

@@ -48,6 +48,19 @@ def format_of(path: PurePath) -> InputFormat | None:
     return InputFormat(name, compression)
 
 
+def stem_of(path: PurePath) -> str:
+    """Returns the name of a file without the endings of its format and compression.
+
+    >>> stem_of(PurePath("c4-train.00000-of-01024.JSON.gz"))
+    'c4-train.00000-of-01024'
+    """
+    input_format = format_of(path)
+    if input_format is None:
+        return path.name
+    has_two = input_format.compression and path.suffix.lower() not in _SHORT_NAMES
+    return PurePath(path.stem).stem if has_two else path.stem
+
+
 def readable_formats() -> str:
     """Returns the endings that are read, as error messages list them."""
     compressions = ", ".join(CODECS)

@@ -7,7 +7,9 @@ reported to `Reading.on_bad_record`, which raises to stop. Damage of a file is a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from rewarm.data.sample_layout import Tokens
@@ -20,9 +22,12 @@ _JSON_TYPES = {
     bool: "true or false",
     int: "a number",
     float: "a number",
-    list: "a list",
+    str: "a string",
+    list: "an array",
     dict: "an object",
 }
+_MOST_NAMES = 10
+_MOST_CHARACTERS = 60
 
 
 class SkippedInput(NamedTuple):
@@ -81,37 +86,119 @@ def refuse_record(record: SkippedInput) -> NoReturn:
     )
 
 
-def text_of_line(line: bytes, location: str, reading: Reading) -> str | None:
-    """Returns the text in a line of JSON; None if it has none, which is reported."""
+def check_json_lines(first_line: bytes, path: Path) -> None:
+    """Checks that a file does not begin as one JSON array, or as one object on several lines.
+
+    Raises:
+        DataError: it does.
+    """
+    start = first_line.removeprefix(_BYTE_ORDER_MARK).strip()
+    if start.startswith(b"["):
+        what, convert = "one JSON array", "'.[]'"
+    elif start == b"{":
+        what, convert = "JSON objects that take several lines each", "."
+    else:
+        return
+    raise DataError(
+        f"{path}: {what}; one object per line is read: convert it with jq -c {convert} "
+        f"{path.name} > NEW.jsonl"
+    )
+
+
+def text_of_line(
+    line: bytes, location: str, reading: Reading, *, may_be_cut: bool = False
+) -> str | None:
+    """Returns the text in a line of JSON; None if it has none, which is reported.
+
+    Args:
+        line: the line.
+        location: file and line.
+        reading: how to read, and whom to report to.
+        may_be_cut: whether the file ends within the line if it is no JSON.
+
+    Raises:
+        DataError: it does.
+    """
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         hint = f" ({_NUL_BYTES})" if b"\0" in line else ""
-        reading.on_bad_record(SkippedInput(location, f"not a line of JSON: {error}{hint}"))
+        reason = f"not a line of JSON: {_reason_of(error)}{hint}"
+        if may_be_cut:
+            raise DataError(
+                f"{location}: {reason}; the file ends here, without a line end: it is truncated; "
+                "copy or download it again, or end a line that is meant"
+            ) from None
+        reading.on_bad_record(SkippedInput(location, reason))
         return None
     return text_of_row(row, location, reading)
+
+
+def _reason_of(error: Exception) -> str:
+    """Returns why a line could not be parsed, in plain words."""
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, json.JSONDecodeError | UnicodeDecodeError):
+        return str(error)
+    return f"a number of more than {sys.get_int_max_str_digits():,} digits"
 
 
 def text_of_row(row: Any, location: str, reading: Reading) -> str | None:
     """Returns the text in a parsed JSON document; None if it has none, which is reported."""
     field = reading.field
-    if isinstance(row, dict) and field in row:
-        text = row[field]
+    try:
+        text = row[field] if isinstance(row, dict) and field in row else _nested(row, field)
+    except KeyError:
+        found = list_names(row) if isinstance(row, dict) else _JSON_TYPES[type(row)]
+        reason = f"no text in field {field!r} (found: {found}); see --field"
+    else:
         if isinstance(text, str):
             if _is_valid_unicode(text):
                 return text
             reason = f"field {field!r} holds half a surrogate pair, which is not text"
         else:
             reason = f"no text in field {field!r}: it is {_JSON_TYPES[type(text)]}"
-    else:
-        found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        reason = f"no text in field {field!r} (found: {found}); see --field"
     reading.on_bad_record(SkippedInput(location, reason))
     return None
 
 
-def text_of_bytes(data: bytes, location: str, reading: Reading) -> str | None:
-    """Returns UTF-8 without its byte-order mark; None if it is not text, which is reported."""
+def _nested(row: Any, field: str) -> Any:
+    """Returns the value at a path such as meta.text.
+
+    Raises:
+        KeyError: there is none.
+    """
+    for name in field.split("."):
+        if not isinstance(row, dict):
+            raise KeyError(field)
+        row = row[name]
+    return row
+
+
+def list_names(names: Iterable[str]) -> str:
+    """Returns the first names of fields or columns, as an error message lists them."""
+    listed = [
+        name if len(name) <= _MOST_CHARACTERS else f"{name[:_MOST_CHARACTERS]}..." for name in names
+    ]
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in listed[:_MOST_NAMES])
+    more = len(listed) - _MOST_NAMES
+    return f"{shown} and {more:,} more" if more > 0 else shown or "none"
+
+
+def text_of_bytes(
+    data: bytes, location: str, reading: Reading, *, may_be_cut: bool = False
+) -> str | None:
+    """Returns UTF-8 without its byte-order mark; None if it is not text, which is reported.
+
+    Args:
+        data: the text.
+        location: where it is.
+        reading: how to read, and whom to report to.
+        may_be_cut: whether the file ends within a character if its last one is not complete.
+
+    Raises:
+        DataError: it does.
+    """
     try:
         text = data.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
     except UnicodeDecodeError as error:
@@ -121,6 +208,11 @@ def text_of_bytes(data: bytes, location: str, reading: Reading) -> str | None:
             f"not UTF-8 text: {error.reason} at {error.start}; if it is {encoding}, convert it: "
             f"iconv -f {encoding} -t utf-8"
         )
+        if may_be_cut and error.reason == "unexpected end of data":
+            raise DataError(
+                f"{location}: {reason}; if it is UTF-8, the file is truncated within a character: "
+                "copy or download it again"
+            ) from None
     else:
         if "\0" not in text:
             return text

@@ -18,6 +18,7 @@ from rewarm.data.input_records import (
     Record,
     SkippedInput,
     check_document_size,
+    list_names,
     text_of_bytes,
 )
 from rewarm.errors import DataError
@@ -85,11 +86,12 @@ def _check_column(schema: Any, path: Path, field: str) -> int:
 
     positions = schema.get_all_field_indices(field)
     if len(positions) != 1:
-        found = ", ".join(schema.names) if not positions else "several of this name"
+        found = "several of this name" if positions else list_names(schema.names)
         raise DataError(f"{path}: no column {field!r} (found: {found}); see --field")
     type_ = schema.field(positions[0]).type
     value_type = type_.value_type if types.is_dictionary(type_) else type_
     is_text = (
+        types.is_null,  # each row is a bad record
         *(types.is_string, types.is_large_string, types.is_string_view),
         *(types.is_binary, types.is_large_binary, types.is_binary_view),
     )
@@ -154,7 +156,13 @@ def _parquet_columns(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[A
     as_dictionary = parquet.ParquetFile(raw, read_dictionary=[field], **settings)
     without_data = parquet.ParquetFile(_WithoutData(raw), **settings)
     schema = metadata.schema
-    (position,) = [i for i in range(len(schema)) if schema.column(i).path == field]
+    positions = [i for i in range(len(schema)) if schema.column(i).path == field]
+    if len(positions) != 1:
+        raise DataError(
+            f"{path}: the column {field!r}, and a field within another column, have the same path "
+            "in parquet; write the file again with another name for the column"
+        )
+    position = positions[0]
     rows = 0
     for number in range(metadata.num_row_groups):
         # `group.column` ends the process if the description of the column is damaged; reading
@@ -184,12 +192,13 @@ def _longest_value(as_dictionary: Any, row_group: int, field: str) -> int:
 
     Arrow copies a value for each row that refers to it, of which a tiny file can have millions.
     """
-    from pyarrow import compute
+    from pyarrow import compute, types
 
     batches = as_dictionary.iter_batches(1, row_groups=[row_group], columns=[field])
     first = next(batches, None)
-    lengths = first and compute.binary_length(first.column(0).dictionary)
-    return int(compute.max(lengths).as_py() or 0) if lengths else 0
+    if not first or types.is_null(first.column(0).type):
+        return 0
+    return int(compute.max(compute.binary_length(first.column(0).dictionary)).as_py() or 0)
 
 
 def _bytes_of_rows(column: Any) -> int:

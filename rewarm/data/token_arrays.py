@@ -93,14 +93,18 @@ def _npy_layout(
     try:
         header = ast.literal_eval(raw.read(min(length, 10_000)).decode("latin1"))
         description, shape = header["descr"], header["shape"]
-        if not re.fullmatch(r"[<|][iu][1248]", description):
-            raise ValueError
-        dtype = np.dtype(description)
-        (count,) = shape
-        if not isinstance(count, int) or set(header) != {"descr", "fortran_order", "shape"}:
+        if set(header) != {"descr", "fortran_order", "shape"} or not all(
+            isinstance(number, int) for number in shape
+        ):
             raise ValueError
     except (ValueError, SyntaxError, KeyError, TypeError, RecursionError, MemoryError):
-        raise DataError(f"{path}: damaged, or not a .npy of one row of integer token ids") from None
+        raise DataError(f"{path}: damaged: its header is not one of a .npy") from None
+    if not re.fullmatch(r"[<|][iu][1248]", str(description)) or len(shape) != 1:
+        raise DataError(
+            f"{path}: an array of dtype {str(description)[:40]} and shape {str(shape)[:40]}; one "
+            "row of token ids is read (little-endian integers): save it as such"
+        )
+    dtype, count = np.dtype(description), shape[0]
     if start + count * dtype.itemsize != size:
         raise DataError(
             f"{path}: {size:,} bytes long, and its header states {count:,} tokens of "

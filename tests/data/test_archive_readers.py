@@ -2,6 +2,7 @@ import gzip
 import io
 import lzma
 import tarfile
+import tracemalloc
 import zipfile
 
 import pytest
@@ -124,6 +125,48 @@ def test_members_of_a_sample_that_are_apart(tmp_path):
     assert read(path)[0] == ["one", "two"]
     path.write_bytes(tar_of(metadata | texts))
     with pytest.raises(DataError, match=r"0\.txt: its sample's \.json was read .* side by side"):
+        read(path)
+
+
+def test_only_the_json_of_a_sample_is_metadata(tmp_path):
+    """After the first dot all is the ending, as in WebDataset: 0001.json is not json."""
+    path = tmp_path / "a.tar"
+    path.write_bytes(
+        tar_of(
+            {
+                "v1.0001.json": lines("one"),
+                "v1.0002.json": lines("two"),
+                "v1.readme.txt": b"three",
+                "v1.0003.json.gz": gzip.compress(lines("four")),
+                "v1.0004.json": lines("five"),
+                "./w.JSON.gz": gzip.compress(lines("x")),
+                "w.TXT": b"six",
+            }
+        )
+    )
+    texts, skipped = read(path)
+    assert texts == ["one", "two", "three", "four", "five", "six"]
+    assert skipped == {"./w.JSON.gz": "metadata: its sample has a .txt"}
+
+
+def test_one_sample_of_many_texts_is_not_held_in_memory(tmp_path):
+    data = lines("x" * 200_000)
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_of({f"v1.{number:04d}.json": data for number in range(40)}))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_documents([path], "text")) == 40
+        assert tracemalloc.get_traced_memory()[1] < 3_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(("first", "second"), [("a.txt", "a.txt"), ("a.json", "./a.JSON.gz")])
+def test_a_member_that_is_there_twice_is_refused(tmp_path, first, second):
+    path = tmp_path / "a.tar"
+    members = [(name, lines("x")) for name in (first, "b.txt", second)]
+    path.write_bytes(b"".join(tar_of({name: data})[:1024] for name, data in members) + END)
+    with pytest.raises(DataError, match="a second member of this name"):
         read(path)
 
 

@@ -91,10 +91,75 @@ def test_bad_records_are_left_out_if_the_caller_returns(tmp_path):
     assert [document.content for document in documents] == ["one", "two"]
     assert [(location, reason.partition(": ")[2]) for location, reason in records] == [
         (f"{path}:2", "it is null"),
-        (f"{path}:3", "it is a list"),
+        (f"{path}:3", "it is an array"),
         (f"{path}:4", records[2].reason.partition(": ")[2]),
     ]
     assert [document.location for document in documents] == [f"{path}:1", f"{path}:5"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.jsonl", lines("one", "two")[:-9], r":2: not a line of JSON: .* truncated; copy or"),
+        ("a.txt", "één café".encode()[:-1], "unexpected end of data at 9; .* truncated within a"),
+    ],
+)
+def test_a_file_that_ends_within_a_record_is_damaged(tmp_path, name, data, message):
+    """Not a bad record, which may be left out; a compressed file says where it ends."""
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        list(read_documents([path], "text", on_bad_record=lambda _: None))
+    packed = tmp_path / f"{name}.gz"
+    packed.write_bytes(gzip.compress(data))
+    records = []
+    documents = list(read_documents([packed], "text", on_bad_record=records.append))
+    assert (len(documents), len(records)) == (name == "a.jsonl", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.json", b'[{"text": "x"}]', r"one JSON array; .* jq -c '\.\[\]' a\.json > NEW\.jsonl"),
+        ("a.jsonl.gz", gzip.compress(b'[\n {"text": "x"}\n]'), "one JSON array"),
+        ("a.json", b'\n{\n "text": "x"\n}', r"several lines each; .* jq -c \. a\.json"),
+    ],
+)
+def test_json_that_is_not_one_object_per_line_is_refused_with_what_converts_it(
+    tmp_path, name, data, message
+):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        list(read_documents([tmp_path / name], "text", on_bad_record=lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": "x", "id": ' + "9" * 5000 + "}", "a number of more than 4,300 digits"),
+        ('{"text": ' + "[" * 100_000 + "]" * 100_000 + "}", "nested too deeply"),
+        ('"x"', "(found: a string)"),
+        ("{}", "(found: none)"),
+        (json.dumps(dict.fromkeys(map(str, range(12)))), "8, 9 and 2 more); see --field"),
+        ('{"\\u001b[31m": 1, "\\ud800": 2}', r"(found: '\x1b[31m', '\ud800')"),
+        (json.dumps({"k" * 1000: 1}), f"(found: {'k' * 60}...)"),
+    ],
+)
+def test_the_reason_for_a_bad_line_is_short_and_plain(tmp_path, line, reason):
+    (tmp_path / "a.jsonl").write_text(lines("x").decode() + line + "\n")
+    with pytest.raises(DataError) as raised:
+        read(tmp_path / "a.jsonl")
+    assert reason in str(raised.value)
+    assert len(str(raised.value)) < 400
+
+
+def test_a_field_may_be_nested(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"meta": {"text": "one"}}\n{"meta.text": "two", "meta": {"text": "x"}}\n')
+    assert read(path, "meta.text") == ["one", "two"]
+    for field, found in (("meta.body", "meta"), ("meta.text.more", "meta"), ("meta.", "meta")):
+        with pytest.raises(DataError, match=rf"a\.jsonl:1: .* \(found: {found}\)"):
+            read(path, field)
 
 
 def test_a_txt_file_is_one_document(tmp_path):
@@ -153,7 +218,7 @@ def test_inputs_are_read_in_the_order_given_and_their_bytes_add_up(tmp_path):
     ("name", "data", "message"),
     [
         ("a.jsonl", lines("x") + b'{"text": \n', "a.jsonl:2: not a line of JSON: Expecting value"),
-        ("a.jsonl", lines("x") + b"\n[1]\n", "a.jsonl:3: no text in field 'text' (found: list"),
+        ("a.jsonl", lines("x") + b"\n[1]\n", "a.jsonl:3: no text in field 'text' (found: an array"),
         ("a.jsonl", b'{"body": 1, "id": 2}', "a.jsonl:1: no text in field 'text' (found: body"),
         ("a.jsonl", b'{"text": null}', "a.jsonl:1: no text in field 'text'"),
         ("a.jsonl", b'{"text": "caf\xe9"}', "a.jsonl:1: not a line of JSON: 'utf-8' codec"),

@@ -1,4 +1,3 @@
-import gzip
 import os
 import shutil
 from pathlib import Path, PurePath
@@ -148,7 +147,12 @@ def test_splits_of_a_dataset_dict_are_not_mixed(tmp_path):
         ("VAL/x.txt", "VAL"),
         ("valid.jsonl.bz2", "valid"),
         ("a_test_of_time.txt", None),
-        ("training_wheels_and_more.txt", "training"),
+        ("training_wheels_and_more.txt", None),
+        ("train-spotting.txt", None),
+        ("final-test.txt", None),
+        ("test_0001.json.gz", "test"),
+        ("dev.txt", "dev"),
+        ("my-set-train-00000-of-00002.jsonl", "train"),
         ("attest.txt", None),
         ("00000.jsonl", None),
     ],
@@ -169,6 +173,41 @@ def test_splits_of_published_files_are_not_mixed(tmp_path):
         find_input_files([folder / "data" / names[0]], split="train")
 
 
+def test_files_without_a_split_are_not_mixed_with_those_of_one(tmp_path):
+    folder = write(tmp_path, dict.fromkeys(("data.jsonl", "test.jsonl"), lines("x")))
+    message = r"test\.jsonl is of split 'test' by its name, and data\.jsonl of none; choose one"
+    with pytest.raises(DataError, match=message):
+        find_input_files([folder])
+    assert found(folder, split="test") == (["test.jsonl"], {"data.jsonl": "not in split 'test'"})
+    (folder / "data.jsonl").unlink()
+    assert found(folder)[0] == ["test.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("names", "missing"),
+    [
+        (["train-00000-of-00002.parquet"], 1),
+        (["c4-train.00000-of-00003.json.gz", "c4-train.00002-of-00003.json.gz"], 1),
+        (["b-2-of-2.txt"], 1),
+        (["b-1-of-2.txt", "b-2-of-2.txt", "b_0_of_1.txt"], None),
+        (["a-00000-of-00001-1e2f3a4b5c6d7e8f.parquet", "a-999999999-of-999999999999.txt"], None),
+    ],
+)
+def test_a_missing_part_is_refused(tmp_path, names, missing):
+    folder = write(tmp_path, dict.fromkeys(names, b"x"))
+    if missing is None:
+        assert len(found(folder)[0]) == len(names)
+        return
+    with pytest.raises(DataError, match=rf"number {missing} is missing \(found: {len(names)}\)"):
+        find_input_files([folder])
+    assert find_input_files([folder / names[0]]).files
+
+
+def test_an_address_is_no_input():
+    with pytest.raises(DataError, match=r"https://a\.org/b\.jsonl: inputs are local files"):
+        find_input_files([Path("https://a.org/b.jsonl")])
+
+
 def test_the_same_file_is_never_read_twice(tmp_path):
     folder = write(tmp_path / "in", {"a.jsonl": lines("one")})
     path = folder / "a.jsonl"
@@ -181,10 +220,23 @@ def test_the_same_file_is_never_read_twice(tmp_path):
         find_input_files([path, folder / "b.jsonl"])
 
 
-def test_a_text_beside_its_compressed_copy_is_refused(tmp_path):
-    folder = write(tmp_path, {"a.jsonl": lines("x"), "a.jsonl.gz": gzip.compress(lines("x"))})
-    with pytest.raises(DataError, match=r"a\.jsonl\.gz: beside a\.jsonl, which looks like the"):
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("a.jsonl", "a.jsonl.gz"),
+        ("a.jsonl.gz", "a.jsonl.zst"),
+        ("a.json.gz", "a.jsonl"),
+        ("a.tar", "a.tgz"),
+        ("a.JSONL", "a.parquet"),
+    ],
+)
+def test_a_text_in_two_forms_is_refused(tmp_path, first, second):
+    folder = write(tmp_path, {first: b"x", second: b"x", "b/a.jsonl": b"x", "a.b.jsonl": b"x"})
+    message = rf"{second}: beside {first}, which looks like the same text in another form"
+    with pytest.raises(DataError, match=message):
         find_input_files([folder])
+    (folder / second).unlink()
+    assert len(found(folder)[0]) == 3
 
 
 def test_pointers_pipes_and_broken_links_are_refused(tmp_path):
@@ -218,12 +270,14 @@ def test_the_index_of_a_bin_is_no_file_of_its_own(tmp_path):
     assert skipped == {"b.idx": "an index without its .bin"}
 
 
-def test_a_link_to_a_folder_is_listed(tmp_path):
+def test_links_to_folders_and_to_themselves_are_listed(tmp_path):
     write(tmp_path, {"in/a.txt": b"x", "other/b.txt": b"y"})
     (tmp_path / "in" / "more").symlink_to(tmp_path / "other")
+    (tmp_path / "in" / "loop.txt").symlink_to("loop.txt")
     files, skipped = found(tmp_path / "in")
     assert files == ["a.txt"]
     assert "a link to a folder" in skipped["more"]
+    assert skipped["loop.txt"] == "a link that leads to itself"
 
 
 def test_shards_beside_their_text_are_not_text(tmp_path):

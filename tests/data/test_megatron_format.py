@@ -1,3 +1,7 @@
+import struct
+import tracemalloc
+from itertools import chain, pairwise
+
 import numpy as np
 import pytest
 from shard_folders import documents_of, file_contents
@@ -121,7 +125,7 @@ def test_fixed_length_sequences_get_no_end_of_text(
     assert all("so no end-of-text is added to them" in notice for notice in notices)
 
 
-def test_blocks_are_read_one_by_one_whatever_the_documents_are(tmp_path):
+def test_blocks_that_one_document_joins_are_read_one_by_one(tmp_path):
     write_megatron(tmp_path / "a", "<i4", 4, [[1, 2], [3, 4], [5, 6]], [0, 3])
     documents = list(read_megatron_documents(tmp_path / "a.bin", reading()))
     assert [(d.content.tolist(), d.ends) for d in documents] == [
@@ -129,6 +133,72 @@ def test_blocks_are_read_one_by_one_whatever_the_documents_are(tmp_path):
         ([3, 4], False),
         ([5, 6], False),
     ]
+
+
+def test_documents_of_several_sequences_stay_documents(tmp_path):
+    """Also if all sequences have one length, as lines of code may have."""
+    write_megatron(tmp_path / "a", "<i4", 4, [[1, 2], [3, 4], [5, 6]], [0, 2, 2, 3])
+    documents = list(read_megatron_documents(tmp_path / "a.bin", reading()))
+    assert [(d.content.tolist(), d.ends) for d in documents] == [
+        ([1, 2, 3, 4], True),
+        ([], True),
+        ([5, 6], True),
+    ]
+
+
+@pytest.mark.parametrize("entries", [1, 2, 3, 100])
+@pytest.mark.parametrize("read_bytes", [2, 10, 1000])
+def test_the_parts_in_which_files_are_read_do_not_matter(
+    tmp_path, monkeypatch, entries, read_bytes
+):
+    monkeypatch.setattr("rewarm.data.megatron_index._ENTRIES", entries)
+    monkeypatch.setattr("rewarm.data.megatron_format._READ_BYTES", read_bytes)
+    sequences = [[], [1, 2, 3], [4], [], [5, 6], [7], [8, 9, 10, 11, 12], []]
+    firsts = [0, 0, 2, 3, 3, 6, 8, 8]
+    write_megatron(tmp_path / "a", "<u2", 8, sequences, firsts)
+    documents = list(read_megatron_documents(tmp_path / "a.bin", reading()))
+    expected = [list(chain.from_iterable(sequences[a:b])) for a, b in pairwise(firsts)]
+    assert [document.content.tolist() for document in documents] == expected
+    write_megatron(tmp_path / "b", "<u2", 8, [[1, 2]] * 6 + [[3]], range(8))
+    blocks = list(read_megatron_documents(tmp_path / "b.bin", reading()))
+    assert [(block.content.tolist(), block.end) for block in blocks] == [
+        *(([1, 2], 4 * number) for number in range(1, 7)),
+        ([3], 26),
+    ]
+    write_megatron(tmp_path / "c", "<i4", 4, [[1], [2, -3], [4]], range(4))
+    documents = read_megatron_documents(tmp_path / "c.bin", reading())
+    assert next(documents).content.tolist() == [1]
+    with pytest.raises(DataError, match="document 2: a negative token id: -3"):
+        next(documents)
+
+
+@pytest.mark.parametrize("firsts", [[0, 2, 1, 3], [1, 3], [0, 2], [0, 4], [], [0, -1, 3]])
+@pytest.mark.parametrize("entries", [1, 100])
+def test_documents_that_do_not_cover_the_sequences_are_refused(
+    tmp_path, monkeypatch, firsts, entries
+):
+    monkeypatch.setattr("rewarm.data.megatron_index._ENTRIES", entries)
+    write_megatron(tmp_path / "a", "<u2", 8, [[1], [2], [3]], firsts)
+    with pytest.raises(DataError, match="its documents do not cover its 3 sequences"):
+        list(read_megatron_documents(tmp_path / "a.bin", reading()))
+
+
+def test_memory_does_not_grow_with_the_index(tmp_path):
+    count = 400_000
+    lengths = np.full(count, 2, "<i4")
+    np.full(2 * count, 7, "<u2").tofile(tmp_path / "a.bin")
+    with (tmp_path / "a.idx").open("wb") as file:
+        file.write(b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, count, count + 1))
+        lengths.tofile(file)
+        np.arange(0, 4 * count, 4, "<i8").tofile(file)
+        np.arange(count + 1, dtype="<i8").tofile(file)
+    tracemalloc.start()
+    try:
+        documents = read_megatron_documents(tmp_path / "a.bin", reading(sequences="document"))
+        assert next(documents).content.tolist() == [7, 7]
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("extra", [b"\0", b"\0\0"])
@@ -178,7 +248,7 @@ def test_parts_of_one_bin_share_its_index(tmp_path, last_number):
     assert [d.content.tolist() for d in documents] == sequences
     assert not any(d.ends for d in documents)
     assert documents[-1].bytes_read == len(data)
-    with pytest.raises(DataError, match=r"a part of document\.bin, of which 1 are given"):
+    with pytest.raises(DataError, match=r"document\.bin, of which 1 are given; .* to 0000[12] \("):
         list(read_documents(files[:1], "text"))
     files[0].write_bytes(b"")
     with pytest.raises(DataError, match=r"document\.bin: 67 bytes, .* refers to 100"):

@@ -88,9 +88,33 @@ def test_values_that_are_not_utf8_are_bad_records(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
-@pytest.mark.parametrize(
-    ("values", "found"), [([[1], [2]], "list<"), ([1, 2], "int64"), ([None, None], "null")]
-)
+def test_a_column_without_any_value_is_nulls(tmp_path, name):
+    path = write(tmp_path / name, pyarrow.table({"text": [None, None]}))
+    records = []
+    assert read(path, on_bad_record=records.append) == []
+    assert [record.location for record in records] == [f"{path}: row 1", f"{path}: row 2"]
+    with pytest.raises(DataError, match="row 1: no text in column 'text': it is null"):
+        read(path)
+
+
+def test_a_column_and_a_field_of_one_path_are_refused(tmp_path):
+    """Arrow reads both by the path of one."""
+    table = pyarrow.table({"a.b": ["x"], "a": [{"b": "y"}]})
+    path = write(tmp_path / "a.parquet", table)
+    with pytest.raises(DataError, match=r"the column 'a\.b', and a field within another column,"):
+        read(path, "a.b")
+    assert read(write(tmp_path / "b.parquet", table.select(["a.b"])), "a.b") == ["x"]
+    assert read(write(tmp_path / "a.arrow", table), "a.b") == ["x"]
+
+
+def test_only_the_first_columns_are_listed(tmp_path):
+    path = write(tmp_path / "a.arrow", pyarrow.table({f"{n}": ["x"] for n in range(500)}))
+    with pytest.raises(DataError, match=r"\(found: 0, 1, .* 9 and 490 more\); see --field"):
+        read(path)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+@pytest.mark.parametrize(("values", "found"), [([[1], [2]], "list<"), ([1, 2], "int64")])
 def test_a_column_that_holds_no_text_is_refused_with_its_type(tmp_path, name, values, found):
     path = write(tmp_path / name, pyarrow.table({"text": values}))
     with pytest.raises(DataError, match=rf"no text in column 'text': it holds {found}"):
