@@ -65,6 +65,11 @@ def saved_splits(folder: Path) -> list[str]:
     return splits
 
 
+def are_splits(folders: set[str]) -> bool:
+    """Returns whether folders beside each other are splits by their names: two or more."""
+    return len(folders) > 1 and {folder.lower() for folder in folders} <= _SPLIT_NAMES
+
+
 def split_of_name(path: PurePath) -> str | None:
     """Returns the split that a published file belongs to, by its folders and its name.
 

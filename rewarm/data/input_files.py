@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from rewarm.data.dataset_folders import (
+    are_splits,
     check_all_parts,
     choose_split,
     files_of_saved_dataset,
@@ -258,6 +259,10 @@ def _without_other_data(files: list[Path], skipped: list[SkippedInput]) -> list[
 def _splits_of(folder: Path, files: list[Path]) -> tuple[dict[str, list[Path]], list[Path]]:
     """Returns the files of each split that the names in a folder tell apart, and the others."""
     declared: dict[Path, list[str]] = {}
+    inner_folders: dict[Path, set[str]] = {}
+    for file in files:
+        for parent in file.relative_to(folder).parents[:-1]:
+            inner_folders.setdefault(folder / parent.parent, set()).add(parent.name)
     splits: dict[str, list[Path]] = {}
     others: list[Path] = []
     for file in files:
@@ -270,7 +275,13 @@ def _splits_of(folder: Path, files: list[Path]) -> tuple[dict[str, list[Path]], 
                 name = inner
             if parent == folder:
                 break
-        name = name or split_of_name(file.relative_to(folder))
+        # In a code repository, `test` beside `src` is no split.
+        parents = [
+            parent.name
+            for parent in reversed(file.relative_to(folder).parents[:-1])
+            if are_splits(inner_folders[folder / parent.parent])
+        ]
+        name = name or split_of_name(PurePath(*parents, file.name))
         (others if name is None else splits.setdefault(name, [])).append(file)
     return splits, others
 

@@ -161,6 +161,15 @@ def test_the_split_of_a_published_file(name, split):
     assert split_of_name(PurePath(name)) == split
 
 
+def test_a_folder_with_the_name_of_a_split_beside_others_is_no_split(tmp_path):
+    names = ("repo/src/a.txt", "repo/test/b.txt", "repo/test/dev/c.txt", "other/d.txt")
+    folder = write(tmp_path, {name: name.encode() for name in names})
+    assert len(found(folder)[0]) == 4
+    folder = write(tmp_path / "data", {"en/train/a.txt": b"a", "en/test/b.txt": b"b"})
+    with pytest.raises(DataError, match=r"several splits: test \(1 file\), train \(1 file\)"):
+        find_input_files([folder])
+
+
 def test_splits_of_published_files_are_not_mixed(tmp_path):
     names = ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet", "test.parquet")
     folder = write(tmp_path, {f"data/{name}": parquet_of("x") for name in names})
