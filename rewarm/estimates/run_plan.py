@@ -168,9 +168,8 @@ def _model_size(architecture: Architecture, context: int) -> ModelSize:
 def rates_at_marks(recipe: Recipe) -> list[RateAtStep]:
     """Returns the rate at the first step, the schedule's own marks, the middle and the last."""
     labels = {1: "first", max(1, recipe.steps // 2): "middle", recipe.steps: "last"}
-    for label, progress in schedules.marks(recipe.schedule).items():
-        step = round(progress * recipe.steps)
-        if 0 < step < recipe.steps:
+    for label, step in schedules.marked_steps(recipe.schedule, recipe.steps).items():
+        if step < recipe.steps:
             labels[step] = label
     return [RateAtStep(step=step, what=labels[step], lr=recipe.lr(step)) for step in sorted(labels)]
 

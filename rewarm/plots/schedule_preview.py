@@ -116,11 +116,7 @@ def compute_curve(
         ScheduleError: the schedule gives an invalid rate at some step.
     """
     first, last = parse_step_range(zoom, recipe)
-    mark_steps = {
-        label: min(recipe.steps, max(1, round(progress * recipe.steps)))
-        for label, progress in schedules.marks(recipe.schedule).items()
-        if 0 < progress < 1
-    }
+    mark_steps = schedules.marked_steps(recipe.schedule, recipe.steps)
     visible_marks = {label: step for label, step in mark_steps.items() if first <= step <= last}
     steps = sorted({*_thinned_steps(first, last, max_points), *visible_marks.values()})
     points = {point.step: point for point in _points(recipe, steps)}
