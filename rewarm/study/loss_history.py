@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, linear_regression
 from typing import NamedTuple
 
 
@@ -82,6 +82,30 @@ class LossHistory(NamedTuple):
             point.tokens for point in self.points if point.step > peak.step and point.loss <= start
         )
         return next(recovered_tokens, None)
+
+    @property
+    def slope(self) -> float | None:
+        """The slope of the line through the losses by least squares, in nats over their tokens.
+
+        It is how far the line rises from the first point to the last; None below three points.
+        """
+        if len(self.points) < 3:
+            return None
+        tokens = [point.tokens for point in self.points]
+        slope, _ = linear_regression(tokens, [point.loss for point in self.points])
+        return slope * (tokens[-1] - tokens[0])
+
+    def part(self, start: float, end: float) -> LossHistory | None:
+        """Returns the losses in a part of the run, between two shares of its tokens.
+
+        Changes still count from the baseline of the whole run. None if there is no loss in it.
+        """
+        if (start, end) == (0, 1):
+            return self
+        total = self.points[-1].tokens
+        first, last = (start - 1e-9) * total, (end + 1e-9) * total
+        points = [point for point in self.points if first <= point.tokens <= last]
+        return self._replace(points=points) if points else None
 
     @property
     def mean_loss(self) -> float | None:

@@ -12,15 +12,13 @@ from rewarm.checkpoints.find_checkpoint import later_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.runs.metrics_file import METRICS_FILE, comparable_evaluations
 from rewarm.runs.recorded_metrics import read_run_metrics
-from rewarm.study.claims import MetricRequest
+from rewarm.study.claimed_metrics import MetricRequest, claimed_value
 from rewarm.study.intervals import Estimate, estimate_mean
 from rewarm.study.loss_history import (
-    METRICS,
     Baseline,
     LossHistory,
     LossPoint,
     final_loss,
-    overtaking_share,
     overtaking_tokens,
 )
 
@@ -150,14 +148,7 @@ class StudyResults:
 
     def claimed_metric(self, request: MetricRequest, seed: int) -> float | None:
         """Returns a metric that a claim refers to, or None if it was not measured."""
-        first, *others = (self.history(arm, seed, request.validation_set) for arm in request.arms)
-        if first is None or None in others:
-            return None
-        if request.metric == "overtakes":
-            [other] = others
-            assert other is not None
-            return overtaking_share(first, other)
-        return METRICS[request.metric](first)
+        return claimed_value(request, lambda arm, name: self.history(arm, seed, name))
 
     def mean_over_seeds(
         self, arm: str, validation_set: str, metric: Callable[[LossHistory], float | None]

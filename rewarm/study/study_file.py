@@ -224,10 +224,13 @@ def _parse_claims(
     """Returns the valid claims; adds the problems of the others to `problems`."""
     arms = list(study.arms)
     validation_sets = sorted({name for run in runs for name in run.recipe.data.validation})
+    run_tokens = {run.arm: run.recipe.steps * run.recipe.batch.tokens for run in runs}
     claims: dict[str, Claim] = {}
     for name, text in study.claims.items():
         try:
-            claims[name] = parse_claim(text, arms=arms, validation_sets=validation_sets)
+            claims[name] = parse_claim(
+                text, arms=arms, validation_sets=validation_sets, run_tokens=run_tokens
+            )
         except ValueError as error:
             source = document.source_location(("claims", name))
             problems[f"{source}: claims.{name}: {error}"] = None
