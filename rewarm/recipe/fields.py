@@ -355,14 +355,3 @@ class ParallelSettings(Section):
                 f"{', '.join(map(str, choices))}, or all"
             )
         return self.shard
-
-
-class EverySettings(Section):
-    """Intervals in steps. The last step is always logged, evaluated and saved."""
-
-    log: Steps = 10
-    """Steps between records in metrics.jsonl."""
-    evaluate: Steps | None = 500
-    """Steps between evaluations; null to evaluate only before the first step and after the last."""
-    save: Steps | None = 1000
-    """Steps between checkpoints; null to save only after the last step."""
