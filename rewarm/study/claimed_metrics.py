@@ -33,7 +33,7 @@ class MetricRequest(NamedTuple):
     @property
     def least_evaluations(self) -> int:
         """The number of evaluations in the part without which the metric has no value."""
-        return 3 if self.metric in ("slope", "linearity") else 1
+        return {"slope": 3, "linearity": 3, "bump": 2}.get(self.metric, 1)
 
 
 USAGES = {

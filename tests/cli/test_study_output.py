@@ -1,6 +1,7 @@
 """What is printed of a study, before its runs and after them."""
 
 import json
+import re
 
 import pytest
 from loss_histories import outcome
@@ -41,6 +42,34 @@ def test_plan_lists_arms_runs_and_claims(plan, capsys, tmp_path):
     assert "batches   the same for a, b" in lines
     assert f"runs      2 arms × 2 seeds = 4 runs, 400M tokens, in {tmp_path}/runs" in lines
     assert "claim     a forgets less: forgetting(upstream, a) < forgetting(upstream, b)" in lines
+
+
+def test_plan_says_what_its_seeds_decide_and_what_more_cost(plan, capsys, tmp_path):
+    def seed_lines(*overrides):
+        print_study_plan(load_study(tmp_path / "study.yaml", list(overrides)))
+        lines = capsys.readouterr().out.splitlines()
+        (hours,) = (float(line.split()[1]) for line in lines if line.startswith("hours"))
+        notes = [line for line in lines if line.startswith(("seeds", "undecided"))]
+        return hours, [re.sub(r" \((.*) GPU hours more\)", r"", note) for note in notes], notes
+
+    # Student's t / √n: 12.706 / √2 and 4.303 / √3.
+    hours, (line,), (with_cost,) = seed_lines()
+    assert line == (
+        "seeds     2: a claim is decided if its effect is above 8.98 standard deviations between "
+        "seeds; with one seed more above 2.48"
+    )
+    assert f"({hours / 2:.3g} GPU hours more)" in with_cost
+    hours, lines, (with_cost,) = seed_lines("seeds=[7]")
+    assert lines == [
+        "seeds     1: none of the 1 claims can be decided, since one seed gives no interval; try "
+        "--set 'seeds=[7, 8, 9]'"
+    ]
+    assert f"({2 * hours:.3g} GPU hours more)" in with_cost
+    _, (_, line), _ = seed_lines("claims={late: 'slope(upstream, a, last 20%) < 0'}")
+    assert line == (
+        "undecided late: slope of a: 2 evaluations in that part of the run, and it takes 3; set "
+        "every.evaluate, such as [{until: 1%, every: 20}, {every: 1000}]"
+    )
 
 
 @pytest.fixture
