@@ -25,6 +25,7 @@ from rewarm.data.input_records import (
     Reading,
     Record,
     SkippedInput,
+    check_is_json,
     text_of_bytes,
     text_of_line,
     text_of_row,
@@ -91,6 +92,7 @@ class _Samples:
                     )
                 self._with_text.add(hash(key))
                 location = self._location(member)
+                check_is_json(location, "txt", self._reading.options)
                 text = text_of_bytes(self._joined(chunks, member), location, self._reading)
                 if text is not None:
                     yield Record(text, member.end, location)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rewarm.recipe.recipe import Recipe
 from rewarm.study.claimed_metrics import RunPart
 from rewarm.study.claims import ONE_SEED, Claim
@@ -49,4 +51,4 @@ def _evaluations_in(part: RunPart, recipe: Recipe) -> int:
 
 def smallest_decided_effect(seeds: int) -> float:
     """Returns from which effect on a claim is decided, in standard deviations between seeds."""
-    return interval_factor(seeds) / seeds**0.5
+    return interval_factor(seeds) / math.sqrt(seeds)
