@@ -179,6 +179,23 @@ def last_lr_of_base(model: ModelSettings) -> float:
     return lrs[-1] if lrs else base_lr_in_recipe(model)
 
 
+def lineage_corpora(model: ModelSettings) -> list[dict[str, str]]:
+    """Returns what the base of a model and its ancestors were trained on, the oldest first.
+
+    For each, the shards of each corpus, by name; empty for one of which that is not known.
+    """
+    if model.base is None or model.fresh:
+        return []
+    try:
+        if find_local_model(model.base):
+            base = locate_base(model.base, weights=False)
+            lineage = model_lineage(base, compute_digest=False)
+            return [dict(ancestor.corpora) for ancestor in lineage]
+    except RewarmError:
+        pass  # `check` reports it
+    return [{}]
+
+
 def recipe_of_checkpoint(checkpoint: Path) -> Recipe:
     """Returns the recipe that a checkpoint was trained with.
 

@@ -16,7 +16,7 @@ def chart_section(collected: CollectedRuns) -> Markup:
     figures = [
         _figure(
             join(f"{name} ", quantity),
-            nats,
+            join(nats, _role_note(collected, name)),
             _validation_alternative(collected, name),
             chart="set",
             set_index=index,
@@ -73,6 +73,11 @@ def _figure(
         data_chart=chart,
         data_set=set_index,
     )
+
+
+def _role_note(collected: CollectedRuns, validation_set: str) -> str:
+    role = collected.results.role(validation_set)
+    return f"; {role}" if role not in (None, validation_set) else ""
 
 
 def _validation_alternative(collected: CollectedRuns, validation_set: str) -> str:
