@@ -116,11 +116,7 @@ def compute_curve(
         ScheduleError: the schedule gives an invalid rate at some step.
     """
     first, last = parse_step_range(zoom, recipe)
-    mark_steps = {
-        label: min(recipe.steps, max(1, round(progress * recipe.steps)))
-        for label, progress in schedules.marks(recipe.schedule).items()
-        if 0 < progress < 1
-    }
+    mark_steps = _mark_steps(recipe)
     visible_marks = {label: step for label, step in mark_steps.items() if first <= step <= last}
     steps = sorted({*_thinned_steps(first, last, max_points), *visible_marks.values()})
     points = {point.step: point for point in _points(recipe, steps)}
@@ -132,6 +128,20 @@ def compute_curve(
         _base_points(recipe, last, max_points) if first == 1 else [],
         _corpus_shares(recipe),
     )
+
+
+def curve_steps(recipe: Recipe, max_points: int) -> list[int]:
+    """Returns the steps at which to draw a recipe's curve: evenly spaced ones, and its marks."""
+    return sorted({*_thinned_steps(1, recipe.steps, max_points), *_mark_steps(recipe).values()})
+
+
+def _mark_steps(recipe: Recipe) -> dict[str, int]:
+    """Returns the step of each mark of a recipe's schedule, by its label."""
+    return {
+        label: min(recipe.steps, max(1, round(progress * recipe.steps)))
+        for label, progress in schedules.marks(recipe.schedule).items()
+        if 0 < progress < 1
+    }
 
 
 def _rates(recipe: Recipe, steps: list[int]) -> list[float]:

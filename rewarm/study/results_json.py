@@ -70,6 +70,7 @@ class StudySummary(BaseModel):
 
     arms: dict[str, Any]
     """The arms in their order; a report reads only their names."""
+    seeds: list[int] = []
     reference: str | None = None
     control: str | None = None
     claims: dict[str, JudgedClaim] = {}
