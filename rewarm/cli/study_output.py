@@ -24,9 +24,9 @@ from rewarm.quantities import format_count, format_number
 from rewarm.recipe.recipe import Recipe
 from rewarm.study.comparison_tables import claims_table, comparison_table
 from rewarm.study.results_json import StudySummary, results_as_json, study_pareto_front
-from rewarm.study.run_outcomes import UPSTREAM, StudyResults, outcome_notes, same_batches
+from rewarm.study.run_outcomes import StudyResults, outcome_notes, same_batches
 from rewarm.study.runner import RunStatus, StudyRunner
-from rewarm.study.study_file import StudyPlan
+from rewarm.study.study_file import StudyPlan, study_roles
 from rewarm.study.worker_gpus import WorkerGpus
 
 _COLUMNS = ("arm", "start", "final", "change", "peak rise", "recovered at")
@@ -80,6 +80,8 @@ def print_study_plan(plan: StudyPlan) -> None:
         + f" = {len(recipes)} runs, {format_count(sum(map(_tokens, recipes)))} tokens, "
         + f"in {short_path(plan.study.study)}"
     )
+    for name, role in study_roles(plan).items():
+        print(f"set       {name}: {role}")
     estimates = _estimates(plan)
     print(f"hours     {_gpu_hours(estimates)}")
     for heading, text in seed_notes(plan, next(iter(estimates.values()), None)):
@@ -182,11 +184,11 @@ def _print_results(plan: StudyPlan, results: StudyResults, summary: StudySummary
         differences = [column for column in table.columns if column.startswith("vs ")]
         print_result_table(table.select(*_COLUMNS, *differences))
         print()
-    for name in results.validation_sets:
-        if name != UPSTREAM and (front := study_pareto_front(plan, results, name)):
+    for name in results.new_sets:
+        if front := study_pareto_front(plan, results, name):
             print(
-                f"front     {name}: no arm has a lower final loss on both it and upstream than "
-                f"{', '.join(front)}"
+                f"front     {name}: no arm has a lower final loss on both it and "
+                f"{results.upstream} than {', '.join(front)}"
             )
     for note in outcome_notes(results):
         print(f"note      {note}")

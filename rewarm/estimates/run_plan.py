@@ -57,6 +57,8 @@ class DatasetPlan(BaseModel):
     """The recipe's weight from each step on."""
     read_before: int | None = None
     """Tokens read before these weights began to hold; None if they hold from step 1 on."""
+    role: str | None = None
+    """Of a validation set, and how it is known."""
 
 
 class RunPlan(BaseModel):
@@ -195,11 +197,11 @@ def _corpus(
 
 
 def _validation_set(resolved: ResolvedRun, name: str) -> DatasetPlan:
-    tokens = resolved.recipe.data.validation[name].tokens
+    tokens, role = resolved.recipe.data.validation[name].tokens, str(resolved.roles[name])
     if name not in resolved.validation:
-        return DatasetPlan(needed=tokens or 0)
+        return DatasetPlan(needed=tokens or 0, role=role)
     available = resolved.validation[name].source.index.tokens
-    return DatasetPlan(needed=min(tokens or available, available), available=available)
+    return DatasetPlan(needed=min(tokens or available, available), available=available, role=role)
 
 
 def _evaluations(recipe: Recipe) -> int:
@@ -279,7 +281,8 @@ def _datasets(datasets: dict[str, DatasetPlan]) -> list[str]:
         needed = f"{format_count(plan.needed)} tokens"
         available = f" of {format_count(plan.available)}" if plan.available else "; no shards found"
         epochs = f" = {plan.epochs:.2f} epochs" if plan.epochs is not None and plan.share else ""
-        lines.append(f"{name:<{width}}  {share}{needed}{available}{epochs}")
+        role = f", {plan.role}" if plan.role else ""
+        lines.append(f"{name:<{width}}  {share}{needed}{available}{epochs}{role}")
         if len(plan.weights) > 1 or plan.read_before is not None:
             weights = ", ".join(f"{w:g} from step {step:,}" for step, w in plan.weights.items())
             before = (

@@ -130,6 +130,16 @@ def compute_curve(
     )
 
 
+def curve_steps(recipe: Recipe, max_points: int) -> list[int]:
+    """Returns the steps at which to draw a recipe's curve: evenly spaced ones, and its marks."""
+    return sorted(
+        {
+            *_thinned_steps(1, recipe.steps, max_points),
+            *schedules.marked_steps(recipe.schedule, recipe.steps).values(),
+        }
+    )
+
+
 def _rates(recipe: Recipe, steps: list[int]) -> list[float]:
     """Returns `recipe.lr(step)` of each step, faster: 0.1 s for all steps of a long run.
 

@@ -35,6 +35,9 @@ PositiveFloat = Annotated[float, Strict(), Gt(0), AllowInfNan(False)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
+Role = Literal["upstream", "downstream"]
+"""Whether a validation set holds what the base model was trained on, or what is new to it."""
+
 
 def field_problem(key_path: KeyPath, message: str, value: object) -> InitErrorDetails:
     """Returns the problem of one setting, for pydantic to raise together with others."""
@@ -176,6 +179,10 @@ class ValidationSet(Section):
     """A folder of shards, some of its shards, or a URL, as for a training corpus."""
     tokens: Count | None = None
     """Number of tokens to evaluate on, from the start of the corpus; null for all."""
+    role: Role | None = None
+    """`upstream` for text that the base was trained on, whose loss measures forgetting;
+    `downstream` for new text, whose loss measures adaptation. null: from the corpora in the base's
+    lineage, else by the names `upstream` and `downstream`; `check` shows it."""
 
 
 class DataSettings(Section):

@@ -119,6 +119,25 @@ class LossHistory(NamedTuple):
         return sum(areas) / tokens
 
 
+def mean_history(histories: list[LossHistory]) -> LossHistory | None:
+    """Returns the mean loss over several validation sets, at the steps where all were measured.
+
+    Each set counts the same, however long it is. None without such a step.
+    """
+    losses = [{point.step: point.loss for point in history.points} for history in histories]
+    points = [
+        point._replace(loss=fmean(by_step[point.step] for by_step in losses))
+        for point in (histories[0].points if histories else [])
+        if all(point.step in by_step for by_step in losses)
+    ]
+    baselines = [history.baseline for history in histories if history.baseline]
+    baseline = None
+    if len(baselines) == len(histories) and len({start.step for start in baselines}) == 1:
+        baseline = Baseline(fmean(start.loss for start in baselines), baselines[0].step)
+    has_gap = any(history.has_gap for history in histories)
+    return LossHistory(points, baseline, has_gap) if points else None
+
+
 METRICS: dict[str, Callable[[LossHistory], float | None]] = {
     "start": lambda history: history.start,
     "final": lambda history: history.final,
