@@ -17,6 +17,7 @@ from rewarm.quantities import format_bytes, format_count
 from rewarm.recipe.gpu_sharing import split_on
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture
+from rewarm.runs.held_out import held_out_warnings
 from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.runs.start_record import StartRecord
 
@@ -94,6 +95,8 @@ class RunPlan(BaseModel):
     """At the peak of a step; with one sequence at once, where the microbatch is `auto`."""
     memory_otherwise: dict[str, int]
     """Bytes at the peak with another setting of `memory`."""
+    warnings: list[str] = []
+    """What makes the measured losses doubtful."""
     problems: list[str]
     """What prevents training now, on this machine."""
 
@@ -147,8 +150,16 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None, gpus: int = 1
         memory_otherwise={other_memory: memory_of(architecture, lean=other_memory == "lean").peak}
         if architecture
         else {},
+        warnings=_held_out_warnings(resolved),
         problems=list(dict.fromkeys(map(str, resolved.problems))),
     )
+
+
+def _held_out_warnings(resolved: ResolvedRun) -> list[str]:
+    lineage = (
+        [ancestor.corpora for ancestor in resolved.origin.ancestors] if resolved.origin else []
+    )
+    return held_out_warnings(resolved.recipe, lineage)
 
 
 def _has_gpu() -> bool:
@@ -266,7 +277,8 @@ def _dataset_lines(plan: RunPlan) -> list[tuple[str, str]]:
     if not plan.validation:
         return [*lines, ("validation", "none: no loss is measured")]
     evaluations = f"{plan.evaluations} evaluations, the first before step 1"
-    return [*lines, *_with_heading("validation", _datasets(plan.validation)), ("", evaluations)]
+    lines += _with_heading("validation", _datasets(plan.validation))
+    return [*lines, ("", evaluations), *(("", f"warning: {text}") for text in plan.warnings)]
 
 
 def _with_heading(heading: str, texts: list[str]) -> list[tuple[str, str]]:

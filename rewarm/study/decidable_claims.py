@@ -33,8 +33,8 @@ def _missing_evaluations(claim: Claim, recipes: dict[str, Recipe]) -> str:
             count = _evaluations_in(request.part, recipes[arm])
             if count < request.least_evaluations:
                 return (
-                    f"{request.metric} of {arm}: {count} evaluations in that part of the run, and "
-                    f"it takes {request.least_evaluations}; set every.evaluate, such as "
+                    f"{request.metric} of {arm} takes {request.least_evaluations} evaluations in "
+                    f"that part of the run, which has {count}; set every.evaluate, such as "
                     "[{until: 1%, every: 20}, {every: 1000}]"
                 )
     return ""

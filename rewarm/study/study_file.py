@@ -33,7 +33,14 @@ from rewarm.recipe.path_settings import RECIPE_PATHS, STUDY_PATHS, resolve_paths
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument
-from rewarm.runs.validation_roles import Corpora, SetRole, merge_roles, resolve_roles
+from rewarm.runs.held_out import held_out_warnings
+from rewarm.runs.validation_roles import (
+    Corpora,
+    SetRole,
+    merge_roles,
+    resolve_roles,
+    with_roles,
+)
 from rewarm.study.claims import Claim, parse_claim
 
 Seed = Annotated[int, Strict(), Interval(ge=0, lt=2**63)]
@@ -133,6 +140,21 @@ class StudyPlan(NamedTuple):
 def study_roles(plan: StudyPlan) -> dict[str, SetRole]:
     """Returns the role of each validation set in a study, as far as it is known before training."""
     return _merged_roles(plan.runs, plan.bases)
+
+
+def held_out_warnings_of_study(plan: StudyPlan) -> list[str]:
+    """Returns which upstream validation sets the bases may have been trained on, one line each."""
+    roles = study_roles(plan)
+    runs = {run.arm: run for run in plan.runs}.values()
+    lines = (
+        warning
+        for run in runs
+        for warning in held_out_warnings(
+            with_roles(run.recipe, {name: roles[name] for name in run.recipe.data.validation}),
+            _lineage(run.recipe, run.needs_base, plan.bases),
+        )
+    )
+    return list(dict.fromkeys(lines))
 
 
 def _merged_roles(runs: list[StudyRun], bases: dict[str, Recipe]) -> dict[str, SetRole]:

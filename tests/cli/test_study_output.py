@@ -68,7 +68,7 @@ def test_plan_says_what_its_seeds_decide_and_what_more_cost(plan, capsys, tmp_pa
     assert more == pytest.approx(2, rel=0.01)
     (_, line), _ = seed_lines("claims={late: 'slope(upstream, a, last 20%) < 0'}")
     assert line == (
-        "undecided late: slope of a: 2 evaluations in that part of the run, and it takes 3; set "
+        "undecided late: slope of a takes 3 evaluations in that part of the run, which has 1; set "
         "every.evaluate, such as [{until: 1%, every: 20}, {every: 1000}]"
     )
 

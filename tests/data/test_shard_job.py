@@ -23,8 +23,8 @@ def test_shards_of_another_command_are_kept_and_refused(tmp_path, tokenizer, mon
     before = file_contents(partial)
     with pytest.raises(DataError, match=r"another command .shard_tokens 800 there and 500 here"):
         write_shards([text], tmp_path / "out", tokenizer, shard_tokens=500)
+    where = ReadOptions(where=(("meta", "x"),))
     with pytest.raises(DataError, match=r"another command .where \(\) there and \(\('meta', '"):
-        where = ReadOptions(where=(("meta", "x"),))
         write_shards([text], tmp_path / "out", tokenizer, shard_tokens=800, options=where)
     assert {**file_contents(partial), "lock": b""} == before
 

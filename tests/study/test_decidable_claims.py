@@ -38,7 +38,7 @@ def test_one_seed_decides_no_claim(study):
 def test_parts_of_runs_need_evaluations(study):
     assert undecided(study) == {"late", "early"}
     reason = undecidable_claims(load_study(study))["early"]
-    assert reason.startswith("bump of a: 1 evaluations in that part of the run, and it takes 2")
+    assert reason.startswith("bump of a takes 2 evaluations in that part of the run, which has 1")
     dense = "[{until: 1%, every: 5}, {every: 100}]"
     arms = f"{{every.evaluate: {dense}}}"
     assert undecided(study, f"arms={{a: {arms}, b: {arms}}}") == set()
