@@ -30,6 +30,7 @@ class ModelSize(BaseModel):
     hidden: int
     heads: int
     vocabulary: int
+    activation: str = "gelu"
     flops_per_token: int
 
 
@@ -174,6 +175,7 @@ def _model_size(architecture: Architecture, context: int) -> ModelSize:
         hidden=architecture.hidden,
         heads=architecture.heads,
         vocabulary=architecture.vocabulary,
+        activation=architecture.activation,
         flops_per_token=architecture.flops_per_token(context),
     )
 
@@ -245,6 +247,7 @@ def _model_lines(plan: RunPlan) -> list[tuple[str, str]]:
     text = (
         f"{size.parameters:,} parameters: {size.layers} layers × {size.hidden:,} wide, "
         f"{size.heads} heads, {size.vocabulary:,} embedding rows"
+        + ("" if size.activation == "gelu" else f", {size.activation}")
     )
     return [("model", text)]
 
