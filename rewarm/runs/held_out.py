@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rewarm.data.dataset_card import CARD
 from rewarm.paths import short_path
 from rewarm.recipe.recipe import Recipe
-
-Corpora = Mapping[str, str]
-"""The shards of each training corpus of a model, by name; empty if they are not known."""
+from rewarm.runs.validation_roles import Corpora
 
 
 def held_out_warnings(recipe: Recipe, lineage: Sequence[Corpora]) -> list[str]:

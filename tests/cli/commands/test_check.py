@@ -108,6 +108,7 @@ def test_gpu_hours_of_a_study_where_a_speed_is_known(study, command):
     assert "hours     rewarm plan --measure, on the machine that will run it" in out
 
 
+@pytest.mark.slow
 def test_the_papers_study_in_the_documentation_is_what_it_prints(command, monkeypatch):
     text = (ROOT / "docs" / "paper-study.md").read_text()
     monkeypatch.chdir(ROOT / "recipes")
