@@ -10,6 +10,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 
+import audit
 import communication_model
 import pytest
 import shared_cache
@@ -295,3 +296,33 @@ def test_faults_of_a_study(capsys):
     first, second = ([cell.strip() for cell in row.split("|")[2:-1]] for row in rows)
     assert first == ["1", "0", "a/18  done", "a", "a/17 (1), a/18 (1)"]
     assert second == ["2", "0", "a/18  done", "a", "none"]
+
+
+@pytest.mark.slow
+def test_the_audit_agrees_in_rates_losses_norms_and_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(audit, "CURVES", {"clipped-cosine": audit.CURVES["clipped-cosine"]})
+    schedules = list(audit.audit_schedules(steps=1000))
+    losses, norms, weights, change = audit.audit_updates(tmp_path, steps=2)
+    for line, least in (*((line, 13) for line in schedules), (losses, 6), (norms, 6), (weights, 5)):
+        assert float(re.search(r"([\d.]+) digits", line)[1]) >= least, line
+    assert float(re.search(r"([\d.]+) digits", change)[1]) >= 2.5, change
+
+
+def test_the_audit_judges_claims_by_itself(tmp_path):
+    for seed in (1, 2, 3):
+        for arm, ends in (("a", 2.0), ("b", 3.0)):
+            (tmp_path / arm / str(seed)).mkdir(parents=True)
+            losses = [5.0, 4.0, ends + 0.1 * seed]
+            lines = ({"tokens": 10 * i, "x/loss": loss} for i, loss in enumerate(losses))
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (tmp_path / arm / str(seed) / "metrics.jsonl").write_text(text)
+
+    def verdict(claim):
+        return audit.verdict_of(tmp_path, claim, [1, 2, 3])
+
+    assert verdict("final(x, a) < 2.6")[0] == "held"
+    assert verdict("final(x, a) < 2.6")[1:] == pytest.approx((-0.4, -0.648414, -0.151586), abs=1e-6)
+    assert verdict("final(x, a) > 50% * final(x, b)")[0] == "held"
+    assert verdict("final(x, a, first 50%) < 3")[0] == "not held"
+    assert verdict("overtakes(b, a, x) after 10%")[0] == "not held"
+    assert verdict("abs(gap(x, a, b, after 60%) - 1) < 0.1")[0] == "held"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rewarm.checkpoints.find_checkpoint import (
     BaseCheckpoint,
@@ -17,11 +18,12 @@ from rewarm.checkpoints.find_checkpoint import (
 from rewarm.checkpoints.manifest import MANIFEST, sha256_in_manifest
 from rewarm.checkpoints.training_state import Ancestor, TrainingState, read_training_state
 from rewarm.checkpoints.weight_files import weights_digest
-from rewarm.errors import CheckpointError, RecipeError, RewarmError
+from rewarm.errors import CheckpointError, RecipeError, RewarmError, hide_credentials
 from rewarm.model.published_pythia import published_training
 from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe, base_lr_in_recipe
 from rewarm.recipe.saved_recipe import load_saved_recipe
+from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 
 
 def model_lineage(
@@ -59,7 +61,22 @@ def _checkpoint_as_ancestor(
         lrs=state.lrs,
         schedule=state.schedule,
         losses=state.losses,
+        corpora=_training_corpora(directory, state),
     )
+
+
+def _training_corpora(checkpoint: Path, state: TrainingState) -> dict[str, str]:
+    """Returns the shards of each corpus that a checkpoint was trained on, as in its recipe.
+
+    "" where its recipe cannot be read: the names are in the training state, too.
+    """
+    settings: dict[str, Any] = {}
+    with contextlib.suppress(RecipeError):
+        settings = flatten_settings(YamlDocument.load(checkpoint / "recipe.yaml").data)
+    return {
+        name: hide_credentials(str(settings.get(f"data.train.{name}.shards", "")))
+        for name in state.corpora
+    }
 
 
 def _published_ancestor(base: BaseCheckpoint, sha256: str | None) -> Ancestor:
@@ -160,6 +177,23 @@ def last_lr_of_base(model: ModelSettings) -> float:
     except RewarmError as error:
         raise ValueError(str(error)) from None
     return lrs[-1] if lrs else base_lr_in_recipe(model)
+
+
+def lineage_corpora(model: ModelSettings) -> list[dict[str, str]]:
+    """Returns what the base of a model and its ancestors were trained on, the oldest first.
+
+    For each, the shards of each corpus, by name; empty for one of which that is not known.
+    """
+    if model.base is None or model.fresh:
+        return []
+    try:
+        if find_local_model(model.base):
+            base = locate_base(model.base, weights=False)
+            lineage = model_lineage(base, compute_digest=False)
+            return [dict(ancestor.corpora) for ancestor in lineage]
+    except RewarmError:
+        pass  # `check` reports it
+    return [{}]
 
 
 def recipe_of_checkpoint(checkpoint: Path) -> Recipe:

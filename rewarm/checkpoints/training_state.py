@@ -45,6 +45,8 @@ class Ancestor(BaseModel):
     """Name, distribution and version of the schedule plug-in."""
     losses: dict[str, float] = {}
     """Its last measured loss on each validation set, in nats."""
+    corpora: dict[str, str] = {}
+    """What its run trained on: the shards of each corpus, by name; empty if not known."""
 
     def one_line(self) -> str:
         """Returns name, step, tokens, learning rates, schedule and losses as one line of text."""

@@ -6,6 +6,7 @@ import json
 
 from rich.console import Console
 
+from rewarm.cli.seeds_output import seed_notes
 from rewarm.cli.terminal_tables import plain_table, print_notes, print_table
 from rewarm.estimates.cost import CostEstimate, RunCost
 from rewarm.estimates.gpu_plan import GpuPlan, padding_text, split_text
@@ -13,6 +14,7 @@ from rewarm.estimates.throughput import Speed, SpeedOf, gpu_memory, measured_gpu
 from rewarm.model.architecture import Architecture
 from rewarm.quantities import format_bytes, format_count, format_number, format_seconds
 from rewarm.recipe.recipe import Recipe
+from rewarm.study.study_file import StudyPlan
 
 _FOLDED_NAME = 12
 """The narrowest column of names; a terminal that is narrower still wraps rows, and cuts nothing."""
@@ -43,8 +45,14 @@ def speed_by_measuring() -> SpeedOf:
     return speed_of
 
 
-def print_cost(estimate: CostEstimate, gpu: str | None) -> None:
-    """Prints a cost estimate as a table, and below it where each figure comes from."""
+def print_cost(estimate: CostEstimate, gpu: str | None, study: StudyPlan | None = None) -> None:
+    """Prints a cost estimate as a table, and below it where each figure comes from.
+
+    Args:
+        estimate: the estimate.
+        gpu: the GPU that it is for, if one was named.
+        study: the study that it is of, whose seeds are reported.
+    """
     rows = [_row(cost.name, cost, f"{cost.steps:,}", estimate.price) for cost in estimate.costs]
     if estimate.runs > 1:
         rows.append(_row("all", estimate, "", estimate.price))
@@ -58,7 +66,8 @@ def print_cost(estimate: CostEstimate, gpu: str | None) -> None:
         table.add_row(*(row[name] for name in shown))
     widths = [max(len(text) for text in (name, *(row[name] for row in rows))) for name in shown]
     print_table(table, min_width=min(_FOLDED_NAME, widths[0]) + sum(2 + n for n in widths[1:]))
-    print_notes((f"{heading:<10}{text}" for heading, text in _notes(estimate, gpu)), indent=10)
+    notes = _notes(estimate, gpu) + (seed_notes(study, estimate) if study else [])
+    print_notes((f"{heading:<10}{text}" for heading, text in notes), indent=10)
 
 
 def _row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 BAD_RECORDS_FILE = "skipped-records.jsonl"
 _EXAMPLES = 3
 _FILES = 10
+_VALUES = 20
 
 
 class InputReport:
@@ -30,6 +32,7 @@ class InputReport:
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
         self._notices: dict[str, None] = {}
+        self._left_out: Counter[str] = Counter()
 
     def __enter__(self) -> InputReport:
         return self
@@ -56,6 +59,11 @@ class InputReport:
         """Adds a sentence on how a file was read."""
         self._notices[notice] = None
 
+    def add_left_out(self, value: str) -> None:
+        """Counts a document that --where leaves out, by the field's value."""
+        known = value in self._left_out or len(self._left_out) < _VALUES
+        self._left_out[value if known else "others"] += 1
+
     def write_bad_records(self, folder: Path) -> None:
         """Writes the bad records to a file in a folder, if there are any.
 
@@ -79,6 +87,9 @@ class InputReport:
         if self.bad_records:
             records = _number(self.bad_records, "record")
             lines.append(f"skipped  {records} without text: see {out / BAD_RECORDS_FILE}")
+        if self._left_out:
+            values = ", ".join(f"{count:,} {value}" for value, count in self._left_out.items())
+            lines.append(f"skipped  {self._left_out.total():,} (--where): {values}")
         lines += [f"note     {notice}" for notice in self._notices]
         # Names in archives are untrusted.
         print_notes(map(escape_unprintable, lines), indent=len("skipped  "))

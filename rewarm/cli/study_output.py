@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from rewarm.cli.seeds_output import seed_notes
 from rewarm.cli.terminal_tables import plain_table, print_result_table, print_table
 from rewarm.errors import CheckpointError, RewarmError
-from rewarm.estimates.cost import estimate_study_cost
+from rewarm.estimates.cost import CostEstimate, estimate_study_cost
 from rewarm.estimates.throughput import measured_gpus, speed_on_gpu
 from rewarm.files import atomic_write
 from rewarm.paths import short_path
@@ -23,9 +24,9 @@ from rewarm.quantities import format_count, format_number
 from rewarm.recipe.recipe import Recipe
 from rewarm.study.comparison_tables import claims_table, comparison_table
 from rewarm.study.results_json import StudySummary, results_as_json, study_pareto_front
-from rewarm.study.run_outcomes import UPSTREAM, StudyResults, outcome_notes, same_batches
+from rewarm.study.run_outcomes import StudyResults, outcome_notes, same_batches
 from rewarm.study.runner import RunStatus, StudyRunner
-from rewarm.study.study_file import StudyPlan
+from rewarm.study.study_file import StudyPlan, held_out_warnings_of_study, study_roles
 from rewarm.study.worker_gpus import WorkerGpus
 
 _COLUMNS = ("arm", "start", "final", "change", "peak rise", "recovered at")
@@ -108,7 +109,14 @@ def print_study_plan(plan: StudyPlan) -> None:
         + f" = {len(recipes)} runs, {format_count(sum(map(_tokens, recipes)))} tokens, "
         + f"in {short_path(plan.study.study)}"
     )
-    print(f"hours     {_gpu_hours(plan)}")
+    for name, role in study_roles(plan).items():
+        print(f"set       {name}: {role}")
+    for warning in held_out_warnings_of_study(plan):
+        print(f"warning   {warning}")
+    estimates = _estimates(plan)
+    print(f"hours     {_gpu_hours(estimates)}")
+    for heading, text in seed_notes(plan, next(iter(estimates.values()), None)):
+        print(f"{heading:<10}{text}")
     for name, claim in plan.claims.items():
         print(f"claim     {name}: {claim.text}")
 
@@ -122,15 +130,23 @@ def _initial_weights(recipe: Recipe) -> str:
     return f"newly initialized weights, architecture of {source}" if model.fresh else source
 
 
-def _gpu_hours(plan: StudyPlan) -> str:
-    """Returns the GPU hours of a study on each measured GPU, or how to measure them."""
-    hours = []
+def _estimates(plan: StudyPlan) -> dict[str, CostEstimate]:
+    """Returns the cost of a study on each GPU that was measured."""
+    estimates = {}
     for gpu in measured_gpus():
         with suppress(RewarmError):  # for example, it was not measured in this precision
-            cost = estimate_study_cost(plan, gpus=1, on_gpu=True, speed_of=speed_on_gpu(gpu))
-            hours.append(
-                f"{format_number(cost.gpu_hours or 0)} on one {gpu} (rewarm plan --gpu {gpu})"
+            estimates[gpu] = estimate_study_cost(
+                plan, gpus=1, on_gpu=True, speed_of=speed_on_gpu(gpu)
             )
+    return estimates
+
+
+def _gpu_hours(estimates: dict[str, CostEstimate]) -> str:
+    """Returns the GPU hours of a study on each measured GPU, or how to measure them."""
+    hours = [
+        f"{format_number(estimate.gpu_hours or 0)} on one {gpu} (rewarm plan --gpu {gpu})"
+        for gpu, estimate in estimates.items()
+    ]
     return "; ".join(hours) or "rewarm plan --measure, on the machine that will run it"
 
 
@@ -199,11 +215,11 @@ def _print_results(plan: StudyPlan, results: StudyResults, summary: StudySummary
         differences = [column for column in table.columns if column.startswith("vs ")]
         print_result_table(table.select(*_COLUMNS, *differences))
         print()
-    for name in results.validation_sets:
-        if name != UPSTREAM and (front := study_pareto_front(plan, results, name)):
+    for name in results.new_sets:
+        if front := study_pareto_front(plan, results, name):
             print(
-                f"front     {name}: no arm has a lower final loss on both it and upstream than "
-                f"{', '.join(front)}"
+                f"front     {name}: no arm has a lower final loss on both it and "
+                f"{results.upstream} than {', '.join(front)}"
             )
     for note in outcome_notes(results):
         print(f"note      {note}")

@@ -25,6 +25,7 @@ from rewarm.data.input_records import (
     Reading,
     Record,
     SkippedInput,
+    check_is_json,
     text_of_bytes,
     text_of_line,
     text_of_row,
@@ -106,6 +107,7 @@ class _Samples:
                         "earlier; store the members of a sample side by side (tar --sort=name)"
                     )
                 location = self._location(member)
+                check_is_json(location, "txt", self._reading.options)
                 text = text_of_bytes(self._joined(chunks, member), location, self._reading)
                 if text is not None:
                     yield Record(text, member.end, location)

@@ -15,6 +15,7 @@ from rewarm.data.input_records import (
     ReadOptions,
     Record,
     SkippedInput,
+    check_is_json,
     check_json_lines,
     refuse_record,
     text_of_bytes,
@@ -57,6 +58,7 @@ def read_documents(
     on_bad_record: Callable[[SkippedInput], None] = refuse_record,
     on_skipped: Callable[[SkippedInput], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
+    on_left_out: Callable[[str], None] = lambda _: None,
     options: ReadOptions = ReadOptions(),  # noqa: B008 - immutable
 ) -> Iterator[TextDocument]:
     """Yields every document of the files, in order.
@@ -68,12 +70,14 @@ def read_documents(
             with the next record.
         on_skipped: called with each member of an archive that is not read.
         on_notice: called with what a user should know about how a file is read.
+        on_left_out: called with the field and the value of each document that `options.where`
+            leaves out.
         options: limits, and how token files are read.
 
     Raises:
         DataError: a file is damaged or truncated, or exceeds a limit; names file and line.
     """
-    reading = Reading(field, options, on_bad_record, on_skipped, on_notice)
+    reading = Reading(field, options, on_bad_record, on_skipped, on_notice, on_left_out)
     bytes_before = 0  # of this file
     for parts in _group_parts(paths):
         path = parts[0]
@@ -124,6 +128,8 @@ def _read_file(parts: list[Path], reading: Reading) -> Iterator[Record]:
     input_format = format_of(path)
     assert input_format, path
     name, compression = input_format
+    if name not in ("jsonl", "ndjson", "json", "tar", "zip"):
+        check_is_json(str(path), name, reading.options)
     if name in ("parquet", "arrow", "feather"):
         yield from read_table(path, name, reading)
     elif name in ("tar", "zip"):

@@ -49,6 +49,8 @@ class ReadOptions(NamedTuple):
     sequences: str = "auto"
     """What a sequence of a Megatron .bin is: part of a `document`, a fixed-length `block`, or
     `auto`: blocks if three or more have one length."""
+    where: tuple[tuple[str, str], ...] = ()
+    """Fields of a JSON document, as `meta.source`, and the values that a document has to have."""
     end_of_text: int | None = None
     """The token after each document of a token array; None: blocks of a fixed length are read."""
 
@@ -72,6 +74,8 @@ class Reading(NamedTuple):
     on_bad_record: Callable[[SkippedInput], None]
     on_skipped: Callable[[SkippedInput], None]
     on_notice: Callable[[str], None]
+    on_left_out: Callable[[str], None] = lambda _: None
+    """Called with the field and the value for which a document is left out by `where`."""
 
 
 def refuse_record(record: SkippedInput) -> NoReturn:
@@ -146,8 +150,10 @@ def _reason_of(error: Exception) -> str:
 def text_of_row(row: Any, location: str, reading: Reading) -> str | None:
     """Returns the text in a parsed JSON document; None if it has none, which is reported."""
     field = reading.field
+    if not _has_wanted_values(row, location, reading):
+        return None
     try:
-        text = row[field] if isinstance(row, dict) and field in row else _nested(row, field)
+        text = _nested(row, field)
     except KeyError:
         found = list_names(row) if isinstance(row, dict) else _JSON_TYPES[type(row)]
         reason = f"no text in field {field!r} (found: {found}); see --field"
@@ -163,11 +169,13 @@ def text_of_row(row: Any, location: str, reading: Reading) -> str | None:
 
 
 def _nested(row: Any, field: str) -> Any:
-    """Returns the value at a path such as meta.text.
+    """Returns the value of a field, or at a path such as meta.text.
 
     Raises:
         KeyError: there is none.
     """
+    if isinstance(row, dict) and field in row:
+        return row[field]
     for name in field.split("."):
         if not isinstance(row, dict):
             raise KeyError(field)
@@ -183,6 +191,36 @@ def list_names(names: Iterable[str]) -> str:
     shown = ", ".join(name if name.isprintable() else ascii(name) for name in listed[:_MOST_NAMES])
     more = len(listed) - _MOST_NAMES
     return f"{shown} and {more:,} more" if more > 0 else shown or "none"
+
+
+def _has_wanted_values(row: Any, location: str, reading: Reading) -> bool:
+    """Returns whether a JSON document has the values of `where`; reports it if it has not."""
+    for path, wanted in reading.options.where:
+        try:
+            value = _nested(row, path)
+        except KeyError:
+            reason = f"no field {path!r} to compare with --where {path}={wanted}"
+            reading.on_bad_record(SkippedInput(location, reason))
+            return False
+        found = value if isinstance(value, str) else json.dumps(value)
+        if found != wanted:
+            reading.on_left_out(f"{path}={found}")
+            return False
+    return True
+
+
+def check_is_json(location: str, what: str, options: ReadOptions) -> None:
+    """Checks that no `where` is given for an input that is not JSON.
+
+    Raises:
+        DataError: one is given.
+    """
+    if options.where:
+        path, wanted = options.where[0]
+        raise DataError(
+            f"{location}: --where {path}={wanted} compares fields of JSON documents, and this is "
+            f"{what}; store the documents as lines of JSON, or select them before"
+        )
 
 
 def text_of_bytes(

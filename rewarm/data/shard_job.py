@@ -44,6 +44,7 @@ class JobSettings(BaseModel):
     eos: int
     shard_tokens: int
     validation: float
+    where: tuple[tuple[str, str], ...] = ()
 
 
 class _JobRecord(BaseModel):

@@ -43,6 +43,12 @@ from rewarm.data.validation_split import ValidationSplit
 from rewarm.errors import DataError
 from rewarm.files import atomic_write
 
+_NAMED_VALUES = 10
+
+
+class _NoDocumentError(DataError):
+    """A folder would have no document."""
+
 
 class ShardingProgress(NamedTuple):
     """Counts of what was read and written so far."""
@@ -78,6 +84,7 @@ def write_shards(
     on_bad_record: Callable[[SkippedInput], None] = refuse_record,
     on_skipped: Callable[[SkippedInput], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
+    on_left_out: Callable[[str], None] = lambda _: None,
     progress: Callable[[ShardingProgress], None] = lambda _: None,
 ) -> dict[str, ShardIndex]:
     """Tokenizes texts into shards, and returns the index of each folder written, by name.
@@ -99,6 +106,7 @@ def write_shards(
         on_bad_record: called with each record that holds no text.
         on_skipped: called with each file, and each member of an archive, that is not read.
         on_notice: called with what a user should know about how a file is read.
+        on_left_out: called with the field and value of each document that `where` leaves out.
         progress: function called after each batch of documents.
 
     Raises:
@@ -112,7 +120,15 @@ def write_shards(
         eos=tokenizer.eos_token_id,
         shard_tokens=shard_tokens,
         validation=validation,
+        where=options.where,
     )
+    values = dict[str, None]()  # of documents that are left out
+
+    def leave_out(value: str) -> None:
+        if len(values) < _NAMED_VALUES:
+            values[value] = None
+        on_left_out(value)
+
     try:
         with ShardJob(out, settings) as job:
             try:
@@ -127,10 +143,15 @@ def write_shards(
                     on_bad_record=on_bad_record,
                     on_skipped=on_skipped,
                     on_notice=on_notice,
+                    on_left_out=leave_out,
                     options=options,
                 )
                 indices = _write_folders(job, read, tokenizer, shard_tokens, validation, progress)
                 job.publish()
+            except _NoDocumentError as error:
+                if values:
+                    error.args = (f"{error}: --where left out {', '.join(values)}",)
+                raise _with_finished_shards(error, job) from None
             except DataError as error:
                 raise _with_finished_shards(error, job) from None
     except OSError as error:
@@ -203,7 +224,7 @@ def _write_folders(
     for name, index in indices.items():
         if not index.tokens:
             folder = f" for {job.out / name}: all documents are the same" if validation else ""
-            raise DataError(f"no document left{folder}")
+            raise _NoDocumentError(f"no document left{folder}")
     if validation:
         card = dataset_card({"train": "train/*.tar", "validation": "val/*.tar"})
         atomic_write(job.folder / CARD, card)

@@ -17,6 +17,7 @@ from rewarm.quantities import format_bytes, format_count
 from rewarm.recipe.gpu_sharing import split_on
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture
+from rewarm.runs.held_out import held_out_warnings
 from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.runs.start_record import StartRecord
 
@@ -29,6 +30,7 @@ class ModelSize(BaseModel):
     hidden: int
     heads: int
     vocabulary: int
+    activation: str = "gelu"
     flops_per_token: int
 
 
@@ -57,6 +59,8 @@ class DatasetPlan(BaseModel):
     """The recipe's weight from each step on."""
     read_before: int | None = None
     """Tokens read before these weights began to hold; None if they hold from step 1 on."""
+    role: str | None = None
+    """Of a validation set, and how it is known."""
 
 
 class RunPlan(BaseModel):
@@ -92,6 +96,8 @@ class RunPlan(BaseModel):
     """At the peak of a step; with one sequence at once, where the microbatch is `auto`."""
     memory_otherwise: dict[str, int]
     """Bytes at the peak with another setting of `memory`."""
+    warnings: list[str] = []
+    """What makes the measured losses doubtful."""
     problems: list[str]
     """What prevents training now, on this machine."""
 
@@ -145,8 +151,16 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None, gpus: int = 1
         memory_otherwise={other_memory: memory_of(architecture, lean=other_memory == "lean").peak}
         if architecture
         else {},
+        warnings=_held_out_warnings(resolved),
         problems=list(dict.fromkeys(map(str, resolved.problems))),
     )
+
+
+def _held_out_warnings(resolved: ResolvedRun) -> list[str]:
+    lineage = (
+        [ancestor.corpora for ancestor in resolved.origin.ancestors] if resolved.origin else []
+    )
+    return held_out_warnings(resolved.recipe, lineage)
 
 
 def _has_gpu() -> bool:
@@ -161,6 +175,7 @@ def _model_size(architecture: Architecture, context: int) -> ModelSize:
         hidden=architecture.hidden,
         heads=architecture.heads,
         vocabulary=architecture.vocabulary,
+        activation=architecture.activation,
         flops_per_token=architecture.flops_per_token(context),
     )
 
@@ -168,9 +183,8 @@ def _model_size(architecture: Architecture, context: int) -> ModelSize:
 def rates_at_marks(recipe: Recipe) -> list[RateAtStep]:
     """Returns the rate at the first step, the schedule's own marks, the middle and the last."""
     labels = {1: "first", max(1, recipe.steps // 2): "middle", recipe.steps: "last"}
-    for label, progress in schedules.marks(recipe.schedule).items():
-        step = round(progress * recipe.steps)
-        if 0 < step < recipe.steps:
+    for label, step in schedules.marked_steps(recipe.schedule, recipe.steps).items():
+        if step < recipe.steps:
             labels[step] = label
     return [RateAtStep(step=step, what=labels[step], lr=recipe.lr(step)) for step in sorted(labels)]
 
@@ -196,19 +210,18 @@ def _corpus(
 
 
 def _validation_set(resolved: ResolvedRun, name: str) -> DatasetPlan:
-    tokens = resolved.recipe.data.validation[name].tokens
+    tokens, role = resolved.recipe.data.validation[name].tokens, str(resolved.roles[name])
     if name not in resolved.validation:
-        return DatasetPlan(needed=tokens or 0)
+        return DatasetPlan(needed=tokens or 0, role=role)
     available = resolved.validation[name].source.index.tokens
-    return DatasetPlan(needed=min(tokens or available, available), available=available)
+    return DatasetPlan(needed=min(tokens or available, available), available=available, role=role)
 
 
 def _evaluations(recipe: Recipe) -> int:
     """Returns how many evaluations a run makes: before step 1, at its end, and in between."""
     if not recipe.data.validation:
         return 0
-    every = recipe.every.evaluate
-    return 2 + ((recipe.steps - 1) // every if every else 0)
+    return 2 + sum(map(len, recipe.every.evaluations(recipe.steps)))
 
 
 def plan_as_text(plan: RunPlan) -> str:
@@ -234,6 +247,7 @@ def _model_lines(plan: RunPlan) -> list[tuple[str, str]]:
     text = (
         f"{size.parameters:,} parameters: {size.layers} layers × {size.hidden:,} wide, "
         f"{size.heads} heads, {size.vocabulary:,} embedding rows"
+        + ("" if size.activation == "gelu" else f", {size.activation}")
     )
     return [("model", text)]
 
@@ -266,7 +280,8 @@ def _dataset_lines(plan: RunPlan) -> list[tuple[str, str]]:
     if not plan.validation:
         return [*lines, ("validation", "none: no loss is measured")]
     evaluations = f"{plan.evaluations} evaluations, the first before step 1"
-    return [*lines, *_with_heading("validation", _datasets(plan.validation)), ("", evaluations)]
+    lines += _with_heading("validation", _datasets(plan.validation))
+    return [*lines, ("", evaluations), *(("", f"warning: {text}") for text in plan.warnings)]
 
 
 def _with_heading(heading: str, texts: list[str]) -> list[tuple[str, str]]:
@@ -281,7 +296,8 @@ def _datasets(datasets: dict[str, DatasetPlan]) -> list[str]:
         needed = f"{format_count(plan.needed)} tokens"
         available = f" of {format_count(plan.available)}" if plan.available else "; no shards found"
         epochs = f" = {plan.epochs:.2f} epochs" if plan.epochs is not None and plan.share else ""
-        lines.append(f"{name:<{width}}  {share}{needed}{available}{epochs}")
+        role = f", {plan.role}" if plan.role else ""
+        lines.append(f"{name:<{width}}  {share}{needed}{available}{epochs}{role}")
         if len(plan.weights) > 1 or plan.read_before is not None:
             weights = ", ".join(f"{w:g} from step {step:,}" for step, w in plan.weights.items())
             before = (

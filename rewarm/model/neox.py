@@ -78,7 +78,9 @@ class Layer(nn.Module):
             # Use the x that the kernel returns: its backward pass adds the residual's gradient.
             a_BTD, b_BTD, x_BTD = self.kernels.norms(x_BTD, attention_norm, mlp_norm)
             attended_BTD = self.attention(a_BTD, cos_TR, sin_TR, mask)
-            return cast(Tensor, x_BTD + attended_BTD + self.mlp(b_BTD))
+            # Attention and MLP first, as GPT-NeoX and transformers add them: in half precision the
+            # residual stream, which is larger, is rounded once and not twice.
+            return cast(Tensor, x_BTD + (attended_BTD + self.mlp(b_BTD)))
         x_BTD = x_BTD + self.attention(attention_norm(x_BTD), cos_TR, sin_TR, mask)
         return cast(Tensor, x_BTD + self.mlp(mlp_norm(x_BTD)))
 

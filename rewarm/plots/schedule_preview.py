@@ -116,11 +116,7 @@ def compute_curve(
         ScheduleError: the schedule gives an invalid rate at some step.
     """
     first, last = parse_step_range(zoom, recipe)
-    mark_steps = {
-        label: min(recipe.steps, max(1, round(progress * recipe.steps)))
-        for label, progress in schedules.marks(recipe.schedule).items()
-        if 0 < progress < 1
-    }
+    mark_steps = schedules.marked_steps(recipe.schedule, recipe.steps)
     visible_marks = {label: step for label, step in mark_steps.items() if first <= step <= last}
     steps = sorted({*_thinned_steps(first, last, max_points), *visible_marks.values()})
     points = {point.step: point for point in _points(recipe, steps)}
@@ -131,6 +127,16 @@ def compute_curve(
         {label: points[step] for label, step in sorted(visible_marks.items(), key=lambda x: x[1])},
         _base_points(recipe, last, max_points) if first == 1 else [],
         _corpus_shares(recipe),
+    )
+
+
+def curve_steps(recipe: Recipe, max_points: int) -> list[int]:
+    """Returns the steps at which to draw a recipe's curve: evenly spaced ones, and its marks."""
+    return sorted(
+        {
+            *_thinned_steps(1, recipe.steps, max_points),
+            *schedules.marked_steps(recipe.schedule, recipe.steps).values(),
+        }
     )
 
 

@@ -24,7 +24,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rewarm.errors import did_you_mean
-from rewarm.model.architecture import PRESETS, Architecture
+from rewarm.model.architecture import PRESETS, Activation, Architecture
 from rewarm.quantities import Count, Share, Span, parse_count, parse_share
 from rewarm.recipe.yaml_document import KeyPath
 from rewarm.remote_storage import URL_SCHEMES
@@ -34,6 +34,9 @@ Steps = Annotated[int, BeforeValidator(parse_count), Gt(0)]
 PositiveFloat = Annotated[float, Strict(), Gt(0), AllowInfNan(False)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+
+Role = Literal["upstream", "downstream"]
+"""Whether a validation set holds what the base model was trained on, or what is new to it."""
 
 
 def field_problem(key_path: KeyPath, message: str, value: object) -> InitErrorDetails:
@@ -71,6 +74,11 @@ class ModelSettings(Section):
     """Use the architecture of the base model with newly initialized weights (the from-scratch
     baseline)."""
 
+    activation: Activation | None = None
+    """The non-linearity of a base or a preset, if not its own, by Hugging Face's names: `gelu` is
+    exact, `gelu_pytorch_tanh` the approximation with which GPT-NeoX trained Pythia. It is written
+    to each checkpoint's config.json."""
+
     @model_validator(mode="after")
     def _check_one_source(self) -> ModelSettings:
         sources = [n for n in ("base", "preset", "architecture") if getattr(self, n) is not None]
@@ -89,12 +97,20 @@ class ModelSettings(Section):
             raise ValidationError.from_exception_data("Model", [problem])
         if self.base is None and (self.revision or self.fresh or self.base_lr is not None):
             raise ValueError("revision, fresh and base_lr need a base; set base, or remove them")
+        if self.architecture is not None and self.activation is not None:
+            raise ValueError("activation is for a base or a preset; set architecture.activation")
         return self
+
+    def with_own_activation(self, architecture: Architecture) -> Architecture:
+        """Returns the architecture of the base or preset, with `activation` if that is set."""
+        if self.activation is None:
+            return architecture
+        return architecture.model_copy(update={"activation": self.activation})
 
     @property
     def explicit_architecture(self) -> Architecture | None:
         """The architecture in the recipe; None for a base model, whose files contain it."""
-        return PRESETS[self.preset] if self.preset else self.architecture
+        return self.with_own_activation(PRESETS[self.preset]) if self.preset else self.architecture
 
 
 def _check_plain_source(source: str) -> str:
@@ -176,6 +192,10 @@ class ValidationSet(Section):
     """A folder of shards, some of its shards, or a URL, as for a training corpus."""
     tokens: Count | None = None
     """Number of tokens to evaluate on, from the start of the corpus; null for all."""
+    role: Role | None = None
+    """`upstream` for text that the base was trained on, whose loss measures forgetting;
+    `downstream` for new text, whose loss measures adaptation. null: from the corpora in the base's
+    lineage, else by the names `upstream` and `downstream`; `check` shows it."""
 
 
 class DataSettings(Section):
@@ -355,14 +375,3 @@ class ParallelSettings(Section):
                 f"{', '.join(map(str, choices))}, or all"
             )
         return self.shard
-
-
-class EverySettings(Section):
-    """Intervals in steps. The last step is always logged, evaluated and saved."""
-
-    log: Steps = 10
-    """Steps between records in metrics.jsonl."""
-    evaluate: Steps | None = 500
-    """Steps between evaluations; null to evaluate only before the first step and after the last."""
-    save: Steps | None = 1000
-    """Steps between checkpoints; null to save only after the last step."""

@@ -34,7 +34,6 @@ from rewarm.quantities import Budget, Count
 from rewarm.recipe.fields import (
     BatchSettings,
     DataSettings,
-    EverySettings,
     GuardSettings,
     KeepSettings,
     LossScaleSettings,
@@ -46,6 +45,7 @@ from rewarm.recipe.fields import (
     field_problem,
 )
 from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
+from rewarm.recipe.periodic_work import EverySettings
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.schedules import Schedule
@@ -121,7 +121,7 @@ class Recipe(Section):
     """`fast`: keep all activations. `lean`: recompute those of the MLPs, norms and logits in the
     backward pass, so that a larger model or microbatch fits; `check` shows the memory saved."""
     parallel: ParallelSettings = ParallelSettings()
-    every: EverySettings = EverySettings()
+    every: SerializeAsAny[EverySettings] = EverySettings()
     keep: KeepSettings = KeepSettings()
     on_save_error: Literal["continue", "stop"] = "continue"
     """What to do when a checkpoint cannot be written, for example because the disk is full: report
@@ -134,6 +134,13 @@ class Recipe(Section):
         if isinstance(value, DataSettings):
             value = value.model_dump(mode="json", by_alias=True)
         return DataSettings.model_validate(value, context=_resolution_context(info))
+
+    @field_validator("every", mode="plain", json_schema_input_type=EverySettings)
+    @classmethod
+    def _resolve_every(cls, value: Any, info: ValidationInfo) -> EverySettings:
+        if isinstance(value, EverySettings):
+            value = value.model_dump(mode="json")
+        return EverySettings.model_validate(value, context=_resolution_context(info))
 
     @field_validator("schedule", mode="plain", json_schema_input_type=dict[str, Any])
     @classmethod

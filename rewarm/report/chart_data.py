@@ -11,8 +11,9 @@ import math
 from typing import Any
 
 from rewarm.report.collect_runs import CollectedRuns, JsonLine, RunRecord
+from rewarm.report.rate_curves import RatePoint, applied_rates, scheduled_rates
 
-_LOSS_RESOLUTION = 1e-4  # nats; finer than a curve can show
+_LOSS_RESOLUTION = 1e-6  # nats; the page averages seeds, and rounds the mean to 1e-4
 
 
 def chart_data_json(collected: CollectedRuns) -> str:
@@ -62,7 +63,7 @@ class PackedColumns:
         return self.add([*values], math.gcd(*values) or 1, 1)
 
     def add_losses(self, values: list[float | None]) -> int:
-        """Stores a column of losses in nats, rounded to 1e-4, and returns its index."""
+        """Stores a column of losses in nats, rounded to 1e-6, and returns its index."""
         return self.add(values, 1, round(1 / _LOSS_RESOLUTION))
 
     def add_rates(self, values: list[float | None]) -> int:
@@ -88,8 +89,9 @@ def _run_data(
         "train": _x_columns(train_lines, columns)
         | {
             "loss": columns.add_losses([line.get("loss") for line in train_lines]),
-            "lr": columns.add_rates([line.get("lr") for line in train_lines]),
         },
+        "schedule": _rate_columns(scheduled_rates(record), columns),
+        "applied": _rate_columns(applied_rates(record), columns),
     }
 
 
@@ -97,4 +99,12 @@ def _x_columns(lines: list[JsonLine], columns: PackedColumns) -> dict[str, int]:
     return {
         "step": columns.add_counts([line["step"] for line in lines]),
         "tokens": columns.add_counts([line["tokens"] for line in lines]),
+    }
+
+
+def _rate_columns(points: list[RatePoint], columns: PackedColumns) -> dict[str, int]:
+    return {
+        "step": columns.add_counts([point.step for point in points]),
+        "tokens": columns.add_counts([point.tokens for point in points]),
+        "lr": columns.add_rates([point.lr for point in points]),
     }

@@ -30,6 +30,7 @@ from rewarm.runs.metrics_file import (
 )
 from rewarm.runs.preconditions import had_checkpoint
 from rewarm.runs.recorded_metrics import RunMetrics, read_run_metrics
+from rewarm.runs.validation_roles import saved_roles
 from rewarm.study.results_json import JudgedClaim, StudySummary, read_summary
 from rewarm.study.run_outcomes import RunOutcome, StudyResults, outcome_from_metrics
 from rewarm.study.study_file import is_study, validate_study
@@ -52,8 +53,8 @@ class RunRecord(NamedTuple):
     """The text of recipe.yaml; empty if there is none."""
     settings: dict[str, Any]
     """The settings of recipe.yaml as {"a.b": value}."""
-    steps: int | None
-    """The number of steps of the whole run; None without a valid recipe."""
+    recipe: Recipe | None
+    """recipe.yaml; None if it cannot be read."""
     events: list[JsonLine]
     """The lines of events.jsonl that can be read."""
     notes: list[str]
@@ -76,6 +77,11 @@ class RunRecord(NamedTuple):
         return max((int(line["step"]) for line in self.lines), default=0)
 
     @property
+    def steps(self) -> int | None:
+        """The number of steps of the whole run; None without a valid recipe."""
+        return self.recipe.steps if self.recipe else None
+
+    @property
     def is_done(self) -> bool:
         """Whether the run has reached its last step."""
         return self.steps is not None and self.step >= self.steps
@@ -91,6 +97,8 @@ class CollectedRuns(NamedTuple):
     """The arm that other arms are compared with."""
     control: str | None
     """The arm trained on old data; other arms are compared with it too."""
+    not_begun: dict[str, list[int]]
+    """The seeds of each arm of a study whose runs have no metrics yet."""
     claims: dict[str, JudgedClaim]
     results: StudyResults
     """The outcomes of the runs that have reached the last step evaluated in their arm."""
@@ -157,9 +165,21 @@ def _with_summaries(
         records,
         next((arm for arm in references if arm in arms), None) or arms[0],
         next((arm for arm in controls if arm in arms), None),
+        _not_begun(records, summaries),
         {name: claim for summary in summaries for name, claim in summary.claims.items()},
         StudyResults(_furthest_outcomes(records)),
     )
+
+
+def _not_begun(records: list[RunRecord], summaries: list[StudySummary]) -> dict[str, list[int]]:
+    """Returns the seeds of each arm that no run has metrics of, without the arms that have all."""
+    begun = {(record.arm, record.seed) for record in records}
+    seeds = {
+        arm: [seed for seed in summary.seeds if (arm, seed) not in begun]
+        for summary in summaries
+        for arm in summary.arms
+    }
+    return {arm: missing for arm, missing in seeds.items() if missing}
 
 
 def _furthest_outcomes(records: list[RunRecord]) -> dict[tuple[str, int], RunOutcome]:
@@ -170,7 +190,11 @@ def _furthest_outcomes(records: list[RunRecord]) -> dict[tuple[str, int], RunOut
     outcomes = {
         (record.arm, record.seed): outcome
         for record in records
-        if (outcome := outcome_from_metrics(record.lines, record.state))
+        if (
+            outcome := outcome_from_metrics(
+                record.lines, record.state, saved_roles(record.settings)
+            )
+        )
     }
     furthest: dict[str, int] = {}
     for (arm, _), outcome in outcomes.items():
@@ -275,7 +299,7 @@ def _read_record(arm: str, directory: Path) -> RunRecord:
         metrics.state,
         text,
         settings,
-        recipe.steps if recipe else None,
+        recipe,
         events.events,
         notes,
         lineage,
@@ -315,5 +339,9 @@ def _read_summary(path: Path, folder: Path) -> StudySummary | None:
         for name, text in study.claims.items()
     }
     return StudySummary(
-        arms=study.arms, reference=study.reference, control=study.control, claims=claims
+        arms=study.arms,
+        seeds=list(study.seeds),
+        reference=study.reference,
+        control=study.control,
+        claims=claims,
     )

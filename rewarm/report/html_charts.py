@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from rewarm.report.collect_runs import CollectedRuns
 from rewarm.report.html_writer import Markup, join, tag
+from rewarm.report.rate_curves import scheduled_rates
 from rewarm.study.loss_history import final_loss
 
 
@@ -16,7 +17,7 @@ def chart_section(collected: CollectedRuns) -> Markup:
     figures = [
         _figure(
             join(f"{name} ", quantity),
-            nats,
+            join(nats, _role_note(collected, name)),
             _validation_alternative(collected, name),
             chart="set",
             set_index=index,
@@ -30,7 +31,13 @@ def chart_section(collected: CollectedRuns) -> Markup:
         rates = _learning_rate_alternative(collected)
         figures += [
             _figure(title, unit, loss, chart="loss", css_class="wide"),
-            _figure("learning rate", "as applied", rates, chart="lr", css_class="wide low"),
+            _figure(
+                "learning rate",
+                "the schedule; points: as applied",
+                rates,
+                chart="lr",
+                css_class="wide low",
+            ),
         ]
     without_script = tag(
         "noscript",
@@ -75,6 +82,11 @@ def _figure(
     )
 
 
+def _role_note(collected: CollectedRuns, validation_set: str) -> str:
+    role = collected.results.role(validation_set)
+    return f"; {role}" if role not in (None, validation_set) else ""
+
+
 def _validation_alternative(collected: CollectedRuns, validation_set: str) -> str:
     """Returns the text alternative of a chart, for screen readers."""
     descriptions = []
@@ -89,27 +101,22 @@ def _validation_alternative(collected: CollectedRuns, validation_set: str) -> st
 
 
 def _training_loss_alternative(collected: CollectedRuns) -> str:
-    descriptions = [
-        f"{arm} from {losses[0]:.3f} to {losses[-1]:.3f}"
-        for arm, losses in _logged_values(collected, "loss")
-    ]
+    descriptions = []
+    for arm in collected.arms:
+        lines = collected.records_of(arm)[0].lines_of("train")
+        if losses := [line["loss"] for line in lines if line.get("loss") is not None]:
+            descriptions.append(f"{arm} from {losses[0]:.3f} to {losses[-1]:.3f}")
     return f"{'; '.join(descriptions)}."
 
 
 def _learning_rate_alternative(collected: CollectedRuns) -> str:
-    descriptions = [
-        f"{arm} from {rates[0]:.3g}, at most {max(rates):.3g}, to {rates[-1]:.3g}"
-        for arm, rates in _logged_values(collected, "lr")
-    ]
-    return f"{'; '.join(descriptions)}."
-
-
-def _logged_values(collected: CollectedRuns, key: str) -> Iterator[tuple[str, list[float]]]:
-    """Yields the values that the first run of each arm logged under a key, if any."""
+    descriptions = []
     for arm in collected.arms:
-        lines = collected.records_of(arm)[0].lines_of("train")
-        if values := [line[key] for line in lines if line.get(key) is not None]:
-            yield arm, values
+        if rates := [point.lr for point in scheduled_rates(collected.records_of(arm)[0])]:
+            descriptions.append(
+                f"{arm} from {rates[0]:.3g}, at most {max(rates):.3g}, to {rates[-1]:.3g}"
+            )
+    return f"{'; '.join(descriptions)}."
 
 
 _DASHES = ("", "9 3", "3 2.5", "10 3 2 3", "6 2 2 2 2 2")

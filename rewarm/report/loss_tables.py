@@ -3,59 +3,56 @@
 from __future__ import annotations
 
 from rewarm.report.collect_runs import CollectedRuns
-from rewarm.study.comparison_tables import comparison_table, mean_cell
+from rewarm.runs.validation_roles import reads_corpus
+from rewarm.study.comparison_tables import (
+    change_notes,
+    changes_by_set,
+    comparison_table,
+    mean_cell,
+)
 from rewarm.study.intervals import Estimate, estimate_mean
 from rewarm.study.loss_history import METRICS, FittedLine, final_loss, fit_line
-from rewarm.study.run_outcomes import UPSTREAM, pareto_front
+from rewarm.study.run_outcomes import pareto_front
 from rewarm.table_cells import Cell, Table, tokens_cell
 
 
 def final_losses_table(collected: CollectedRuns) -> Table:
     """Returns a table with each arm's final losses, and their changes since the start."""
-    sets = collected.validation_sets
-    changes = {name: _change_name(collected, name) for name in sets}
-    new_sets = [name for name in sets if changes[name] == "adaptation"]
+    changes = changes_by_set(collected.results)
     columns = ["arm", "runs"]
-    for name in sets:
-        prefix = "" if name == UPSTREAM or [name] == new_sets else f"{name} "
-        columns += [f"{name} loss", prefix + changes[name]]
+    for name, change in changes.items():
+        columns += [f"{name} loss", change.column]
     rows = []
     for arm in collected.arms:
         used_runs, all_runs = len(collected.results.seeds(arm)), len(collected.records_of(arm))
         runs = f"{used_runs}" if used_runs == all_runs else f"{used_runs} of {all_runs}"
         row = [Cell(arm), Cell(runs, used_runs)]
-        for name in sets:
-            metric = METRICS["adaptation" if changes[name] == "adaptation" else "forgetting"]
+        for name, change in changes.items():
             final = collected.results.mean_over_seeds(arm, name, final_loss)
-            change = collected.results.mean_over_seeds(arm, name, metric)
-            row += [mean_cell(final), mean_cell(change, sign=True)]
+            difference = collected.results.mean_over_seeds(arm, name, METRICS[change.metric])
+            row += [mean_cell(final), mean_cell(difference, sign=True)]
         rows.append(row)
     caption = (
         "Loss in nats per token at the last evaluation; mean ± standard error over the runs that "
-        "have reached the last step evaluated in their arm."
+        f"have reached the last step evaluated in their arm.{change_notes(collected.results)}"
     )
-    if UPSTREAM in sets:
-        caption += " Forgetting: the rise of the upstream loss since before the first step."
-    if new_sets:
-        caption += " Adaptation: the fall of the loss on new data."
     return Table("Final losses", caption, columns, rows)
 
 
-def _change_name(collected: CollectedRuns, validation_set: str) -> str:
-    """Returns the name for a change of the loss on a validation set."""
-    if validation_set == UPSTREAM:
-        return "forgetting"
-    return "adaptation" if _arms_trained_on(collected, validation_set) else "change"
-
-
-def _arms_trained_on(collected: CollectedRuns, corpus: str) -> list[str]:
-    """Returns the arms whose recipes have a corpus in their training data."""
-    prefix = f"data.train.{corpus}."
-    return [
-        arm
-        for arm in collected.arms
-        if any(name.startswith(prefix) for name in collected.records_of(arm)[0].settings)
-    ]
+def _arms_trained_on(collected: CollectedRuns, validation_set: str) -> list[str]:
+    """Returns the arms whose recipes have the text of a validation set in their training data."""
+    arms = []
+    for arm in collected.arms:
+        settings = collected.records_of(arm)[0].settings
+        corpora = {
+            path.removeprefix("data.train.").removesuffix(".shards"): str(shards)
+            for path, shards in settings.items()
+            if path.startswith("data.train.") and path.endswith(".shards")
+        }
+        held_out = settings.get(f"data.validation.{validation_set}.shards", "")
+        if reads_corpus(validation_set, str(held_out), corpora):
+            arms.append(arm)
+    return arms
 
 
 def validation_set_table(collected: CollectedRuns, validation_set: str) -> Table:
@@ -86,10 +83,14 @@ def overtaking_table(collected: CollectedRuns) -> Table:
 
 
 def set_pairs(collected: CollectedRuns) -> list[tuple[str, str]]:
-    """Returns the pairs of validation sets to compare: the old data's with each of the others."""
-    sets = collected.validation_sets
-    old_set = UPSTREAM if UPSTREAM in sets else sets[0] if sets else ""
-    return [(old_set, name) for name in sets if name != old_set]
+    """Returns the pairs of validation sets to compare: the old data's with each of the others.
+
+    Of several sets of old data, their mean; without any, the first set is compared with the others.
+    """
+    results = collected.results
+    if results.upstream:
+        return [(results.upstream, name) for name in results.new_sets]
+    return [(results.validation_sets[0], name) for name in results.validation_sets[1:]]
 
 
 def final_losses(
@@ -97,7 +98,7 @@ def final_losses(
 ) -> dict[str, tuple[Estimate, Estimate]]:
     """Returns the final losses on two validation sets, for the arms trained on the second's data.
 
-    If no recipe trains on a corpus named like the second set, all arms are included.
+    If no recipe trains on the text of the second set, all arms are included.
     """
     losses = {
         arm: [collected.results.mean_over_seeds(arm, name, final_loss) for name in pair]

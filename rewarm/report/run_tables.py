@@ -10,7 +10,7 @@ from typing import Any
 
 from rewarm.report.collect_runs import CollectedRuns, JsonLine, RunRecord
 from rewarm.study.run_outcomes import same_batches
-from rewarm.table_cells import Cell, Table, count_cell, number_cell, tokens_cell
+from rewarm.table_cells import EMPTY, Cell, Table, count_cell, number_cell, tokens_cell
 
 
 def runs_table(collected: CollectedRuns) -> Table:
@@ -22,6 +22,11 @@ def runs_table(collected: CollectedRuns) -> Table:
     )
     columns = ["arm", "seed", "state", "tokens", "tokens/s", "MFU", "starts", "skipped", "data"]
     rows = [_run_row(record) for record in collected.records]
+    rows += [
+        [Cell(arm), count_cell(seed), Cell("not begun"), *[EMPTY] * (len(columns) - 2)]
+        for arm, seeds in collected.not_begun.items()
+        for seed in seeds
+    ]
     return Table("Runs", caption, [*columns, "directory"], rows)
 
 

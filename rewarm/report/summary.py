@@ -18,6 +18,7 @@ def summary_sentences(collected: CollectedRuns) -> list[str]:
     """Returns the main results, one sentence per result."""
     return [
         _runs_sentence(collected),
+        *_not_begun_sentences(collected),
         *outcome_notes(collected.results),
         *(
             f"{record.arm}, seed {record.seed}: {note}"
@@ -47,6 +48,14 @@ def _runs_sentence(collected: CollectedRuns) -> str:
         least, most = format_count(min(tokens)), format_count(max(tokens))
         sentence += f"; {least if least == most else f'{least} to {most}'} tokens each."
     return sentence
+
+
+def _not_begun_sentences(collected: CollectedRuns) -> list[str]:
+    arms = [
+        f"{arm} (seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))})"
+        for arm, seeds in collected.not_begun.items()
+    ]
+    return [f"Not begun: {', '.join(arms)}."] if arms else []
 
 
 def _claims_sentences(collected: CollectedRuns) -> list[str]:

@@ -131,7 +131,8 @@ def origin_of_new_run(recipe: Recipe, problems: list[Problem], *, thorough: bool
         assert model.explicit_architecture
         return ModelOrigin(model.explicit_architecture)
     base = _locate(model, weights=thorough and not model.fresh)
-    origin = ModelOrigin(base.architecture, base.directory, base)
+    architecture = model.with_own_activation(base.architecture)
+    origin = ModelOrigin(architecture, base.directory, base)
     with collect_errors(problems):
         is_checkpoint = base.kind == "rewarm checkpoint"
         state = read_training_state(base.directory) if is_checkpoint else None

@@ -11,6 +11,7 @@ only by `train` (`thorough`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,6 +42,7 @@ from rewarm.runs.preconditions import (
     run_directory_problems,
 )
 from rewarm.runs.start_record import StartRecord, describe_start
+from rewarm.runs.validation_roles import SetRole, resolve_roles, with_roles
 from rewarm.safe_loading import check_files_inside
 
 
@@ -58,6 +60,8 @@ class ResolvedRun:
     """Directory from which the tokenizer files are copied into each checkpoint."""
     start: StartRecord | None
     problems: list[Problem]
+    roles: Mapping[str, SetRole]
+    """The role of each validation set; the recipe has it, too."""
 
     @property
     def resume_state(self) -> ResumeState | None:
@@ -156,7 +160,10 @@ def resolve(
                 carried=dict(origin.carried),
                 resume_state=origin.resume_state and origin.resume_state[:2],
             )
-    return ResolvedRun(recipe, origin, corpora, validation, folder, start, problems)
+    lineage = [ancestor.corpora for ancestor in origin.ancestors] if origin else []
+    roles = resolve_roles(recipe, lineage)
+    recipe = with_roles(recipe, roles)
+    return ResolvedRun(recipe, origin, corpora, validation, folder, start, problems, roles)
 
 
 def _open_datasets(

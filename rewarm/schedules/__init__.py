@@ -8,7 +8,14 @@ schedules, including the built-in ones, are found through entry points of the gr
 
 from rewarm.schedules.base import CONTRACT, Schedule, cosine, linear
 from rewarm.schedules.builtin import Constant, Decay, NoWarmup, Rewarm
-from rewarm.schedules.checked_rates import check_rates, marks, of_base, rate, sample_curve
+from rewarm.schedules.checked_rates import (
+    check_rates,
+    marked_steps,
+    marks,
+    of_base,
+    rate,
+    sample_curve,
+)
 from rewarm.schedules.final_decay import is_constant_before, sampled_steps, step_before_decay
 from rewarm.schedules.registry import (
     GROUP,
@@ -37,6 +44,7 @@ __all__ = [
     "installed",
     "is_constant_before",
     "linear",
+    "marked_steps",
     "marks",
     "of_base",
     "origin",

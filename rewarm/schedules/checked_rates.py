@@ -93,6 +93,20 @@ def marks(schedule: Schedule) -> dict[str, float]:
     return _within_time_limit(schedule, lambda: _marks(schedule))
 
 
+def marked_steps(schedule: Schedule, steps: int) -> dict[str, int]:
+    """Returns the first step at or after each mark inside a run: the first one at the floor, ...
+
+    Raises:
+        ScheduleError: as `marks`.
+    """
+    return {
+        # 1e-6: rounding in a mark should not delay it by a step.
+        label: min(steps, max(1, math.ceil(mark * steps - 1e-6)))
+        for label, mark in marks(schedule).items()
+        if 0 < mark < 1
+    }
+
+
 def _marks(schedule: Schedule) -> dict[str, float]:
     try:
         points = schedule.marks()

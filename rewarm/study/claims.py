@@ -1,16 +1,23 @@
 """Claims of a study: inequalities between metrics of arms, and whether the runs confirm them.
 
 ```
-claim  = sum ("<" | ">") sum  |  overtakes(ARM, ARM, SET) ("after" | "before") PERCENT
+claim  = sum ("<" | ">") sum  |  overtakes(ARM, ARM, SET) ("after" | "before") length
 sum    = product (("+" | "-") product)*
 product= value (("*" | "/") value)*
-value  = NUMBER | PERCENT | "abs(" sum ")" | "(" sum ")" | METRIC(SET, ARM)
+value  = NUMBER | PERCENT | "abs(" sum ")" | "(" sum ")" | METRIC(SET, ARM) | METRIC(SET, ARM, part)
+part   = ("first" | "last" | "after") length
+length = PERCENT | COUNT "tokens"
 ```
 
-Metrics of an arm on a validation set are in nats: `start` and `final` loss; `forgetting`, the rise
-from start to end, and `adaptation`, the fall; `bump`, the rise to the highest loss; `area`, the
-loss averaged over training. `overtakes(A, B, SET)` is the share of the run after which A's loss
-stays below B's.
+SET is a validation set, or `upstream` or `downstream` for the sets of that role: for their mean
+loss, if there are several. Metrics of an arm on a set are in nats: `start` and `final` loss;
+`forgetting`, the rise from start to end, and `adaptation`, the fall; `bump`, the rise to the
+highest loss; `area`, the loss averaged over training; `slope`, the rise of the line through all
+losses. Those of a part of the run are of the losses in it: `final(downstream, a, first 50B
+tokens)`, `slope(upstream, a, last 20%)`; they still count from the start of the run.
+`gap(SET, A, B)` is the largest difference of two arms' losses at the same step, `linearity(X, Y,
+ARM)` R² of the line through the perplexities on two sets, and `overtakes(A, B, SET)` the share of
+the run after which A's loss stays below B's.
 """
 
 from __future__ import annotations
@@ -19,23 +26,15 @@ import contextlib
 import math
 import operator
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, NamedTuple
 
 from rewarm.errors import did_you_mean
+from rewarm.quantities import parse_count, parse_share
+from rewarm.study.claimed_metrics import USAGES, WHOLE_RUN, MetricRequest, RunPart
 from rewarm.study.intervals import Estimate, estimate_mean
-from rewarm.study.loss_history import METRICS
 
 _LARGEST_EFFECT = 1e150  # the squares of larger ones overflow
-
-
-class MetricRequest(NamedTuple):
-    """A metric that a claim refers to."""
-
-    metric: str
-    validation_set: str
-    arms: tuple[str, ...]
-    """One arm; two for `overtakes`."""
 
 
 MetricLookup = Callable[[MetricRequest, int], float | None]
@@ -46,6 +45,9 @@ Expression = Callable[[MetricLookup, int], float | None]
 
 NaN if it divides by zero.
 """
+
+
+ONE_SEED = "a single seed gives no interval"
 
 
 class Verdict(NamedTuple):
@@ -88,7 +90,7 @@ class Claim(NamedTuple):
                 "undecided", effect, f"{missing} of {len(all_seeds)} seeds have no value"
             )
         if effect.interval is None:
-            return Verdict("undecided", effect, "a single seed gives no interval")
+            return Verdict("undecided", effect, ONE_SEED)
         low, high = effect.interval
         if low <= 0 <= high:
             return Verdict("undecided", effect, "the 95% interval contains 0")
@@ -98,45 +100,60 @@ class Claim(NamedTuple):
     def _verdict_without_values(self, lookup: MetricLookup, seeds: list[int]) -> Verdict:
         """Returns the verdict if no seed has a value.
 
-        If all runs were measured, the reason can only be that no arm ever overtakes the other.
+        If all runs were measured, the reason can only be that no arm ever overtakes the other. Like
+        any other verdict, that takes two seeds.
         """
         final_loss_exists = [
-            lookup(MetricRequest("final", request.validation_set, (arm,)), seed) is not None
+            lookup(MetricRequest("final", request.validation_sets, (arm,)), seed) is not None
             for request in self.metrics
             if request.metric == "overtakes"
             for arm in request.arms
             for seed in seeds
         ]
         if final_loss_exists and all(final_loss_exists):
+            if len(seeds) < 2:
+                return Verdict("undecided", None, f"{ONE_SEED}; with this one it never overtakes")
             return Verdict("not held", None, "it never overtakes")
         return Verdict("undecided", None, "not measured")
 
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<call>(?!abs\b)[a-z]+)\s*\((?P<args>[^()]*)\)|(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)(?P<percent>\s*%)?"
+    r"\s*(?:(?P<call>(?!abs\b)[a-z]+)\s*\((?P<args>[^()]*)\)"
+    r"|(?P<length>[0-9][0-9_.]*[kKmMbBtT]?\s+tokens)"
+    r"|(?P<number>[0-9.]+(?:e[+-]?[0-9]+)?)(?P<percent>\s*%)?"
     r"|(?P<sign><|>|after\b|before\b|abs\s*\(|[-+*/()]))"
 )
 
 
-def parse_claim(text: str, *, arms: list[str], validation_sets: list[str]) -> Claim:
+def parse_claim(
+    text: str,
+    *,
+    arms: list[str],
+    validation_sets: list[str],
+    run_tokens: Mapping[str, int] | None = None,
+) -> Claim:
     """Returns the claim that a text expresses.
 
     Args:
         text: the claim as written in the study file.
         arms: the names of the study's arms.
         validation_sets: the names of its validation sets.
+        run_tokens: the tokens that each arm trains on, of which `50B tokens` is a part.
 
     Raises:
         ValueError: the text is not of the form above, or names an unknown arm, metric or set.
     """
-    return _Parser(text, arms, validation_sets).parse()
+    return _Parser(text, arms, validation_sets, run_tokens or {}).parse()
 
 
 class _Parser:
     """A recursive-descent parser of the grammar above: one method for each rule."""
 
-    def __init__(self, text: str, arms: list[str], validation_sets: list[str]) -> None:
+    def __init__(
+        self, text: str, arms: list[str], validation_sets: list[str], run_tokens: Mapping[str, int]
+    ) -> None:
         self._text, self._arms, self._validation_sets = text, arms, validation_sets
+        self._run_tokens = run_tokens
         self._metrics: set[MetricRequest] = set()
         self._tokens = self._tokenize(text)
         self._next = 0
@@ -157,12 +174,17 @@ class _Parser:
         sign = self._accept("<", ">", "after", "before")
         if sign is None:
             raise self._error("should compare two sides with < or >")
-        right = self._sum()
+        overtakes = [request for request in self._metrics if request.metric == "overtakes"]
+        if sign in ("after", "before") and len(overtakes) != 1:
+            raise self._error(f"{sign} needs overtakes(ARM, ARM, SET)")
+        length = self._tokens[self._next]["length"] if self._next < len(self._tokens) else None
+        if length and sign in ("after", "before"):
+            self._next += 1
+            right = _constant(self._share(length, overtakes[0].arms))
+        else:
+            right = self._sum()
         if self._next < len(self._tokens):
             raise self._error(f"unexpected {self._tokens[self._next][0].strip()!r}")
-        has_overtakes = any(request.metric == "overtakes" for request in self._metrics)
-        if sign in ("after", "before") and not has_overtakes:
-            raise self._error(f"{sign} needs overtakes(ARM, ARM, SET)")
         difference = _combine(left, right, "-")
         return Claim(self._text, difference, sign in (">", "after"), frozenset(self._metrics))
 
@@ -201,30 +223,56 @@ class _Parser:
         return lambda lookup, seed: lookup(request, seed)
 
     def _metric_request(self, name: str, arguments: list[str]) -> MetricRequest:
-        if name == "overtakes":
-            *arms, validation_set = arguments
-            usage = "overtakes(ARM, ARM, SET)"
-        elif name in METRICS:
-            validation_set, *arms = arguments
-            usage = f"{name}(SET, ARM)"
-        else:
-            hint = did_you_mean(name, [*METRICS, "overtakes"])
+        if name not in USAGES:
+            hint = did_you_mean(name, list(USAGES))
+            raise self._error(f"no metric named {name!r}{hint} (metrics: {', '.join(USAGES)})")
+        kinds = re.findall(r"SET|ARM", USAGES[name])
+        has_part = len(arguments) == len(kinds) + 1 and name != "overtakes"
+        if len(arguments) != len(kinds) + has_part:
+            raise self._error(f"{name} should be written {name}{USAGES[name]}")
+        names = list(zip(kinds, arguments, strict=False))
+        arms = tuple(argument for kind, argument in names if kind == "ARM")
+        sets = tuple(argument for kind, argument in names if kind == "SET")
+        self._check_known("arm", arms, self._arms)
+        self._check_known("validation set", sets, self._validation_sets)
+        part = self._part(arguments[-1], arms) if has_part else WHOLE_RUN
+        return MetricRequest(name, sets, arms, part)
+
+    def _check_known(self, kind: str, names: tuple[str, ...], known: list[str]) -> None:
+        for name in names:
+            if name not in known:
+                known_names = f"{kind.rpartition(' ')[2]}s: {', '.join(known) or 'none'}"
+                raise self._error(
+                    f"no {kind} named {name!r}{did_you_mean(name, known)} ({known_names})"
+                )
+
+    def _part(self, written: str, arms: tuple[str, ...]) -> RunPart:
+        """Returns the part of the run that `first 1%`, `last 20%` or `after 50B tokens` names."""
+        where, _, length = written.partition(" ")
+        if where not in ("first", "last", "after"):
             raise self._error(
-                f"no metric named {name!r}{hint} (metrics: {', '.join(METRICS)}, overtakes)"
+                f"{written!r} is not a part of a run: first 1%, last 20%, after 50B tokens"
             )
-        if len(arguments) != usage.count(",") + 1:
-            raise self._error(f"{name} should be written {usage}")
-        for arm in arms:
-            if arm not in self._arms:
-                hint = did_you_mean(arm, self._arms)
-                raise self._error(f"no arm named {arm!r}{hint} (arms: {', '.join(self._arms)})")
-        if validation_set not in self._validation_sets:
-            hint = did_you_mean(validation_set, self._validation_sets)
-            set_names = ", ".join(self._validation_sets) or "none"
-            raise self._error(
-                f"no validation set named {validation_set!r}{hint} (sets: {set_names})"
-            )
-        return MetricRequest(name, validation_set, tuple(arms))
+        share = self._share(length, arms)
+        if where == "first":
+            return RunPart(end=share)
+        return RunPart(start=share if where == "after" else 1 - share)
+
+    def _share(self, length: str, arms: tuple[str, ...]) -> float:
+        """Returns a length, `1%` or `50B tokens`, as a share of the arms' runs."""
+        count, _, unit = length.rpartition(" ")
+        try:
+            share = parse_count(count) if unit == "tokens" else parse_share(length)
+        except ValueError:
+            raise self._error(f"{length!r} is not a length, such as 1% or 50B tokens") from None
+        if unit == "tokens":
+            totals = {self._run_tokens.get(arm, 0) for arm in arms}
+            if len(totals) != 1 or 0 in totals:
+                raise self._error(f"{length}: {' and '.join(arms)} do not have runs of one length")
+            share /= totals.pop()
+        if not 0 < share < 1:
+            raise self._error(f"{length} is {share:.4g} of the run, and should be a part of it")
+        return share
 
     def _closed(self, inner: Expression) -> Expression:
         if not self._accept(")"):

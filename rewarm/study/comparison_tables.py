@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from statistics import fmean
+from typing import NamedTuple
 
 from rewarm.quantities import perplexity
+from rewarm.recipe.fields import Role
 from rewarm.study.intervals import Estimate
-from rewarm.study.loss_history import LossHistory, final_loss
+from rewarm.study.loss_history import METRICS, LossHistory, final_loss
 from rewarm.study.results_json import JudgedClaim, MeanWithInterval
-from rewarm.study.run_outcomes import UPSTREAM, RunOutcome, StudyResults
+from rewarm.study.run_outcomes import RunOutcome, StudyResults
 from rewarm.table_cells import EMPTY, Cell, Table, number_cell, tokens_cell
 
 
@@ -18,31 +21,74 @@ def start_to_end_table(outcomes: dict[str, RunOutcome]) -> Table:
     """Returns a table with the start and final loss of one run per arm, on each validation set.
 
     The columns are `arm`, then for each validation set `NAME loss`, as `5.059 → 5.616`, and its
-    change: `forgetting`, the rise, on upstream; `adaptation`, the fall, on any other set.
+    change, see `changes_by_set`.
 
     Args:
         outcomes: the outcome of one run per arm, all measured on the same validation sets.
     """
-    first_outcome = next(iter(outcomes.values()), None)
-    validation_sets = list(first_outcome.losses) if first_outcome else []
+    results = StudyResults({(arm, 0): outcome for arm, outcome in outcomes.items()})
+    changes = changes_by_set(results)
     columns = ["arm"]
-    for name in validation_sets:
-        columns += [f"{name} loss", "forgetting" if name == UPSTREAM else "adaptation"]
+    for name, change in changes.items():
+        columns += [f"{name} loss", change.column]
     rows = []
     for arm, outcome in outcomes.items():
         row = [Cell(arm)]
-        for name in validation_sets:
+        for name, change in changes.items():
             history = outcome.losses[name]
             start = "—" if history.start is None else f"{history.start:.3f}"
             row.append(Cell(f"{start} → {history.final:.3f}", history.final))
-            change = history.forgetting if name == UPSTREAM else history.adaptation
-            row.append(number_cell(change, "+.3f"))
+            row.append(number_cell(METRICS[change.metric](history), "+.3f"))
         rows.append(row)
     caption = (
-        "Loss in nats per token, before the first step and at the end. Forgetting: the rise of "
-        "the upstream loss. Adaptation: the fall of the downstream loss."
+        f"Loss in nats per token, before the first step and at the end.{change_notes(results)}"
     )
     return Table("Losses from start to end", caption, columns, rows)
+
+
+class SetChange(NamedTuple):
+    """How tables show the change of the loss on a validation set."""
+
+    column: str
+    """`forgetting`, `adaptation` or `change`; with the set's name if several have that column."""
+    metric: str
+    """The key in METRICS."""
+
+
+def changes_by_set(results: StudyResults) -> dict[str, SetChange]:
+    """Returns how tables show the change of the loss, by validation set.
+
+    Forgetting, the rise, on what the base was trained on; adaptation, the fall, on what is new to
+    it; change, the rise, on a set that is known to be neither.
+    """
+    columns: dict[Role | None, str] = {"upstream": "forgetting", "downstream": "adaptation"}
+    by_set = {name: columns.get(results.role(name), "change") for name in results.validation_sets}
+    counts = Counter(by_set.values())
+    return {
+        name: SetChange(
+            f"{name} {column}" if counts[column] > 1 or column == "change" else column,
+            "adaptation" if column == "adaptation" else "forgetting",
+        )
+        for name, column in by_set.items()
+    }
+
+
+def change_notes(results: StudyResults) -> str:
+    """Returns sentences, each after a space, that explain the columns of `changes_by_set`."""
+    names: dict[Role | None, list[str]] = {}
+    for name in results.validation_sets:
+        names.setdefault(results.role(name), []).append(name)
+    notes = ""
+    if upstream := names.get("upstream"):
+        notes += (
+            f" Forgetting: the rise of the {' and '.join(upstream)} loss since before the first "
+            "step, on what the base was trained on."
+        )
+    if downstream := names.get("downstream"):
+        notes += f" Adaptation: the fall of the {' and '.join(downstream)} loss, on new data."
+    if unknown := names.get(None):
+        notes += f" Change: the rise of the {' and '.join(unknown)} loss, of unknown role."
+    return notes
 
 
 def comparison_table(
@@ -85,7 +131,9 @@ def comparison_table(
         caption += ", paired by seed, for arms trained on the same number of tokens."
     if control is not None:
         caption += f" {control} is the control, trained on old data."
-    return Table(f"Losses on {validation_set}", caption, columns, rows)
+    role = results.role(validation_set)
+    note = f" ({role})" if role not in (None, validation_set) else ""
+    return Table(f"Losses on {validation_set}{note}", caption, columns, rows)
 
 
 def _baselines(arm_names: list[str], reference: str, control: str | None) -> list[str]:

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-# Two-sided 95% quantiles of Student's t for 1 to 30 degrees of freedom.
-_STUDENT_T = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179),
-    *(2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064),
-    *(2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
-)
-_NORMAL = 1.96  # for more degrees of freedom
+
+def interval_factor(seeds: int) -> float:
+    """Returns half the width of a 95% interval, in standard errors of a mean over 2 or more seeds.
+
+    It is the 97.5% quantile of Student's t with seeds - 1 degrees of freedom.
+    """
+    from scipy.special import stdtrit
+
+    return float(stdtrit(seeds - 1, 0.975))
 
 
 class Estimate(NamedTuple):
@@ -30,10 +32,7 @@ class Estimate(NamedTuple):
         """The 95% confidence interval by Student's t; None with a single seed."""
         if self.standard_error is None:
             return None
-        index = self.seeds - 2
-        half_width = self.standard_error * (
-            _STUDENT_T[index] if index < len(_STUDENT_T) else _NORMAL
-        )
+        half_width = self.standard_error * interval_factor(self.seeds)
         return self.mean - half_width, self.mean + half_width
 
 

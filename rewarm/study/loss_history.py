@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
-from statistics import fmean
+from statistics import fmean, linear_regression
 from typing import NamedTuple
 
 
@@ -84,6 +84,30 @@ class LossHistory(NamedTuple):
         return next(recovered_tokens, None)
 
     @property
+    def slope(self) -> float | None:
+        """The slope of the line through the losses by least squares, in nats over their tokens.
+
+        It is how far the line rises from the first point to the last; None below three points.
+        """
+        if len(self.points) < 3:
+            return None
+        tokens = [point.tokens for point in self.points]
+        slope, _ = linear_regression(tokens, [point.loss for point in self.points])
+        return slope * (tokens[-1] - tokens[0])
+
+    def part(self, start: float, end: float) -> LossHistory | None:
+        """Returns the losses in a part of the run, between two shares of its tokens.
+
+        Changes still count from the baseline of the whole run. None if there is no loss in it.
+        """
+        if (start, end) == (0, 1):
+            return self
+        total = self.points[-1].tokens
+        first, last = (start - 1e-9) * total, (end + 1e-9) * total
+        points = [point for point in self.points if first <= point.tokens <= last]
+        return self._replace(points=points) if points else None
+
+    @property
     def mean_loss(self) -> float | None:
         """The loss averaged over the training tokens, by the trapezoidal rule."""
         if self.has_gap:
@@ -93,6 +117,25 @@ class LossHistory(NamedTuple):
             return self.final
         areas = ((b.tokens - a.tokens) * (a.loss + b.loss) / 2 for a, b in pairwise(self.points))
         return sum(areas) / tokens
+
+
+def mean_history(histories: list[LossHistory]) -> LossHistory | None:
+    """Returns the mean loss over several validation sets, at the steps where all were measured.
+
+    Each set counts the same, however long it is. None without such a step.
+    """
+    losses = [{point.step: point.loss for point in history.points} for history in histories]
+    points = [
+        point._replace(loss=fmean(by_step[point.step] for by_step in losses))
+        for point in (histories[0].points if histories else [])
+        if all(point.step in by_step for by_step in losses)
+    ]
+    baselines = [history.baseline for history in histories if history.baseline]
+    baseline = None
+    if len(baselines) == len(histories) and len({start.step for start in baselines}) == 1:
+        baseline = Baseline(fmean(start.loss for start in baselines), baselines[0].step)
+    has_gap = any(history.has_gap for history in histories)
+    return LossHistory(points, baseline, has_gap) if points else None
 
 
 METRICS: dict[str, Callable[[LossHistory], float | None]] = {

@@ -7,13 +7,14 @@ arms       ARM: changes, trains on, seeds (metrics, stream, sha256 of base, CPU 
 batches    SEED: the groups of arms that were trained on the same tokens
 notes      what limits the comparison: gaps in metrics, validation data that changed
 overtakes  SET: ARM: OTHER: tokens after which ARM's loss stays below OTHER's
+roles      SET: upstream (what the base was trained on), downstream (new), or null
 pareto     SET: the arms trained on it that no other dominates on it and upstream
 lines      SET: ARM: SEED: its losses as a straight line over the upstream losses
 claims     NAME: claim, verdict, effect, why
 sha256     digest of all of the above, so that a report notices a change
 ```
-Losses are in nats per token. Errors are standard errors over the seeds; intervals are 95%
-confidence intervals of the mean.
+Losses are in nats per token; `pareto` and `lines` use the mean loss of several upstream sets.
+Errors are standard errors over the seeds; intervals are 95% confidence intervals of the mean.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from pydantic import BaseModel, ValidationError
 
 from rewarm.errors import CheckpointError
 from rewarm.paths import short_path
+from rewarm.runs.validation_roles import reads_corpus
 from rewarm.safe_loading import first_validation_error, parse_json, read_json
 from rewarm.study.claims import Verdict
 from rewarm.study.intervals import Estimate
@@ -40,7 +42,6 @@ from rewarm.study.loss_history import (
     metrics_as_json,
 )
 from rewarm.study.run_outcomes import (
-    UPSTREAM,
     RunOutcome,
     StudyResults,
     outcome_notes,
@@ -71,6 +72,7 @@ class StudySummary(BaseModel):
 
     arms: dict[str, Any]
     """The arms in their order; a report reads only their names."""
+    seeds: list[int] = []
     reference: str | None = None
     control: str | None = None
     claims: dict[str, JudgedClaim] = {}
@@ -110,7 +112,7 @@ def results_as_json(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
 
 
 def _results(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
-    new_sets = [name for name in results.validation_sets if name != UPSTREAM]
+    new_sets = results.new_sets if results.upstream else []
     seeds = plan.study.seeds
     return {
         "study": short_path(plan.study.study),
@@ -122,6 +124,7 @@ def _results(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
             str(seed): groups for seed, groups in same_batches(results, plan.study.arms).items()
         },
         "notes": outcome_notes(results),
+        "roles": {name: results.role(name) for name in results.validation_sets},
         "overtakes": {name: _overtakes(plan, results, name) for name in results.validation_sets},
         "pareto": {name: study_pareto_front(plan, results, name) for name in new_sets},
         "lines": {name: _fitted_lines(plan, results, name) for name in new_sets},
@@ -135,14 +138,34 @@ def _results(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
     }
 
 
-def study_pareto_front(plan: StudyPlan, results: StudyResults, corpus: str) -> list[str]:
-    """Returns the arms trained on a corpus that no other arm dominates on its set and upstream."""
+def study_pareto_front(plan: StudyPlan, results: StudyResults, validation_set: str) -> list[str]:
+    """Returns the arms that no other arm dominates on a new validation set and upstream.
+
+    Of the arms that are trained on the set's text; of all arms, if none is. Empty without an
+    upstream set.
+    """
     points = {}
-    for arm in plan.study.arms:
-        x, y = (results.mean_over_seeds(arm, name, final_loss) for name in (UPSTREAM, corpus))
-        if x and y and corpus in _training_corpora(plan, arm):
-            points[arm] = (x.mean, y.mean)
+    for arm in arms_trained_on(plan, validation_set) or plan.study.arms:
+        if results.upstream:
+            x, y = (
+                results.mean_over_seeds(arm, name, final_loss)
+                for name in (results.upstream, validation_set)
+            )
+            if x and y:
+                points[arm] = (x.mean, y.mean)
     return pareto_front(points)
+
+
+def arms_trained_on(plan: StudyPlan, validation_set: str) -> list[str]:
+    """Returns the arms of a study that train on the text of a validation set."""
+    arms = []
+    for arm in plan.study.arms:
+        data = plan.runs_of(arm)[0].recipe.data
+        corpora = {name: corpus.shards for name, corpus in data.train.items()}
+        settings = data.validation.get(validation_set)
+        if reads_corpus(validation_set, settings.shards if settings else "", corpora):
+            arms.append(arm)
+    return arms
 
 
 def _training_corpora(plan: StudyPlan, arm: str) -> list[str]:
@@ -216,7 +239,7 @@ def _fitted_lines(plan: StudyPlan, results: StudyResults, validation_set: str) -
     lines: dict[str, Any] = {}
     for arm in plan.study.arms:
         for seed in results.seeds(arm):
-            x = results.history(arm, seed, UPSTREAM)
+            x = results.history(arm, seed, results.upstream or "")
             y = results.history(arm, seed, validation_set)
             if x and y and (line := fit_line(x, y)):
                 lines.setdefault(arm, {})[str(seed)] = line._asdict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import fmean
@@ -10,22 +11,22 @@ from typing import Any, NamedTuple
 
 from rewarm.checkpoints.find_checkpoint import later_checkpoints
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
+from rewarm.errors import RecipeError
+from rewarm.recipe.fields import Role
+from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.metrics_file import METRICS_FILE, comparable_evaluations
 from rewarm.runs.recorded_metrics import read_run_metrics
-from rewarm.study.claims import MetricRequest
+from rewarm.runs.validation_roles import ROLES, merge_roles, saved_roles
+from rewarm.study.claimed_metrics import MetricRequest, claimed_value
 from rewarm.study.intervals import Estimate, estimate_mean
 from rewarm.study.loss_history import (
-    METRICS,
     Baseline,
     LossHistory,
     LossPoint,
     final_loss,
-    overtaking_share,
+    mean_history,
     overtaking_tokens,
 )
-
-UPSTREAM = "upstream"
-"""The validation set of the data that the base model was trained on; measures forgetting."""
 
 
 class RunOutcome(NamedTuple):
@@ -45,6 +46,8 @@ class RunOutcome(NamedTuple):
     """The model that it started from; None for new weights, or without a checkpoint."""
     cpu_threads: int | None = None
     """Threads that computed, on which the last bits depend; None on a GPU, or where not known."""
+    roles: Mapping[str, Role] = MappingProxyType({})
+    """The role of each validation set, as far as the run's recipe states it."""
 
     @property
     def last_evaluated_step(self) -> int:
@@ -60,11 +63,19 @@ def read_outcome(directory: Path) -> RunOutcome | None:
     """
     if not (directory / METRICS_FILE).exists() and not later_checkpoints(directory, None):
         return None
-    return outcome_from_metrics(*read_run_metrics(directory))
+    return outcome_from_metrics(*read_run_metrics(directory), _roles_of_run(directory))
+
+
+def _roles_of_run(directory: Path) -> dict[str, Role]:
+    with contextlib.suppress(RecipeError):
+        return saved_roles(flatten_settings(YamlDocument.load(directory / "recipe.yaml").data))
+    return {}
 
 
 def outcome_from_metrics(
-    lines: list[dict[str, Any]], state: TrainingState | None = None
+    lines: list[dict[str, Any]],
+    state: TrainingState | None = None,
+    roles: Mapping[str, Role] = MappingProxyType({}),
 ) -> RunOutcome | None:
     """Returns the outcome that a run's metrics record, or None without a measured loss.
 
@@ -72,6 +83,7 @@ def outcome_from_metrics(
         lines: the lines of metrics.jsonl.
         state: the training state in the last checkpoint, which has the baselines; None if nothing
             is saved yet.
+        roles: the roles of the validation sets, from the run's recipe.
     """
     evaluations = comparable_evaluations(lines)
     train_lines = [line for line in lines if line["kind"] == "train"]
@@ -100,6 +112,7 @@ def outcome_from_metrics(
         gaps,
         state.lineage[-1] if state and state.lineage else None,
         state.cpu_threads if state else None,
+        roles,
     )
 
 
@@ -128,6 +141,11 @@ def _baseline(
     return measured[-1] if measured else None
 
 
+def _mean_name(role: Role) -> str:
+    """Returns the name of the mean over several validation sets of a role."""
+    return f"{role} mean"
+
+
 class StudyResults:
     """The outcomes of a study's runs, by arm and seed, and metrics computed from them."""
 
@@ -144,10 +162,42 @@ class StudyResults:
         """Returns the seeds for which an arm has an outcome, in order."""
         return sorted(seed for name, seed in self.outcomes if name == arm)
 
+    def role(self, validation_set: str) -> Role | None:
+        """Returns whether a validation set is upstream or downstream, in all runs; None: neither.
+
+        What any run's base was trained on is upstream.
+        """
+        runs = (run for run in self.outcomes.values() if validation_set in run.losses)
+        return merge_roles(validation_set, (run.roles.get(validation_set) for run in runs))
+
+    @property
+    def upstream(self) -> str | None:
+        """The upstream set's name; `upstream mean` if there are several, None if there is none."""
+        names = self._sets_of_role("upstream")
+        return _mean_name("upstream") if len(names) > 1 else next(iter(names), None)
+
+    @property
+    def new_sets(self) -> list[str]:
+        """The names of the validation sets that are not upstream."""
+        return [name for name in self.validation_sets if self.role(name) != "upstream"]
+
+    def _sets_of_role(self, role: Role) -> list[str]:
+        return [name for name in self.validation_sets if self.role(name) == role]
+
     def history(self, arm: str, seed: int, validation_set: str) -> LossHistory | None:
-        """Returns the losses of a run on a validation set."""
+        """Returns the losses of a run on a validation set.
+
+        Where no set has this name, `upstream` and `downstream` stand for the sets of that role: if
+        there are several, for their mean. So do `upstream mean` and `downstream mean`.
+        """
         outcome = self.outcomes.get((arm, seed))
-        return outcome.losses.get(validation_set) if outcome else None
+        if outcome is None or validation_set in outcome.losses:
+            return outcome and outcome.losses[validation_set]
+        for role in ROLES:
+            if validation_set in (role, _mean_name(role)):
+                histories = [outcome.losses.get(name) for name in self._sets_of_role(role)]
+                return mean_history([history for history in histories if history])
+        return None
 
     def histories(self, arm: str, validation_set: str) -> list[LossHistory]:
         """Returns the losses of all runs of an arm that were measured on a validation set."""
@@ -156,14 +206,7 @@ class StudyResults:
 
     def claimed_metric(self, request: MetricRequest, seed: int) -> float | None:
         """Returns a metric that a claim refers to, or None if it was not measured."""
-        first, *others = (self.history(arm, seed, request.validation_set) for arm in request.arms)
-        if first is None or None in others:
-            return None
-        if request.metric == "overtakes":
-            [other] = others
-            assert other is not None
-            return overtaking_share(first, other)
-        return METRICS[request.metric](first)
+        return claimed_value(request, lambda arm, name: self.history(arm, seed, name))
 
     def mean_over_seeds(
         self, arm: str, validation_set: str, metric: Callable[[LossHistory], float | None]

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from annotated_types import Interval
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
-from rewarm.checkpoints.lineage import last_lr_of_base
+from rewarm.checkpoints.lineage import last_lr_of_base, lineage_corpora
 from rewarm.errors import RecipeError, did_you_mean
 from rewarm.paths import short_path
 from rewarm.quantities import parse_count
@@ -33,6 +33,14 @@ from rewarm.recipe.path_settings import RECIPE_PATHS, STUDY_PATHS, resolve_paths
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument
+from rewarm.runs.held_out import held_out_warnings
+from rewarm.runs.validation_roles import (
+    Corpora,
+    SetRole,
+    merge_roles,
+    resolve_roles,
+    with_roles,
+)
 from rewarm.study.claims import Claim, parse_claim
 
 Seed = Annotated[int, Strict(), Interval(ge=0, lt=2**63)]
@@ -134,6 +142,53 @@ class StudyPlan(NamedTuple):
         return sorted((run for run in self.runs if run.arm == arm), key=lambda run: run.seed)
 
 
+def study_roles(plan: StudyPlan) -> dict[str, SetRole]:
+    """Returns the role of each validation set in a study, as far as it is known before training."""
+    return _merged_roles(plan.runs, plan.bases)
+
+
+def held_out_warnings_of_study(plan: StudyPlan) -> list[str]:
+    """Returns which upstream validation sets the bases may have been trained on, one line each."""
+    roles = study_roles(plan)
+    runs = {run.arm: run for run in plan.runs}.values()
+    lines = (
+        warning
+        for run in runs
+        for warning in held_out_warnings(
+            with_roles(run.recipe, {name: roles[name] for name in run.recipe.data.validation}),
+            _lineage(run.recipe, run.needs_base, plan.bases),
+        )
+    )
+    return list(dict.fromkeys(lines))
+
+
+def _merged_roles(runs: list[StudyRun], bases: dict[str, Recipe]) -> dict[str, SetRole]:
+    found: dict[str, list[SetRole]] = {}
+    lineages: dict[str, list[Corpora]] = {}
+    for run in {run.arm: run for run in runs}.values():
+        key = f"{run.needs_base} {run.recipe.model!r}"
+        if key not in lineages:
+            lineages[key] = _lineage(run.recipe, run.needs_base, bases)
+        for name, role in resolve_roles(run.recipe, lineages[key]).items():
+            found.setdefault(name, []).append(role)
+    merged = {name: merge_roles(name, (role.role for role in found[name])) for name in found}
+    return {
+        name: next(role for role in roles if role.role == merged[name])
+        for name, roles in found.items()
+    }
+
+
+def _lineage(recipe: Recipe, needs_base: str | None, bases: dict[str, Recipe]) -> list[Corpora]:
+    """Returns what the models were trained on that a run's weights descend from."""
+    if recipe.model.base is None or recipe.model.fresh:
+        return []
+    if needs_base:
+        base = bases[needs_base]
+        corpora = {name: corpus.shards for name, corpus in base.data.train.items()}
+        return [*_lineage(base, None, bases), corpora]
+    return [*lineage_corpora(recipe.model)]
+
+
 def is_study(path: Path) -> bool:
     """Returns whether a file is a study rather than a recipe.
 
@@ -156,7 +211,7 @@ def load_study(path: Path, overrides: list[str] | None = None) -> StudyPlan:
     problems: dict[str, None] = {}  # an ordered set: arms share the problems of their recipe
     bases = _load_bases(document, study, problems)
     runs = _load_runs(document, study, bases, problems)
-    claims = _parse_claims(document, study, runs, problems)
+    claims = _parse_claims(document, study, bases, runs, problems)
     if problems:
         raise RecipeError(list(problems))
     return StudyPlan(study, bases, runs, claims)
@@ -224,15 +279,23 @@ def _load_runs(
 
 
 def _parse_claims(
-    document: YamlDocument, study: Study, runs: list[StudyRun], problems: dict[str, None]
+    document: YamlDocument,
+    study: Study,
+    bases: dict[str, Recipe],
+    runs: list[StudyRun],
+    problems: dict[str, None],
 ) -> dict[str, Claim]:
     """Returns the valid claims; adds the problems of the others to `problems`."""
     arms = list(study.arms)
-    validation_sets = sorted({name for run in runs for name in run.recipe.data.validation})
+    roles = _merged_roles(runs, bases)
+    validation_sets = sorted({*roles, *(role.role for role in roles.values() if role.role)})
+    run_tokens = {run.arm: run.recipe.steps * run.recipe.batch.tokens for run in runs}
     claims: dict[str, Claim] = {}
     for name, text in study.claims.items():
         try:
-            claims[name] = parse_claim(text, arms=arms, validation_sets=validation_sets)
+            claims[name] = parse_claim(
+                text, arms=arms, validation_sets=validation_sets, run_tokens=run_tokens
+            )
         except ValueError as error:
             source = document.source_location(("claims", name))
             problems[f"{source}: claims.{name}: {error}"] = None

@@ -85,8 +85,8 @@ class RunRecorder:
 
     def is_evaluation_due(self, step: int) -> bool:
         """Returns whether the losses are measured after a step."""
-        every = self._recipe.every.evaluate
-        return step == self._recipe.steps or (every is not None and step % every == 0)
+        steps = self._recipe.steps
+        return step == steps or any(step in due for due in self._recipe.every.evaluations(steps))
 
     def wait_for(self, read: Future[Any]) -> Any:
         """Returns the result of a read, when every process has one.

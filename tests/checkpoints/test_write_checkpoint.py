@@ -41,6 +41,29 @@ def test_loss_equals_the_loss_of_transformers(checkpoint, corpora):
     assert measured.tokens == 64 * len(losses)
 
 
+def test_another_gelu_than_the_bases_is_computed_and_written(checkpoint, recipe_file, tmp_path):
+    """Pythia's config.json says exact GELU, and GPT-NeoX trained it with the approximation."""
+    assert read_architecture(checkpoint).activation == "gelu"
+    model = f"{{base: {checkpoint}, activation: gelu_pytorch_tanh}}"
+    settings = [f"model={model}", f"run={tmp_path}/tanh", "tokens=2048", "every.evaluate=null"]
+    continued = train(load_recipe(recipe_file, settings))
+    assert read_architecture(continued).activation == "gelu_pytorch_tanh"
+    reference = AutoModelForCausalLM.from_pretrained(continued)
+    assert reference.config.hidden_act == "gelu_pytorch_tanh"
+    tokens = torch.arange(32)[None]
+    logits = {}
+    for name in ("gelu", "gelu_pytorch_tanh"):
+        architecture = read_architecture(continued).model_copy(update={"activation": name})
+        ours = NeoX(architecture)
+        load_weights(ours, continued)
+        with torch.no_grad():
+            logits[name] = ours(tokens)
+    with torch.no_grad():
+        expected = reference(tokens).logits
+    assert (logits["gelu_pytorch_tanh"] - expected).abs().max() < 1e-6
+    assert (logits["gelu"] - expected).abs().max() > 1e-5
+
+
 def test_no_file_of_a_checkpoint_is_a_pickle(checkpoint):
     assert not [path for path in checkpoint.iterdir() if path.suffix in (".bin", ".pt", ".pkl")]
 

@@ -12,6 +12,7 @@ from rewarm.checkpoints.lineage import last_lr_of_base
 from rewarm.cli.recipe_templates import SCHEMA_FILE, STUDY_SCHEMA_FILE, schema_json
 from rewarm.recipe.recipe import load_recipe
 from rewarm.recipe.yaml_document import YamlDocument
+from rewarm.study.decidable_claims import undecidable_claims
 from rewarm.study.study_file import Study, is_study, load_study
 
 TEMPLATES = {path.stem: path for path in (ROOT / "recipes").glob("*.yaml")}
@@ -94,7 +95,9 @@ def test_arm_differs_from_the_default_recipe_as_stated(arm):
         if value is None:
             del section[last]
         elif path == "data.train":
-            section[last] = {"upstream": {**section[last]["downstream"], **value["upstream"]}}
+            section[last] = {
+                "upstream": {**section[last]["c4"], "weight": 1.0, **value["upstream"]}
+            }
         else:
             section[last] = value
     assert settings(f"pythia-410m-{arm}") == expected
@@ -171,15 +174,68 @@ def test_study_is_valid_and_its_comments_show_how_to_run_it(plugins, name):
 
 @pytest.mark.parametrize("arm", ["rewarm", *sorted(ARMS.keys() - {"pile"})])
 def test_arms_of_the_papers_study_equal_their_own_recipes(arm):
-    [job] = load_study(STUDIES["paper"]).runs_of(arm)
+    job = load_study(STUDIES["paper"]).runs_of(arm)[0]
     assert job.recipe.document() | {"run": ""} == settings(f"pythia-410m-{arm}") | {"run": ""}
 
 
 @pytest.mark.parametrize("peak", ["1.5e-4", "3e-4", "6e-4"])
 def test_pile_arms_of_the_papers_study_follow_its_schedule(peak):
     full = load(DEFAULT)  # its peak is 3e-4
-    [job] = load_study(STUDIES["paper"]).runs_of(f"pile-{peak}")
+    job = load_study(STUDIES["paper"]).runs_of(f"pile-{peak}")[0]
     assert job.recipe.steps == 22_114
     for step in (1, 656, 1313, 2000, 13_130, 22_114):
         expected = full.lr(step) * float(peak) / 3e-4
         assert job.recipe.lr(step) == pytest.approx(expected, rel=0.016)
+
+
+# arXiv:2308.04014, section 3: the sampling of SlimPajama's sources, in %.
+SOURCES = {
+    "commoncrawl": 67, "c4": 15, "github": 4.5, "books": 4.5, "wikipedia": 4.5, "arxiv": 2.5,
+    "stackexchange": 2,
+}  # fmt: skip
+
+
+def shares(recipe):
+    """The share of each corpus in the first batch, in %."""
+    weights = {name: pieces[0][1] for name, pieces in recipe.corpus_weights.items()}
+    return {name: 100 * weight / sum(weights.values()) for name, weight in weights.items()}
+
+
+def test_slimpajama_is_sampled_as_in_the_paper():
+    assert shares(load(DEFAULT)) == pytest.approx(SOURCES)
+
+
+@pytest.mark.parametrize("replay", [0, 0.5, 1, 5, 10, 50])
+def test_replay_takes_its_share_of_all_sources_alike(plugins, replay):
+    recipe = load_study(STUDIES["follow-ups"]).runs_of(f"replay-{replay:g}")[0].recipe
+    expected = {name: share * (1 - replay / 100) for name, share in SOURCES.items()}
+    upstream = {"upstream": replay} if replay else {}
+    assert shares(recipe) == pytest.approx({**expected, **upstream}, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["paper", "follow-ups"])
+def test_the_seeds_and_evaluations_of_a_papers_study_can_decide_its_claims(plugins, name):
+    plan = load_study(STUDIES[name])
+    assert len(plan.study.seeds) == 3
+    assert undecidable_claims(plan) == {}
+    one = undecidable_claims(load_study(STUDIES[name], ["seeds=[17]"]))
+    assert set(one) == set(plan.claims)
+
+
+def test_lengths_in_tokens_are_those_of_the_paper():
+    claims = load_study(STUDIES["paper"]).claims
+    text = "4.2 it is ahead for the first 100 B tokens"
+    difference = claims[text].difference(lambda _request, _seed: 0.4, 17)
+    assert 0.4 - difference == pytest.approx(100e9 / 296_859_205_632)  # 33.69 %, not 33 %
+
+
+def test_full_size_recipes_hold_out_the_piles_own_validation_file():
+    """A hash of the Pile's training text is no held-out set: Pythia was trained on all of it."""
+    for name, path in TEMPLATES.items():
+        if name.startswith(("pythia", "paper", "follow")):
+            assert "--validation" not in path.read_text(), name
+            commands_for_pile = re.findall(r"rewarm shard PILE(\S*) --out (\S*)", path.read_text())
+            assert {(source, out) for source, out in commands_for_pile} <= {
+                ("/val.jsonl.zst", "data/pile/val"),
+                ("/train", "data/pile/train"),
+            }

@@ -55,6 +55,35 @@ def records_of(*arms):
     return [RunRecord(arm, 1, Path(), [], None, "", {}, None, [], [], []) for arm in arms]
 
 
+def test_plan_says_what_its_seeds_decide_and_what_more_cost(plan, capsys, tmp_path):
+    def seed_lines(*overrides):
+        print_study_plan(load_study(tmp_path / "study.yaml", list(overrides)))
+        lines = capsys.readouterr().out.splitlines()
+        (hours,) = (float(line.split()[1]) for line in lines if line.startswith("hours"))
+        notes = [line for line in lines if line.startswith(("seeds", "undecided"))]
+        more = re.search(r" \((.*) GPU hours more\)", notes[0])
+        return [notes[0].replace(more[0], ""), *notes[1:]], float(more[1]) / hours
+
+    # Student's t / √n: 12.706 / √2 and 4.303 / √3.
+    (line,), more = seed_lines()
+    assert line == (
+        "seeds     2: a claim is decided if its effect is above 8.98 standard deviations between "
+        "seeds; with one seed more above 2.48"
+    )
+    assert more == pytest.approx(0.5, rel=0.01)
+    (line,), more = seed_lines("seeds=[7]")
+    assert line == (
+        "seeds     1: none of the 1 claims can be decided, since one seed gives no interval; try "
+        "--set 'seeds=[7, 8, 9]'"
+    )
+    assert more == pytest.approx(2, rel=0.01)
+    (_, line), _ = seed_lines("claims={late: 'slope(upstream, a, last 20%) < 0'}")
+    assert line == (
+        "undecided late: slope of a takes 3 evaluations in that part of the run, which has 1; set "
+        "every.evaluate, such as [{until: 1%, every: 20}, {every: 1000}]"
+    )
+
+
 @pytest.fixture
 def finished_runs(monkeypatch, tmp_path):
     """Has the runner find four complete runs, and run nothing."""

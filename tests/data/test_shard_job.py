@@ -4,6 +4,7 @@ from stopped_sharding import stop_at_a_bad_line
 from text_corpora import write_texts
 
 from rewarm.data import tokenize_documents
+from rewarm.data.input_records import ReadOptions
 from rewarm.data.shard_format import read_shard_index
 from rewarm.data.shard_job import JobSettings, ShardJob
 from rewarm.data.shard_writer import write_shards
@@ -22,6 +23,9 @@ def test_shards_of_another_command_are_kept_and_refused(tmp_path, tokenizer, mon
     before = file_contents(partial)
     with pytest.raises(DataError, match=r"another command .shard_tokens 800 there and 500 here"):
         write_shards([text], tmp_path / "out", tokenizer, shard_tokens=500)
+    where = ReadOptions(where=(("meta", "x"),))
+    with pytest.raises(DataError, match=r"another command .where \(\) there and \(\('meta', '"):
+        write_shards([text], tmp_path / "out", tokenizer, shard_tokens=800, options=where)
     assert {**file_contents(partial), "lock": b""} == before
 
 

@@ -105,7 +105,7 @@ def test_rates_at_marks_by_hand(text, data):
         (1, "first", "3.5663e-05"),
         (48, "end of warm-up", "3.0000e-04"),
         (2384, "middle", "1.5471e-04"),
-        (3839, "floor", "3.0002e-05"),
+        (3840, "floor", "3.0000e-05"),
         (4768, "last", "3.0000e-05"),
     ]
     assert plan.start.first_lr == plan.rates[0].lr
@@ -131,7 +131,7 @@ def test_text_shows_the_same_numbers(text, data):
         "model       405,334,016 parameters: 24 layers × 1,024 wide, 16 heads, ",
         "10,000,000,000 tokens / 2,097,152 a step = 4,768 steps (9,999,220,736 tokens)",
         "16 sequences × 2,048 tokens × 64 accumulated = 2,097,152 tokens",
-        "step     3,839  lr 3.0002e-05  floor",
+        "step     3,840  lr 3.0000e-05  floor",
         "95.0% of the tokens: 9.5B tokens of 4.75B = 2.00 epochs",
         "validation  downstream  20M tokens of 50M",
         "5 checkpoints × 4.86 GB = 24.32 GB",

@@ -35,6 +35,21 @@ def test_logits_and_gradients_equal_transformers(architecture, old_names, tmp_pa
         assert (parameter.grad - gradients[name].grad).abs().max() < 1e-4, name
 
 
+def test_half_precision_rounds_the_residual_stream_once_per_layer():
+    """x + (attention + MLP), the order of GPT-NeoX and transformers."""
+    architecture = Architecture(layers=1, hidden=64, heads=4, vocabulary=50, positions=16)
+    model = NeoX(architecture)
+    initialize_weights(model, 0)
+    (layer,) = model.gpt_neox.layers
+    x_BTD = torch.randn(2, 16, 64).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        attended_BTD = layer.attention(layer.input_layernorm(x_BTD), model.cos, model.sin)
+        added_BTD = attended_BTD + layer.mlp(layer.post_attention_layernorm(x_BTD))
+        y_BTD = layer(x_BTD, model.cos, model.sin)
+    assert y_BTD.dtype == torch.bfloat16
+    assert torch.equal(y_BTD, x_BTD + added_BTD)
+
+
 def test_the_loss_of_uniform_logits_is_the_log_of_the_vocabulary():
     model = NeoX(Architecture(layers=1, hidden=8, heads=1, vocabulary=50, positions=8))
     with torch.no_grad():

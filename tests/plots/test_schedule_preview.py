@@ -150,7 +150,7 @@ def test_marks_are_ordered_by_step(paper):
     marks = schedule_preview.compute_curve("paper", paper, 100).marks
     assert [(label, mark.step) for label, mark in marks.items()] == [
         ("end of warm-up", 1313),
-        ("floor", 105_715),
+        ("floor", 105_716),
     ]
 
 

@@ -22,6 +22,7 @@ def test_every_default_is_written_out(thousand_steps):
         "architecture": None,
         "base_lr": None,
         "fresh": False,
+        "activation": None,
     }
     assert settings["optimizer"] == {
         "betas": [0.9, 0.95],

@@ -40,7 +40,9 @@ def test_final_losses_table(tmp_path):
 
 
 def test_arms_of_other_lengths_and_corpora_are_not_compared(tmp_path):
-    german = {"data": {"context": 128, "train": {"german": {"shards": "data/german"}}}}
+    shards = {"shards": "data/german"}
+    validation = {"german": shards | {"role": "downstream"}}
+    german = {"data": {"context": 128, "train": {"german": shards}, "validation": validation}}
     for arm, points, settings in (
         ("a", 30, {}),
         ("b", 30, {}),
@@ -63,6 +65,31 @@ def test_arms_of_other_lengths_and_corpora_are_not_compared(tmp_path):
     assert [*final_losses(collected, ("upstream", "downstream"))] == ["a", "b", "short"]
     assert [*final_losses(collected, ("upstream", "german"))] == ["g"]
     assert "german adaptation" in final_losses_table(collected).columns
+
+
+def test_forgetting_follows_the_role_whatever_the_set_is_called(tmp_path):
+    """With one arm that replays the old text, which made its column an adaptation once."""
+    code, docs = {"shards": "data/code/train"}, {"shards": "data/docs/train"}
+    roles = {
+        "docs": {"shards": "data/docs/val", "role": "upstream"},
+        "code": {"shards": "data/code/val", "role": "downstream"},
+    }
+    for arm, train in (("plain", {"new": code}), ("replay", {"new": code, "docs": docs})):
+        data = {"context": 128, "train": train, "validation": roles}
+        run = write_run(tmp_path / "s" / arm / "1", seed=1, settings={"data": data})
+        text = (run / "metrics.jsonl").read_text()
+        text = text.replace("upstream/loss", "docs/loss").replace("downstream/loss", "code/loss")
+        (run / "metrics.jsonl").write_text(text)
+    collected = collect_runs([tmp_path / "s"])
+    table = final_losses_table(collected)
+    assert table.columns == ["arm", "runs", "docs loss", "forgetting", "code loss", "adaptation"]
+    assert table.rows[0][3].text == "+0.5000"
+    assert "Forgetting: the rise of the docs loss since before the first step" in table.caption
+    assert "Adaptation: the fall of the code loss" in table.caption
+    assert set_pairs(collected) == [("docs", "code")]
+    assert [*final_losses(collected, ("docs", "code"))] == ["plain", "replay"]
+    assert pareto_arms(collected, ("docs", "code")) == ["plain", "replay"]
+    assert validation_set_table(collected, "docs").title == "Losses on docs (upstream)"
 
 
 def shift_losses(run, name, change):

@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import assume, given
@@ -157,3 +158,14 @@ def test_rates_stay_between_the_lowest_rate_and_the_peak(
     assume(warmup > 0 or decay != "inverse-sqrt")
     curve = Rewarm(start_lr=start, peak_lr=peak, min_lr=floor, warmup=warmup, decay=decay)
     assert low * (1 - 1e-9) <= schedules.rate(curve, progress) <= peak * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("warmup", "gap"), [("0.5%", 4.57e-7), ("1%", 2.285e-7), ("2%", 1.142e-7)])
+def test_gpt_neox_is_one_update_apart(warmup, gap):
+    """Its update k used the rate of our step k - 1; docs/schedules-reference.md has the gaps."""
+    schedule = rewarm(start_lr=0.0, warmup=warmup, decay="clipped-cosine")
+    rates = [0.0, *(schedule(step / 131_296) for step in range(1, 131_297))]
+    gaps = [now - before for before, now in pairwise(rates)]
+    assert max(map(abs, gaps)) == pytest.approx(gap, rel=1e-3)
+    assert min(gaps) == pytest.approx(-3.589e-9, rel=1e-3)
+    assert gaps[-1] == 0

@@ -2,7 +2,8 @@
 
 import pytest
 
-from rewarm.study.claims import MetricRequest, parse_claim
+from rewarm.study.claimed_metrics import MetricRequest
+from rewarm.study.claims import parse_claim
 
 ARMS = ["rewarm", "peak-6e-4", "constant"]
 SETS = ["upstream", "downstream"]
@@ -16,7 +17,7 @@ def lookup(values):
     """Looks metrics up by name, set and arms: {("final", "upstream", "rewarm"): [1.0, 2.0]}."""
 
     def metric(request: MetricRequest, seed: int) -> float | None:
-        by_seed = values.get((request.metric, request.validation_set, *request.arms))
+        by_seed = values.get((request.metric, *request.validation_sets, *request.arms))
         return by_seed[seed] if by_seed else None
 
     return metric
@@ -53,10 +54,10 @@ def test_effect_is_paired_with_an_interval_by_students_t():
     verdict = parse("final(upstream, peak-6e-4) > final(upstream, rewarm)").judge(
         lookup(LOSSES), [0, 1, 2]
     )
-    # Differences 0.5, 0.55, 0.5: mean 0.51667, s = 0.028868, s/√3 = 0.016667, t(2) = 4.303.
+    # Differences 0.5, 0.55, 0.5: mean 0.51667, s = 0.028868, s/√3 = 0.016667, t(2) = 4.302653.
     assert verdict.effect.mean == pytest.approx(0.516667, abs=1e-6)
     assert verdict.effect.standard_error == pytest.approx(0.016667, abs=1e-6)
-    assert verdict.effect.interval == pytest.approx((0.444950, 0.588383), abs=1e-6)
+    assert verdict.effect.interval == pytest.approx((0.444956, 0.588377), abs=1e-6)
 
 
 def test_one_seed_is_undecided():
@@ -105,6 +106,46 @@ def test_never_overtaking_does_not_confirm_overtaking_late():
     assert (verdict.verdict, verdict.reason) == ("not held", "it never overtakes")
 
 
+def test_one_seed_decides_no_claim_of_any_kind():
+    never = {
+        ("overtakes", "downstream", "rewarm", "constant"): [None],
+        ("final", "downstream", "rewarm"): [3.0],
+        ("final", "downstream", "constant"): [2.0],
+    }
+    verdict = parse("overtakes(rewarm, constant, downstream) after 20%").judge(lookup(never), [0])
+    assert verdict.verdict == "undecided"
+    assert verdict.reason == "a single seed gives no interval; with this one it never overtakes"
+
+
+def requests(text, **run_tokens):
+    claim = parse_claim(text, arms=ARMS, validation_sets=SETS, run_tokens=run_tokens)
+    return sorted(claim.metrics)
+
+
+def test_parts_of_runs_in_shares_and_tokens():
+    assert requests("slope(upstream, rewarm, last 20%) < 0") == [
+        ("slope", ("upstream",), ("rewarm",), (0.8, 1.0))
+    ]
+    assert requests("bump(upstream, rewarm, first 0.5 %) < 1") == [
+        ("bump", ("upstream",), ("rewarm",), (0.0, 0.005))
+    ]
+    text = "gap(downstream, rewarm, constant, after 50B tokens) < 0.01"
+    assert requests(text, rewarm=200 * 10**9, constant=200 * 10**9) == [
+        ("gap", ("downstream",), ("rewarm", "constant"), (0.25, 1.0))
+    ]
+    assert requests("linearity(upstream, downstream, rewarm) > 0.9") == [
+        ("linearity", ("upstream", "downstream"), ("rewarm",), (0.0, 1.0))
+    ]
+
+
+def test_overtaking_after_a_number_of_tokens():
+    tokens = {"rewarm": 1_000_000, "constant": 1_000_000}
+    text = "overtakes(rewarm, constant, downstream) after 200k tokens"
+    claim = parse_claim(text, arms=ARMS, validation_sets=SETS, run_tokens=tokens)
+    effect = claim.judge(lookup(LOSSES), [0, 1, 2]).effect
+    assert effect.mean == pytest.approx(0.45 - 0.2)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -122,6 +163,11 @@ def test_never_overtaking_does_not_confirm_overtaking_late():
         ("final(upstream, rewarm) after 30%", "after needs overtakes(ARM, ARM, SET)"),
         ("1.2.3 < 2", "1.2.3 is not a number"),
         ("1e999 < 2", "1e999 is not a number"),
+        ("bump(upstream, rewarm, early 1%) < 1", "'early 1%' is not a part of a run"),
+        ("bump(upstream, rewarm, first) < 1", "'' is not a length"),
+        ("bump(upstream, rewarm, first 120%) < 1", "120% is 1.2 of the run"),
+        ("bump(upstream, rewarm, first 1B tokens) < 1", "rewarm do not have runs of one length"),
+        ("gap(upstream, rewarm) < 1", "gap should be written gap(SET, ARM, ARM)"),
         ("__import__('os') < 1", "cannot read"),
     ],
 )

@@ -5,9 +5,11 @@ import json
 import pytest
 from loss_histories import outcome
 
+from rewarm.errors import RecipeError
+from rewarm.study.comparison_tables import start_to_end_table
 from rewarm.study.results_json import StudySummary, read_summary, results_as_json
 from rewarm.study.run_outcomes import StudyResults
-from rewarm.study.study_file import load_study
+from rewarm.study.study_file import load_study, study_roles
 
 
 @pytest.fixture
@@ -94,3 +96,88 @@ def test_a_report_reads_what_a_study_writes(content):
 def test_a_study_with_a_claim_that_divides_by_zero_is_valid_json(content, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(content, allow_nan=False))
     assert read_summary(tmp_path / "results.json").claims["by zero"].effect is None
+
+
+OTHER_NAMES = """\
+study: {folder}/runs
+recipe: recipe.yaml
+bases: {{books: base.yaml}}
+arms:
+  low: {{schedule.peak_lr: 1e-4}}
+  replay: {{data.train.books: {{shards: {folder}/books/train, weight: 5%}}}}
+seeds: [1, 2]
+claims:
+  replay forgets less: "forgetting(upstream, replay) < forgetting(upstream, low)"
+"""
+
+
+def other_names(folder, recipe):
+    """A study whose sets are called books, poems and code; its base was trained on books."""
+    text = recipe.replace("downstream: {shards: data/new, weight: 0.75}", "code: {shards: code}")
+    text = text.replace("    upstream: {shards: data/old, weight: 25%}\n", "")
+    model = f"model: {{base: {folder}/runs/bases/books}}"
+    validation = """\
+  validation:
+    books: {shards: books/val}
+    poems: {shards: poems, role: upstream}
+    code: {shards: code}
+"""
+    (folder / "recipe.yaml").write_text(
+        text.replace("model: {preset: pythia-14m}", model).replace(
+            "\nbatch:", f"\n{validation}batch:"
+        )
+    )
+    (folder / "base.yaml").write_text(
+        text.replace("code: {shards: code}", "b: {shards: books/train}")
+    )
+    path = folder / "study.yaml"
+    path.write_text(OTHER_NAMES.format(folder=folder))
+    return load_study(path)
+
+
+def test_front_lines_and_claims_follow_the_roles_not_the_names(tmp_path, thousand_steps):
+    plan = other_names(tmp_path, thousand_steps)
+    assert {name: role.role for name, role in study_roles(plan).items()} == {
+        "books": "upstream",
+        "poems": "upstream",
+        "code": "downstream",
+    }
+    roles = {"books": "upstream", "poems": "upstream", "code": "downstream"}
+    low = outcome(books=[2.0, 2.5, 3.0], poems=[3.0, 3.0, 4.0], code=[4.0, 3.0, 2.0])
+    replay = outcome(books=[2.0, 2.1, 2.0], poems=[3.0, 3.2, 3.5], code=[4.0, 3.5, 3.0])
+    results = StudyResults(
+        {
+            (arm, seed): run._replace(roles=roles)
+            for arm, run in (("low", low), ("replay", replay))
+            for seed in (1, 2)
+        }
+    )
+    content = results_as_json(plan, results)
+    assert content["roles"] == roles
+    assert content["pareto"] == {"code": ["replay", "low"]}
+    # Of several upstream sets, their mean: low rises by (1.0 + 1.0) / 2, replay by (0.0 + 0.5) / 2.
+    [claim] = content["claims"].values()
+    assert claim["effect"]["mean"] == pytest.approx(0.25 - 1.0)
+    assert claim["verdict"] == "held"
+    # (2.5, 4), (2.75, 3), (3.5, 2)
+    line = content["lines"]["code"]["low"]["1"]
+    x = [2.5, 2.75, 3.5]
+    slope = sum((a - 2.9166667) * (b - 3) for a, b in zip(x, [4, 3, 2], strict=True))
+    assert line["slope"] == pytest.approx(slope / sum((a - 2.9166667) ** 2 for a in x), rel=1e-5)
+    columns = start_to_end_table({"low": low._replace(roles=roles)}).columns
+    assert columns == [
+        *("arm", "books loss", "books forgetting", "poems loss", "poems forgetting"),
+        *("code loss", "adaptation"),
+    ]
+
+
+def test_a_claim_about_a_role_that_no_set_has_is_refused(tmp_path, thousand_steps):
+    text = thousand_steps.replace("\nbatch:", "\n  validation: {books: {shards: books}}\nbatch:")
+    (tmp_path / "recipe.yaml").write_text(text)
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        f"study: {tmp_path}/runs\nrecipe: recipe.yaml\narms: {{a: }}\n"
+        'claims: {b: "final(upstream, a) < 3"}\n'
+    )
+    with pytest.raises(RecipeError, match=r"no validation set named 'upstream' \(sets: books"):
+        load_study(path)

@@ -6,7 +6,7 @@ import pytest
 from loss_histories import outcome
 
 from rewarm.checkpoints.training_state import Ancestor
-from rewarm.study.claims import MetricRequest
+from rewarm.study.claimed_metrics import MetricRequest
 from rewarm.study.loss_history import final_loss
 from rewarm.study.run_outcomes import (
     StudyResults,
@@ -35,10 +35,10 @@ def test_differences_are_paired_by_seed():
     difference = results.paired_difference("b", "a", "x", final_loss)
     assert difference == (pytest.approx(0.1), pytest.approx(0.0), 2)
     assert results.mean_over_seeds("a", "x", final_loss).mean == pytest.approx(2.2)
-    adaptation = MetricRequest("adaptation", "x", ("a",))
+    adaptation = MetricRequest("adaptation", ("x",), ("a",))
     assert results.claimed_metric(adaptation, 1) == pytest.approx(1.0)
     assert results.claimed_metric(adaptation, 3) is None
-    assert results.claimed_metric(MetricRequest("overtakes", "x", ("a", "b")), 1) == 0.0
+    assert results.claimed_metric(MetricRequest("overtakes", ("x",), ("a", "b")), 1) == 0.0
     assert same_batches(results, ["a", "b"]) == {1: [["a", "b"]], 2: [["a"], ["b"]], 3: [["b"]]}
 
 

@@ -66,8 +66,8 @@ def test_the_loss_scale_is_divided_out_before_clipping(max_norm):
 
 
 def test_the_norm_of_a_large_gradient_is_that_in_double_precision():
-    """PyTorch's own fused norm on a CPU is wrong by 0.1 % here."""
-    weight = torch.nn.Parameter(torch.empty(40_000, 512))
+    """PyTorch's own fused norm on a CPU is wrong by 0.4 % here: Pythia-410M's embedding."""
+    weight = torch.nn.Parameter(torch.empty(50_304, 1024))
     weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(5))
     model = SimpleNamespace(parameters=lambda: [weight])
     assert clip_gradient(model, None).item() == pytest.approx(

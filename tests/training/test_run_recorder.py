@@ -50,6 +50,12 @@ def test_evaluation_metrics(recipe_text, tmp_path):
     assert first["upstream/loss"] == pytest.approx(math.log(512), rel=0.1)
 
 
+def test_evaluations_have_a_schedule_of_their_own(recipe_text, tmp_path):
+    schedule = "{log: 20, evaluate: [{until: 20%, every: 2}, {every: 10}]}"
+    run(recipe_text, tmp_path / "run", every=schedule)
+    assert [line["step"] for line in metrics(tmp_path / "run", "evaluate")] == [0, 2, 4, 10, 20]
+
+
 def test_a_set_that_a_resume_adds_has_its_baseline_there(recipe_text, tmp_path, corpora):
     run(recipe_text, tmp_path / "run", tokens=2048)
     third = {"data__validation__third": f"{{shards: {corpora}/third/val}}"}

@@ -13,6 +13,7 @@ from rewarm.cli.standard_streams import print_json
 if TYPE_CHECKING:
     from rewarm.estimates.cost import CostEstimate
     from rewarm.estimates.throughput import SpeedOf
+    from rewarm.study.study_file import StudyPlan
 
 
 def plan(
@@ -39,7 +40,9 @@ def plan(
     if price is not None and not (gpu or measure):
         raise typer.BadParameter("--price: needs hours; name a --gpu, or --measure")
     speed_of = _speed(gpu, measure=measure)
-    estimate = _estimate(file, overrides, gpus, speed_of, on_gpu=True if gpu or gpus > 1 else None)
+    study = _study(file, overrides)
+    on_gpu = True if gpu or gpus > 1 else None
+    estimate = _estimate(study or file, overrides, gpus, speed_of, on_gpu=on_gpu)
     if price is not None and estimate.gpu_hours is not None:
         cost = price * estimate.gpu_hours
         estimate = estimate.model_copy(update={"price": price, "cost": cost})
@@ -48,7 +51,7 @@ def plan(
     else:
         from rewarm.cli.cost_output import print_cost
 
-        print_cost(estimate, gpu)
+        print_cost(estimate, gpu, study)
 
 
 def _speed(gpu: str | None, *, measure: bool) -> SpeedOf | None:
@@ -70,8 +73,15 @@ def _speed(gpu: str | None, *, measure: bool) -> SpeedOf | None:
     return speed_by_measuring() if measure else None
 
 
+def _study(file: Path, overrides: list[str] | None) -> StudyPlan | None:
+    """Returns the study in a file; None if it is a recipe."""
+    from rewarm.study.study_file import is_study, load_study
+
+    return load_study(file, overrides) if is_study(file) else None
+
+
 def _estimate(
-    file: Path,
+    source: Path | StudyPlan,
     overrides: list[str] | None,
     gpus: int,
     speed_of: SpeedOf | None,
@@ -79,10 +89,8 @@ def _estimate(
     on_gpu: bool | None,
 ) -> CostEstimate:
     from rewarm.estimates.cost import estimate_recipe_cost, estimate_study_cost
-    from rewarm.study.study_file import is_study, load_study
 
-    if is_study(file):
-        study = load_study(file, overrides)
-        return estimate_study_cost(study, gpus=gpus, on_gpu=on_gpu, speed_of=speed_of)
-    recipe = load_recipe_file(file, overrides)
-    return estimate_recipe_cost(recipe, gpus=gpus, on_gpu=on_gpu, speed_of=speed_of)
+    if isinstance(source, Path):
+        recipe = load_recipe_file(source, overrides)
+        return estimate_recipe_cost(recipe, gpus=gpus, on_gpu=on_gpu, speed_of=speed_of)
+    return estimate_study_cost(source, gpus=gpus, on_gpu=on_gpu, speed_of=speed_of)

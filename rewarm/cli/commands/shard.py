@@ -50,6 +50,13 @@ def shard(
         str | None,
         typer.Option(metavar="NAME", help="The split to read of a folder that holds several."),
     ] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE",
+            help="Only documents whose JSON has this value: meta.source=books. May be repeated.",
+        ),
+    ] = None,
     on_bad_record: Annotated[
         str,
         typer.Option(
@@ -92,6 +99,7 @@ def shard(
     if on_bad_record not in ("stop", "skip"):
         raise typer.BadParameter(f"--on-bad-record {on_bad_record}: should be stop or skip")
     options = _parse_read_options(raw_tokens, sequences, max_document, max_expansion)
+    options = options._replace(where=_parse_where(where or []))
     loaded_tokenizer = load_tokenizer(tokenizer, eos)
     files = find_input_files(inputs, split=split).files
     with InputReport() as report:
@@ -108,6 +116,7 @@ def shard(
                 on_bad_record=report.add_bad_record if on_bad_record == "skip" else refuse_record,
                 on_skipped=report.add_skipped,
                 on_notice=report.add_notice,
+                on_left_out=report.add_left_out,
                 progress=bar.update,
             )
         report.write_bad_records(out)
@@ -123,6 +132,19 @@ def _check_out(out: Path) -> None:
             f"--out {out}: the working directory is in it, and a finished folder cannot take its "
             "place; name a new folder, such as --out shards"
         )
+
+
+def _parse_where(conditions: list[str]) -> tuple[tuple[str, str], ...]:
+    """Returns the fields and values of FIELD=VALUE conditions."""
+    pairs = []
+    for condition in conditions:
+        field, sign, value = condition.partition("=")
+        if not (field and sign):
+            raise typer.BadParameter(
+                f"--where {condition}: should be FIELD=VALUE, such as meta.source=books"
+            )
+        pairs.append((field, value))
+    return tuple(pairs)
 
 
 def _parse_read_options(

@@ -34,7 +34,7 @@
 
   function runCurve(run, figure) {
     const { chart, set } = figure.dataset;
-    const lines = chart === "set" ? run.evaluate : run.train;
+    const lines = { set: run.evaluate, loss: run.train, lr: run.schedule }[chart];
     const y = chart === "set" ? lines.sets[set] : lines[chart];
     if (y === undefined) return null;
     const isPerplexity = chart !== "lr" && state.y === "perplexity";
@@ -74,8 +74,9 @@
       const runs = arm.runs.map((run) => runCurve(run, figure)).filter((run) => run && run.x.length);
       if (!runs.length) return;
       if (figure.dataset.chart === "lr") {
-        runs.sort((a, b) => b.x.length - a.x.length); // every seed has the same schedule
-        drawn.push({ index, role: "main", ...runs[0] });
+        drawn.push({ index, role: "main", ...runs[0] }); // every seed has the same schedule
+        const [applied] = arm.runs.map((run) => run.applied).sort((a, b) => column(b.lr).length - column(a.lr).length);
+        drawn.push({ index, role: "points", x: column(applied[state.x]), y: column(applied.lr) });
         return;
       }
       const mean = average(runs);
@@ -169,6 +170,10 @@
       series: [{}, ...order.map(({ index, role, y }) => {
         const main = role === "main";
         const stroke = color(`--arm-${index % 7}`) + (main ? "" : "4d");
+        if (role === "points") {
+          const opaque = stroke.slice(0, -2);
+          return { stroke: opaque, paths: () => null, points: { show: true, size: 4, stroke: opaque, fill: opaque } };
+        }
         return {
           stroke, width: main ? 2 : 1, dash: main ? DASHES[index % 5] : [],
           points: { show: main && !isRate && y.length <= 30, size: 5, stroke, fill: stroke },

@@ -5,6 +5,7 @@ import re
 
 import pytest
 from planned_studies import write_study_with_base
+from repository import ROOT
 from training_runs import run
 
 from rewarm.estimates.run_plan import RunPlan, plan_run
@@ -105,3 +106,12 @@ def test_gpu_hours_of_a_study_where_a_speed_is_known(study, command):
     recipe.write_text(recipe.read_text() + "precision: fp32\n")
     _, out, _ = command("check", study)
     assert "hours     rewarm plan --measure, on the machine that will run it" in out
+
+
+@pytest.mark.slow
+def test_the_papers_study_in_the_documentation_is_what_it_prints(command, monkeypatch):
+    text = (ROOT / "docs" / "paper-study.md").read_text()
+    monkeypatch.chdir(ROOT / "recipes")
+    for line, printed in re.findall(r"\$ rewarm ([^\n]*)\n(.*?)```", text, re.DOTALL):
+        code, out, _ = command(*line.split())
+        assert (code, out) == (3 if line.startswith("check") else 0, printed)

@@ -17,17 +17,17 @@ def test_a_table_and_where_each_figure_comes_from(command):
     assert (code, err) == (0, "")
     head, row, *notes = out.splitlines()
     assert head.split("  ")[0] == "run"
-    assert re.split(r"  +", row)[1:6] == ["296.86B", "131,296", "8.10e20", "62.5 h", "500.0"]
+    assert re.split(r"  +", row)[1:6] == ["296.86B", "131,296", "8.10e20", "62.7 h", "501.3"]
     headings = [line[:10].strip() for line in notes]
     expected = ["speed", "time", "GPUs", "links", "FLOPs", "memory", "disk", "cost", "problems"]
     assert headings == expected
     assert "GPUs      8 × 138 sequences, in 9 microbatches of 16; 95.8% useful" in out
     assert "parallel.shard: 1 sends 2.84 GB from each GPU in a step, 8.9 ms by a model" in out
-    assert "compute; 62.2 h with full overlap\n" in out
+    assert "compute; 62.3 h with full overlap\n" in out
     assert notes[-1].endswith("training here; `rewarm check` lists them")
     code, out, _ = command("plan", PAPER, "--gpu", "h100", "--price", "2.5", "--json")
     estimate = CostEstimate.model_validate_json(out)
-    assert estimate.cost == pytest.approx(2.5 * 476.75, abs=0.05)
+    assert estimate.cost == pytest.approx(2.5 * 478.12, abs=0.05)
 
 
 def test_without_a_speed_there_are_no_hours(command):

@@ -183,3 +183,37 @@ def test_a_folder_whose_name_looks_like_a_pattern_can_be_trained_on(
     assert command(*words)[0] == 0
     assert command("verify", out)[0] == 0
     assert ShardSource(str(out)).index.documents == 1
+
+
+def sources(*values):
+    rows = ({"text": f"text {i}", "meta": {"set": value}} for i, value in enumerate(values))
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def test_shard_writes_only_the_documents_that_have_a_value(tmp_path, tokenizer_json, command):
+    (tmp_path / "a.jsonl").write_text(sources("C4", "Book", "C4", "C4", "arXiv"))
+    arguments = ("shard", tmp_path / "a.jsonl", "--tokenizer", tokenizer_json, "--out")
+    code, out, _ = command(*arguments, tmp_path / "out", "--where", "meta.set=C4")
+    assert code == 0
+    assert len(documents_of(tmp_path / "out")) == 3
+    assert "skipped  2 (--where): 1 meta.set=Book, 1 meta.set=arXiv" in out
+
+    code, _, err = command(*arguments, tmp_path / "none", "--where", "meta.set=c4")
+    assert code == 3
+    assert "no document left: --where left out meta.set=C4, meta.set=Book, meta.set=arXiv" in err
+    code, _, err = command(*arguments, tmp_path / "none", "--where", "meta.name=C4")
+    assert code == 3
+    assert "a.jsonl:1: no field 'meta.name' to compare with --where meta.name=C4" in err
+    code, _, err = command(*arguments, tmp_path / "none", "--where", "C4")
+    assert code == 2
+    assert "--where C4: should be FIELD=VALUE, such as meta.source=books" in err
+
+
+def test_shard_refuses_to_select_from_what_has_no_fields(tmp_path, tokenizer_json, command):
+    (tmp_path / "a.txt").write_text("a text")
+    (tmp_path / "b.tar").write_bytes(tar_of({"0.txt": b"a text"}))
+    for name, location in (("a.txt", "a.txt"), ("b.tar", "b.tar:0.txt")):
+        arguments = ("--out", tmp_path / "out", "--tokenizer", tokenizer_json, "--where", "a=b")
+        code, _, err = command("shard", tmp_path / name, *arguments)
+        assert code == 3
+        assert f"{location}: --where a=b compares fields of JSON documents, and this is txt" in err

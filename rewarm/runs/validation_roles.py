@@ -1,0 +1,143 @@
+"""Which validation sets hold what the base was trained on, and which hold what is new to it.
+
+```
+ the corpora of the base's lineage ──┐
+ data.validation.NAME.role ──────────┼──> upstream: its loss measures forgetting
+ the names upstream and downstream ──┘    downstream: its loss measures adaptation
+```
+The first of these that tells decides. A run that starts writes the role to its recipe.yaml, from
+which reports and studies read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any, NamedTuple, get_args
+
+from rewarm.recipe.fields import Role
+from rewarm.recipe.recipe import Recipe
+
+Corpora = Mapping[str, str]
+"""The shards of each training corpus of a model, by name; empty if they are not known."""
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class SetRole(NamedTuple):
+    """The role of a validation set, and how it is known."""
+
+    role: Role | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.role} ({self.reason})" if self.role else f"no role ({self.reason})"
+
+
+def resolve_roles(recipe: Recipe, lineage: Sequence[Corpora]) -> dict[str, SetRole]:
+    """Returns the role of each validation set of a recipe.
+
+    Args:
+        recipe: the recipe.
+        lineage: what each model was trained on that the weights descend from, the oldest first;
+            empty for new weights.
+    """
+    return {name: _resolve_role(recipe, name, lineage) for name in recipe.data.validation}
+
+
+def with_roles(recipe: Recipe, roles: Mapping[str, SetRole]) -> Recipe:
+    """Returns a recipe whose validation sets have these roles."""
+    validation = {
+        name: settings.model_copy(update={"role": roles[name].role})
+        for name, settings in recipe.data.validation.items()
+    }
+    data = recipe.data.model_copy(update={"validation": validation})
+    return recipe.model_copy(update={"data": data})
+
+
+def saved_roles(settings: Mapping[str, Any]) -> dict[str, Role]:
+    """Returns the roles in the recipe of a run, given as {"a.b": value}.
+
+    A recipe of an earlier version has none.
+    """
+    roles: dict[str, Role] = {}
+    for path, value in settings.items():
+        section, _, key = path.removeprefix("data.validation.").rpartition(".")
+        if path.startswith("data.validation.") and key == "role" and value in ROLES:
+            roles[section] = value
+    return roles
+
+
+def merge_roles(name: str, roles: Iterable[Role | None]) -> Role | None:
+    """Returns the role of a validation set in a study, from its roles in the study's runs.
+
+    The runs may have different bases: what any of them was trained on is upstream.
+    """
+    known = set(roles)
+    return next((role for role in ROLES if role in known), None) or _role_by_name(name)
+
+
+def reads_corpus(validation_set: str, shards: str, corpora: Corpora) -> bool:
+    """Returns whether a validation set is of one of these corpora: by its folder, or by its name.
+
+    `rewarm shard --validation` writes the two to `DIR/val` and `DIR/train`.
+    """
+    return any(
+        name == validation_set or _is_held_out_of(shards, corpus)
+        for name, corpus in corpora.items()
+    )
+
+
+def _resolve_role(recipe: Recipe, name: str, lineage: Sequence[Corpora]) -> SetRole:
+    given = recipe.data.validation[name].role
+    if found := _role_in_lineage(recipe, name, lineage):
+        if given not in (None, found.role):
+            return found._replace(reason=f"{found.reason}; its role in the recipe is not used")
+        return found
+    if given:
+        return SetRole(given, f"data.validation.{name}.role")
+    if by_name := _role_by_name(name):
+        return SetRole(by_name, "by its name")
+    return SetRole(None, f"data.validation.{name}.role: upstream, or downstream")
+
+
+def _role_in_lineage(recipe: Recipe, name: str, lineage: Sequence[Corpora]) -> SetRole | None:
+    """Returns a role that follows from what the base was trained on; None if it does not tell."""
+    shards = recipe.data.validation[name].shards
+    corpora = {corpus: settings.shards for corpus, settings in recipe.data.train.items()}
+    is_old = any(reads_corpus(name, shards, _unless_other_text(old, corpora)) for old in lineage)
+    is_read = reads_corpus(name, shards, corpora)
+    # A run that continues on its base's data: all of its corpora are old, and none is upstream.
+    continues = all(
+        any(corpus in old or own in old.values() for old in lineage)
+        for corpus, own in corpora.items()
+    )
+    if is_old and not (is_read and continues):
+        return SetRole("upstream", "the base was trained on it")
+    if is_read and not is_old and lineage and all(lineage):
+        return SetRole("downstream", "the base was not trained on it, this run is")
+    return None
+
+
+def _unless_other_text(old: Corpora, corpora: Corpora) -> Corpora:
+    """Returns the old corpora without those of which only the name is in use again."""
+    return {name: shards for name, shards in old.items() if corpora.get(name, shards) == shards}
+
+
+def _is_held_out_of(shards: str, corpus: str) -> bool:
+    """Returns whether shards are in the folder of a corpus, or in `val` beside its `train`."""
+    if not shards or not corpus:
+        return False
+    folder, corpus_folder = _folder(shards), _folder(corpus)
+    is_split = (folder.name, corpus_folder.name) == ("val", "train")
+    return folder == corpus_folder or (is_split and folder.parent == corpus_folder.parent)
+
+
+def _folder(shards: str) -> PurePosixPath:
+    """Returns the folder of shards, which may name some of them by braces or wildcards."""
+    path = PurePosixPath(shards)
+    return path.parent if any(character in path.name for character in "{*?[") else path
+
+
+def _role_by_name(name: str) -> Role | None:
+    return next((role for role in ROLES if role == name), None)
