@@ -15,7 +15,8 @@ from rewarm.model.attention_backend import (
     set_first_backend,
 )
 from rewarm.quantities import perplexity
-from rewarm.training.validation_loss import SetLoss, measure_checkpoint
+from rewarm.training.evaluate_checkpoint import CheckpointEvaluator
+from rewarm.training.validation_loss import SetLoss
 
 
 @pytest.fixture
@@ -25,11 +26,11 @@ def checkpoint(recipe_text, tmp_path):
 
 def measure(name, shards, *, context=None, microbatch=1, tokens=None):
     """The loss of a checkpoint on one folder of shards."""
-    (loss,) = measure_checkpoint(
-        str(name), {"set": ShardSource(str(shards))}, context=context, microbatch=microbatch,
-        tokens=tokens, precision="fp32",
-    ).values()  # fmt: skip
-    return loss
+    sources = {"set": ShardSource(str(shards))}
+    evaluator = CheckpointEvaluator(
+        sources, context=context, microbatch=microbatch, tokens=tokens, precision="fp32"
+    )
+    return evaluator.measure(str(name)).losses["set"]
 
 
 def test_the_microbatch_does_not_matter(checkpoint, corpora):
@@ -46,8 +47,8 @@ def test_on_a_gpu_the_preferred_attention_runs(checkpoint, corpora):
     capability = torch.cuda.get_device_capability()
     set_first_backend("math")
     observed = observed_backend(
-        lambda: measure_checkpoint(
-            str(checkpoint), shards, context=64, microbatch=1, tokens=None, precision="bf16"
+        lambda: CheckpointEvaluator(shards, context=64, microbatch=1, precision="bf16").measure(
+            str(checkpoint)
         )
     )
     assert observed == preferred_backend(capability, cudnn_version(), deterministic=False)
