@@ -27,7 +27,8 @@ REMEDY = (
     "that can be used, and marks the gap"
 )
 _LARGEST_INTEGER = 2**53
-_NUMBERS = {"loss", "perplexity", "forgetting", "lr", "grad_norm", "tokens_per_second", "mfu"}
+_NUMBERS = {"loss", "perplexity", "bits_per_byte", "forgetting"}
+_NUMBERS |= {"lr", "grad_norm", "tokens_per_second", "mfu"}
 _COUNTS = {"step", "tokens", "skipped"}
 _MEASURED_KINDS = {"train", "evaluate", "baseline"}
 

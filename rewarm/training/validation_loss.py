@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from itertools import islice
@@ -12,7 +13,7 @@ import torch
 
 from rewarm.data.batch_loader import TokenBlocks
 from rewarm.data.prefetch import prefetch
-from rewarm.data.stored_blocks import StoredBlocks
+from rewarm.data.stored_blocks import StoredBlocks, TextBytes
 from rewarm.model.neox import NeoX
 from rewarm.quantities import perplexity
 from rewarm.training.device_setup import autocast
@@ -27,11 +28,23 @@ class SetLoss(NamedTuple):
     """Mean cross-entropy per target token, in nats."""
     tokens: int
     """Target tokens measured."""
+    text_bytes: TextBytes | None = None
+    """Bytes of text that these tokens stand for; None if they are not known."""
 
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
         return perplexity(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The loss in bits per byte of text, which does not depend on the tokenizer.
+
+        The loss of end-of-text tokens counts, and they have no bytes.
+        """
+        if self.text_bytes is None or not self.text_bytes.size:
+            return None
+        return self.loss * self.tokens / self.text_bytes.size / math.log(2)
 
 
 @torch.no_grad()
@@ -70,7 +83,8 @@ def measure_loss(
                 total += model.loss(inputs, targets, separator_id=separator_id, reduction="sum")
     finally:  # also if a stop ends it: what follows saves the divided weights
         processes.free_whole_weights(model)
-    return SetLoss(float(processes.sum(total)) / blocks.tokens, blocks.tokens)
+    loss = float(processes.sum(total)) / blocks.tokens
+    return SetLoss(loss, blocks.tokens, blocks.text_bytes)
 
 
 def _microbatches(

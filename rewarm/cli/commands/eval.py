@@ -73,7 +73,7 @@ def evaluate(
         precision=precision,
     )
     measured = [(name, evaluator.measure(name)) for name in checkpoints]
-    for line in _settings_lines(measured, precision):
+    for line in [*_settings_lines(measured, precision), *_bytes_lines(measured)]:
         print(line, file=sys.stderr)  # stdout has the results only
     if as_json:
         content = [_as_json(name, result) for name, result in measured]
@@ -116,7 +116,9 @@ def _as_json(checkpoint: str, measured: MeasuredCheckpoint) -> dict[str, Any]:
         for key, value in (
             ("loss", result.loss),
             ("perplexity", result.perplexity),
+            ("bits_per_byte", result.bits_per_byte),
             ("tokens", result.tokens),
+            ("bytes", result.text_bytes and round(result.text_bytes.size)),
         )
     }
 
@@ -125,7 +127,7 @@ def _loss_table(measured: list[_Measured]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("checkpoint", overflow="fold")
     table.add_column("set", no_wrap=True)
-    for column in ("loss", "perplexity", "tokens", "vs first"):
+    for column in ("loss", "perplexity", "bits/byte", "tokens", "vs first"):
         table.add_column(column, justify="right", no_wrap=True)
     _, reference = measured[0]
     for checkpoint, result in measured:
@@ -136,6 +138,7 @@ def _loss_table(measured: list[_Measured]) -> Table:
                 name,
                 f"{loss.loss:.4f}",
                 f"{loss.perplexity:,.2f}",
+                "—" if loss.bits_per_byte is None else f"{loss.bits_per_byte:.4f}",
                 f"{loss.tokens:,}",
                 "" if result is reference else f"{difference:+.4f}",
             )
@@ -154,6 +157,22 @@ def _settings_lines(measured: list[_Measured], precision: str) -> Iterator[str]:
             "note: measured differently, so their losses do not compare; give --context and "
             "--documents"
         )
+
+
+def _bytes_lines(measured: list[_Measured]) -> Iterator[str]:
+    """Yields which sets have bytes that are no count of exactly the measured tokens."""
+    _, first = measured[0]
+    for name, result in first.losses.items():
+        if result.text_bytes is None:
+            yield (
+                f"note: {name}: no bits per byte: its index has no bytes of text, and its "
+                "tokenizer is not a byte-level BPE; write its shards again from text"
+            )
+        elif not result.text_bytes.is_counted:
+            yield (
+                f"note: {name}: bits per byte with the mean bytes per token of its shards: its "
+                "tokenizer is not a byte-level BPE"
+            )
 
 
 def _check_finite(measured: list[_Measured], precision: str) -> None:

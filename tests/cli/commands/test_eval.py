@@ -38,7 +38,9 @@ def test_the_table_has_the_difference_to_the_first(trained, corpora, command):
     data = f"--data=upstream={corpora}/upstream/val"
     _, output, _ = command("eval", trained / "checkpoints" / "step-00000010", trained, data)
     header, first, second = output.splitlines()
-    assert header.split() == ["checkpoint", "set", "loss", "perplexity", "tokens", "vs", "first"]
+    assert header.split() == [
+        *("checkpoint", "set", "loss", "perplexity", "bits/byte", "tokens", "vs", "first")
+    ]
     difference = float(second.split()[-1])
     first_loss, second_loss = (float(row.split()[2]) for row in (first, second))
     assert difference == pytest.approx(second_loss - first_loss, abs=1.1e-4)
