@@ -10,8 +10,8 @@ value  = NUMBER | PERCENT | "abs(" sum ")" | "(" sum ")" | METRIC(SET, ARM)
 SET is a validation set, or `upstream` or `downstream` for the sets of that role: for their mean
 loss, if there are several. Metrics of an arm on a set are in nats: `start` and `final` loss;
 `forgetting`, the rise from start to end, and `adaptation`, the fall; `bump`, the rise to the
-highest loss; `area`, the loss averaged over training. `overtakes(A, B, SET)` is the share of the
-run after which A's loss stays below B's.
+highest loss; `area`, the loss averaged over training. `bpb` is the final loss in bits per byte of
+text. `overtakes(A, B, SET)` is the share of the run after which A's loss stays below B's.
 """
 
 from __future__ import annotations

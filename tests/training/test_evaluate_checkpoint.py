@@ -6,6 +6,7 @@ from training_runs import run
 
 from rewarm.data.shard_source import ShardSource
 from rewarm.data.shard_writer import write_shards
+from rewarm.data.stored_blocks import TextBytes
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import CheckpointError, DataError
 from rewarm.model.attention_backend import (
@@ -56,6 +57,14 @@ def test_on_a_gpu_the_preferred_attention_runs(checkpoint, corpora):
 
 def test_perplexity_is_of_the_loss():
     assert SetLoss(2.0, 640).perplexity == perplexity(2.0) == pytest.approx(7.389056)
+
+
+def test_bits_per_byte():
+    # 640 tokens of 2 nats are 1,280 nats, or 1,846.6 bits, on 1,600 bytes.
+    loss = SetLoss(2.0, 640, TextBytes(1600, is_counted=True))
+    assert loss.bits_per_byte == pytest.approx(1.154156, abs=1e-6)
+    assert SetLoss(2.0, 640).bits_per_byte is None
+    assert SetLoss(2.0, 640, TextBytes(0, is_counted=True)).bits_per_byte is None
 
 
 def test_a_set_smaller_than_a_block_is_refused(checkpoint, corpora, tmp_path):
