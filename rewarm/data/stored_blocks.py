@@ -110,6 +110,8 @@ class StoredBlocks:
         """
         context = self.context
         if self._kept is not None:
+            for shard in self._opened_shards:
+                shard.check_unchanged()
             for number in range(self.block_count):
                 yield self._kept[number * context : (number + 1) * context + 1]
             return
