@@ -69,6 +69,7 @@ class ShardWriter:
         self._content_at = self._contents_by_documents()
         self._content = hashlib.sha256()  # over the digests of all documents read
         self._tar: _TarFile | None = None
+        self._text_bytes: int | None = 0  # of the shard that is being written; None of token ids
         self._reset_shard()
         self._reset_sample()
 
@@ -97,7 +98,11 @@ class ShardWriter:
             raise self._input_changed(f"it ends after {self.documents_read:,}")
 
     def write(
-        self, tokens: npt.NDArray[np.integer[Any]], ends: Positions, digests: Sequence[bytes]
+        self,
+        tokens: npt.NDArray[np.integer[Any]],
+        ends: Positions,
+        digests: Sequence[bytes],
+        text_bytes: Sequence[int | None],
     ) -> None:
         """Adds documents.
 
@@ -105,6 +110,7 @@ class ShardWriter:
             tokens: their tokens, joined.
             ends: for each document, the number of tokens up to its end.
             digests: for each document, a digest of its content.
+            text_bytes: for each document, the bytes of its text; None for token ids.
 
         Raises:
             DataError: a token is outside the tokenizer's vocabulary.
@@ -126,6 +132,9 @@ class ShardWriter:
             self._sample_tokens += end - start
             self._tokens += end - start
             self._documents += len(group_ends)
+            self._text_bytes = _sum_if_known(
+                [self._text_bytes, *text_bytes[document:next_document]]
+            )
             if self._sample_tokens >= SAMPLE_TOKENS:
                 self._write_sample()
             if self._tokens >= self._shard_tokens:
@@ -135,7 +144,7 @@ class ShardWriter:
 
     def write_document(self, tokens: npt.NDArray[np.integer[Any]]) -> None:
         """Adds one document, of which no digest of the content is recorded."""
-        self.write(tokens, np.array([len(tokens)]), [b""])
+        self.write(tokens, np.array([len(tokens)]), [b""], [None])
 
     def __enter__(self) -> Self:
         return self
@@ -160,7 +169,7 @@ class ShardWriter:
         index = ShardIndex(tokenizer=tokenizer_info, dtype=self._dtype.name, shards=shards)
         atomic_write(self.folder / "tokenizer.json", self._tokenizer.encoder.to_str(pretty=True))
         atomic_write(self.folder / CARD, dataset_card({"train": "*.tar"}))
-        atomic_write(self.folder / "index.json", index.model_dump_json(indent=1) + "\n")
+        atomic_write(self.folder / "index.json", index.to_json())
         return index
 
     def _contents_by_documents(self) -> dict[int, str]:
@@ -180,6 +189,7 @@ class ShardWriter:
 
     def _reset_shard(self) -> None:
         self._documents = self._tokens = 0
+        self._text_bytes = 0
 
     def _reset_sample(self) -> None:
         self._sample: list[npt.NDArray[np.integer[Any]]] = []
@@ -207,6 +217,7 @@ class ShardWriter:
             tokens=self._tokens,
             bytes=size,
             sha256=sha256,
+            text_bytes=self._text_bytes,
         )
         self._tar = None
         record = _FinishedShard(shard=shard_info, content=self._content.hexdigest())
@@ -217,8 +228,13 @@ class ShardWriter:
             file.write(_line(record))
 
 
+def _sum_if_known(counts: list[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
 def _line(record: _FinishedShard) -> str:
-    return record.model_dump_json() + "\n"
+    return record.model_dump_json(exclude_none=True) + "\n"
 
 
 class _TarFile:

@@ -1,7 +1,7 @@
 """Token shards: WebDataset tars of token arrays, and the index.json that describes them.
 
 ```
-DIR/index.json      documents, tokens, bytes, sha256 of each shard; tokenizer, dtype
+DIR/index.json      documents, tokens, bytes, sha256, bytes of text of each shard; tokenizer, dtype
 DIR/tokenizer.json  the tokenizer that the shards were written with
 DIR/README.md       a dataset card, by which `datasets.load_dataset("DIR")` finds the tars
 DIR/00000.tar       samples of several documents each, end-of-text last: see sample_layout.py
@@ -59,6 +59,9 @@ class ShardInfo(_FrozenModel):
     tokens: _Count
     bytes: _Count
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    text_bytes: _Count | None = None
+    """Bytes, in UTF-8, of the texts of its documents; None if it was written from token ids, or by
+    an earlier version."""
 
 
 class ShardIndex(_FrozenModel):
@@ -99,8 +102,16 @@ class ShardIndex(_FrozenModel):
         return [max(0, shard.tokens - 1) // context for shard in self.shards]
 
     def digest(self) -> str:
-        """Returns the sha256 of the index, which contains those of all shards."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Returns the sha256 of the index, which contains those of all shards.
+
+        Without the bytes of text: an index of an earlier version, of the same shards, has none.
+        """
+        content = self.model_dump_json(exclude={"shards": {"__all__": {"text_bytes"}}})
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Returns the content of index.json."""
+        return self.model_dump_json(indent=1, exclude_none=True) + "\n"
 
 
 def read_shard_index(folder: Path) -> ShardIndex:

@@ -237,6 +237,7 @@ class _WriterPart(NamedTuple):
     writer: ShardWriter
     documents: list[TextDocument]
     digests: list[bytes]
+    text_bytes: list[int | None]
 
 
 def _write_documents(
@@ -260,7 +261,7 @@ def _write_documents(
     unwritten = ((batch, _unwritten_parts(batch, writers, split)) for batch in batches)
     for batch, parts in map_ahead(tokenize_unwritten, unwritten, lambda call: call[0].is_large()):
         for part, token_batch in parts:
-            part.writer.write(token_batch.tokens, token_batch.ends, part.digests)
+            part.writer.write(token_batch.tokens, token_batch.ends, part.digests, part.text_bytes)
             tokens += len(token_batch.tokens)
         documents += len(batch.documents)
         empty_documents += batch.empty_documents
@@ -289,12 +290,14 @@ def _unwritten_parts(
     Raises:
         DataError: the documents differ from those in the finished shards.
     """
-    parts = {name: _WriterPart(writer, [], []) for name, writer in writers.items()}
-    for document, digest in zip(batch.documents, batch.digests, strict=True):
+    parts = {name: _WriterPart(writer, [], [], []) for name, writer in writers.items()}
+    contents = zip(batch.documents, batch.digests, batch.text_bytes, strict=True)
+    for document, digest, text_bytes in contents:
         part = parts[split.folder_of(digest)]
         if part.writer.documents_read < part.writer.finished_documents:
             part.writer.check_finished(digest)
         else:
             part.documents.append(document)
             part.digests.append(digest)
+            part.text_bytes.append(text_bytes)
     return [part for part in parts.values() if part.documents]

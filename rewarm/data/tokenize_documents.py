@@ -31,6 +31,9 @@ _LARGE_BATCH_BYTES = 4_000_000  # one document; others wait, so that memory is b
 _PIECE_CHARACTERS = 5_000  # from a processor's cache, tokenizing takes some percent less time
 _THREADS = 2 if (os.cpu_count() or 1) <= 2 else 4  # each call uses all cores, but not to its end
 
+_NO_END = b"no end-of-text"
+"""Before the content of a document that gets no end-of-text."""
+
 Mapped = TypeVar("Mapped")
 
 
@@ -42,6 +45,8 @@ class DocumentBatch(NamedTuple):
     """sha256 of each document's content."""
     size: int
     """Bytes of their content."""
+    text_bytes: list[int | None]
+    """Bytes of each document's text in UTF-8; None for token ids."""
     empty_documents: int
     """Documents without content among them, which are left out."""
     bytes_read: int
@@ -63,8 +68,8 @@ class TokenizedBatch(NamedTuple):
 
 def batches_with_digests(documents: Iterator[TextDocument]) -> Iterator[DocumentBatch]:
     """Yields the documents in batches of about `_BATCH_BYTES`, to limit memory use."""
-    batch, digests, empty = list[TextDocument](), list[bytes](), 0
-    size = count = bytes_read = 0
+    batch, digests, text_bytes = list[TextDocument](), list[bytes](), list[int | None]()
+    empty = size = count = bytes_read = 0
     for document in documents:
         bytes_read = document.bytes_read
         count += 1
@@ -73,22 +78,30 @@ def batches_with_digests(documents: Iterator[TextDocument]) -> Iterator[Document
             size += len(data)
             batch.append(document)
             digests.append(hashlib.sha256(data).digest())
+            text_bytes.append(_text_bytes(document, data))
             del data
         else:
             empty += 1
         if size >= _BATCH_BYTES or count == _BATCH_DOCUMENTS:
-            yield DocumentBatch(batch, digests, size, empty, bytes_read)
-            batch, digests, empty, size, count = [], [], 0, 0, 0
+            yield DocumentBatch(batch, digests, size, text_bytes, empty, bytes_read)
+            batch, digests, text_bytes, empty, size, count = [], [], [], 0, 0, 0
             del document
     if count:
-        yield DocumentBatch(batch, digests, size, empty, bytes_read)
+        yield DocumentBatch(batch, digests, size, text_bytes, empty, bytes_read)
 
 
 def _content_bytes(document: TextDocument) -> bytes:
     """Returns what decides a document's token ids."""
     content = document.content
     data = content.encode() if isinstance(content, str) else content.astype("<u4").tobytes()
-    return data if document.ends else b"no end-of-text" + data
+    return data if document.ends else _NO_END + data
+
+
+def _text_bytes(document: TextDocument, content: bytes) -> int | None:
+    """Returns the bytes of a document's text, given what `_content_bytes` returned."""
+    if not isinstance(document.content, str):
+        return None
+    return len(content) - (0 if document.ends else len(_NO_END))
 
 
 class DocumentTokenizer:

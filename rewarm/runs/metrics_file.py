@@ -29,7 +29,8 @@ REMEDY = (
 )
 _LARGEST_INTEGER = 2**53
 _LONGEST_LINE = 2**16  # bytes
-_NUMBERS = {"loss", "perplexity", "forgetting", "lr", "grad_norm", "tokens_per_second", "mfu"}
+_NUMBERS = {"loss", "perplexity", "bits_per_byte", "forgetting"}
+_NUMBERS |= {"lr", "grad_norm", "tokens_per_second", "mfu"}
 _COUNTS = {"step", "tokens", "skipped"}
 _MEASURED_KINDS = {"train", "evaluate", "baseline"}
 

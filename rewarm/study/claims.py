@@ -13,7 +13,9 @@ SET is a validation set, or `upstream` or `downstream` for the sets of that role
 loss, if there are several. Metrics of an arm on a set are in nats: `start` and `final` loss;
 `forgetting`, the rise from start to end, and `adaptation`, the fall; `bump`, the rise to the
 highest loss; `area`, the loss averaged over training; `slope`, the rise of the line through all
-losses. Those of a part of the run are of the losses in it: `final(downstream, a, first 50B
+losses; `bpb`, the final loss in bits per byte of text.
+
+Those of a part of the run are of the losses in it: `final(downstream, a, first 50B
 tokens)`, `slope(upstream, a, last 20%)`; they still count from the start of the run.
 `gap(SET, A, B)` is the largest difference of two arms' losses at the same step, `linearity(X, Y,
 ARM)` R² of the line through the perplexities on two sets, and `overtakes(A, B, SET)` the share of

@@ -101,8 +101,8 @@ def comparison_table(
 ) -> Table:
     """Returns a table with all metrics of arms on a validation set, one row per measured arm.
 
-    The columns are `arm`, `start`, `final`, `vs REFERENCE`, `vs CONTROL`, `perplexity`, `change`,
-    `peak rise`, `tokens at peak`, `recovered at` and `mean loss`.
+    The columns are `arm`, `start`, `final`, `vs REFERENCE`, `vs CONTROL`, `perplexity`, `bits
+    per byte` (if known), `change`, `peak rise`, `tokens at peak`, `recovered at` and `mean loss`.
 
     Args:
         results: the outcomes of the runs, by arm and seed.
@@ -119,7 +119,14 @@ def comparison_table(
         if results.histories(arm, validation_set)
     ]
     columns = ["arm", "start", "final", *(f"vs {arm}" for arm in baselines), "perplexity"]
-    columns += ["change", "peak rise", "tokens at peak", "recovered at", "mean loss"]
+    columns += [
+        "bits per byte",
+        "change",
+        "peak rise",
+        "tokens at peak",
+        "recovered at",
+        "mean loss",
+    ]
     caption = (
         "Loss in nats per token; mean ± standard error over seeds. Peak rise: the highest loss "
         "minus the initial one; tokens at peak: training tokens before the highest loss; recovered "
@@ -133,7 +140,12 @@ def comparison_table(
         caption += f" {control} is the control, trained on old data."
     role = results.role(validation_set)
     note = f" ({role})" if role not in (None, validation_set) else ""
-    return Table(f"Losses on {validation_set}{note}", caption, columns, rows)
+    table = Table(f"Losses on {validation_set}{note}", caption, columns, rows)
+    if not any(row[columns.index("bits per byte")].text for row in rows):
+        return table.select(*(column for column in columns if column != "bits per byte"))
+    return table._replace(
+        caption=f"{caption} Bits per byte of text: the final loss, whatever the tokenizer."
+    )
 
 
 def _baselines(arm_names: list[str], reference: str, control: str | None) -> list[str]:
@@ -166,6 +178,7 @@ def _comparison_row(
         mean_cell(mean(final_loss)),
         *differences,
         number_cell(final_perplexity.mean if final_perplexity else None, ",.2f"),
+        mean_cell(mean(lambda history: history.bits_per_byte)),
         mean_cell(mean(lambda history: history.forgetting), sign=True),
         mean_cell(peak_rise, sign=True) if has_risen else never_rose,
         tokens_cell(peak_tokens.mean) if has_risen and peak_tokens else never_rose,

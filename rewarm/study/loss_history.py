@@ -35,6 +35,8 @@ class LossHistory(NamedTuple):
     """None if it was not measured: then no change of the loss is known."""
     has_gap: bool = False
     """Whether measurements are missing, so that the highest loss and the mean are not known."""
+    bits_per_byte: float | None = None
+    """The last loss, in bits per byte of text; None if the bytes are not known."""
 
     @property
     def start(self) -> float | None:
@@ -145,6 +147,7 @@ METRICS: dict[str, Callable[[LossHistory], float | None]] = {
     "adaptation": lambda history: history.adaptation,
     "bump": lambda history: history.peak_rise,
     "area": lambda history: history.mean_loss,
+    "bpb": lambda history: history.bits_per_byte,
 }
 """The metrics of a loss history, by their names in claims and in results.json; None: not known."""
 
@@ -221,4 +224,5 @@ def metrics_as_json(history: LossHistory) -> dict[str, float | int | None]:
         "forgetting": history.forgetting,
         "adaptation": history.adaptation,
         "area": history.mean_loss,
+        "bpb": history.bits_per_byte,
     }

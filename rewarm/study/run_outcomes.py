@@ -98,8 +98,20 @@ def outcome_from_metrics(
             if line.get(key) is not None
         }
         if points := sorted(measured.values()):
-            baseline = _baseline(key.removesuffix("/loss"), lines, state)
-            losses[key.removesuffix("/loss")] = LossHistory(points, baseline, bool(gaps))
+            name = key.removesuffix("/loss")
+            losses[name] = LossHistory(
+                points,
+                _baseline(name, lines, state),
+                bool(gaps),
+                next(
+                    (
+                        line.get(f"{name}/bits_per_byte")
+                        for line in evaluations
+                        if line["step"] == points[-1].step
+                    ),
+                    None,
+                ),
+            )
     if not losses:
         return None
     speeds = [line["tokens_per_second"] for line in train_lines if line.get("tokens_per_second")]

@@ -226,6 +226,8 @@ class RunRecorder:
         metrics: dict[str, float] = {}
         for name, result in measured.items():
             metrics |= {f"{name}/loss": result.loss, f"{name}/perplexity": result.perplexity}
+            if (bits_per_byte := result.bits_per_byte) is not None:
+                metrics[f"{name}/bits_per_byte"] = bits_per_byte
             if name in baseline:  # a baseline that was not finite is none
                 metrics[f"{name}/forgetting"] = result.loss - baseline[name]
         kind = "baseline" if is_baseline and state.step else "evaluate"

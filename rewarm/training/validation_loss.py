@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import logging
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from rewarm.checkpoints.find_checkpoint import ignored_settings, locate_base, read_last_checkpoint
-from rewarm.checkpoints.load_weights import load_model
-from rewarm.checkpoints.manifest import verify_checkpoint
-from rewarm.checkpoints.training_state import read_training_state
 from rewarm.data.batch_loader import TokenBlocks
 from rewarm.data.prefetch import prefetch
-from rewarm.data.shard_source import ShardSource
-from rewarm.data.stored_blocks import StoredBlocks
-from rewarm.data.tokenizer import check_model_matches_shards
-from rewarm.model.attention_backend import choose_backend
+from rewarm.data.stored_blocks import StoredBlocks, TextBytes
 from rewarm.model.neox import NeoX
 from rewarm.quantities import perplexity
-from rewarm.runs.preconditions import check_open_files
-from rewarm.training.device_setup import autocast, find_device
+from rewarm.training.device_setup import autocast
 from rewarm.training.padding import padded
 from rewarm.training.processes import ALONE, Processes
-
-_logger = logging.getLogger(__name__)
 
 
 class SetLoss(NamedTuple):
@@ -39,11 +28,23 @@ class SetLoss(NamedTuple):
     """Mean cross-entropy per target token, in nats."""
     tokens: int
     """Target tokens measured."""
+    text_bytes: TextBytes | None = None
+    """Bytes of text that these tokens stand for; None if they are not known."""
 
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
         return perplexity(self.loss)
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The loss in bits per byte of text, which does not depend on the tokenizer.
+
+        The loss of end-of-text tokens counts, and they have no bytes.
+        """
+        if self.text_bytes is None or not self.text_bytes.size:
+            return None
+        return self.loss * self.tokens / self.text_bytes.size / math.log(2)
 
 
 @torch.no_grad()
@@ -82,7 +83,8 @@ def measure_loss(
                 total += model.loss(inputs, targets, separator_id=separator_id, reduction="sum")
     finally:  # also if a stop ends it: what follows saves the divided weights
         processes.free_whole_weights(model)
-    return SetLoss(float(processes.sum(total)) / blocks.tokens, blocks.tokens)
+    loss = float(processes.sum(total)) / blocks.tokens
+    return SetLoss(loss, blocks.tokens, blocks.text_bytes)
 
 
 def _microbatches(
@@ -118,45 +120,3 @@ def measure_losses(
         )
         for name, blocks in sets.items()
     }
-
-
-def measure_checkpoint(
-    name: str,
-    sources: dict[str, ShardSource],
-    *,
-    context: int | None,
-    microbatch: int,
-    tokens: int | None,
-    precision: str,
-) -> dict[str, SetLoss]:
-    """Returns the loss of a checkpoint, a run's last checkpoint, or any NeoX base, on named sets.
-
-    Raises:
-        CheckpointError: it cannot be found or loaded, or its tokenizer is not the shards'.
-        DataError: a shard folder cannot be read, or holds less than one block.
-    """
-
-    def measure(directory: str | Path) -> dict[str, SetLoss]:
-        base = locate_base(str(directory))
-        for sentence in ignored_settings(base.directory):
-            _logger.warning("warning: %s: %s", base.name, sentence)
-        if base.kind == "rewarm checkpoint":
-            verify_checkpoint(base.directory)
-            read_training_state(base.directory)  # it has to be that of its step
-        length = context or base.architecture.positions
-        for source in sources.values():
-            info = source.index.tokenizer
-            check_model_matches_shards(base.architecture, base.directory, info, str(source), length)
-        sets = {
-            validation_set: StoredBlocks(source, context=length, tokens=tokens)
-            for validation_set, source in sources.items()
-        }
-        check_open_files({}, sets)
-        model, _ = load_model(base.architecture, base.directory)
-        device = find_device()
-        choose_backend(device, deterministic=False)
-        model.to(device)
-        return measure_losses(model, sets, microbatch=microbatch, precision=precision)
-
-    # A run that is training may delete a checkpoint while it is read, after it saved a newer one.
-    return read_last_checkpoint(Path(name), measure) or measure(name)

@@ -257,7 +257,7 @@ def test_documents_of_any_length_take_little_more_than_two_bytes_per_token(
 ):
     ends = np.arange(length, 300_001, length)
     with ShardWriter(tmp_path, tokenizer, shard_tokens=10**6) as writer:
-        writer.write(np.ones(ends[-1], np.uint32), ends, [b""] * len(ends))
+        writer.write(np.ones(ends[-1], np.uint32), ends, [b""] * len(ends), [1] * len(ends))
         (shard_info,) = writer.finish().shards
     assert shard_info.documents == 300_000 // length
     assert 2 < shard_info.bytes / shard_info.tokens < 2.2

@@ -17,6 +17,7 @@ from rewarm.runs.resume_changes import (
     recipe_changes,
     recorded_microbatch,
 )
+from rewarm.runs.validation_roles import resolve_roles, with_roles
 
 
 @pytest.fixture
@@ -71,7 +72,8 @@ def test_settings_that_decide_only_what_is_written_may_change(recipe_text, half,
 def test_a_saved_recipe_of_a_missing_plugin_is_compared_as_it_was_written(recipe_text, half):
     checkpoint = last_checkpoint(half)
     saved, state = read_saved_recipe(checkpoint), read_training_state(checkpoint)
-    assert saved.recipe == recipe_with(recipe_text, half)
+    recipe = recipe_with(recipe_text, half)
+    assert saved.recipe == with_roles(recipe, resolve_roles(recipe, []))
     unusable = SavedRecipe(saved.settings | {"schedule.name": "uninstalled"}, None)
     changes = recipe_changes(unusable, state, recipe_with(recipe_text, half))
     assert changes == ["schedule.name: uninstalled → rewarm"]

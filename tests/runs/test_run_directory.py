@@ -308,7 +308,8 @@ def test_readers_beside_a_run_that_prunes_report_no_damage(trained_run, corpora,
                 ("eval", directory, "--data", f"upstream={corpora}/upstream/val"),
             ):
                 code, _, err = command(*words)
-                assert (code, err) == (0, "")
+                assert code == 0, err
+                assert all(line.startswith("measured with") for line in err.splitlines())
     finally:
         stop.set()
         thread.join()

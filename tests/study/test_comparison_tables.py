@@ -92,3 +92,14 @@ def test_claims_table():
         ["held", "a is low", "final(x, a) < 3", "-0.1000 [-0.2000, -0.0500]", ""],
         ["undecided", "b is low", "final(x, b) < 3", "", "not measured"],
     ]
+
+
+def test_bits_per_byte_are_a_column_if_they_are_known():
+    known = outcome(upstream=[3.0, 2.9])
+    history = known.losses["upstream"]._replace(bits_per_byte=0.9876)
+    known = known._replace(losses={"upstream": history})
+    table, rows = compare({("a", 1): known, ("b", 1): outcome(upstream=[3.0, 2.8])})
+    assert (rows["a"]["bits per byte"].text, rows["b"]["bits per byte"].text) == ("0.9876", "")
+    assert "Bits per byte of text: the final loss" in table.caption
+    table, _ = compare({("a", 1): outcome(upstream=[3.0, 2.9])})
+    assert "bits per byte" not in table.columns

@@ -38,7 +38,7 @@ def check_same_run(run, other, tolerance=1e-6):
     for line, expected in zip(lines, others, strict=True):
         assert line.keys() == expected.keys()
         for name, value in line.items():
-            is_measured = name.endswith(("loss", "grad_norm", "perplexity"))
+            is_measured = name.endswith(("loss", "grad_norm", "perplexity", "bits_per_byte"))
             expected_value = expected[name]
             if is_measured:
                 expected_value = pytest.approx(expected_value, rel=tolerance)

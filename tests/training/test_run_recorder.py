@@ -45,6 +45,8 @@ def test_evaluation_metrics(recipe_text, tmp_path):
     for name in ("upstream", "downstream"):
         assert first[f"{name}/forgetting"] == 0
         assert last[f"{name}/forgetting"] == last[f"{name}/loss"] - first[f"{name}/loss"]
+        bits, bits_before = (line[f"{name}/bits_per_byte"] for line in (last, first))
+        assert bits / bits_before == pytest.approx(last[f"{name}/loss"] / first[f"{name}/loss"])
         assert last[f"{name}/perplexity"] == pytest.approx(math.exp(last[f"{name}/loss"]))
     assert last["downstream/loss"] < first["downstream/loss"] - 1  # it learns
     assert first["upstream/loss"] == pytest.approx(math.log(512), rel=0.1)
@@ -78,7 +80,11 @@ def test_changed_validation_data_starts_a_new_baseline(recipe_text, tmp_path, co
     checkpoint = run(recipe_text, tmp_path / "run", resume=True, accept_changes=True, **other)
     [baseline] = metrics(tmp_path / "run", "baseline")
     assert (baseline["step"], set(baseline)) == (
-        7, {"kind", "step", "tokens", "upstream/loss", "upstream/perplexity", "upstream/forgetting"}
+        7,
+        {
+            *("kind", "step", "tokens", "upstream/loss", "upstream/perplexity"),
+            *("upstream/bits_per_byte", "upstream/forgetting"),
+        },
     )  # fmt: skip
     state = read_training_state(checkpoint)
     assert state.baseline["upstream"] == baseline["upstream/loss"]

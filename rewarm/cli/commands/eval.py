@@ -1,18 +1,25 @@
-"""`rewarm eval`: loss and perplexity of checkpoints on shards."""
+"""`rewarm eval`: loss, perplexity and bits per byte of checkpoints on shards."""
 
 from __future__ import annotations
 
 import json
+import math
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
 from rewarm.cli.options import Json
+from rewarm.cli.standard_streams import print_json
 from rewarm.cli.terminal_tables import print_table
+from rewarm.errors import Diverged
 
 if TYPE_CHECKING:
-    from rewarm.training.validation_loss import SetLoss
+    from rewarm.training.evaluate_checkpoint import MeasuredCheckpoint
+
+    _Measured = tuple[str, MeasuredCheckpoint]  # a checkpoint as the user named it
 
 
 def evaluate(
@@ -29,31 +36,51 @@ def evaluate(
         str | None, typer.Option(metavar="COUNT", help="Measure on the first so many of each.")
     ] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens in a sequence; the model's own if not given.", min=1)
+        int | None,
+        typer.Option(
+            help="Tokens in a sequence; by default as in the checkpoint's recipe, or else the "
+            "model's positions.",
+            min=1,
+        ),
+    ] = None,
+    documents: Annotated[
+        str | None,
+        typer.Option(
+            help="attend-across or separate; by default as in the checkpoint's recipe, or else "
+            "attend-across."
+        ),
     ] = None,
     microbatch: Annotated[int, typer.Option(help="Sequences at once.", min=1)] = 8,
     precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
     as_json: Json = False,
 ) -> None:
-    """Measure loss and perplexity of checkpoints on shards."""
+    """Measure loss, perplexity and bits per byte of checkpoints on shards."""
     limit = _parse_tokens(tokens)
     sets = _parse_sets(data)
     if precision not in ("fp32", "bf16", "fp16"):
         raise typer.BadParameter(f"--precision {precision}: should be fp32, bf16 or fp16")
+    if documents not in (None, "attend-across", "separate"):
+        raise typer.BadParameter(f"--documents {documents}: should be attend-across or separate")
     from rewarm.data.shard_source import ShardSource
-    from rewarm.training.validation_loss import measure_checkpoint
+    from rewarm.training.evaluate_checkpoint import CheckpointEvaluator
 
-    sources = {name: ShardSource(folder) for name, folder in sets.items()}
-    measured = [
-        measure_checkpoint(
-            name, sources, context=context, microbatch=microbatch, tokens=limit, precision=precision
-        )
-        for name in checkpoints
-    ]
+    evaluator = CheckpointEvaluator(
+        {name: ShardSource(folder) for name, folder in sets.items()},
+        context=context,
+        documents=documents,
+        microbatch=microbatch,
+        tokens=limit,
+        precision=precision,
+    )
+    measured = [(name, evaluator.measure(name)) for name in checkpoints]
+    for line in [*_settings_lines(measured, precision), *_bytes_lines(measured)]:
+        print(line, file=sys.stderr)  # stdout has the results only
     if as_json:
-        print(json.dumps(list(map(_as_json, checkpoints, measured)), indent=1))
+        content = [_as_json(name, result) for name, result in measured]
+        print_json(json.dumps(content, indent=1, allow_nan=False))
     else:
-        print_table(_loss_table(checkpoints, measured))
+        print_table(_loss_table(measured))
+    _check_finite(measured, precision)
 
 
 def _parse_tokens(tokens: str | None) -> int | None:
@@ -76,34 +103,89 @@ def _parse_sets(data: list[str]) -> dict[str, str]:
     return sets
 
 
-def _as_json(checkpoint: str, losses: dict[str, SetLoss]) -> dict[str, Any]:
-    return {"checkpoint": checkpoint} | {
-        f"{name}/{key}": value
-        for name, result in losses.items()
+def _as_json(checkpoint: str, measured: MeasuredCheckpoint) -> dict[str, Any]:
+    settings = measured.settings
+    entry = {
+        "checkpoint": checkpoint,
+        "context": settings.context,
+        "documents": settings.documents,
+    }
+    return entry | {
+        f"{name}/{key}": value if value is not None and math.isfinite(value) else None
+        for name, result in measured.losses.items()
         for key, value in (
             ("loss", result.loss),
             ("perplexity", result.perplexity),
+            ("bits_per_byte", result.bits_per_byte),
             ("tokens", result.tokens),
+            ("bytes", result.text_bytes and round(result.text_bytes.size)),
         )
     }
 
 
-def _loss_table(checkpoints: list[str], measured: list[dict[str, SetLoss]]) -> Table:
+def _loss_table(measured: list[_Measured]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("checkpoint", overflow="fold")
     table.add_column("set", no_wrap=True)
-    for column in ("loss", "perplexity", "tokens", "vs first"):
+    for column in ("loss", "perplexity", "bits/byte", "tokens", "vs first"):
         table.add_column(column, justify="right", no_wrap=True)
-    reference = measured[0]
-    for checkpoint, losses in zip(checkpoints, measured, strict=True):
-        for row, (name, result) in enumerate(losses.items()):
-            difference = result.loss - reference[name].loss
+    _, reference = measured[0]
+    for checkpoint, result in measured:
+        for row, (name, loss) in enumerate(result.losses.items()):
+            difference = loss.loss - reference.losses[name].loss
             table.add_row(
                 checkpoint if row == 0 else "",
                 name,
-                f"{result.loss:.4f}",
-                f"{result.perplexity:,.2f}",
-                f"{result.tokens:,}",
-                "" if losses is reference else f"{difference:+.4f}",
+                f"{loss.loss:.4f}",
+                f"{loss.perplexity:,.2f}",
+                "—" if loss.bits_per_byte is None else f"{loss.bits_per_byte:.4f}",
+                f"{loss.tokens:,}",
+                "" if result is reference else f"{difference:+.4f}",
             )
     return table
+
+
+def _settings_lines(measured: list[_Measured], precision: str) -> Iterator[str]:
+    """Yields how the checkpoints were measured, a line for all or one for each."""
+    if len({result.settings for _, result in measured}) == 1:
+        yield f"measured with {measured[0][1].settings}, {precision}"
+        return
+    for name, result in measured:
+        yield f"measured with {result.settings}, {precision}: {name}"
+    if len({(result.settings.context, result.settings.documents) for _, result in measured}) > 1:
+        yield (
+            "note: measured differently, so their losses do not compare; give --context and "
+            "--documents"
+        )
+
+
+def _bytes_lines(measured: list[_Measured]) -> Iterator[str]:
+    """Yields which sets have bytes that are no count of exactly the measured tokens."""
+    _, first = measured[0]
+    for name, result in first.losses.items():
+        if result.text_bytes is None:
+            yield (
+                f"note: {name}: no bits per byte: its index has no bytes of text, and its "
+                "tokenizer is not a byte-level BPE; write its shards again from text"
+            )
+        elif not result.text_bytes.is_counted:
+            yield (
+                f"note: {name}: bits per byte with the mean bytes per token of its shards: its "
+                "tokenizer is not a byte-level BPE"
+            )
+
+
+def _check_finite(measured: list[_Measured], precision: str) -> None:
+    """Makes sure that all losses that were measured are finite.
+
+    Raises:
+        Diverged: one is not.
+    """
+    problems = [
+        f"{checkpoint}: its loss is not finite on {', '.join(names)}"
+        for checkpoint, result in measured
+        if (names := list(result.not_finite()))
+    ]
+    if problems:
+        other = "" if precision == "fp32" else ", or try --precision fp32"
+        raise Diverged(f"{'; '.join(problems)}; use an earlier checkpoint{other}")

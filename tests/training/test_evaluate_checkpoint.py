@@ -6,6 +6,7 @@ from training_runs import run
 
 from rewarm.data.shard_source import ShardSource
 from rewarm.data.shard_writer import write_shards
+from rewarm.data.stored_blocks import TextBytes
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import CheckpointError, DataError
 from rewarm.model.attention_backend import (
@@ -15,7 +16,8 @@ from rewarm.model.attention_backend import (
     set_first_backend,
 )
 from rewarm.quantities import perplexity
-from rewarm.training.validation_loss import SetLoss, measure_checkpoint
+from rewarm.training.evaluate_checkpoint import CheckpointEvaluator
+from rewarm.training.validation_loss import SetLoss
 
 
 @pytest.fixture
@@ -25,11 +27,11 @@ def checkpoint(recipe_text, tmp_path):
 
 def measure(name, shards, *, context=None, microbatch=1, tokens=None):
     """The loss of a checkpoint on one folder of shards."""
-    (loss,) = measure_checkpoint(
-        str(name), {"set": ShardSource(str(shards))}, context=context, microbatch=microbatch,
-        tokens=tokens, precision="fp32",
-    ).values()  # fmt: skip
-    return loss
+    sources = {"set": ShardSource(str(shards))}
+    evaluator = CheckpointEvaluator(
+        sources, context=context, microbatch=microbatch, tokens=tokens, precision="fp32"
+    )
+    return evaluator.measure(str(name)).losses["set"]
 
 
 def test_the_microbatch_does_not_matter(checkpoint, corpora):
@@ -46,8 +48,8 @@ def test_on_a_gpu_the_preferred_attention_runs(checkpoint, corpora):
     capability = torch.cuda.get_device_capability()
     set_first_backend("math")
     observed = observed_backend(
-        lambda: measure_checkpoint(
-            str(checkpoint), shards, context=64, microbatch=1, tokens=None, precision="bf16"
+        lambda: CheckpointEvaluator(shards, context=64, microbatch=1, precision="bf16").measure(
+            str(checkpoint)
         )
     )
     assert observed == preferred_backend(capability, cudnn_version(), deterministic=False)
@@ -55,6 +57,14 @@ def test_on_a_gpu_the_preferred_attention_runs(checkpoint, corpora):
 
 def test_perplexity_is_of_the_loss():
     assert SetLoss(2.0, 640).perplexity == perplexity(2.0) == pytest.approx(7.389056)
+
+
+def test_bits_per_byte():
+    # 640 tokens of 2 nats are 1,280 nats, or 1,846.6 bits, on 1,600 bytes.
+    loss = SetLoss(2.0, 640, TextBytes(1600, is_counted=True))
+    assert loss.bits_per_byte == pytest.approx(1.154156, abs=1e-6)
+    assert SetLoss(2.0, 640).bits_per_byte is None
+    assert SetLoss(2.0, 640, TextBytes(0, is_counted=True)).bits_per_byte is None
 
 
 def test_a_set_smaller_than_a_block_is_refused(checkpoint, corpora, tmp_path):
