@@ -40,7 +40,7 @@ class JobSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokenizer: str
-    """Its digest."""
+    """Its `document_digest`."""
     eos: int
     shard_tokens: int
     validation: float
@@ -51,7 +51,7 @@ class _JobRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["rewarm-shard-job/2"] = "rewarm-shard-job/2"
+    format: Literal["rewarm-shard-job/3"] = "rewarm-shard-job/3"
     settings: JobSettings
     hash_limit: int | None = None
     """The hash below which documents are held out, if the share of `settings` left a folder empty:

@@ -38,7 +38,7 @@ from rewarm.data.tokenize_documents import (
     batches_with_digests,
     map_ahead,
 )
-from rewarm.data.tokenizer import Tokenizer
+from rewarm.data.tokenizer import Tokenizer, document_digest
 from rewarm.data.validation_split import ValidationSplit
 from rewarm.errors import DataError
 from rewarm.files import atomic_write
@@ -108,7 +108,7 @@ def write_shards(
     """
     _check_name(out)
     settings = JobSettings(
-        tokenizer=tokenizer.digest,
+        tokenizer=document_digest(tokenizer.encoder),
         eos=tokenizer.eos_token_id,
         shard_tokens=shard_tokens,
         validation=validation,

@@ -104,6 +104,15 @@ def tokenizer_document(encoder: tokenizers.Tokenizer) -> dict[str, Any]:
     return document
 
 
+def document_digest(encoder: tokenizers.Tokenizer) -> str:
+    """Returns the sha256 of all that decides how texts are encoded.
+
+    Unlike `tokenizer_digest` it covers the normalizer, the pre-tokenizer and the flags of added
+    tokens; another version of the tokenizers library may write the same tokenizer differently.
+    """
+    return hashlib.sha256(encoder.to_str().encode()).hexdigest()
+
+
 def _check_ids(document: Any) -> None:
     """Checks that all token ids are small, since tokenizers allocates memory up to the highest.
 

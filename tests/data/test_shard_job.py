@@ -2,12 +2,13 @@ import pytest
 from shard_folders import file_contents
 from stopped_sharding import stop_at_a_bad_line
 from text_corpora import write_texts
+from tokenizers import Tokenizer, normalizers
 
 from rewarm.data import tokenize_documents
 from rewarm.data.shard_format import read_shard_index
 from rewarm.data.shard_job import JobSettings, ShardJob
 from rewarm.data.shard_writer import write_shards
-from rewarm.data.tokenizer import load_tokenizer
+from rewarm.data.tokenizer import load_tokenizer, tokenizer_digest
 from rewarm.errors import DataError
 
 
@@ -22,6 +23,21 @@ def test_shards_of_another_command_are_kept_and_refused(tmp_path, tokenizer, mon
     before = file_contents(partial)
     with pytest.raises(DataError, match=r"another command .shard_tokens 800 there and 500 here"):
         write_shards([text], tmp_path / "out", tokenizer, shard_tokens=500)
+    assert {**file_contents(partial), "lock": b""} == before
+
+
+def test_shards_of_a_tokenizer_with_another_normalizer_are_kept_and_refused(
+    tmp_path, tokenizer, monkeypatch
+):
+    """It has the same vocabulary and merges, so that the digest in the index is the same."""
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 10)
+    text, partial, _ = stop_at_a_bad_line(tmp_path, tokenizer)
+    before = file_contents(partial)
+    other = Tokenizer.from_str(tokenizer.encoder.to_str())
+    other.normalizer = normalizers.Lowercase()
+    assert tokenizer_digest(other) == tokenizer.digest
+    with pytest.raises(DataError, match=r"another command .tokenizer "):
+        write_shards([text], tmp_path / "out", tokenizer._replace(encoder=other), shard_tokens=800)
     assert {**file_contents(partial), "lock": b""} == before
 
 
