@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from rewarm.data.dataset_card import CARD
 from rewarm.data.shard_folder import FINISHED, read_finished
+from rewarm.data.validation_split import SplitLimit
 from rewarm.errors import DataError
 from rewarm.files import atomic_write, is_same_file, sync_to_disk, try_lock
 
@@ -53,9 +54,8 @@ class _JobRecord(BaseModel):
 
     format: Literal["rewarm-shard-job/3"] = "rewarm-shard-job/3"
     settings: JobSettings
-    hash_limit: int | None = None
-    """The hash below which documents are held out, if the share of `settings` left a folder empty:
-    see `ValidationSplit`."""
+    split_limit: SplitLimit | None = None
+    """Which documents are held out, if the share of `settings` left a folder empty."""
 
 
 class ShardJob:
@@ -86,19 +86,19 @@ class ShardJob:
             raise
 
     @property
-    def hash_limit(self) -> int | None:
+    def split_limit(self) -> SplitLimit | None:
         """The limit that `restart` has set."""
-        return self._record.hash_limit
+        return self._record.split_limit
 
     @property
     def finished_shards(self) -> int:
         """Number of finished shards in all folders."""
         return sum(len(read_finished(folder)) for folder in self._folders())
 
-    def restart(self, hash_limit: int) -> None:
-        """Removes all shards, and records by which hash documents are held out from now on."""
+    def restart(self, split_limit: SplitLimit | None) -> None:
+        """Removes all shards, and records which documents are held out from now on."""
         self._remove_shards()
-        self._write_record(_JobRecord(settings=self._record.settings, hash_limit=hash_limit))
+        self._write_record(_JobRecord(settings=self._record.settings, split_limit=split_limit))
 
     def publish(self) -> None:
         """Renames the complete folder to `out`."""

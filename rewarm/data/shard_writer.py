@@ -39,7 +39,7 @@ from rewarm.data.tokenize_documents import (
     map_ahead,
 )
 from rewarm.data.tokenizer import Tokenizer, document_digest
-from rewarm.data.validation_split import ValidationSplit
+from rewarm.data.validation_split import SplitInputChangedError, ValidationSplit
 from rewarm.errors import DataError
 from rewarm.files import atomic_write
 
@@ -129,7 +129,9 @@ def write_shards(
                     on_notice=on_notice,
                     options=options,
                 )
-                indices = _write_folders(job, read, tokenizer, shard_tokens, validation, progress)
+                indices = _write_folders(
+                    job, read, tokenizer, shard_tokens, validation, on_notice, progress
+                )
                 job.publish()
             except DataError as error:
                 raise _with_finished_shards(error, job) from None
@@ -172,6 +174,7 @@ def _write_folders(
     tokenizer: Tokenizer,
     shard_tokens: int,
     validation: float,
+    on_notice: Callable[[str], None],
     progress: Callable[[ShardingProgress], None],
 ) -> dict[str, ShardIndex]:
     """Writes all documents and returns the index of each folder, by name.
@@ -179,7 +182,41 @@ def _write_folders(
     Raises:
         DataError: as `write_shards`.
     """
-    split = ValidationSplit(validation, job.hash_limit)
+    indices = None
+    while indices is None:  # the input is read again if the split changes
+        split = ValidationSplit(validation, job.split_limit)
+        try:
+            indices = _write_split(job, read, split, tokenizer, shard_tokens, progress)
+        except SplitInputChangedError:
+            on_notice(
+                "the input has changed since an earlier reading of it, which decided which "
+                "documents to hold out: all of it is split and written again"
+            )
+            job.restart(None)
+    for name, index in indices.items():
+        if not index.tokens:
+            folder = f" for {job.out / name}: all documents are the same" if validation else ""
+            raise DataError(f"no document left{folder}")
+    if validation:
+        card = dataset_card({"train": "train/*.tar", "validation": "val/*.tar"})
+        atomic_write(job.folder / CARD, card)
+    return indices
+
+
+def _write_split(
+    job: ShardJob,
+    read: Callable[[], Iterator[TextDocument]],
+    split: ValidationSplit,
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+    progress: Callable[[ShardingProgress], None],
+) -> dict[str, ShardIndex] | None:
+    """Writes all documents; returns None if another split has to be made, with the job's limit.
+
+    Raises:
+        SplitInputChangedError: the job's limit is that of another input.
+        DataError: as `write_shards`.
+    """
     with contextlib.ExitStack() as stack:
         writers = {
             name: stack.enter_context(ShardWriter(job.folder / name, tokenizer, shard_tokens))
@@ -194,20 +231,12 @@ def _write_folders(
         _write_documents(batches, writers, split, tokenizer, job.removed_files, progress)
         for writer in writers.values():
             writer.check_all_finished_read()
-        hash_limit = split.limit_for_empty_folder()
-        if hash_limit is None:
-            indices = {name: writer.finish() for name, writer in writers.items()}
-    if hash_limit is not None:  # the input is small, or the share: read it again
-        job.restart(hash_limit)
-        return _write_folders(job, read, tokenizer, shard_tokens, validation, progress)
-    for name, index in indices.items():
-        if not index.tokens:
-            folder = f" for {job.out / name}: all documents are the same" if validation else ""
-            raise DataError(f"no document left{folder}")
-    if validation:
-        card = dataset_card({"train": "train/*.tar", "validation": "val/*.tar"})
-        atomic_write(job.folder / CARD, card)
-    return indices
+        split.check_input()
+        limit = split.limit_for_empty_folder()
+        if limit is None:
+            return {name: writer.finish() for name, writer in writers.items()}
+    job.restart(limit)
+    return None
 
 
 class _WriterPart(NamedTuple):

@@ -209,6 +209,32 @@ def test_the_second_reading_for_a_held_out_document_continues_after_a_kill(
     assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
 
 
+def test_the_limit_of_a_small_input_does_not_split_an_extended_one(
+    tmp_path, tokenizer, monkeypatch
+):
+    """Where one of 18 documents was held out by its hash, a third of all hashes may be below it."""
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 4)
+    text = write_texts(tmp_path / "a.jsonl", "third", documents=200)
+    lines = text.read_text().splitlines(keepends=True)
+    options = {"validation": 1e-9, "shard_tokens": 300}
+    write_shards([text], tmp_path / "expected", tokenizer, **options)
+    text.write_text("".join(lines[:18]))
+    readings = []
+
+    def stop(report):
+        readings.append(report)
+        if len(readings) == 9:  # of 5 for each reading
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards([text], tmp_path / "out", tokenizer, progress=stop, **options)
+    text.write_text("".join(lines))
+    notices = []
+    write_shards([text], tmp_path / "out", tokenizer, on_notice=notices.append, **options)
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
+    assert [notice[:21] for notice in notices] == ["the input has changed"]
+
+
 def test_documents_that_are_all_the_same_cannot_be_split(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": "the run"}\n' * 9)
     with pytest.raises(DataError, match=r"no document left for .*: all documents are the same"):
