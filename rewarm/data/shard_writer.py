@@ -14,10 +14,10 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from rewarm.data.bad_records import BadRecordsFile
 from rewarm.data.dataset_card import CARD, dataset_card
 from rewarm.data.document_readers import (
     ReadOptions,
@@ -95,8 +95,9 @@ def write_shards(
         shard_tokens: number of tokens after which a new shard is started.
         validation: the share of documents to hold out, from 0 to below 1.
         split: as of `find_input_files`.
-        options: as of `read_documents`, as the next three.
-        on_bad_record: called with each record that holds no text.
+        options: as of `read_documents`, as `on_skipped` and `on_notice`.
+        on_bad_record: called with each record that holds no text; if it returns, the record is
+            listed in `out`/skipped-records.jsonl.
         on_skipped: called with each file, and each member of an archive, that is not read.
         on_notice: called with what a user should know about how a file is read.
         progress: function called after each batch of documents.
@@ -114,32 +115,38 @@ def write_shards(
         validation=validation,
     )
     try:
-        with ShardJob(out, settings) as job:
-            try:
-                paths, skipped = find_input_files(inputs, split=split)
-                for skipped_input in skipped:
+        job = ShardJob(out, settings)
+    except OSError as error:
+        raise _unwritable(out.with_name(out.name + ".partial"), error) from None
+    with job, BadRecordsFile(job.folder, on_bad_record) as bad_records:
+        try:
+            paths, skipped = find_input_files(inputs, split=split)
+            own_folder = job.folder.resolve()
+            for skipped_input in skipped:
+                if Path(skipped_input.location).resolve() != own_folder:
                     on_skipped(skipped_input)
-                own_folder = job.folder.absolute()
-                read = partial(
-                    read_documents,
-                    [path for path in paths if own_folder not in path.absolute().parents],
+            paths = [path for path in paths if own_folder not in path.resolve().parents]
+
+            def read() -> Iterator[TextDocument]:
+                bad_records.restart()
+                return read_documents(
+                    paths,
                     field,
-                    on_bad_record=on_bad_record,
+                    on_bad_record=bad_records.add,
                     on_skipped=on_skipped,
                     on_notice=on_notice,
                     options=options,
                 )
-                indices = _write_folders(
-                    job, read, tokenizer, shard_tokens, validation, on_notice, progress
-                )
-                job.publish()
-            except DataError as error:
-                raise _with_finished_shards(error, job) from None
-    except OSError as error:
-        raise DataError(
-            f"{out}.partial: cannot be written: {error.strerror}; when that is fixed, the same "
-            "command continues after the last finished shard"
-        ) from None
+
+            indices = _write_folders(
+                job, read, tokenizer, shard_tokens, validation, on_notice, progress
+            )
+            bad_records.finish()
+            job.publish()
+        except DataError as error:
+            raise _with_finished_shards(error, job) from None
+        except OSError as error:
+            raise _with_finished_shards(_unwritable(job.folder, error), job) from None
     return indices
 
 
@@ -156,11 +163,18 @@ def _check_name(out: Path) -> None:
         )
 
 
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{folder}: cannot be written: {error.strerror}; free disk space, or check the permissions"
+    )
+
+
 def _with_finished_shards(error: DataError, job: ShardJob) -> DataError:
     """Returns the error with what is kept; removes the folder if it has no finished shard."""
     finished = job.finished_shards
     if not finished:
-        job.remove()
+        with contextlib.suppress(OSError):  # which may be the error
+            job.remove()
         return error
     return DataError(
         f"{error}; the {finished:,} finished shards in {job.folder} are kept: the same command "
@@ -193,10 +207,11 @@ def _write_folders(
                 "documents to hold out: all of it is split and written again"
             )
             job.restart(None)
+    if not any(index.tokens for index in indices.values()):
+        raise DataError("no document left: all that the inputs hold is empty, or was skipped")
     for name, index in indices.items():
         if not index.tokens:
-            folder = f" for {job.out / name}: all documents are the same" if validation else ""
-            raise DataError(f"no document left{folder}")
+            raise DataError(f"no document left for {job.out / name}: all documents are the same")
     if validation:
         card = dataset_card({"train": "train/*.tar", "validation": "val/*.tar"})
         atomic_write(job.folder / CARD, card)

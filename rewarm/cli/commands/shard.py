@@ -13,6 +13,7 @@ from rich.table import Table
 from rewarm.cli.input_report import InputReport
 from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import print_table
+from rewarm.errors import DataError
 from rewarm.freed_memory import keep_freed_blocks
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def shard(
     options = _parse_read_options(raw_tokens, sequences, max_document, max_expansion)
     loaded_tokenizer = load_tokenizer(tokenizer, eos)
     files = find_input_files(inputs, split=split).files
-    with InputReport() as report:
+    report = InputReport()
+    try:
         with _ProgressBar(files) as bar:
             indices = write_shards(
                 inputs,
@@ -110,9 +112,11 @@ def shard(
                 on_notice=report.add_notice,
                 progress=bar.update,
             )
-        report.write_bad_records(out)
-        _print_folders(out, indices)
-        report.print(files, out)
+    except DataError:
+        report.print_after_error()
+        raise
+    _print_folders(out, indices)
+    report.print(files, out)
     print(bar.summary())
 
 

@@ -113,6 +113,15 @@ def test_bad_records_stop_or_are_skipped_and_listed(tmp_path, shard):
     assert len(documents_of(tmp_path / "out")) == 2
 
 
+def test_where_no_document_is_left_the_reasons_are_printed(tmp_path, shard):
+    path = tmp_path / "in.tar"
+    path.write_bytes(tar_of({"0.jsonl": b'{"body": "x"}\n' * 3, "1.jpg": b"x"}))
+    code, _, err = shard(path, "--on-bad-record", "skip", "--validation", "50%")
+    assert (code, "no document left: all that the inputs hold is empty" in err) == (3, True)
+    assert f"skipped  1 (its ending is not read: .jpg): {path}:1.jpg" in err
+    assert f"skipped  3 records without text: first {path}:0.jsonl:1: no text in field" in err
+
+
 def test_one_split_is_read(tmp_path, shard):
     for name in ("train", "test"):
         (tmp_path / "in" / name).mkdir(parents=True)
