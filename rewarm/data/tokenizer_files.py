@@ -169,19 +169,21 @@ def _unconvertible(folder: Path, found: list[str], reason: str) -> DataError:
 
 
 def _is_sentencepiece_model(path: Path) -> bool:
-    """Returns whether a file consists of complete messages (protobuf), as sentencepiece's does."""
+    """Returns whether a file consists of complete messages (protobuf): pieces, and how trained."""
     try:
         data = read_limited(path, _MAX_BYTES)
         position = 0
+        fields = set[int]()
         while position < len(data):
-            if data[position] & 7 != 2:  # neither a message nor a string
+            key, position = _read_varint(data, position)
+            if key & 7 != 2:  # neither a message nor a string
                 return False
-            _, position = _read_varint(data, position)
+            fields.add(key >> 3)
             length, position = _read_varint(data, position)
             position += length
     except (OSError, ValueError, IndexError):
         return False
-    return position == len(data) > 0
+    return position == len(data) and {1, 2} <= fields  # pieces, trainer_spec
 
 
 def _read_varint(data: bytes, position: int) -> tuple[int, int]:

@@ -88,14 +88,11 @@ def test_the_class_of_a_vocabulary_is_what_converts_it(tmp_path):
     assert load_tokenizer(str(tmp_path)).encoder.encode("the", add_special_tokens=False).ids == [4]
 
 
-def message(content: bytes) -> bytes:
-    """Returns an entry of a sentencepiece model: field 1, its length, its content."""
-    return b"\x0a" + bytes([len(content)]) + content
+PIECE, TRAINER = b"\x0a\x05piece", b"\x12\x03x=1"
+"""Messages of a sentencepiece model: the number of their field, their length, their content."""
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"hello", b"{}", message(b"piece") * 3 + message(b"cut off")[:-1]]
-)
+@pytest.mark.parametrize("content", [b"", b"hello", b"{}", PIECE, PIECE * 2 + TRAINER[:-1]])
 def test_a_damaged_sentencepiece_model_is_named(tmp_path, content):
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(DataError, match=r"tokenizer\.model: damaged, or no sentencepiece model"):
@@ -104,7 +101,7 @@ def test_a_damaged_sentencepiece_model_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("is_installed", [True, False])
 def test_a_sentencepiece_model_names_what_to_install(tmp_path, monkeypatch, is_installed):
-    (tmp_path / "spiece.model").write_bytes(message(b"piece") * 3)
+    (tmp_path / "spiece.model").write_bytes(PIECE * 3 + TRAINER)
 
     def fail(*_, **__):
         raise ValueError("of a kind that is not known")
