@@ -174,7 +174,7 @@ def _parse_sizes(shard_size: str, validation: str) -> tuple[int, float]:
 def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
     """Prints a table with one row for each folder written."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("folder", no_wrap=True)
+    table.add_column("folder", overflow="fold")  # where it is too long, the numbers stay
     for column in ("shards", "documents", "tokens", "bytes/token"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, index in indices.items():
@@ -186,7 +186,7 @@ def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
             f"{index.tokens:,}",
             f"{size / index.tokens:.2f}",
         )
-    print_table(table)
+    print_table(table, min_width=60)
 
 
 class _ProgressBar:

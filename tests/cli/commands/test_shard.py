@@ -32,6 +32,23 @@ def test_shard_writes_train_and_val_and_prints_their_counts(tmp_path, tokenizer_
     assert "; 1 empty documents left out" in out
 
 
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_long_folder_name_does_not_displace_the_numbers(
+    tmp_path, tokenizer_json, command, monkeypatch, columns
+):
+    text = write_texts(tmp_path / "a.jsonl", "upstream", documents=100)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("COLUMNS", columns)
+    out = tmp_path / ("long-name-" * 12)
+    code, printed, _ = command(
+        "shard", text, "--out", out, "--tokenizer", tokenizer_json, "--validation", "20%"
+    )
+    assert code == 0
+    for name in ("train", "val"):
+        index = json.loads((out / name / "index.json").read_text())
+        assert f"{sum(shard['tokens'] for shard in index['shards']):,}" in printed
+
+
 def test_shard_counts_special_tokens_in_the_texts(tmp_path, tokenizer_json, command):
     (tmp_path / "a.jsonl").write_text('{"text": "<|endoftext|> the <|endoftext|>"}\n')
     code, out, _ = command(
