@@ -235,8 +235,13 @@ class _ProgressBar:
             text += f"; {last.empty_documents:,} empty documents left out"
         if last.special_tokens:
             text += f"; {last.special_tokens:,} special tokens in the texts encoded as text"
-        if last.end_of_text_tokens:
+        if last.end_of_text_tokens and last.special_tokens:
             text += f", except {last.end_of_text_tokens:,} that became end-of-text"
+        elif last.end_of_text_tokens:
+            text += (
+                f"; {last.end_of_text_tokens:,} end-of-text tokens inside texts, since the "
+                "tokenizer does not mark end-of-text as special"
+            )
         if last.finished_documents:
             text += f"; {last.finished_documents:,} documents had already been written"
         if last.removed_files:

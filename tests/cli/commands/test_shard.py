@@ -60,6 +60,21 @@ def test_shard_counts_special_tokens_in_the_texts(tmp_path, tokenizer_json, comm
     assert tokens.tolist().count(0) == 1
 
 
+def test_shard_counts_an_end_of_text_that_is_not_special(tmp_path, tokenizer_json, command):
+    document = json.loads(tokenizer_json.read_text())
+    (end_of_text,) = document["added_tokens"]
+    end_of_text["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    (tmp_path / "a.jsonl").write_text('{"text": "<|endoftext|> the <|endoftext|>"}\n')
+    code, out, _ = command(
+        "shard", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--tokenizer", tmp_path
+    )
+    assert code == 0
+    assert "; 2 end-of-text tokens inside texts, since the tokenizer does not mark" in out
+    (tokens,) = documents_of(tmp_path / "out")
+    assert tokens.tolist().count(0) == 3
+
+
 def test_shard_reads_the_given_field(tmp_path, tokenizer_json, command):
     (tmp_path / "a.jsonl").write_text('{"body": "the run"}\n')
     words = (
