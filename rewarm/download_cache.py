@@ -63,6 +63,7 @@ class DownloadCache:
         downloaded: list[int] = []
 
         def fetch() -> bool:
+            _report_wrong_size(path, size)
             try:
                 downloaded.append(self._fetch(path, download))
             except OSError as error:
@@ -171,6 +172,17 @@ def _is_complete(path: Path, size: int | None) -> bool:
         return path.stat().st_size == size or size is None
     except OSError:
         return False
+
+
+def _report_wrong_size(path: Path, size: int | None) -> None:
+    with contextlib.suppress(OSError):  # it is not there
+        found = path.stat().st_size
+        if size is not None and found != size:
+            _logger.warning(
+                "warning: %s: %s bytes long in the download cache, and it should be %s; it is "
+                "downloaded again",
+                *(path, f"{found:,}", f"{size:,}"),
+            )
 
 
 def _set_access_time(descriptor: int) -> None:

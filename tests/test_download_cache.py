@@ -173,6 +173,16 @@ def test_a_damaged_file_is_discarded_unless_it_was_replaced(cache, tmp_path):
         os.close(opened)
 
 
+def test_a_truncated_copy_is_reported_and_downloaded_again(cache, tmp_path, caplog):
+    path = tmp_path / "cache" / "pile" / "0.tar"
+    os.close(cache("0.tar"))
+    assert not caplog.records
+    os.truncate(path, SIZE - 1)
+    os.close(cache("0.tar"))
+    assert path.stat().st_size == SIZE
+    assert f"{path}: 99 bytes long in the download cache, and it should be 100" in caplog.text
+
+
 def test_a_failed_download_leaves_nothing(tmp_path):
     def fail(path):
         path.write_bytes(b"half")

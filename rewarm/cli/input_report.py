@@ -1,13 +1,9 @@
-"""What `rewarm shard` read, and what it did not: printed at the end, and bad records in a file."""
+"""What `rewarm shard` read, and what it did not: printed at the end."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rewarm.cli.terminal_tables import print_notes
@@ -16,7 +12,6 @@ from rewarm.errors import escape_unprintable
 if TYPE_CHECKING:
     from rewarm.data.document_readers import SkippedInput
 
-BAD_RECORDS_FILE = "skipped-records.jsonl"
 _EXAMPLES = 3
 _FILES = 10
 _VALUES = 20
@@ -27,20 +22,12 @@ class InputReport:
 
     def __init__(self) -> None:
         self.bad_records = 0
-        self._bad_records_file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        self._first_bad_record: SkippedInput | None = None
         self._seen: set[int] = set()  # hashes of locations: there may be millions
         self._counts: dict[str, int] = {}
         self._examples: dict[str, list[str]] = {}
         self._notices: dict[str, None] = {}
         self._left_out: Counter[str] = Counter()
-
-    def __enter__(self) -> InputReport:
-        return self
-
-    def __exit__(
-        self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
-    ) -> None:
-        self._bad_records_file.close()
 
     def add_skipped(self, skipped: SkippedInput) -> None:
         """Counts a file or a member of an archive that is not read."""
@@ -50,49 +37,51 @@ class InputReport:
                 self._examples.setdefault(skipped.reason, []).append(skipped.location)
 
     def add_bad_record(self, record: SkippedInput) -> None:
-        """Counts a record without text, and keeps it for `write_bad_records`."""
+        """Counts a record without text."""
         if self._is_new(record):
             self.bad_records += 1
-            self._bad_records_file.write(json.dumps(record._asdict()) + "\n")
-
-    def add_notice(self, notice: str) -> None:
-        """Adds a sentence on how a file was read."""
-        self._notices[notice] = None
+            self._first_bad_record = self._first_bad_record or record
 
     def add_left_out(self, value: str) -> None:
         """Counts a document that --where leaves out, by the field's value."""
         known = value in self._left_out or len(self._left_out) < _VALUES
         self._left_out[value if known else "others"] += 1
 
-    def write_bad_records(self, folder: Path) -> None:
-        """Writes the bad records to a file in a folder, if there are any.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        if self.bad_records:
-            self._bad_records_file.seek(0)
-            with (folder / BAD_RECORDS_FILE).open("w", encoding="utf-8") as file:
-                shutil.copyfileobj(self._bad_records_file, file)
+    def add_notice(self, notice: str) -> None:
+        """Adds a sentence on how a file was read."""
+        self._notices[notice] = None
 
     def print(self, files: list[Path], out: Path) -> None:
         """Prints what was read, what was skipped and why, and how many records were bad."""
+        from rewarm.data.bad_records import BAD_RECORDS_FILE
+
         names = ", ".join(map(str, files[:_FILES]))
         more = f", and {len(files) - _FILES:,} more" if len(files) > _FILES else ""
-        lines = [f"read     {_number(len(files), 'file')}: {names}{more}"]
+        read = f"read     {_number(len(files), 'file')}: {names}{more}"
+        self._print([read, *self._lines(f"see {out / BAD_RECORDS_FILE}")], stderr=False)
+
+    def print_after_error(self) -> None:
+        """Prints what was skipped until then, and why, to stderr: it may explain the error."""
+        first = self._first_bad_record
+        self._print(self._lines(f"first {first.location}: {first.reason}" if first else ""))
+
+    def _lines(self, bad_records: str) -> list[str]:
+        lines = []
         for reason, count in self._counts.items():
             examples = ", ".join(self._examples[reason])
             more = f", and {count - _EXAMPLES:,} more" if count > _EXAMPLES else ""
             lines.append(f"skipped  {count:,} ({reason}): {examples}{more}")
         if self.bad_records:
             records = _number(self.bad_records, "record")
-            lines.append(f"skipped  {records} without text: see {out / BAD_RECORDS_FILE}")
+            lines.append(f"skipped  {records} without text: {bad_records}")
         if self._left_out:
             values = ", ".join(f"{count:,} {value}" for value, count in self._left_out.items())
             lines.append(f"skipped  {self._left_out.total():,} (--where): {values}")
-        lines += [f"note     {notice}" for notice in self._notices]
+        return lines + [f"note     {notice}" for notice in self._notices]
+
+    def _print(self, lines: list[str], *, stderr: bool = True) -> None:
         # Names in archives are untrusted.
-        print_notes(map(escape_unprintable, lines), indent=len("skipped  "))
+        print_notes(map(escape_unprintable, lines), indent=len("skipped  "), stderr=stderr)
 
     def _is_new(self, skipped: SkippedInput) -> bool:
         key = hash(skipped)

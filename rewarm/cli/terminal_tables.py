@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -39,11 +40,12 @@ def print_table(table: Table, *, min_width: int = 0) -> None:
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def print_notes(lines: Iterable[str], *, indent: int) -> None:
+def print_notes(lines: Iterable[str], *, indent: int, stderr: bool = False) -> None:
     """Prints lines that begin with a heading; a terminal shows long ones with a hanging indent."""
-    console = Console()
+    console = Console(stderr=stderr)
     for line in lines:
-        print(_hanging(line, console.width, indent) if console.is_terminal else line)
+        text = _hanging(line, console.width, indent) if console.is_terminal else line
+        print(text, file=sys.stderr if stderr else sys.stdout)
 
 
 def _hanging(line: str, width: int, indent: int) -> str:

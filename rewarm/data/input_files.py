@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from rewarm.data.bad_records import BAD_RECORDS_FILE
 from rewarm.data.dataset_folders import (
     are_splits,
     check_all_parts,
@@ -124,6 +125,10 @@ def _check_regular(path: Path) -> None:
 
 
 def _find_in_folder(folder: Path, split: str | None) -> InputFiles:
+    if _is_shard_folder(folder):
+        raise DataError(
+            f"{folder}: token shards that `rewarm shard` wrote; name the texts that they come from"
+        )
     skipped: list[SkippedInput] = []
     files = sorted(_walk(folder, skipped))
     files = _without_other_data(files, skipped)
@@ -196,13 +201,17 @@ def _reason_to_skip_folder(path: Path) -> str | None:
         return "a leftover of another program"
     if path.name.endswith(".partial"):
         return "unfinished output of `rewarm shard`"
-    if (path / "index.json").is_file() and (path / "tokenizer.json").is_file():
+    if _is_shard_folder(path):
         return "token shards that `rewarm shard` wrote"
     if path.is_symlink():
         return "a link to a folder; name the folder itself as an input"
     if format_of(path) and not any(path.iterdir()):
         return "an empty folder with the name of a file"
     return None
+
+
+def _is_shard_folder(path: Path) -> bool:
+    return (path / "index.json").is_file() and (path / "tokenizer.json").is_file()
 
 
 def _reason_to_skip(name: PurePath) -> str | None:
@@ -218,6 +227,8 @@ def _reason_to_skip(name: PurePath) -> str | None:
         return f"its ending is not read: {ending_of(name)}"
     if input_format.name == "arrow" and name.name.startswith("cache-"):
         return "a cache of `datasets`"
+    if name.name == BAD_RECORDS_FILE:
+        return "records that `rewarm shard` left out"
     if name.name.lower() in _METADATA:
         return "metadata"
     if is_licence_or_checksum(name, input_format):

@@ -11,6 +11,7 @@ are read from: inputs may be moved, and what follows the finished shards may cha
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ from typing import IO, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from rewarm.data.bad_records import BAD_RECORDS_FILE
 from rewarm.data.dataset_card import CARD
 from rewarm.data.shard_folder import FINISHED, read_finished
+from rewarm.data.validation_split import SplitLimit
 from rewarm.errors import DataError
 from rewarm.files import atomic_write, is_same_file, sync_to_disk, try_lock
 
@@ -40,7 +43,7 @@ class JobSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokenizer: str
-    """Its digest."""
+    """Its `document_digest`."""
     eos: int
     shard_tokens: int
     validation: float
@@ -52,11 +55,10 @@ class _JobRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal["rewarm-shard-job/2"] = "rewarm-shard-job/2"
+    format: Literal["rewarm-shard-job/3"] = "rewarm-shard-job/3"
     settings: JobSettings
-    hash_limit: int | None = None
-    """The hash below which documents are held out, if the share of `settings` left a folder empty:
-    see `ValidationSplit`."""
+    split_limit: SplitLimit | None = None
+    """Which documents are held out, if the share of `settings` left a folder empty."""
 
 
 class ShardJob:
@@ -74,7 +76,7 @@ class ShardJob:
                 rewarm's, or that of another command that has finished shards.
             OSError: the folder cannot be written.
         """
-        self.out = out
+        self.out = out = _resolve(out)
         self.folder = out.with_name(out.name + ".partial")
         self._lock = self._acquire_lock()
         try:
@@ -87,36 +89,35 @@ class ShardJob:
             raise
 
     @property
-    def hash_limit(self) -> int | None:
+    def split_limit(self) -> SplitLimit | None:
         """The limit that `restart` has set."""
-        return self._record.hash_limit
+        return self._record.split_limit
 
     @property
     def finished_shards(self) -> int:
         """Number of finished shards in all folders."""
         return sum(len(read_finished(folder)) for folder in self._folders())
 
-    def restart(self, hash_limit: int) -> None:
-        """Removes all shards, and records by which hash documents are held out from now on."""
+    def restart(self, split_limit: SplitLimit | None) -> None:
+        """Removes all shards, and records which documents are held out from now on."""
         self._remove_shards()
-        self._write_record(_JobRecord(settings=self._record.settings, hash_limit=hash_limit))
+        self._write_record(_JobRecord(settings=self._record.settings, split_limit=split_limit))
 
     def publish(self) -> None:
         """Renames the complete folder to `out`."""
-        if self.out.exists():
-            _check_empty(self.out)
-            self.out.rmdir()
-        self.folder.rename(self.out)
+        _check_empty(self.out)
+        self.folder.rename(self.out)  # it replaces an empty folder
         # After a kill before the rename, the same command has nothing to write again.
-        for name in FOLDERS:
-            (self.out / name / FINISHED).unlink(missing_ok=True)
-        (self.out / _MARKER).unlink()
-        (self.out / _LOCK).unlink()
+        _remove_records(self.out)
         sync_to_disk(self.out)
         sync_to_disk(self.out.parent)
 
     def remove(self) -> None:
-        """Removes the folder, except for files that are not rewarm's."""
+        """Removes the folder, except for files that are not rewarm's.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
         self._remove_shards()
         for folder in self._folders():
             if folder != self.folder and not any(folder.iterdir()):
@@ -244,12 +245,58 @@ class ShardJob:
     @staticmethod
     def _shard_files(folder: Path) -> Iterator[Path]:
         """Yields the files in a folder that a `ShardWriter` has written."""
-        names = {FINISHED, CARD, "index.json", "tokenizer.json"}
+        names = {FINISHED, CARD, BAD_RECORDS_FILE, "index.json", "tokenizer.json"}
         for path in list(folder.iterdir()):
             if _TAR.fullmatch(path.name) or path.name in names:
                 yield path
 
 
+def _resolve(out: Path) -> Path:
+    """Returns the folder that a link leads to.
+
+    Raises:
+        DataError: a folder cannot be renamed to it.
+    """
+    folder = Path(os.path.realpath(out)) if out.is_symlink() else out
+    if folder.is_symlink():
+        raise DataError(f"{out}: a link that leads to itself; name another folder")
+    if os.path.ismount(folder):
+        raise DataError(
+            f"{out}: a mount point, which a finished folder cannot replace; name a folder in it"
+        )
+    return folder
+
+
 def _check_empty(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: not empty; name another folder, or move this one first")
+    """Checks that a folder is empty or does not exist.
+
+    Raises:
+        DataError: it is not. Records of a command that was killed when it had completed the folder
+            are removed from it.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if _is_completed_job(out) and (lock := try_lock(out / _LOCK)):
+        with lock:
+            _remove_records(out)
+        raise DataError(
+            f"{out}: complete, by an earlier command that was killed at its very end; what it left "
+            "beside the shards is removed; name another folder to write them again"
+        )
+    raise DataError(f"{out}: not empty; name another folder, or move this one first")
+
+
+def _is_completed_job(out: Path) -> bool:
+    try:
+        _JobRecord.model_validate_json((out / _MARKER).read_bytes())
+    except (OSError, ValidationError):
+        return False
+    return True
+
+
+def _remove_records(out: Path) -> None:
+    """Removes what is in a complete folder only because a job wrote it."""
+    for name in FOLDERS:
+        (out / name / FINISHED).unlink(missing_ok=True)
+    (out / _MARKER).unlink(missing_ok=True)
+    (out / _LOCK).unlink(missing_ok=True)

@@ -175,6 +175,11 @@ class ShardSource:
         path = remote.fetch_unverified("tokenizer.json", max_bytes=MAX_INDEX_BYTES)
         stamp = FileStamp.of(path.stat())
         if not self._has_tokenizer(path):
+            _logger.warning(
+                "warning: %s: not the tokenizer of the shards, in the download cache; it is "
+                "downloaded again",
+                path,
+            )
             remote.discard(path.name, stamp)
             remote.fetch_unverified("tokenizer.json", max_bytes=MAX_INDEX_BYTES)
             if not self._has_tokenizer(path):

@@ -14,10 +14,11 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
+from rewarm.data.bad_records import BadRecordsFile
 from rewarm.data.dataset_card import CARD, dataset_card
 from rewarm.data.document_readers import (
     ReadOptions,
@@ -38,16 +39,10 @@ from rewarm.data.tokenize_documents import (
     batches_with_digests,
     map_ahead,
 )
-from rewarm.data.tokenizer import Tokenizer
-from rewarm.data.validation_split import ValidationSplit
+from rewarm.data.tokenizer import Tokenizer, document_digest
+from rewarm.data.validation_split import SplitInputChangedError, ValidationSplit
 from rewarm.errors import DataError
 from rewarm.files import atomic_write
-
-_NAMED_VALUES = 10
-
-
-class _NoDocumentError(DataError):
-    """A folder would have no document."""
 
 
 class ShardingProgress(NamedTuple):
@@ -102,8 +97,9 @@ def write_shards(
         shard_tokens: number of tokens after which a new shard is started.
         validation: the share of documents to hold out, from 0 to below 1.
         split: as of `find_input_files`.
-        options: as of `read_documents`, as the next three.
-        on_bad_record: called with each record that holds no text.
+        options: as of `read_documents`, as `on_skipped` and `on_notice`.
+        on_bad_record: called with each record that holds no text; if it returns, the record is
+            listed in `out`/skipped-records.jsonl.
         on_skipped: called with each file, and each member of an archive, that is not read.
         on_notice: called with what a user should know about how a file is read.
         on_left_out: called with the field and value of each document that `where` leaves out.
@@ -116,49 +112,49 @@ def write_shards(
     """
     _check_name(out)
     settings = JobSettings(
-        tokenizer=tokenizer.digest,
+        tokenizer=document_digest(tokenizer.encoder),
         eos=tokenizer.eos_token_id,
         shard_tokens=shard_tokens,
         validation=validation,
         where=options.where,
     )
-    values = dict[str, None]()  # of documents that are left out
-
-    def leave_out(value: str) -> None:
-        if len(values) < _NAMED_VALUES:
-            values[value] = None
-        on_left_out(value)
-
     try:
-        with ShardJob(out, settings) as job:
-            try:
-                paths, skipped = find_input_files(inputs, split=split)
-                for skipped_input in skipped:
+        job = ShardJob(out, settings)
+    except OSError as error:
+        raise _unwritable(out.with_name(out.name + ".partial"), error) from None
+    with job, BadRecordsFile(job.folder, on_bad_record) as bad_records:
+        try:
+            paths, skipped = find_input_files(inputs, split=split)
+            own_folder = job.folder.resolve()
+            for skipped_input in skipped:
+                if Path(skipped_input.location).resolve() != own_folder:
                     on_skipped(skipped_input)
-                own_folder = job.folder.absolute()
-                read = partial(
-                    read_documents,
-                    [path for path in paths if own_folder not in path.absolute().parents],
+            paths = [path for path in paths if own_folder not in path.resolve().parents]
+
+            readings = count()
+
+            def read() -> Iterator[TextDocument]:
+                bad_records.restart()
+                is_first = next(readings) == 0
+                return read_documents(
+                    paths,
                     field,
-                    on_bad_record=on_bad_record,
+                    on_bad_record=bad_records.add,
                     on_skipped=on_skipped,
                     on_notice=on_notice,
-                    on_left_out=leave_out,
+                    on_left_out=on_left_out if is_first else lambda _: None,
                     options=options,
                 )
-                indices = _write_folders(job, read, tokenizer, shard_tokens, validation, progress)
-                job.publish()
-            except _NoDocumentError as error:
-                if values:
-                    error.args = (f"{error}: --where left out {', '.join(values)}",)
-                raise _with_finished_shards(error, job) from None
-            except DataError as error:
-                raise _with_finished_shards(error, job) from None
-    except OSError as error:
-        raise DataError(
-            f"{out}.partial: cannot be written: {error.strerror}; when that is fixed, the same "
-            "command continues after the last finished shard"
-        ) from None
+
+            indices = _write_folders(
+                job, read, tokenizer, shard_tokens, validation, on_notice, progress
+            )
+            bad_records.finish()
+            job.publish()
+        except DataError as error:
+            raise _with_finished_shards(error, job) from None
+        except OSError as error:
+            raise _with_finished_shards(_unwritable(job.folder, error), job) from None
     return indices
 
 
@@ -175,11 +171,18 @@ def _check_name(out: Path) -> None:
         )
 
 
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{folder}: cannot be written: {error.strerror}; free disk space, or check the permissions"
+    )
+
+
 def _with_finished_shards(error: DataError, job: ShardJob) -> DataError:
     """Returns the error with what is kept; removes the folder if it has no finished shard."""
     finished = job.finished_shards
     if not finished:
-        job.remove()
+        with contextlib.suppress(OSError):  # which may be the error
+            job.remove()
         return error
     return DataError(
         f"{error}; the {finished:,} finished shards in {job.folder} are kept: the same command "
@@ -193,6 +196,7 @@ def _write_folders(
     tokenizer: Tokenizer,
     shard_tokens: int,
     validation: float,
+    on_notice: Callable[[str], None],
     progress: Callable[[ShardingProgress], None],
 ) -> dict[str, ShardIndex]:
     """Writes all documents and returns the index of each folder, by name.
@@ -200,7 +204,42 @@ def _write_folders(
     Raises:
         DataError: as `write_shards`.
     """
-    split = ValidationSplit(validation, job.hash_limit)
+    indices = None
+    while indices is None:  # the input is read again if the split changes
+        split = ValidationSplit(validation, job.split_limit)
+        try:
+            indices = _write_split(job, read, split, tokenizer, shard_tokens, progress)
+        except SplitInputChangedError:
+            on_notice(
+                "the input has changed since an earlier reading of it, which decided which "
+                "documents to hold out: all of it is split and written again"
+            )
+            job.restart(None)
+    if not any(index.tokens for index in indices.values()):
+        raise DataError("no document left: all that the inputs hold is empty, or was skipped")
+    for name, index in indices.items():
+        if not index.tokens:
+            raise DataError(f"no document left for {job.out / name}: all documents are the same")
+    if validation:
+        card = dataset_card({"train": "train/*.tar", "validation": "val/*.tar"})
+        atomic_write(job.folder / CARD, card)
+    return indices
+
+
+def _write_split(
+    job: ShardJob,
+    read: Callable[[], Iterator[TextDocument]],
+    split: ValidationSplit,
+    tokenizer: Tokenizer,
+    shard_tokens: int,
+    progress: Callable[[ShardingProgress], None],
+) -> dict[str, ShardIndex] | None:
+    """Writes all documents; returns None if another split has to be made, with the job's limit.
+
+    Raises:
+        SplitInputChangedError: the job's limit is that of another input.
+        DataError: as `write_shards`.
+    """
     with contextlib.ExitStack() as stack:
         writers = {
             name: stack.enter_context(ShardWriter(job.folder / name, tokenizer, shard_tokens))
@@ -215,20 +254,12 @@ def _write_folders(
         _write_documents(batches, writers, split, tokenizer, job.removed_files, progress)
         for writer in writers.values():
             writer.check_all_finished_read()
-        hash_limit = split.limit_for_empty_folder()
-        if hash_limit is None:
-            indices = {name: writer.finish() for name, writer in writers.items()}
-    if hash_limit is not None:  # the input is small, or the share: read it again
-        job.restart(hash_limit)
-        return _write_folders(job, read, tokenizer, shard_tokens, validation, progress)
-    for name, index in indices.items():
-        if not index.tokens:
-            folder = f" for {job.out / name}: all documents are the same" if validation else ""
-            raise _NoDocumentError(f"no document left{folder}")
-    if validation:
-        card = dataset_card({"train": "train/*.tar", "validation": "val/*.tar"})
-        atomic_write(job.folder / CARD, card)
-    return indices
+        split.check_input()
+        limit = split.limit_for_empty_folder()
+        if limit is None:
+            return {name: writer.finish() for name, writer in writers.items()}
+    job.restart(limit)
+    return None
 
 
 class _WriterPart(NamedTuple):

@@ -7,26 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rewarm.data.shard_format import ShardIndex, TokenizerInfo
+from rewarm.data.tokenizer_files import USUAL_EOS_TOKENS, read_tokenizer
 from rewarm.errors import CheckpointError, DataError
 from rewarm.model.architecture import Architecture
-from rewarm.safe_loading import parse_json, read_json, read_limited
 
 if TYPE_CHECKING:
     import tokenizers
-
-_USUAL_EOS_TOKENS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>")
-_MAX_BYTES = 100_000_000
-_MAX_ID = 2**24 - 1
-_OTHER_FORMATS = ("vocab.json", "vocab.txt", "*.model")
-"""Files of a folder from which transformers may build a tokenizer, if it has no tokenizer.json."""
-
-_logger = logging.getLogger(__name__)
 
 
 class Tokenizer(NamedTuple):
@@ -52,15 +42,7 @@ def load_tokenizer(name: str, eos_token: str | None = None) -> Tokenizer:
     Raises:
         DataError: the tokenizer cannot be found or read, or has no end-of-text token.
     """
-    path = Path(name)
-    if path.is_dir():
-        encoder, configured_eos = _load_from_folder(path)
-    elif path.is_file() and path.name == "tokenizer.json":  # the same as its folder
-        encoder, configured_eos = _load_from_folder(path.parent)
-    elif path.is_file():
-        encoder, configured_eos = _load_file(path), None
-    else:
-        encoder, configured_eos = _load_from_hub(name)
+    encoder, configured_eos = read_tokenizer(name)
     encoder.no_truncation()
     encoder.no_padding()
     vocabulary = encoder.get_vocab(with_added_tokens=True)
@@ -85,8 +67,8 @@ def _eos_candidates(configured_eos: Any) -> tuple[str, ...]:
     if isinstance(configured_eos, dict):  # older files store the token as an object
         configured_eos = configured_eos.get("content")
     if isinstance(configured_eos, str):
-        return (configured_eos, *_USUAL_EOS_TOKENS)
-    return _USUAL_EOS_TOKENS
+        return (configured_eos, *USUAL_EOS_TOKENS)
+    return USUAL_EOS_TOKENS
 
 
 def tokenizer_digest(encoder: tokenizers.Tokenizer) -> str:
@@ -104,94 +86,13 @@ def tokenizer_document(encoder: tokenizers.Tokenizer) -> dict[str, Any]:
     return document
 
 
-def _check_ids(document: Any) -> None:
-    """Checks that all token ids are small, since tokenizers allocates memory up to the highest.
+def document_digest(encoder: tokenizers.Tokenizer) -> str:
+    """Returns the sha256 of all that decides how texts are encoded.
 
-    Raises:
-        ValueError: an id is too large, or the document is not an object.
+    Unlike `tokenizer_digest` it covers the normalizer, the pre-tokenizer and the flags of added
+    tokens; another version of the tokenizers library may write the same tokenizer differently.
     """
-    if not isinstance(document, dict):
-        raise ValueError("should be a JSON object")
-    model, added = document.get("model"), document.get("added_tokens")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
-    ids += [token.get("id") for token in added or [] if isinstance(token, dict)]
-    if any(isinstance(token_id, int) and token_id > _MAX_ID for token_id in ids):
-        raise ValueError(f"an id is above {_MAX_ID:,}")
-
-
-def _load_file(file: Path) -> tokenizers.Tokenizer:
-    """Returns the tokenizer in a tokenizer.json."""
-    import tokenizers
-
-    try:
-        data = read_limited(file, _MAX_BYTES)
-        _check_ids(parse_json(data))
-        return tokenizers.Tokenizer.from_buffer(data)
-    except (KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # tokenizers raises bare Exception, and PanicException
-        raise DataError(
-            f"{file}: not a tokenizer that can be read: {error}; download it again"
-        ) from None
-
-
-def _load_from_folder(folder: Path) -> tuple[tokenizers.Tokenizer, Any]:
-    """Returns the tokenizer in a folder, and the end-of-text token configured there."""
-    file, config = folder / "tokenizer.json", folder / "tokenizer_config.json"
-    try:
-        settings = read_json(config) if config.exists() else {}
-        configured_eos = settings.get("eos_token")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{config}: cannot be read: {error}; download it again") from None
-    if file.is_file():
-        return _load_file(file), configured_eos
-    found = [path.name for pattern in _OTHER_FORMATS for path in folder.glob(pattern)]
-    if not found:
-        raise DataError(f"{folder}: no tokenizer.json in this folder")
-    return _convert(folder, sorted(found)), configured_eos
-
-
-def _convert(folder: Path, found: list[str]) -> tokenizers.Tokenizer:
-    """Returns the tokenizer that transformers builds from other files than a tokenizer.json."""
-    from transformers import AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity(transformers_logging.CRITICAL)
-    try:
-        converted = AutoTokenizer.from_pretrained(folder.absolute(), local_files_only=True)
-        encoder: tokenizers.Tokenizer = converted.backend_tokenizer
-        _check_ids(tokenizer_document(encoder))
-    except Exception as error:  # transformers can raise anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(
-            f"{folder}: no tokenizer.json, only {', '.join(found)}, which transformers cannot "
-            f"convert: {reason}; where sentencepiece and protobuf are installed, try: python -c "
-            "'import sys; from transformers import AutoTokenizer as T; "
-            f"T.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[1])' {folder}"
-        ) from None
-    _logger.warning(
-        "warning: %s: no tokenizer.json; %s converted by transformers' %s",
-        *(folder, ", ".join(found), type(converted).__name__),
-    )
-    return encoder
-
-
-def _load_from_hub(name: str) -> tuple[tokenizers.Tokenizer, Any]:
-    """Downloads a tokenizer, and returns the same as `_load_from_folder`."""
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", name) or name.endswith(".json"):
-        raise DataError(f"{name}: no such file; expected a tokenizer.json, a folder, or a hub name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        folder = snapshot_download(name, allow_patterns=["tokenizer*.json"])
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise DataError(
-            f"{name}: no such file or folder, and not available on the hub: {reason}"
-        ) from None
-    return _load_from_folder(Path(folder))
+    return hashlib.sha256(encoder.to_str().encode()).hexdigest()
 
 
 def check_same_tokenizer(indices: dict[str, ShardIndex]) -> None:

@@ -1,20 +1,15 @@
-import json
-
 from rewarm.cli.input_report import InputReport
 from rewarm.data.document_readers import SkippedInput
 
 
 def test_what_is_reported_twice_counts_once(tmp_path, capsys):
     """Small inputs are read again if the first pass held out no document."""
-    with InputReport() as report:
-        for _ in range(2):
-            report.add_bad_record(SkippedInput("a.jsonl:3", "no text"))
-            report.add_skipped(SkippedInput("a.tar:0.jpg", "its ending is not read: .jpg"))
-            report.add_notice("a.bin: blocks")
-        report.write_bad_records(tmp_path)
-        report.print([tmp_path / f"{number}.txt" for number in range(12)], tmp_path)
-    (record,) = (tmp_path / "skipped-records.jsonl").read_text().splitlines()
-    assert json.loads(record) == {"location": "a.jsonl:3", "reason": "no text"}
+    report = InputReport()
+    for _ in range(2):
+        report.add_bad_record(SkippedInput("a.jsonl:3", "no text"))
+        report.add_skipped(SkippedInput("a.tar:0.jpg", "its ending is not read: .jpg"))
+        report.add_notice("a.bin: blocks")
+    report.print([tmp_path / f"{number}.txt" for number in range(12)], tmp_path)
     read, *others = capsys.readouterr().out.splitlines()
     assert read.startswith(f"read     12 files: {tmp_path}/0.txt, ")
     assert read.endswith(", and 2 more")
@@ -25,7 +20,15 @@ def test_what_is_reported_twice_counts_once(tmp_path, capsys):
     ]
 
 
-def test_without_bad_records_no_file_is_written(tmp_path):
-    with InputReport() as report:
-        report.write_bad_records(tmp_path)
-    assert not list(tmp_path.iterdir())
+def test_after_an_error_what_was_skipped_is_printed_to_stderr(capsys):
+    report = InputReport()
+    report.print_after_error()
+    assert capsys.readouterr() == ("", "")
+    report.add_bad_record(SkippedInput("a.jsonl:1", "no text in field 'text'"))
+    report.add_bad_record(SkippedInput("a.jsonl:2", "not a line of JSON"))
+    report.add_skipped(SkippedInput("a.md", "its ending is not read: .md"))
+    report.print_after_error()
+    assert capsys.readouterr().err.splitlines() == [
+        "skipped  1 (its ending is not read: .md): a.md",
+        "skipped  2 records without text: first a.jsonl:1: no text in field 'text'",
+    ]

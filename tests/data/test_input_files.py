@@ -293,13 +293,17 @@ def test_shards_beside_their_text_are_not_text(tmp_path):
     shards = {f"out/{name}/{file}": b"{}" for name in ("train", "val")
               for file in ("index.json", "tokenizer.json", "00000.tar")}  # fmt: skip
     partial = {f"b.partial/{name}/00000.tar": b"" for name in ("train", "val")}
-    files, skipped = found(write(tmp_path, {"a.txt": b"x", **shards, **partial}))
+    left_out = {"out/skipped-records.jsonl": b'{"location": "a.jsonl:1", "reason": "no text"}'}
+    files, skipped = found(write(tmp_path, {"a.txt": b"x", **shards, **left_out, **partial}))
     assert files == ["a.txt"]
     assert skipped == {
         "b.partial": "unfinished output of `rewarm shard`",
+        "out/skipped-records.jsonl": "records that `rewarm shard` left out",
         "out/train": "token shards that `rewarm shard` wrote",
         "out/val": "token shards that `rewarm shard` wrote",
     }
+    with pytest.raises(DataError, match=r"out/val: token shards .* name the texts"):
+        found(tmp_path / "out" / "val")
 
 
 def test_the_table_that_img2dataset_writes_beside_a_tar_is_skipped(tmp_path):

@@ -2,13 +2,14 @@ import pytest
 from shard_folders import file_contents
 from stopped_sharding import stop_at_a_bad_line
 from text_corpora import write_texts
+from tokenizers import Tokenizer, normalizers
 
 from rewarm.data import tokenize_documents
 from rewarm.data.input_records import ReadOptions
 from rewarm.data.shard_format import read_shard_index
 from rewarm.data.shard_job import JobSettings, ShardJob
 from rewarm.data.shard_writer import write_shards
-from rewarm.data.tokenizer import load_tokenizer
+from rewarm.data.tokenizer import load_tokenizer, tokenizer_digest
 from rewarm.errors import DataError
 
 
@@ -26,6 +27,21 @@ def test_shards_of_another_command_are_kept_and_refused(tmp_path, tokenizer, mon
     where = ReadOptions(where=(("meta", "x"),))
     with pytest.raises(DataError, match=r"another command .where \(\) there and \(\('meta', '"):
         write_shards([text], tmp_path / "out", tokenizer, shard_tokens=800, options=where)
+    assert {**file_contents(partial), "lock": b""} == before
+
+
+def test_shards_of_a_tokenizer_with_another_normalizer_are_kept_and_refused(
+    tmp_path, tokenizer, monkeypatch
+):
+    """It has the same vocabulary and merges, so that the digest in the index is the same."""
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 10)
+    text, partial, _ = stop_at_a_bad_line(tmp_path, tokenizer)
+    before = file_contents(partial)
+    other = Tokenizer.from_str(tokenizer.encoder.to_str())
+    other.normalizer = normalizers.Lowercase()
+    assert tokenizer_digest(other) == tokenizer.digest
+    with pytest.raises(DataError, match=r"another command .tokenizer "):
+        write_shards([text], tmp_path / "out", tokenizer._replace(encoder=other), shard_tokens=800)
     assert {**file_contents(partial), "lock": b""} == before
 
 
@@ -96,3 +112,56 @@ def test_of_two_commands_on_one_folder_one_is_refused(tmp_path, tokenizer):
     assert len(errors) == 1
     write_shards([text], tmp_path / "expected", tokenizer)
     assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_shards_are_written_to_where_a_link_leads(tmp_path, tokenizer, exists):
+    text = write_texts(tmp_path / "a.jsonl", "upstream", documents=3)
+    (tmp_path / "disk").mkdir()
+    if exists:
+        (tmp_path / "disk" / "target").mkdir()
+    (tmp_path / "out").symlink_to("disk/target")
+    write_shards([text], tmp_path / "out", tokenizer)
+    assert (tmp_path / "out").is_symlink()
+    assert read_shard_index(tmp_path / "disk" / "target").documents == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "disk", "out"]
+
+
+def test_what_no_folder_can_be_renamed_to_is_refused_at_once(tmp_path, tokenizer, monkeypatch):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DataError, match="loop: a link that leads to itself"):
+        write_shards([], tmp_path / "loop", tokenizer)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    monkeypatch.setattr("os.path.ismount", lambda path: path == tmp_path / "disk")
+    for name in ("disk", "out"):
+        with pytest.raises(DataError, match=f"{name}: a mount point, .* name a folder in it"):
+            write_shards([], tmp_path / name, tokenizer)
+
+
+def test_what_a_kill_at_the_very_end_left_is_removed_by_the_next_command(
+    tmp_path, tokenizer, monkeypatch
+):
+    text = write_texts(tmp_path / "a.jsonl", "upstream", documents=10)
+    write_shards([text], tmp_path / "expected", tokenizer, validation=0.3)
+    with monkeypatch.context() as patch:
+        patch.setattr("rewarm.data.shard_job.sync_to_disk", lambda _: None)
+        patch.setattr("rewarm.data.shard_job._remove_records", raise_interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_shards([text], tmp_path / "out", tokenizer, validation=0.3)
+    assert (tmp_path / "out" / "job.json").exists()
+    with pytest.raises(DataError, match="out: complete, by an earlier command that was killed"):
+        write_shards([text], tmp_path / "out", tokenizer, validation=0.3)
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
+
+
+def raise_interrupt(_):
+    raise KeyboardInterrupt
+
+
+def test_a_job_json_of_another_program_is_not_removed(tmp_path, tokenizer):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "job.json").write_text("{}")
+    with pytest.raises(DataError, match="out: not empty"):
+        write_shards([], tmp_path / "out", tokenizer)
+    assert file_contents(tmp_path) == {"out/job.json": b"{}"}

@@ -112,7 +112,7 @@ def test_a_disk_that_damages_each_copy_is_reported(url, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("content", ["", "{", "another"])
-def test_a_damaged_or_old_copy_of_the_tokenizer_is_downloaded_again(url, tmp_path, content):
+def test_a_damaged_or_old_copy_of_the_tokenizer_is_downloaded_again(url, tmp_path, content, caplog):
     source = open_source(url)
     path = source.tokenizer_folder() / "tokenizer.json"
     expected = path.read_text()
@@ -120,6 +120,7 @@ def test_a_damaged_or_old_copy_of_the_tokenizer_is_downloaded_again(url, tmp_pat
     path.write_text(another if content == "another" else content)
     source.tokenizer_folder()
     assert path.read_text() == expected
+    assert f"{path}: not the tokenizer of the shards" in caplog.text
     path.unlink()
     (tmp_path / "served" / "upstream" / "train" / "tokenizer.json").write_text(another)
     with pytest.raises(DataError, match=r"tokenizer\.json: not the tokenizer of the index\.json"):

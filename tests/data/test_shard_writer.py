@@ -12,6 +12,7 @@ from stopped_sharding import stop_at_a_bad_line
 from text_corpora import write_texts
 
 from rewarm.data import tokenize_documents
+from rewarm.data.bad_records import BAD_RECORDS_FILE
 from rewarm.data.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import DataError
@@ -209,10 +210,82 @@ def test_the_second_reading_for_a_held_out_document_continues_after_a_kill(
     assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
 
 
+def test_the_limit_of_a_small_input_does_not_split_an_extended_one(
+    tmp_path, tokenizer, monkeypatch
+):
+    """Where one of 18 documents was held out by its hash, a third of all hashes may be below it."""
+    monkeypatch.setattr(tokenize_documents, "_BATCH_DOCUMENTS", 4)
+    text = write_texts(tmp_path / "a.jsonl", "third", documents=200)
+    lines = text.read_text().splitlines(keepends=True)
+    options = {"validation": 1e-9, "shard_tokens": 300}
+    write_shards([text], tmp_path / "expected", tokenizer, **options)
+    text.write_text("".join(lines[:18]))
+    readings = []
+
+    def stop(report):
+        readings.append(report)
+        if len(readings) == 9:  # of 5 for each reading
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards([text], tmp_path / "out", tokenizer, progress=stop, **options)
+    text.write_text("".join(lines))
+    notices = []
+    write_shards([text], tmp_path / "out", tokenizer, on_notice=notices.append, **options)
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
+    assert [notice[:21] for notice in notices] == ["the input has changed"]
+
+
 def test_documents_that_are_all_the_same_cannot_be_split(tmp_path, tokenizer):
     (tmp_path / "a.jsonl").write_text('{"text": "the run"}\n' * 9)
     with pytest.raises(DataError, match=r"no document left for .*: all documents are the same"):
         write_shards([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer, validation=0.5)
+
+
+def test_without_any_document_the_message_says_so(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"text": ""}\n' * 9)
+    with pytest.raises(DataError, match=r"^no document left: all that the inputs hold is empty"):
+        write_shards([tmp_path / "a.jsonl"], tmp_path / "out", tokenizer, validation=0.5)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_a_disk_that_is_full_at_the_list_of_bad_records_keeps_all_shards(
+    tmp_path, tokenizer, monkeypatch
+):
+    text = write_texts(tmp_path / "a.jsonl", "upstream", documents=40)
+    text.write_text('{"text": null}\n' + text.read_text())
+    options = {"shard_tokens": 800, "on_bad_record": lambda _: None}
+    write_shards([text], tmp_path / "expected", tokenizer, **options)
+    open_file = Path.open
+
+    def open_on_full_disk(path, *args, **kwargs):
+        return open_file(Path("/dev/full") if path.name == BAD_RECORDS_FILE else path, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", open_on_full_disk)
+        with pytest.raises(DataError, match=r"jsonl: cannot be written: No space .* are kept: "):
+            write_shards([text], tmp_path / "out", tokenizer, **options)
+    assert not (tmp_path / "out").exists()
+    reports = []
+    write_shards([text], tmp_path / "out", tokenizer, progress=reports.append, **options)
+    assert (reports[-1].finished_documents, reports[-1].tokens) == (40, 0)
+    assert file_contents(tmp_path / "out") == file_contents(tmp_path / "expected")
+    assert BAD_RECORDS_FILE in file_contents(tmp_path / "out")
+
+
+def test_a_folder_that_cannot_be_created_promises_nothing(tmp_path, tokenizer):
+    (tmp_path / "a.jsonl").write_text('{"text": "the run"}\n')
+    with pytest.raises(
+        DataError, match=r"out\.partial: cannot be written: Not a dir.* permissions$"
+    ):
+        write_shards([tmp_path / "a.jsonl"], tmp_path / "a.jsonl" / "out", tokenizer)
+
+
+def test_the_folder_in_which_shards_are_written_is_no_input(tmp_path, tokenizer):
+    write_texts(tmp_path / "a.jsonl", "upstream", documents=4)
+    skipped = []
+    write_shards([tmp_path], tmp_path / "out", tokenizer, on_skipped=skipped.append)
+    assert not skipped
 
 
 def test_the_current_folder_is_no_folder_to_write(tmp_path, tokenizer, monkeypatch):

@@ -69,57 +69,6 @@ def test_a_file_and_its_folder_have_the_same_end_of_text_token(tokenizer_json, t
     assert load_tokenizer(str(tmp_path), "<|endoftext|>").eos_token == "<|endoftext|>"
 
 
-@pytest.fixture
-def gpt2_folder(tokenizer_json, tmp_path):
-    """Returns a folder with vocab.json and merges.txt, as GPT-2 was published."""
-    model = json.loads(tokenizer_json.read_text())["model"]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
-    return tmp_path
-
-
-def test_a_folder_with_vocabulary_and_merges_is_converted(gpt2_folder, tokenizer_json, caplog):
-    (gpt2_folder / "tokenizer_config.json").write_text(
-        '{"tokenizer_class": "GPT2Tokenizer", "eos_token": "<|endoftext|>"}'
-    )
-    converted, original = load_tokenizer(str(gpt2_folder)), load_tokenizer(str(tokenizer_json))
-    assert converted.digest == original.digest
-    text = "The cat, it's 12 words\n\nor  so: é"
-    assert converted.encoder.encode(text).ids == original.encoder.encode(text).ids
-    assert "vocab.json converted by transformers' GPT2Tokenizer" in caplog.text
-
-
-@pytest.mark.parametrize("file", ["vocab.json", "tokenizer.model", "spiece.model"])
-def test_what_cannot_be_converted_names_the_command_that_converts(tmp_path, file):
-    """Without its class, a vocabulary may be of several; sentencepiece may not be installed."""
-    (tmp_path / file).write_bytes(b"{}")
-    with pytest.raises(
-        DataError, match=rf"no tokenizer\.json, only {file}, .* try: python -c .*save_pretrained"
-    ):
-        load_tokenizer(str(tmp_path))
-
-
-@pytest.mark.parametrize("name", ["nowhere/tokenizer.json", "/no/such/folder", "a b"])
-def test_a_missing_tokenizer_is_named(name):
-    with pytest.raises(DataError, match="no such file"):
-        load_tokenizer(name)
-
-
-def test_a_damaged_tokenizer_is_named(tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(DataError, match="not a tokenizer that can be read"):
-        load_tokenizer(str(tmp_path))
-
-
-def test_a_huge_id_is_refused_before_memory_is_allocated_for_it(tokenizer_json, tmp_path):
-    document = json.loads(tokenizer_json.read_text())
-    document["model"]["vocab"]["huge"] = 2**24
-    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
-    with pytest.raises(DataError, match="an id is above 16,777,215"):
-        load_tokenizer(str(tmp_path))
-
-
 def test_the_tokenizer_of_gpt_neox_has_the_published_ids():
     path = ROOT.parent / "shared" / "data" / "20B_tokenizer.json"
     if not path.exists():

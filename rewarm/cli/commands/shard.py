@@ -13,6 +13,7 @@ from rich.table import Table
 from rewarm.cli.input_report import InputReport
 from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import print_table
+from rewarm.errors import DataError
 from rewarm.freed_memory import keep_freed_blocks
 
 if TYPE_CHECKING:
@@ -102,7 +103,8 @@ def shard(
     options = options._replace(where=_parse_where(where or []))
     loaded_tokenizer = load_tokenizer(tokenizer, eos)
     files = find_input_files(inputs, split=split).files
-    with InputReport() as report:
+    report = InputReport()
+    try:
         with _ProgressBar(files) as bar:
             indices = write_shards(
                 inputs,
@@ -119,9 +121,11 @@ def shard(
                 on_left_out=report.add_left_out,
                 progress=bar.update,
             )
-        report.write_bad_records(out)
-        _print_folders(out, indices)
-        report.print(files, out)
+    except DataError:
+        report.print_after_error()
+        raise
+    _print_folders(out, indices)
+    report.print(files, out)
     print(bar.summary())
 
 
@@ -192,7 +196,7 @@ def _parse_sizes(shard_size: str, validation: str) -> tuple[int, float]:
 def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
     """Prints a table with one row for each folder written."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("folder", no_wrap=True)
+    table.add_column("folder", overflow="fold")  # where it is too long, the numbers stay
     for column in ("shards", "documents", "tokens", "bytes/token"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, index in indices.items():
@@ -204,7 +208,7 @@ def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
             f"{index.tokens:,}",
             f"{size / index.tokens:.2f}",
         )
-    print_table(table)
+    print_table(table, min_width=60)
 
 
 class _ProgressBar:
@@ -253,8 +257,13 @@ class _ProgressBar:
             text += f"; {last.empty_documents:,} empty documents left out"
         if last.special_tokens:
             text += f"; {last.special_tokens:,} special tokens in the texts encoded as text"
-        if last.end_of_text_tokens:
+        if last.end_of_text_tokens and last.special_tokens:
             text += f", except {last.end_of_text_tokens:,} that became end-of-text"
+        elif last.end_of_text_tokens:
+            text += (
+                f"; {last.end_of_text_tokens:,} end-of-text tokens inside texts, since the "
+                "tokenizer does not mark end-of-text as special"
+            )
         if last.finished_documents:
             text += f"; {last.finished_documents:,} documents had already been written"
         if last.removed_files:

@@ -32,6 +32,23 @@ def test_shard_writes_train_and_val_and_prints_their_counts(tmp_path, tokenizer_
     assert "; 1 empty documents left out" in out
 
 
+@pytest.mark.parametrize("columns", ["80", "40"])
+def test_a_long_folder_name_does_not_displace_the_numbers(
+    tmp_path, tokenizer_json, command, monkeypatch, columns
+):
+    text = write_texts(tmp_path / "a.jsonl", "upstream", documents=100)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("COLUMNS", columns)
+    out = tmp_path / ("long-name-" * 12)
+    code, printed, _ = command(
+        "shard", text, "--out", out, "--tokenizer", tokenizer_json, "--validation", "20%"
+    )
+    assert code == 0
+    for name in ("train", "val"):
+        index = json.loads((out / name / "index.json").read_text())
+        assert f"{sum(shard['tokens'] for shard in index['shards']):,}" in printed
+
+
 def test_shard_counts_special_tokens_in_the_texts(tmp_path, tokenizer_json, command):
     (tmp_path / "a.jsonl").write_text('{"text": "<|endoftext|> the <|endoftext|>"}\n')
     code, out, _ = command(
@@ -41,6 +58,21 @@ def test_shard_counts_special_tokens_in_the_texts(tmp_path, tokenizer_json, comm
     assert "; 2 special tokens in the texts encoded as text" in out
     (tokens,) = documents_of(tmp_path / "out")
     assert tokens.tolist().count(0) == 1
+
+
+def test_shard_counts_an_end_of_text_that_is_not_special(tmp_path, tokenizer_json, command):
+    document = json.loads(tokenizer_json.read_text())
+    (end_of_text,) = document["added_tokens"]
+    end_of_text["special"] = False
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    (tmp_path / "a.jsonl").write_text('{"text": "<|endoftext|> the <|endoftext|>"}\n')
+    code, out, _ = command(
+        "shard", tmp_path / "a.jsonl", "--out", tmp_path / "out", "--tokenizer", tmp_path
+    )
+    assert code == 0
+    assert "; 2 end-of-text tokens inside texts, since the tokenizer does not mark" in out
+    (tokens,) = documents_of(tmp_path / "out")
+    assert tokens.tolist().count(0) == 3
 
 
 def test_shard_reads_the_given_field(tmp_path, tokenizer_json, command):
@@ -111,6 +143,15 @@ def test_bad_records_stop_or_are_skipped_and_listed(tmp_path, shard):
         "no text in field 'text' (found",
     ]
     assert len(documents_of(tmp_path / "out")) == 2
+
+
+def test_where_no_document_is_left_the_reasons_are_printed(tmp_path, shard):
+    path = tmp_path / "in.tar"
+    path.write_bytes(tar_of({"0.jsonl": b'{"body": "x"}\n' * 3, "1.jpg": b"x"}))
+    code, _, err = shard(path, "--on-bad-record", "skip", "--validation", "50%")
+    assert (code, "no document left: all that the inputs hold is empty" in err) == (3, True)
+    assert f"skipped  1 (its ending is not read: .jpg): {path}:1.jpg" in err
+    assert f"skipped  3 records without text: first {path}:0.jsonl:1: no text in field" in err
 
 
 def test_one_split_is_read(tmp_path, shard):
