@@ -157,7 +157,7 @@ def test_a_full_disk_keeps_the_old_results_and_prints_the_new_ones(
 
 def test_compare_and_report_show_the_same_cells(plan, finished_runs, capsys):
     results = study_output.StudyRunner(plan).results()
-    collected = CollectedRuns("", [], "a", None, {}, results)
+    collected = CollectedRuns("", [], "a", None, {}, {}, results)
     run_and_print_study(plan, divide_gpus([], 1), as_json=False)
     printed = capsys.readouterr().out
     for name in ("upstream", "downstream"):
