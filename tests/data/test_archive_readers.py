@@ -137,9 +137,9 @@ def test_only_the_json_of_a_sample_is_metadata(tmp_path):
                 "v1.0001.json": lines("one"),
                 "v1.0002.json": lines("two"),
                 "v1.readme.txt": b"three",
-                "v1.0003.json.gz": gzip.compress(lines("four")),
+                "v1.0003.json.gz": gzip.compress(lines("four"), mtime=0),
                 "v1.0004.json": lines("five"),
-                "./w.JSON.gz": gzip.compress(lines("x")),
+                "./w.JSON.gz": gzip.compress(lines("x"), mtime=0),
                 "w.TXT": b"six",
             }
         )
@@ -177,7 +177,7 @@ def test_texts_in_all_endings_are_read_and_other_members_are_listed(tmp_path, pa
         pack(
             {
                 "0.jsonl": lines("one", "two"),
-                "1.JSONL.GZ": gzip.compress(lines("three")),
+                "1.JSONL.GZ": gzip.compress(lines("three"), mtime=0),
                 "2.txt.xz": lzma.compress(b"four"),
                 "3.ndjson": lines("five"),
                 "4.txt": b"\xef\xbb\xbfsix",

@@ -111,7 +111,7 @@ def test_a_file_that_ends_within_a_record_is_damaged(tmp_path, name, data, messa
     with pytest.raises(DataError, match=message):
         list(read_documents([path], "text", on_bad_record=lambda _: None))
     packed = tmp_path / f"{name}.gz"
-    packed.write_bytes(gzip.compress(data))
+    packed.write_bytes(gzip.compress(data, mtime=0))
     records = []
     documents = list(read_documents([packed], "text", on_bad_record=records.append))
     assert (len(documents), len(records)) == (name == "a.jsonl", 1)
@@ -121,7 +121,7 @@ def test_a_file_that_ends_within_a_record_is_damaged(tmp_path, name, data, messa
     ("name", "data", "message"),
     [
         ("a.json", b'[{"text": "x"}]', r"one JSON array; .* jq -c '\.\[\]' a\.json > NEW\.jsonl"),
-        ("a.jsonl.gz", gzip.compress(b'[\n {"text": "x"}\n]'), "one JSON array"),
+        ("a.jsonl.gz", gzip.compress(b'[\n {"text": "x"}\n]', mtime=0), "one JSON array"),
         ("a.json", b'\n{\n "text": "x"\n}', r"several lines each; .* jq -c \. a\.json"),
     ],
 )
@@ -323,7 +323,7 @@ def test_every_file_format_gives_the_same_shards(tmp_path, tokenizer_json):
     tokenizer = load_tokenizer(str(tokenizer_json))
     jsonl = write_texts(tmp_path / "a.jsonl", "third", documents=9).read_text()
     texts = [json.loads(line)["text"] for line in jsonl.splitlines()]
-    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(jsonl.encode()))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(jsonl.encode(), mtime=0))
     (tmp_path / "c.jsonl.zst").write_bytes(zstandard.compress(jsonl.encode()))
     table = pyarrow.table({"text": texts})
     parquet.write_table(table, tmp_path / "d.parquet")
