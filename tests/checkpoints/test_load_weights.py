@@ -43,11 +43,10 @@ def test_a_pickled_state_dict_of_plain_tensors_is_read(tmp_path):
     assert counts == (28, 3)  # two layers of 12, two embeddings, a norm of two; three buffers
 
 
-@pytest.mark.parametrize("number", range(len(ARCHITECTURES)))
-def test_the_output_layer_may_have_its_name_in_memory(tmp_path, number):
+def test_the_output_layer_may_have_its_name_in_memory(tmp_path):
     """transformers 5 renames it when it saves; accelerate saves the state dict as it is."""
-    reference = transformers_model(ARCHITECTURES[number])
-    reference.config.save_pretrained(tmp_path)
+    reference = transformers_model(ARCHITECTURES[0])
+    reference.save_pretrained(tmp_path)
     state = {name: tensor.clone() for name, tensor in reference.state_dict().items()}
     if "embed_out.weight" in state:  # an earlier transformers
         state["lm_head.weight"] = state.pop("embed_out.weight")
