@@ -165,7 +165,7 @@ def test_a_damaged_checkpoint_is_refused(
     assert "out of memory" not in err
     assert "MemoryError" not in err
     assert is_printable(err)
-    assert seconds < 10
+    assert seconds < 30
 
 
 def test_there_are_400_different_cases():
