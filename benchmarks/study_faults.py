@@ -121,8 +121,8 @@ class Study:
             except subprocess.TimeoutExpired:
                 process.kill()  # it hangs, and trains nothing
                 messages, code = process.communicate()[1], "hangs"
-        found = re.findall(pattern, messages) if pattern else messages.strip().splitlines()[-1:]
-        text = found[-1] if found else "(none)"
+        reasons = re.findall(pattern, messages) if pattern else messages.strip().splitlines()[-1:]
+        text = reasons[-1] if reasons else "(none)"
         for folder in (self.runs, self.folder.parent):
             text = text.replace(f"{folder}/", "").replace(f"{os.path.relpath(folder)}/", "")
         after = self.starts()

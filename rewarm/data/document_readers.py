@@ -11,6 +11,7 @@ from rewarm.data.decompression import content_chunks, joined_content, numbered_l
 from rewarm.data.input_files import InputFiles, bin_part, find_input_files
 from rewarm.data.input_formats import format_of
 from rewarm.data.input_records import (
+    DEFAULT_OPTIONS,
     Reading,
     ReadOptions,
     Record,
@@ -28,6 +29,7 @@ from rewarm.data.token_arrays import read_token_array
 from rewarm.errors import DataError
 
 __all__ = [
+    "DEFAULT_OPTIONS",
     "InputFiles",
     "ReadOptions",
     "SkippedInput",
@@ -59,7 +61,7 @@ def read_documents(
     on_skipped: Callable[[SkippedInput], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,
     on_left_out: Callable[[str], None] = lambda _: None,
-    options: ReadOptions = ReadOptions(),  # noqa: B008 - immutable
+    options: ReadOptions = DEFAULT_OPTIONS,
 ) -> Iterator[TextDocument]:
     """Yields every document of the files, in order.
 

@@ -68,12 +68,12 @@ def find_input_files(inputs: list[Path], *, split: str | None = None) -> InputFi
         raise DataError(f"--split {split}: only a folder has splits, and no input is a folder")
     for number, path in enumerate(inputs):
         if path.is_dir():
-            found = _find_in_folder(path, split)
-            skipped += found.skipped
+            in_input = _find_in_folder(path, split)
+            skipped += in_input.skipped
         else:
             _check_format(path)
-            found = InputFiles([path], [])
-        for file in found.files:
+            in_input = InputFiles([path], [])
+        for file in in_input.files:
             status = file.stat()
             key = (status.st_dev, status.st_ino)
             if key not in first_names:

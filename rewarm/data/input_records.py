@@ -1,4 +1,4 @@
-"""What the readers of all formats share: how to read, who is told what, and the text of a record.
+"""What the readers of all formats share: options, reports, and the text of a record.
 
 A record is one document as it is stored: a line of JSON, a row of a table, a .txt. A bad one is
 reported to `Reading.on_bad_record`, which raises to stop. Damage of a file is a `DataError`.
@@ -64,6 +64,9 @@ class Record(NamedTuple):
     location: str
     ends: bool = True
     """Whether the document ends here; False for a block of a token stream."""
+
+
+DEFAULT_OPTIONS = ReadOptions()
 
 
 class Reading(NamedTuple):
@@ -155,8 +158,8 @@ def text_of_row(row: Any, location: str, reading: Reading) -> str | None:
     try:
         text = _nested(row, field)
     except KeyError:
-        found = list_names(row) if isinstance(row, dict) else _JSON_TYPES[type(row)]
-        reason = f"no text in field {field!r} (found: {found}); see --field"
+        content = list_names(row) if isinstance(row, dict) else _JSON_TYPES[type(row)]
+        reason = f"no text in field {field!r} (found: {content}); see --field"
     else:
         if isinstance(text, str):
             if _is_valid_unicode(text):
@@ -202,9 +205,9 @@ def _has_wanted_values(row: Any, location: str, reading: Reading) -> bool:
             reason = f"no field {path!r} to compare with --where {path}={wanted}"
             reading.on_bad_record(SkippedInput(location, reason))
             return False
-        found = value if isinstance(value, str) else json.dumps(value)
-        if found != wanted:
-            reading.on_left_out(f"{path}={found}")
+        written = value if isinstance(value, str) else json.dumps(value)
+        if written != wanted:
+            reading.on_left_out(f"{path}={written}")
             return False
     return True
 

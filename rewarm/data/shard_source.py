@@ -264,10 +264,16 @@ def _count_range(text: str) -> int | None:
     return abs(last - first) // (int(match[3] or 1) or 1) + 1
 
 
+def _is_folder(location: str) -> bool:
+    try:
+        return Path(location).is_dir()
+    except OSError:  # a long pattern is no name of a file
+        return False
+
+
 def _split_pattern(location: str) -> tuple[str, str]:
     """Returns the folder, and the pattern of shard files at its end; "" if there is none."""
     folder, pattern = location.rstrip("/"), ""
-    is_folder = os.path.isdir(folder)  # noqa: PTH112 - False for names that are too long
-    if _PATTERN.search(PurePosixPath(folder).name) and not is_folder:
+    if _PATTERN.search(PurePosixPath(folder).name) and not _is_folder(folder):
         folder, _, pattern = folder.rpartition("/")
     return folder, pattern

@@ -21,6 +21,7 @@ from typing import NamedTuple
 from rewarm.data.bad_records import BadRecordsFile
 from rewarm.data.dataset_card import CARD, dataset_card
 from rewarm.data.document_readers import (
+    DEFAULT_OPTIONS,
     ReadOptions,
     SkippedInput,
     TextDocument,
@@ -75,7 +76,7 @@ def write_shards(
     shard_tokens: int = 16_000_000,
     validation: float = 0.0,
     split: str | None = None,
-    options: ReadOptions = ReadOptions(),  # noqa: B008 - immutable
+    options: ReadOptions = DEFAULT_OPTIONS,
     on_bad_record: Callable[[SkippedInput], None] = refuse_record,
     on_skipped: Callable[[SkippedInput], None] = lambda _: None,
     on_notice: Callable[[str], None] = lambda _: None,

@@ -86,8 +86,8 @@ def _check_column(schema: Any, path: Path, field: str) -> int:
 
     positions = schema.get_all_field_indices(field)
     if len(positions) != 1:
-        found = "several of this name" if positions else list_names(schema.names)
-        raise DataError(f"{path}: no column {field!r} (found: {found}); see --field")
+        columns = "several of this name" if positions else list_names(schema.names)
+        raise DataError(f"{path}: no column {field!r} (found: {columns}); see --field")
     type_ = schema.field(positions[0]).type
     value_type = type_.value_type if types.is_dictionary(type_) else type_
     is_text = (

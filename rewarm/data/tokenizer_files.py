@@ -84,13 +84,13 @@ def _load_from_folder(folder: Path) -> tuple[tokenizers.Tokenizer, Any]:
         raise DataError(f"{config}: cannot be read: {error}; download it again") from None
     if file.is_file():
         return _load_file(file), configured_eos
-    found = sorted(path.name for pattern in _OTHER_FORMATS for path in folder.glob(pattern))
-    if not found:
+    files = sorted(path.name for pattern in _OTHER_FORMATS for path in folder.glob(pattern))
+    if not files:
         raise DataError(f"{folder}: no tokenizer.json in this folder")
     has_class = bool(class_name) or (folder / "config.json").exists()
     if not has_class and (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return _convert_byte_level_bpe(folder), configured_eos
-    return _convert(folder, found), configured_eos
+    return _convert(folder, files), configured_eos
 
 
 def _convert_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
@@ -125,7 +125,7 @@ def _convert_byte_level_bpe(folder: Path) -> tokenizers.Tokenizer:
     return encoder
 
 
-def _convert(folder: Path, found: list[str]) -> tokenizers.Tokenizer:
+def _convert(folder: Path, files: list[str]) -> tokenizers.Tokenizer:
     """Returns the tokenizer that transformers builds from other files than a tokenizer.json."""
     from transformers import AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -137,19 +137,19 @@ def _convert(folder: Path, found: list[str]) -> tokenizers.Tokenizer:
         _check_ids({"model": {"vocab": encoder.get_vocab(with_added_tokens=True)}})
     except Exception as error:  # transformers can raise anything
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        raise _unconvertible(folder, found, f"transformers cannot convert it: {reason}") from None
+        raise _unconvertible(folder, files, f"transformers cannot convert it: {reason}") from None
     _logger.warning(
         "warning: %s: no tokenizer.json; %s converted by transformers' %s",
-        *(folder, ", ".join(found), type(converted).__name__),
+        *(folder, ", ".join(files), type(converted).__name__),
     )
     return encoder
 
 
-def _unconvertible(folder: Path, found: list[str], reason: str) -> DataError:
+def _unconvertible(folder: Path, files: list[str], reason: str) -> DataError:
     """Returns the error about files that no tokenizer was built from, with what to try."""
     from transformers.utils import is_sentencepiece_available
 
-    models = [folder / name for name in found if name.endswith(".model")]
+    models = [folder / name for name in files if name.endswith(".model")]
     for model in models:
         if not _is_sentencepiece_model(model):
             return DataError(
@@ -158,11 +158,11 @@ def _unconvertible(folder: Path, found: list[str], reason: str) -> DataError:
             )
     if models and not is_sentencepiece_available():
         return DataError(
-            f"{folder}: no tokenizer.json, and converting {', '.join(found)} needs sentencepiece: "
+            f"{folder}: no tokenizer.json, and converting {', '.join(files)} needs sentencepiece: "
             "pip install sentencepiece protobuf, then repeat this command"
         )
     return DataError(
-        f"{folder}: no tokenizer.json, only {', '.join(found)}: {reason}; name the tokenizer's "
+        f"{folder}: no tokenizer.json, only {', '.join(files)}: {reason}; name the tokenizer's "
         'class in tokenizer_config.json, such as {"tokenizer_class": "GPT2Tokenizer"}, or use its '
         "tokenizer.json"
     )

@@ -90,10 +90,10 @@ def reads_corpus(validation_set: str, shards: str, corpora: Corpora) -> bool:
 
 def _resolve_role(recipe: Recipe, name: str, lineage: Sequence[Corpora]) -> SetRole:
     given = recipe.data.validation[name].role
-    if found := _role_in_lineage(recipe, name, lineage):
-        if given not in (None, found.role):
-            return found._replace(reason=f"{found.reason}; its role in the recipe is not used")
-        return found
+    if known := _role_in_lineage(recipe, name, lineage):
+        if given not in (None, known.role):
+            return known._replace(reason=f"{known.reason}; its role in the recipe is not used")
+        return known
     if given:
         return SetRole(given, f"data.validation.{name}.role")
     if by_name := _role_by_name(name):

@@ -163,18 +163,18 @@ def held_out_warnings_of_study(plan: StudyPlan) -> list[str]:
 
 
 def _merged_roles(runs: list[StudyRun], bases: dict[str, Recipe]) -> dict[str, SetRole]:
-    found: dict[str, list[SetRole]] = {}
+    roles_of: dict[str, list[SetRole]] = {}
     lineages: dict[str, list[Corpora]] = {}
     for run in {run.arm: run for run in runs}.values():
         key = f"{run.needs_base} {run.recipe.model!r}"
         if key not in lineages:
             lineages[key] = _lineage(run.recipe, run.needs_base, bases)
         for name, role in resolve_roles(run.recipe, lineages[key]).items():
-            found.setdefault(name, []).append(role)
-    merged = {name: merge_roles(name, (role.role for role in found[name])) for name in found}
+            roles_of.setdefault(name, []).append(role)
+    merged = {name: merge_roles(name, (role.role for role in roles_of[name])) for name in roles_of}
     return {
         name: next(role for role in roles if role.role == merged[name])
-        for name, roles in found.items()
+        for name, roles in roles_of.items()
     }
 
 
