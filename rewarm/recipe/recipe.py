@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     Field,
@@ -53,6 +53,8 @@ from rewarm.schedules import Schedule
 _FP8_TILE = 16
 """Both sides of a matrix in an fp8 matmul have to be multiples of this."""
 
+_Section = TypeVar("_Section", bound=Section)
+
 BaseRateLookup = Callable[[ModelSettings], float]
 """A function that returns a base model's last learning rate; raises ValueError if it is unknown."""
 
@@ -70,6 +72,13 @@ def _resolution_context(info: ValidationInfo) -> dict[str, Any]:
         # Looked up only if the schedule refers to it, since the base may have to be read.
         context["base_lr"] = lambda: (info.context or {}).get("base_lr", base_lr_in_recipe)(model)
     return context
+
+
+def _resolve_spans(section: type[_Section], value: Any, info: ValidationInfo) -> _Section:
+    """Validates a section whose spans are of this run's length; another run's are resolved anew."""
+    if isinstance(value, section):
+        value = value.model_dump(mode="json", by_alias=True)
+    return section.model_validate(value, context=_resolution_context(info))
 
 
 def base_lr_in_recipe(model: ModelSettings) -> float:
@@ -131,16 +140,12 @@ class Recipe(Section):
     @field_validator("data", mode="plain", json_schema_input_type=DataSettings)
     @classmethod
     def _resolve_data(cls, value: Any, info: ValidationInfo) -> DataSettings:
-        if isinstance(value, DataSettings):
-            value = value.model_dump(mode="json", by_alias=True)
-        return DataSettings.model_validate(value, context=_resolution_context(info))
+        return _resolve_spans(DataSettings, value, info)
 
     @field_validator("every", mode="plain", json_schema_input_type=EverySettings)
     @classmethod
     def _resolve_every(cls, value: Any, info: ValidationInfo) -> EverySettings:
-        if isinstance(value, EverySettings):
-            value = value.model_dump(mode="json")
-        return EverySettings.model_validate(value, context=_resolution_context(info))
+        return _resolve_spans(EverySettings, value, info)
 
     @field_validator("schedule", mode="plain", json_schema_input_type=dict[str, Any])
     @classmethod

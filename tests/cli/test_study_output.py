@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from loss_histories import outcome
+from planned_studies import write_study
 from rich.console import Console
 
 from rewarm.cli import study_output
@@ -23,19 +24,16 @@ from rewarm.study.worker_gpus import divide_gpus
 
 @pytest.fixture
 def plan(tmp_path, thousand_steps):
-    validation = "  validation: {upstream: {shards: x}, downstream: {shards: y}}"
-    recipe = thousand_steps.replace("\nbatch:", f"\n{validation}\nbatch:")
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    path = tmp_path / "study.yaml"
-    path.write_text(f"""\
-study: {tmp_path}/runs
-recipe: recipe.yaml
+    settings = """\
 arms:
   a:
-  b: {{schedule.peak_lr: 1e-3}}
+  b: {schedule.peak_lr: 1e-3}
 seeds: [1, 2]
-claims: {{"a forgets less": "forgetting(upstream, a) < forgetting(upstream, b)"}}
-""")
+claims: {"a forgets less": "forgetting(upstream, a) < forgetting(upstream, b)"}
+"""
+    path = write_study(
+        tmp_path, thousand_steps, "{upstream: {shards: x}, downstream: {shards: y}}", settings
+    )
     return load_study(path)
 
 

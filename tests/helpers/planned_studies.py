@@ -1,6 +1,15 @@
-"""A study of which nothing is trained yet, for estimates of its cost."""
+"""Studies of which nothing is trained yet."""
 
 from pathlib import Path
+
+
+def write_study(folder: Path, recipe: str, validation: str, settings: str) -> Path:
+    """Writes a study of a recipe with some validation sets; `settings` are the study's others."""
+    validated = recipe.replace("\nbatch:", f"\n  validation: {validation}\nbatch:")
+    (folder / "recipe.yaml").write_text(validated)
+    path = folder / "study.yaml"
+    path.write_text(f"study: {folder}/runs\nrecipe: recipe.yaml\n{settings}")
+    return path
 
 
 def write_study_with_base(folder: Path, recipe: str) -> Path:

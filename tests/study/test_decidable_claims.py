@@ -1,6 +1,7 @@
 """Claims that are undecided whatever the runs measure."""
 
 import pytest
+from planned_studies import write_study
 
 from rewarm.study.decidable_claims import smallest_decided_effect, undecidable_claims
 from rewarm.study.study_file import load_study
@@ -9,22 +10,18 @@ from rewarm.study.study_file import load_study
 @pytest.fixture
 def study(tmp_path, thousand_steps):
     """A study of 1,000 steps, evaluated every 500."""
-    validation = "  validation: {upstream: {shards: x}, downstream: {shards: y}}"
-    recipe = thousand_steps.replace("\nbatch:", f"\n{validation}\nbatch:")
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    path = tmp_path / "study.yaml"
-    path.write_text(f"""\
-study: {tmp_path}/runs
-recipe: recipe.yaml
+    settings = """\
 seeds: [1, 2]
-arms: {{a: , b: {{schedule.peak_lr: 1e-3}}}}
+arms: {a: , b: {schedule.peak_lr: 1e-3}}
 claims:
   final: final(upstream, a) < final(upstream, b)
   late: slope(upstream, a, last 20%) < 0
   early: bump(upstream, a, first 1%) > 0
   gap: gap(downstream, a, b, after 40%) < 0.1
-""")
-    return path
+"""
+    return write_study(
+        tmp_path, thousand_steps, "{upstream: {shards: x}, downstream: {shards: y}}", settings
+    )
 
 
 def undecided(path, *overrides):

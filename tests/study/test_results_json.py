@@ -4,6 +4,7 @@ import json
 
 import pytest
 from loss_histories import outcome
+from planned_studies import write_study
 
 from rewarm.errors import RecipeError
 from rewarm.study.comparison_tables import start_to_end_table
@@ -15,25 +16,20 @@ from rewarm.study.study_file import load_study, study_roles
 @pytest.fixture
 def plan(tmp_path, thousand_steps):
     """Two arms on new data, one on old data, and one of half the length."""
-    validation = "  validation: {upstream: {shards: data/held-out}}"
-    recipe = thousand_steps.replace("\nbatch:", f"\n{validation}\nbatch:")
-    (tmp_path / "recipe.yaml").write_text(recipe)
-    path = tmp_path / "study.yaml"
-    path.write_text(f"""\
-study: {tmp_path}/runs
-recipe: recipe.yaml
+    settings = """\
 arms:
-  low: {{schedule.peak_lr: 1e-4}}
+  low: {schedule.peak_lr: 1e-4}
   high:
-  old: {{data.train: {{upstream: {{shards: somewhere}}}}}}
-  short: {{tokens: 50M}}
+  old: {data.train: {upstream: {shards: somewhere}}}
+  short: {tokens: 50M}
 seeds: [1, 2]
 reference: low
 control: old
 claims:
   high forgets more: forgetting(upstream, high) > forgetting(upstream, low)
   by zero: 1 / (final(upstream, low) - final(upstream, low)) > 2
-""")
+"""
+    path = write_study(tmp_path, thousand_steps, "{upstream: {shards: data/held-out}}", settings)
     return load_study(path)
 
 
