@@ -17,7 +17,8 @@ from rewarm.checkpoints.training_state import read_training_state
 from rewarm.errors import RecipeError
 from rewarm.quantities import format_count, parse_count, parse_share
 from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
-from rewarm.recipe.recipe import BaseRateLookup, Recipe, validate_recipe
+from rewarm.recipe.recipe import Recipe, validate_recipe
+from rewarm.recipe.resolution import BaseRateLookup
 from rewarm.recipe.saved_recipe import load_saved_recipe
 from rewarm.recipe.yaml_document import YamlDocument
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -30,7 +30,7 @@ from rewarm import schedules
 from rewarm.errors import RecipeError, ScheduleError
 from rewarm.model.architecture import Architecture
 from rewarm.paths import short_path
-from rewarm.quantities import Budget, Count
+from rewarm.quantities import Count
 from rewarm.recipe.fields import (
     BatchSettings,
     DataSettings,
@@ -46,51 +46,18 @@ from rewarm.recipe.fields import (
 )
 from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
 from rewarm.recipe.periodic_work import EverySettings
+from rewarm.recipe.resolution import (
+    BaseRateLookup,
+    base_lr_in_recipe,
+    resolution_context,
+    resolve_spans,
+)
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.schedules import Schedule
 
 _FP8_TILE = 16
 """Both sides of a matrix in an fp8 matmul have to be multiples of this."""
-
-_Section = TypeVar("_Section", bound=Section)
-
-BaseRateLookup = Callable[[ModelSettings], float]
-"""A function that returns a base model's last learning rate; raises ValueError if it is unknown."""
-
-
-def _resolution_context(info: ValidationInfo) -> dict[str, Any]:
-    """Returns the budget that resolves spans, and the function that looks up the base's last rate.
-
-    Each is None if the settings that it depends on are missing or invalid.
-    """
-    tokens, batch, model = (info.data.get(name) for name in ("tokens", "batch", "model"))
-    context: dict[str, Any] = {"budget": None, "base_lr": None}
-    if tokens is not None and batch is not None:
-        context["budget"] = Budget(tokens // batch.tokens, batch.tokens)
-    if model is not None and model.base is not None:
-        # Looked up only if the schedule refers to it, since the base may have to be read.
-        context["base_lr"] = lambda: (info.context or {}).get("base_lr", base_lr_in_recipe)(model)
-    return context
-
-
-def _resolve_spans(section: type[_Section], value: Any, info: ValidationInfo) -> _Section:
-    """Validates a section whose spans are of this run's length; another run's are resolved anew."""
-    if isinstance(value, section):
-        value = value.model_dump(mode="json", by_alias=True)
-    return section.model_validate(value, context=_resolution_context(info))
-
-
-def base_lr_in_recipe(model: ModelSettings) -> float:
-    """Returns `model.base_lr`.
-
-    Raises:
-        ValueError: it is not set.
-    """
-    if model.base_lr is None:
-        base = short_path(model.base or "")
-        raise ValueError(f"the last rate of {base} is not known; give it as model.base_lr")
-    return model.base_lr
 
 
 class Recipe(Section):
@@ -140,17 +107,17 @@ class Recipe(Section):
     @field_validator("data", mode="plain", json_schema_input_type=DataSettings)
     @classmethod
     def _resolve_data(cls, value: Any, info: ValidationInfo) -> DataSettings:
-        return _resolve_spans(DataSettings, value, info)
+        return resolve_spans(DataSettings, value, info)
 
     @field_validator("every", mode="plain", json_schema_input_type=EverySettings)
     @classmethod
     def _resolve_every(cls, value: Any, info: ValidationInfo) -> EverySettings:
-        return _resolve_spans(EverySettings, value, info)
+        return resolve_spans(EverySettings, value, info)
 
     @field_validator("schedule", mode="plain", json_schema_input_type=dict[str, Any])
     @classmethod
     def _resolve_schedule(cls, value: Any, info: ValidationInfo) -> Schedule:
-        return schedules.read(value, _resolution_context(info))
+        return schedules.read(value, resolution_context(info))
 
     @model_validator(mode="after")
     def _check_settings_together(self) -> Recipe:
