@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Literal, Self
+from typing import IO, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -59,6 +59,12 @@ class _JobRecord(BaseModel):
     settings: JobSettings
     split_limit: SplitLimit | None = None
     """Which documents are held out, if the share of `settings` left a folder empty."""
+
+
+def _as_text(setting: Any) -> str:
+    if isinstance(setting, tuple):  # `where`
+        return " ".join(f"{path}={value}" for path, value in setting) or "none"
+    return f"{setting!s:.12}"
 
 
 class ShardJob:
@@ -196,7 +202,7 @@ class ShardJob:
         if finished := self.finished_shards:
             old, this = record.settings.model_dump(), settings.model_dump()
             differences = ", ".join(
-                f"{key} {old[key]!s:.12} there and {this[key]!s:.12} here"
+                f"{key} {_as_text(old[key])} there and {_as_text(this[key])} here"
                 for key in old
                 if old[key] != this[key]
             )

@@ -168,7 +168,7 @@ def check_context_fits(architecture: Architecture, context: int) -> None:
     if context > architecture.positions:
         raise CheckpointError(
             f"a context of {context:,} tokens is longer than the model's "
-            f"{architecture.positions:,} positions; set data.context lower"
+            f"{architecture.positions:,} positions; set data.context (eval: --context) lower"
         )
 
 

@@ -145,7 +145,8 @@ def check_same_recipe(recipe: Recipe, directory: Path) -> None:
         raise CheckpointError(
             f"{directory}: has the {METRICS_FILE} of another recipe, and no checkpoint:\n  "
             + "\n  ".join(changes)
-            + "\nname another directory with --set run=DIR, or replace it with --accept-changes"
+            + "\nmove it away, name another directory with --set run=DIR, or replace it with "
+            "`rewarm train --accept-changes`"
         )
 
 

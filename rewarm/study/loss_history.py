@@ -15,6 +15,8 @@ class LossPoint(NamedTuple):
     tokens: int
     loss: float
     """In nats per token."""
+    bits_per_byte: float | None = None
+    """The loss in bits per byte of text; None if the bytes are not known."""
 
 
 class Baseline(NamedTuple):
@@ -35,8 +37,6 @@ class LossHistory(NamedTuple):
     """None if it was not measured: then no change of the loss is known."""
     has_gap: bool = False
     """Whether measurements are missing, so that the highest loss and the mean are not known."""
-    bits_per_byte: float | None = None
-    """The last loss, in bits per byte of text; None if the bytes are not known."""
 
     @property
     def start(self) -> float | None:
@@ -47,6 +47,11 @@ class LossHistory(NamedTuple):
     def final(self) -> float:
         """The last loss."""
         return self.points[-1].loss
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """The last loss, in bits per byte of text; None if the bytes are not known."""
+        return self.points[-1].bits_per_byte
 
     @property
     def forgetting(self) -> float | None:
@@ -122,15 +127,15 @@ class LossHistory(NamedTuple):
 
 
 def mean_history(histories: list[LossHistory]) -> LossHistory | None:
-    """Returns the mean loss over several validation sets, at the steps where all were measured.
+    """Returns the mean losses over several validation sets, at the steps where all were measured.
 
     Each set counts the same, however long it is. None without such a step.
     """
-    losses = [{point.step: point.loss for point in history.points} for history in histories]
+    measured = [{point.step: point for point in history.points} for history in histories]
     points = [
-        point._replace(loss=fmean(by_step[point.step] for by_step in losses))
+        _mean_point([by_step[point.step] for by_step in measured])
         for point in (histories[0].points if histories else [])
-        if all(point.step in by_step for by_step in losses)
+        if all(point.step in by_step for by_step in measured)
     ]
     baselines = [history.baseline for history in histories if history.baseline]
     baseline = None
@@ -138,6 +143,14 @@ def mean_history(histories: list[LossHistory]) -> LossHistory | None:
         baseline = Baseline(fmean(start.loss for start in baselines), baselines[0].step)
     has_gap = any(history.has_gap for history in histories)
     return LossHistory(points, baseline, has_gap) if points else None
+
+
+def _mean_point(points: list[LossPoint]) -> LossPoint:
+    bits = [point.bits_per_byte for point in points if point.bits_per_byte is not None]
+    return points[0]._replace(
+        loss=fmean(point.loss for point in points),
+        bits_per_byte=fmean(bits) if len(bits) == len(points) else None,
+    )
 
 
 METRICS: dict[str, Callable[[LossHistory], float | None]] = {

@@ -28,8 +28,8 @@ def check_study(plan: StudyPlan, *, gpus: int = 0) -> None:
     """
     runs_by_problem: dict[str, list[str]] = {}
     first_problem: Problem | None = None
-    for name, recipe in _recipes(plan).items():
-        for problem in _problems(recipe, gpus):
+    for name, (recipe, checkable) in _recipes(plan).items():
+        for problem in _problems(recipe, checkable, gpus):
             if str(problem) == str(in_use(recipe.run_directory)):  # another worker of this study
                 continue
             first_problem = first_problem or problem
@@ -40,20 +40,21 @@ def check_study(plan: StudyPlan, *, gpus: int = 0) -> None:
         raise first_problem
 
 
-def _problems(recipe: Recipe, gpus: int) -> list[Problem]:
+def _problems(recipe: Recipe, checkable: Recipe, gpus: int) -> list[Problem]:
     """Returns what prevents a run from starting or continuing; nothing if it is complete.
 
-    A stale run is a problem: its results do not belong to this study.
+    A stale run is a problem: its results do not belong to this study. `checkable` is the recipe
+    with what can be checked now in the place of a base that is not there.
     """
     try:
         if is_complete(recipe):
             return []
     except RewarmError as error:
         return [error]
-    problems = preflight(recipe, resume=True)
+    problems = preflight(checkable, resume=True)
     if not problems:
         with collect_errors(problems):
-            check_started_from_base(recipe)
+            check_started_from_base(checkable)
     file = recipe_file_of(recipe.run_directory)
     if file.exists() and not is_saved_recipe(file):
         problems.append(foreign_file(file, "name another folder as `study`"))
@@ -63,10 +64,10 @@ def _problems(recipe: Recipe, gpus: int) -> list[Problem]:
     return problems
 
 
-def _recipes(plan: StudyPlan) -> dict[str, Recipe]:
-    """Returns the recipe to check for each run, by the run's name."""
-    recipes = {f"bases/{name}": recipe for name, recipe in plan.bases.items()}
-    return recipes | {run.name: _checkable_recipe(plan, run) for run in plan.runs}
+def _recipes(plan: StudyPlan) -> dict[str, tuple[Recipe, Recipe]]:
+    """Returns the recipe of each run, and the one to check, by the run's name."""
+    recipes = {f"bases/{name}": (recipe, recipe) for name, recipe in plan.bases.items()}
+    return recipes | {run.name: (run.recipe, _checkable_recipe(plan, run)) for run in plan.runs}
 
 
 def _checkable_recipe(plan: StudyPlan, run: StudyRun) -> Recipe:

@@ -92,26 +92,16 @@ def outcome_from_metrics(
         evaluations = [*evaluations, _last_evaluation(state, state.losses_step)]
     losses: dict[str, LossHistory] = {}
     for key in dict.fromkeys(key for line in evaluations for key in line if key.endswith("/loss")):
+        name = key.removesuffix("/loss")
+        bits = f"{name}/bits_per_byte"
         measured = {
-            line["step"]: LossPoint(line["step"], line["tokens"], line[key])
+            line["step"]: LossPoint(line["step"], line["tokens"], line[key], line.get(bits))
             for line in evaluations
             if line.get(key) is not None
         }
-        if points := sorted(measured.values()):
-            name = key.removesuffix("/loss")
-            losses[name] = LossHistory(
-                points,
-                _baseline(name, lines, state),
-                bool(gaps),
-                next(
-                    (
-                        line.get(f"{name}/bits_per_byte")
-                        for line in evaluations
-                        if line["step"] == points[-1].step
-                    ),
-                    None,
-                ),
-            )
+        if measured:
+            points = [measured[step] for step in sorted(measured)]
+            losses[name] = LossHistory(points, _baseline(name, lines, state), bool(gaps))
     if not losses:
         return None
     speeds = [line["tokens_per_second"] for line in train_lines if line.get("tokens_per_second")]
@@ -217,8 +207,17 @@ class StudyResults:
         return [history for history in histories if history is not None]
 
     def claimed_metric(self, request: MetricRequest, seed: int) -> float | None:
-        """Returns a metric that a claim refers to, or None if it was not measured."""
-        return claimed_value(request, lambda arm, name: self.history(arm, seed, name))
+        """Returns a metric that a claim refers to, or None if it was not measured.
+
+        In a claim, `upstream` and `downstream` are the sets of that role, if there are any, also
+        where a set has this name.
+        """
+
+        def history_of(arm: str, name: str) -> LossHistory | None:
+            has_role = any(name == role and self._sets_of_role(role) for role in ROLES)
+            return self.history(arm, seed, f"{name} mean" if has_role else name)
+
+        return claimed_value(request, history_of)
 
     def mean_over_seeds(
         self, arm: str, validation_set: str, metric: Callable[[LossHistory], float | None]

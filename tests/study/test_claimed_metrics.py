@@ -6,6 +6,7 @@ import pytest
 from loss_histories import history
 
 from rewarm.study.claimed_metrics import WHOLE_RUN, MetricRequest, RunPart, claimed_value
+from rewarm.study.loss_history import mean_history
 
 
 def value(metric, *losses, part=WHOLE_RUN):
@@ -37,6 +38,19 @@ def test_metrics_of_a_part_count_from_the_start_of_the_run():
     assert value("bump", losses, part=RunPart(0.5, 1.0)) == pytest.approx(0.4)
     assert value("final", losses, part=RunPart(0.0, 0.5)) == 2.1
     assert value("forgetting", losses, part=RunPart(0.0, 0.5)) == pytest.approx(0.1)
+
+
+def test_bits_per_byte_are_those_of_the_last_loss_in_the_part():
+    bits = [3.0, 2.5, 2.0]
+    losses = history(2.0, 1.7, 1.4)
+    points = [point._replace(bits_per_byte=b) for point, b in zip(losses.points, bits, strict=True)]
+    losses = losses._replace(points=points)
+    for part, expected in ((RunPart(0.0, 0.5), 2.5), (WHOLE_RUN, 2.0)):
+        assert (
+            claimed_value(MetricRequest("bpb", ("x",), ("a",), part), lambda *_: losses) == expected
+        )
+    assert mean_history([losses, losses]).bits_per_byte == 2.0
+    assert mean_history([losses, history(2.0, 1.7, 1.4)]).bits_per_byte is None
 
 
 def test_gap_is_the_largest_difference_at_a_common_step():

@@ -96,7 +96,9 @@ def test_claims_table():
 
 def test_bits_per_byte_are_a_column_if_they_are_known():
     known = outcome(upstream=[3.0, 2.9])
-    history = known.losses["upstream"]._replace(bits_per_byte=0.9876)
+    first, last = known.losses["upstream"].points
+    points = [first._replace(bits_per_byte=1.1), last._replace(bits_per_byte=0.9876)]
+    history = known.losses["upstream"]._replace(points=points)
     known = known._replace(losses={"upstream": history})
     table, rows = compare({("a", 1): known, ("b", 1): outcome(upstream=[3.0, 2.8])})
     assert (rows["a"]["bits per byte"].text, rows["b"]["bits per byte"].text) == ("0.9876", "")

@@ -3,7 +3,13 @@
 import pytest
 from loss_histories import history
 
-from rewarm.study.loss_history import METRICS, fit_line, metrics_as_json, overtaking_share
+from rewarm.study.loss_history import (
+    METRICS,
+    LossPoint,
+    fit_line,
+    metrics_as_json,
+    overtaking_share,
+)
 
 
 def test_metrics_of_a_loss_that_rises_and_recovers():
@@ -12,7 +18,7 @@ def test_metrics_of_a_loss_that_rises_and_recovers():
     assert losses.forgetting == pytest.approx(-0.2)
     assert losses.adaptation == pytest.approx(0.2)
     assert losses.peak_rise == pytest.approx(0.4)
-    assert losses.peak == (1, 100, 3.4)
+    assert losses.peak == LossPoint(1, 100, 3.4)
     assert losses.recovered_at == 300
     # Trapezoids: (3.0/2 + 3.4 + 3.2 + 2.9 + 2.8/2) / 4.
     assert losses.mean_loss == pytest.approx(12.4 / 4)

@@ -7,6 +7,7 @@ from loss_histories import outcome
 from planned_studies import write_study
 
 from rewarm.errors import RecipeError
+from rewarm.study.claimed_metrics import MetricRequest
 from rewarm.study.comparison_tables import start_to_end_table
 from rewarm.study.results_json import StudySummary, read_summary, results_as_json
 from rewarm.study.run_outcomes import StudyResults
@@ -165,6 +166,16 @@ def test_front_lines_and_claims_follow_the_roles_not_the_names(tmp_path, thousan
         *("arm", "books loss", "books forgetting", "poems loss", "poems forgetting"),
         *("code loss", "adaptation"),
     ]
+
+
+def test_a_claim_about_a_role_is_about_all_its_sets_also_where_one_has_its_name():
+    roles = {"upstream": "upstream", "alt": "upstream"}
+    run = outcome(upstream=[2.0, 3.0], alt=[4.0, 6.0])._replace(roles=roles)
+    results = StudyResults({("a", 1): run})
+    assert results.claimed_metric(MetricRequest("final", ("upstream",), ("a",)), 1) == 4.5
+    assert results.history("a", 1, "upstream").final == 3.0
+    named = StudyResults({("a", 1): run._replace(roles={"upstream": "downstream"})})
+    assert named.claimed_metric(MetricRequest("final", ("upstream",), ("a",)), 1) == 3.0
 
 
 def test_a_claim_about_a_role_that_no_set_has_is_refused(tmp_path, thousand_steps):

@@ -7,7 +7,7 @@ from loss_histories import outcome
 
 from rewarm.checkpoints.training_state import Ancestor
 from rewarm.study.claimed_metrics import MetricRequest
-from rewarm.study.loss_history import final_loss
+from rewarm.study.loss_history import LossPoint, final_loss
 from rewarm.study.run_outcomes import (
     StudyResults,
     outcome_notes,
@@ -76,5 +76,5 @@ def test_read_outcome(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = read_outcome(tmp_path)
     assert (run.stream_digest, run.steps_done, run.seconds_per_token) == ("bb", 2, 1 / 200)
-    assert run.losses["x"].points == [(0, 0, 3.0), (2, 20, 2.0)]
+    assert run.losses["x"].points == [LossPoint(0, 0, 3.0), LossPoint(2, 20, 2.0)]
     assert run.losses["y"].final == 4.0
