@@ -40,6 +40,12 @@ def flip_bit(data: bytes, rng: random.Random) -> bytes:
     return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
 
 
+def flip_bit_of_file_entry(data: bytes, rng: random.Random) -> bytes:
+    """Flips a bit of a manifest, but not in what it says of the metrics, which come after."""
+    end = data.index(b'"metrics"')
+    return flip_bit(data[:end], rng) + data[end:]
+
+
 def replace_with(name: str, make: Callable[[Path], object]) -> Damage:
     """Removes a file and calls `make` with its path, to make a pipe or a folder for instance."""
 

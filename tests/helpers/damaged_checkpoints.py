@@ -5,9 +5,10 @@ The uses: `--resume` of a run, `model.base` with and without `optimizer.carry`, 
 
 Some damage cannot be detected without a manifest, so it is not listed: a flipped bit of a weight
 that stays finite; a rate or a list of ids in config.json that rewarm does not use; a number of
-heads that divides the width as well; names and versions in the tokenizer's settings. And where the
-manifest was rewritten to match, values that are possible but wrong (other weights, another data
-position) are accepted: a digest beside its file protects against accidents only.
+heads that divides the width as well; names and versions in the tokenizer's settings. What the
+manifest says of the metrics is checked by the uses that read them, which are not all of these. And
+where the manifest was rewritten to match, values that are possible but wrong (other weights,
+another data position) are accepted: a digest beside its file protects against accidents only.
 """
 
 import functools
@@ -38,6 +39,7 @@ from damage import (
     edit_manifest_files,
     edit_tokenizer_model,
     flip_bit,
+    flip_bit_of_file_entry,
     flip_header_bit,
     list_in_manifest,
     pickle_weights,
@@ -515,7 +517,11 @@ REFUSED = [
     *cases("tokenizer", TOKENIZER_DAMAGES, FOLDER_USES),
     *cases("links", LINK_DAMAGES, FOLDER_USES),
 ]
-BIT_FLIPS = {f"{name} {n}": change_bytes(name, flip_bit) for n in range(9) for name in FILES}
+BIT_FLIPS = {
+    f"{name} {n}": change_bytes(name, flip_bit_of_file_entry if name == MANIFEST else flip_bit)
+    for n in range(9)
+    for name in FILES
+}
 REFUSED += cases(
     "flipped bits", dict(itertools.islice(BIT_FLIPS.items(), 400 - len(REFUSED))), RUN_USES
 )
