@@ -139,15 +139,16 @@ class _JoinedDocuments:
 
     def __init__(self, shard: Shard, document_order: Permutation) -> None:
         self._shard = shard
-        documents = shard.locate_documents()
-        lengths = documents.lengths[document_order]
-        self._document_ends = np.cumsum(lengths)
-        self._document_offsets = documents.offsets[document_order]
+        ends = shard.document_ends()
+        stored_lengths = np.diff(ends, prepend=0)
+        starts, lengths = (ends - stored_lengths)[document_order], stored_lengths[document_order]
         self._joined: Tokens | None = None
-        if self._document_ends[-1] < _SHORT_DOCUMENT * len(lengths):
-            starts = np.cumsum(documents.lengths) - documents.lengths
-            self._joined = _join(shard, starts[document_order], lengths)
-            self._document_ends = self._document_offsets = np.empty(0, np.int64)
+        self._document_ends = self._document_offsets = np.empty(0, np.int64)
+        if lengths.sum() < _SHORT_DOCUMENT * len(lengths):
+            self._joined = _join(shard, starts, lengths)
+        else:
+            self._document_ends = np.cumsum(lengths)
+            self._document_offsets = shard.offsets(starts)
 
     def block(self, number: int, context: int) -> Tokens:
         """Returns context + 1 tokens starting at number · context.

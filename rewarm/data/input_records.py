@@ -44,6 +44,8 @@ class ReadOptions(NamedTuple):
     """The longest document: bytes of its line, file or value, decompressed."""
     max_expansion: int = 1000
     """How many times its size a compressed file may have, beyond `max_document_bytes`."""
+    max_piece_bytes: int = 1_500_000
+    """The longest text that is encoded at once: over 100 bytes of memory for each of its bytes."""
     raw_tokens: str | None = None
     """The dtype of .bin and .npy files without index and header, such as uint16."""
     sequences: str = "auto"
@@ -127,7 +129,7 @@ def text_of_line(
         DataError: it does.
     """
     try:
-        row = json.loads(line)
+        row = json.loads(line.removeprefix(_BYTE_ORDER_MARK).decode())
     except (ValueError, RecursionError) as error:
         hint = f" ({_NUL_BYTES})" if b"\0" in line else ""
         reason = f"not a line of JSON: {_reason_of(error)}{hint}"

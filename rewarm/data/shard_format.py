@@ -18,7 +18,7 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Interval
@@ -167,15 +167,6 @@ def unusable_shard(path: Path, problem: str) -> DataError:
     )
 
 
-class DocumentTable(NamedTuple):
-    """Where the documents of a shard are, in their stored order."""
-
-    offsets: Positions
-    """For each document, the byte of the tar at which its tokens start."""
-    lengths: Positions
-    """For each document, the number of its tokens."""
-
-
 class Shard:
     """One shard, kept open: iterates over its documents, and `read` returns a part of one.
 
@@ -247,17 +238,27 @@ class Shard:
             self.check_unchanged()
             yield tokens
 
-    def locate_documents(self) -> DocumentTable:
-        """Returns where each document is. It is computed anew: 16 bytes for each document."""
+    def document_ends(self) -> Positions:
+        """Returns, for each document in its stored order, the shard's tokens up to its end.
+
+        They are computed anew, and take 8 bytes for each document.
+        """
         samples = self._samples
         if len(samples.offsets) == len(self):  # each sample is one document
-            return DocumentTable(samples.offsets, np.diff(samples.cumulative_tokens))
-        offsets, lengths = [], []
-        for i, sample_offset in enumerate(samples.offsets.tolist()):
-            ends = samples.document_ends(i)
-            lengths.append(np.diff(ends, prepend=0))
-            offsets.append(sample_offset + (ends - lengths[-1]) * self.dtype.itemsize)
-        return DocumentTable(np.concatenate(offsets), np.concatenate(lengths))
+            return samples.cumulative_tokens[1:]
+        return np.concatenate(
+            [
+                samples.document_ends(i) + start
+                for i, start in enumerate(samples.cumulative_tokens[:-1].tolist())
+            ]
+        )
+
+    def offsets(self, positions: Positions) -> Positions:
+        """Returns the bytes of the tar at which tokens are, given their positions in the shard."""
+        samples = self._samples
+        sample = np.searchsorted(samples.cumulative_tokens, positions, side="right") - 1
+        in_sample = positions - samples.cumulative_tokens[sample]
+        return samples.offsets[sample] + in_sample * self.dtype.itemsize
 
     def read(self, offsets: Iterable[int], counts: Iterable[int]) -> Tokens:
         """Returns parts of the tar, joined: `count` tokens that start at the byte `offset` of each.

@@ -148,7 +148,7 @@ def write_shards(
                 )
 
             indices = _write_folders(
-                job, read, tokenizer, shard_tokens, validation, on_notice, progress
+                job, read, tokenizer, options, shard_tokens, validation, on_notice, progress
             )
             bad_records.finish()
             job.publish()
@@ -195,6 +195,7 @@ def _write_folders(
     job: ShardJob,
     read: Callable[[], Iterator[TextDocument]],
     tokenizer: Tokenizer,
+    options: ReadOptions,
     shard_tokens: int,
     validation: float,
     on_notice: Callable[[str], None],
@@ -209,7 +210,7 @@ def _write_folders(
     while indices is None:  # the input is read again if the split changes
         split = ValidationSplit(validation, job.split_limit)
         try:
-            indices = _write_split(job, read, split, tokenizer, shard_tokens, progress)
+            indices = _write_split(job, read, split, tokenizer, options, shard_tokens, progress)
         except SplitInputChangedError:
             on_notice(
                 "the input has changed since an earlier reading of it, which decided which "
@@ -232,6 +233,7 @@ def _write_split(
     read: Callable[[], Iterator[TextDocument]],
     split: ValidationSplit,
     tokenizer: Tokenizer,
+    options: ReadOptions,
     shard_tokens: int,
     progress: Callable[[ShardingProgress], None],
 ) -> dict[str, ShardIndex] | None:
@@ -252,7 +254,8 @@ def _write_split(
                 prefetch(batches_with_digests(read()), depth=1, is_large=DocumentBatch.is_large)
             )
         )
-        _write_documents(batches, writers, split, tokenizer, job.removed_files, progress)
+        document_tokenizer = DocumentTokenizer(tokenizer, options.max_piece_bytes)
+        _write_documents(batches, writers, split, document_tokenizer, job.removed_files, progress)
         for writer in writers.values():
             writer.check_all_finished_read()
         split.check_input()
@@ -276,12 +279,11 @@ def _write_documents(
     batches: Iterator[DocumentBatch],
     writers: dict[str, ShardWriter],
     split: ValidationSplit,
-    tokenizer: Tokenizer,
+    document_tokenizer: DocumentTokenizer,
     removed_files: int,
     progress: Callable[[ShardingProgress], None],
 ) -> None:
     """Tokenizes and writes the documents that are in no finished shard, batch by batch."""
-    document_tokenizer = DocumentTokenizer(tokenizer)
 
     def tokenize_unwritten(
         batch: DocumentBatch, unwritten: list[_WriterPart]

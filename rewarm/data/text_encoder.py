@@ -7,16 +7,25 @@ a tokenizer cannot encode, or only without some of their characters.
 
 from __future__ import annotations
 
+import json
+import os
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from tempfile import TemporaryFile
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewarm.data.normalizer_growth import check_normalizer
 from rewarm.data.tokenizer import Tokenizer, tokenizer_document
 from rewarm.errors import DataError
 
+if TYPE_CHECKING:
+    import tokenizers
+
 _SHOWN = 40
 """Characters of a text in an error message."""
+_STANDARD_ERROR = Lock()
 _UNKNOWN_TOKEN = ("unk", "UNK")
 _ADVICE = "use a byte-level tokenizer, or add an unknown token to its vocabulary (model.unk_token)"
 
@@ -38,15 +47,20 @@ class TextEncoder:
         document = tokenizer_document(self._encoder)
         _check_dropout(document["model"])
         check_normalizer(document["normalizer"])
-        self._special_tokens = _by_prefix(
-            [token["content"] for token in document["added_tokens"] if token["special"]]
-        )
+        special_tokens = [t["content"] for t in document["added_tokens"] if t["special"]]
+        self._special_tokens = _by_prefix(special_tokens)
         self._counting = Lock()
         self.special_tokens = Counter[str]()
         """How often the texts contain each special token, which is encoded as text."""
         self.end_of_text_tokens = 0
         """How often that was not possible: `</s>` is also an ordinary entry of the vocabulary."""
         self._dropped = _DroppedCharacters(tokenizer, document) if _may_drop(document) else None
+        self._may_panic = '"Regex"' in json.dumps(
+            [document["pre_tokenizer"], document["normalizer"]]
+        )
+        self._joined_encoder = tokenizer.encoder
+        self.can_join = self._dropped is None and self._eos_token in special_tokens
+        """Whether `encode_joined` may be used."""
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Returns the token ids of each text, without end-of-text; uses all cores.
@@ -56,10 +70,7 @@ class TextEncoder:
         """
         if self._dropped:
             self._dropped.check(texts)
-        try:
-            encodings = self._encoder.encode_batch_fast(texts, add_special_tokens=False)
-        except BaseException as error:
-            raise self._error(texts, error) from None
+        encodings = self._encode_batch(self._encoder, texts)
         ids: list[list[int]] = [encoding.ids for encoding in encodings]
         with self._counting:
             for text, tokens in zip(texts, ids, strict=True):
@@ -67,6 +78,32 @@ class TextEncoder:
                 if self._eos_token in text:
                     self.end_of_text_tokens += tokens.count(self._eos_token_id)
         return ids
+
+    def encode_joined(self, texts: list[str]) -> list[list[int]]:
+        """Returns the token ids of texts in which end-of-text stands for the token of this name.
+
+        They contain no other special token.
+
+        Raises:
+            DataError: the tokenizer cannot encode one of the texts.
+        """
+        return [encoding.ids for encoding in self._encode_batch(self._joined_encoder, texts)]
+
+    def has_special_token(self, text: str) -> bool:
+        """Returns whether a text contains a special token, such as `<|endoftext|>`."""
+        return any(
+            prefix in text and any(token in text for token in tokens)
+            for prefix, tokens in self._special_tokens.items()
+        )
+
+    def _encode_batch(
+        self, encoder: tokenizers.Tokenizer, texts: list[str]
+    ) -> list[tokenizers.Encoding]:
+        with _without_panics() if self._may_panic else nullcontext():
+            try:
+                return encoder.encode_batch_fast(texts, add_special_tokens=False)
+            except BaseException as error:
+                raise self._error(texts, error) from None
 
     def _count_special_tokens(self, text: str) -> None:
         for prefix, tokens in self._special_tokens.items():
@@ -79,8 +116,7 @@ class TextEncoder:
         """Returns the error to raise: about the first of the texts that cannot be encoded."""
         if not _is_from_tokenizers(error):
             return error
-        # A panic is also printed by the library: not twice if there is only one text.
-        text = texts[0] if len(texts) == 1 else next(filter(self._fails, texts), texts[0])
+        text = next(filter(self._fails, texts), texts[0])
         advice = "use another tokenizer, or leave this document out"
         if any(word in str(error) for word in _UNKNOWN_TOKEN):
             advice = _ADVICE
@@ -102,6 +138,26 @@ class TextEncoder:
                 return True
             raise
         return False
+
+
+@contextmanager
+def _without_panics() -> Iterator[None]:
+    """Withholds the stack trace that the library writes to the standard error itself, if it panics.
+
+    Of anything else that is written meanwhile, such as a progress bar, only the time changes.
+    """
+    with _STANDARD_ERROR, TemporaryFile() as file:
+        standard_error = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(standard_error, 2)
+            os.close(standard_error)
+            file.seek(0)
+            written = file.read()
+            if b"panicked at" not in written:
+                os.write(2, written)
 
 
 def _is_from_tokenizers(error: BaseException) -> bool:
@@ -137,8 +193,6 @@ def _may_drop(document: dict[str, Any]) -> bool:
 
     Other models than BPE fail without an unknown token.
     """
-    from tokenizers.pre_tokenizers import ByteLevel
-
     model = document["model"]
     vocabulary = model["vocab"]
     if model["type"] != "BPE" or model.get("unk_token") is not None:
@@ -148,7 +202,20 @@ def _may_drop(document: dict[str, Any]) -> bool:
     is_byte_level = "'type': 'ByteLevel'" in str(
         [document["pre_tokenizer"], document["normalizer"]]
     )
-    return not (is_byte_level and all(map(vocabulary.__contains__, ByteLevel.alphabet())))
+    return not (is_byte_level and all(map(vocabulary.__contains__, _utf8_alphabet())))
+
+
+def _utf8_alphabet() -> set[str]:
+    """Returns the characters that stand for the 243 bytes of UTF-8 in a byte-level vocabulary.
+
+    13 bytes occur in no text, and that of GPT-NeoX does not have them.
+    """
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    # Every byte of UTF-8 is in that of one of these.
+    characters = map(chr, [*range(0xD800), *range(0xE000, 0x110000, 0x1000)])
+    byte_level = ByteLevel(add_prefix_space=False, use_regex=False)
+    return set().union(*(piece for piece, _ in byte_level.pre_tokenize_str("".join(characters))))
 
 
 def _byte(value: int) -> str:

@@ -13,21 +13,25 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from itertools import accumulate, groupby
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from rewarm.data.document_readers import TextDocument
-from rewarm.data.sample_layout import Positions, Tokens, check_in_vocabulary
+from rewarm.data.document_readers import DEFAULT_OPTIONS, TextDocument
+from rewarm.data.sample_layout import Positions, check_in_vocabulary
 from rewarm.data.text_encoder import TextEncoder
 from rewarm.data.text_pieces import can_cut_texts, cut_text
 from rewarm.data.tokenizer import Tokenizer
+from rewarm.errors import DataError
 from rewarm.reader_threads import ReaderThreads
 
+_BYTES_PER_BYTE = 150
+"""Memory that encoding takes for each byte of text."""
 _BATCH_BYTES = 400_000  # tokenizing takes up to 100 times as much memory
 _BATCH_DOCUMENTS = 16_384
-_LARGE_BATCH_BYTES = 4_000_000  # one document; others wait, so that memory is bounded
+_LARGE_BATCH_BYTES = 1_000_000  # one document; others wait, so that memory is bounded
 _PIECE_CHARACTERS = 5_000  # from a processor's cache, tokenizing takes some percent less time
 _THREADS = 2 if (os.cpu_count() or 1) <= 2 else 4  # each call uses all cores, but not to its end
 
@@ -104,78 +108,160 @@ def _text_bytes(document: TextDocument, content: bytes) -> int | None:
     return len(content) - (0 if document.ends else len(_NO_END))
 
 
-class DocumentTokenizer:
-    """Turns documents into token ids, each ending with end-of-text; the library uses all cores."""
+class _Piece(NamedTuple):
+    """A text that is encoded at once: a document, a part of one, or several short ones."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Takes the tokenizer; texts of more than `_PIECE_CHARACTERS` are cut if it allows that.
+    text: str
+    documents: int
+    """Number of documents that end in it."""
+    is_joined: bool = False
+    """Whether `text` contains the end-of-text token after each of these documents."""
+
+
+class DocumentTokenizer:
+    """Turns documents into token ids, each ending with end-of-text; the library uses all cores.
+
+    If the tokenizer allows it, long texts are cut, and short ones joined: both into texts of about
+    `_PIECE_CHARACTERS`, for which the library takes up the least time and memory.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer, max_piece_bytes: int = DEFAULT_OPTIONS.max_piece_bytes
+    ) -> None:
+        """Takes the tokenizer, and the bytes of the longest text that may be encoded at once.
 
         Raises:
             DataError: the tokenizer gives other tokens each time, or expands text without end.
         """
         self._tokenizer = tokenizer
+        self._max_piece_bytes = max_piece_bytes
         self.encoder = TextEncoder(tokenizer)
         self._can_cut_texts = can_cut_texts(tokenizer.encoder)
+        self._can_join_texts = self._can_cut_texts and self.encoder.can_join
 
     def tokenize(self, documents: list[TextDocument]) -> TokenizedBatch:
         """Returns the token ids of documents.
 
         Raises:
-            DataError: a text cannot be encoded, or a document of token ids has one outside the
-                tokenizer's vocabulary.
+            DataError: a text cannot be encoded, or not in pieces that are short enough; or a
+                document of token ids has one outside the tokenizer's vocabulary.
         """
-        ids_of_pieces = self._encode(self._cut(documents))
+        batches = list[TokenizedBatch]()
+        for is_text, group in groupby(
+            documents, lambda document: isinstance(document.content, str)
+        ):
+            batches.append((self._tokenize_texts if is_text else self._join_tokens)(list(group)))
+        return _concatenate(batches)
+
+    def _tokenize_texts(self, documents: list[TextDocument]) -> TokenizedBatch:
+        batch = self._encode_texts(documents, may_join=self._can_join_texts)
+        if len(batch.ends) != len(documents):  # a text that is normalized to end-of-text
+            batch = self._encode_texts(documents, may_join=False)
+        return batch
+
+    def _encode_texts(self, documents: list[TextDocument], *, may_join: bool) -> TokenizedBatch:
+        """Returns the token ids of texts, and as many ends as they have end-of-text tokens."""
         eos = self._tokenizer.eos_token_id
-        tokens, ends = array("I"), array("q")
-        for document in documents:
-            if isinstance(document.content, str):
-                for ids, is_last in ids_of_pieces:
-                    tokens.fromlist(ids)
-                    if is_last:
-                        break
-                tokens.append(eos)
+        batches = list[TokenizedBatch]()
+        for piece, ids in self._encode(self._pieces(documents, may_join)):
+            if piece.documents and not piece.is_joined:
+                ids.append(eos)
+            tokens = np.frombuffer(array("I", ids), np.uint32)
+            if piece.is_joined:
+                ends = np.flatnonzero(tokens == eos) + 1
             else:
-                self._check(document.content, document.location)
-                tokens.frombytes(document.content.astype(np.uint32).tobytes())
-                if document.ends and document.content[-1] != eos:
-                    tokens.append(eos)
-            ends.append(len(tokens))
-        return TokenizedBatch(np.frombuffer(tokens, np.uint32), np.frombuffer(ends, np.int64))
+                ends = np.array([len(ids)] * piece.documents, dtype=np.int64)
+            batches.append(TokenizedBatch(tokens, ends))
+        return _concatenate(batches)
 
-    def _cut(self, documents: list[TextDocument]) -> Iterator[tuple[str, bool]]:
-        """Yields the pieces of all texts, and whether each is the last one of its text."""
+    def _pieces(self, documents: list[TextDocument], may_join: bool) -> Iterator[_Piece]:
+        """Yields the texts in order, long ones in several pieces and short ones in one.
+
+        Raises:
+            DataError: a piece is too long.
+        """
+        short, characters = list[str](), 0
         for document in documents:
-            text = document.content
-            if not isinstance(text, str):
+            text = str(document.content)
+            is_short = may_join and len(text) <= _PIECE_CHARACTERS
+            if is_short and not self.encoder.has_special_token(text):
+                short.append(text)
+                characters += len(text)
+                if characters >= _PIECE_CHARACTERS:
+                    yield self._join_texts(short)
+                    short, characters = [], 0
                 continue
-            if self._can_cut_texts and len(text) > _PIECE_CHARACTERS:
-                end = 0
-                for piece in cut_text(text, _PIECE_CHARACTERS):
-                    end += len(piece)
-                    yield piece, end == len(text)
-            else:
-                yield text, True
+            if short:
+                yield self._join_texts(short)
+                short, characters = [], 0
+            end = 0
+            for piece in cut_text(text, _PIECE_CHARACTERS) if self._can_cut_texts else [text]:
+                self._check_size(piece, document.location)
+                end += len(piece)
+                yield _Piece(piece, documents=int(end == len(text)))
+        if short:
+            yield self._join_texts(short)
 
-    def _encode(self, pieces: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[int], bool]]:
-        """Yields the token ids in place of each piece, which are tokenized some at a time."""
+    def _join_texts(self, texts: list[str]) -> _Piece:
+        eos = self._tokenizer.eos_token
+        return _Piece(eos.join([*texts, ""]), len(texts), is_joined=True)
+
+    def _check_size(self, piece: str, location: str) -> None:
+        limit = self._max_piece_bytes
+        if len(piece) > limit // 4 and (size := len(piece.encode())) > limit:
+            raise DataError(
+                f"{location}: {size:,} bytes of text that this tokenizer has to encode at once "
+                f"(limit {limit:,}), which takes about {_BYTES_PER_BYTE * size / 1e6:,.0f} MB of "
+                f"memory; allow it with --max-piece, or split the document"
+            )
+
+    def _encode(self, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, list[int]]]:
+        """Yields each piece with its token ids; some are encoded at a time."""
         while group := list(_up_to(_BATCH_BYTES, pieces)):
-            texts, is_last = zip(*group, strict=True)
-            yield from zip(self.encoder.encode(list(texts)), is_last, strict=True)
+            joined = self.encoder.encode_joined([piece.text for piece in group if piece.is_joined])
+            others = self.encoder.encode([piece.text for piece in group if not piece.is_joined])
+            in_order = {True: iter(joined), False: iter(others)}
+            for piece in group:
+                yield piece, next(in_order[piece.is_joined])
 
-    def _check(self, tokens: Tokens, location: str) -> None:
-        check_in_vocabulary(
-            tokens,
-            self._tokenizer.vocabulary,
-            location,
-            advice="name the tokenizer that the ids come from with --tokenizer",
-        )
+    def _join_tokens(self, documents: list[TextDocument]) -> TokenizedBatch:
+        """Returns the tokens of documents of token ids."""
+        eos = self._tokenizer.eos_token_id
+        batches = list[TokenizedBatch]()
+        for document in documents:
+            assert not isinstance(document.content, str)
+            check_in_vocabulary(
+                document.content,
+                self._tokenizer.vocabulary,
+                document.location,
+                advice="name the tokenizer that the ids come from with --tokenizer",
+            )
+            tokens = document.content.astype(np.uint32)
+            if document.ends and tokens[-1] != eos:
+                tokens = np.append(tokens, np.uint32(eos))
+            batches.append(TokenizedBatch(tokens, np.array([len(tokens)])))
+        return _concatenate(batches)
 
 
-def _up_to(characters: int, pieces: Iterator[tuple[str, bool]]) -> Iterator[tuple[str, bool]]:
+def _concatenate(batches: list[TokenizedBatch]) -> TokenizedBatch:
+    """Returns several batches as one."""
+    starts = accumulate((len(batch.tokens) for batch in batches), initial=0)
+    return TokenizedBatch(
+        np.concatenate([np.empty(0, np.uint32), *(batch.tokens for batch in batches)]),
+        np.concatenate(
+            [
+                np.empty(0, np.int64),
+                *(batch.ends + start for batch, start in zip(batches, starts, strict=False)),
+            ]
+        ),
+    )
+
+
+def _up_to(characters: int, pieces: Iterator[_Piece]) -> Iterator[_Piece]:
     """Yields pieces until they have so many characters."""
     for piece in pieces:
         yield piece
-        characters -= len(piece[0])
+        characters -= len(piece.text)
         if characters <= 0:
             return
 

@@ -223,14 +223,17 @@ def test_a_shard_that_was_touched_or_replaced_while_it_is_open_is_still_read(fol
     assert [tokens.tolist() for tokens in shard] == before
 
 
-def test_each_document_is_where_the_table_says(folder):
+def test_each_document_is_where_its_end_says(folder):
     index = read_shard_index(folder)
     shard = Shard(folder, index.shards[0], index.dtype)
-    table = shard.locate_documents()
-    assert len(table.offsets) == len(shard) == index.shards[0].documents
-    for offset, length, tokens in zip(*map(np.ndarray.tolist, table), shard, strict=True):
+    ends = shard.document_ends()
+    lengths = np.diff(ends, prepend=0)
+    offsets = shard.offsets(ends - lengths)
+    assert len(ends) == len(shard) == index.shards[0].documents
+    for offset, length, tokens in zip(offsets.tolist(), lengths.tolist(), shard, strict=True):
         assert shard.read([offset], [length]).tolist() == tokens.tolist()
         assert shard.read([offset + 2], [3]).tolist() == tokens[1:4].tolist()
+    assert shard.offsets(ends[:1] + 2).tolist() == [offsets[1] + 4]
 
 
 def test_documents_of_any_length_come_back(tmp_path, tokenizer):
@@ -248,7 +251,7 @@ def test_documents_of_any_length_come_back(tmp_path, tokenizer):
     assert all(map(np.array_equal, read, documents))
     for shard_info in index.shards:
         shard = Shard(tmp_path, shard_info, index.dtype)
-        assert sum(shard.locate_documents().lengths) == shard_info.tokens
+        assert shard.document_ends()[-1] == shard_info.tokens
 
 
 @pytest.mark.parametrize("length", [1, 2, 6, 60, 6000])

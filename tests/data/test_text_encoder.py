@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
@@ -108,6 +109,20 @@ def test_bytes_replace_characters_only_if_all_are_in_the_vocabulary(encoder_of):
     assert encoder.encode(["aé"]) == [[0, 4, 5]]
 
 
+def test_bytes_that_occur_in_no_text_need_not_be_in_a_vocabulary(encoder_of):
+    """Those of GPT-NeoX are missing: its texts were looked through, character by character."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    unused = {"À", "Á", *map(chr, range(0xF5, 0x100))}
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    vocabulary = {c: number for number, c in enumerate(set(alphabet) - unused)}
+    assert encoder_of(models.BPE(vocabulary, []), pre_tokenizer=byte_level).can_join
+    del vocabulary["é"]  # the first byte of U+9000 to U+9FFF
+    encoder = encoder_of(models.BPE(vocabulary, []), pre_tokenizer=byte_level)
+    assert not encoder.can_join
+    with pytest.raises(DataError, match="would leave out '退'"):
+        encoder.encode(["a退"])
+
+
 def test_the_affixes_of_a_vocabulary_are_considered(encoder_of):
     model = models.BPE({"a": 0, "b</w>": 1}, [], end_of_word_suffix="</w>")
     assert encoder_of(model).encode(["ab"]) == [[0, 1]]
@@ -119,13 +134,29 @@ def test_dropout_is_refused(encoder_of):
     assert encoder_of(models.BPE(ALPHABET, [], dropout=0.0)).encode(["ab"]) == [[0, 1]]
 
 
-def test_a_pattern_that_takes_too_long_is_an_error_and_no_panic(encoder_of):
+def test_a_pattern_that_takes_too_long_is_an_error_and_no_panic(encoder_of, capfd):
     slow = pre_tokenizers.Split(Regex(r"(a+)+$"), "isolated")
     encoder = encoder_of(models.BPE(ALPHABET, []), pre_tokenizer=slow)
     with pytest.raises(DataError, match=r"begins with 'aaa.* takes too long on it") as error:
         encoder.encode(["c", "a" * 60 + "b"])
     assert "retry-limit" in str(error.value)
+    assert capfd.readouterr().err == ""
     assert encoder.encode(["c"]) == [[2]]
+
+
+def test_what_is_written_while_a_pattern_is_used_is_not_lost(encoder_of, capfd, monkeypatch):
+    encoder = encoder_of(
+        models.BPE(ALPHABET, []), pre_tokenizer=pre_tokenizers.Split(Regex("a"), "isolated")
+    )
+
+    class Noisy:
+        def encode_batch_fast(self, *_, **__):
+            os.write(2, b"progress")
+            return []
+
+    encoder._encoder = Noisy()
+    assert encoder.encode([]) == []
+    assert capfd.readouterr().err == "progress"
 
 
 def test_an_interrupt_stays_one(byte_level, monkeypatch):

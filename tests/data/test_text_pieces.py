@@ -4,6 +4,7 @@ import random
 import pytest
 import tokenizers
 from repository import ROOT
+from tokenizers import Regex, models, pre_tokenizers, trainers
 
 from rewarm.data.text_pieces import can_cut_texts, cut_text
 from rewarm.data.tokenizer import load_tokenizer
@@ -41,6 +42,50 @@ def test_pieces_have_the_token_ids_of_the_text_with_the_tokenizer_of_gpt_neox():
     encoder = load_tokenizer(str(NEOX)).encoder
     assert can_cut_texts(encoder)
     check_pieces(encoder, random_texts(1000))
+
+
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN_2 = LLAMA_3.replace("{1,3}", "")
+GPT_4O = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def pattern_tokenizer(pattern):
+    """A byte-level BPE that merges whatever its pattern leaves together."""
+    encoder = tokenizers.Tokenizer(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    before = pre_tokenizers.Split(Regex(pattern), "isolated") if pattern else None
+    encoder.pre_tokenizer = pre_tokenizers.Sequence(
+        [before or pre_tokenizers.Digits(individual_digits=True), byte_level]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    encoder.train_from_iterator([*random_texts(1000), "the 1234,56 they've,IT'S said"], trainer)
+    return encoder
+
+
+@pytest.mark.parametrize("pattern", [LLAMA_3, QWEN_2, GPT_4O, None])
+def test_pieces_have_the_token_ids_of_the_text_with_the_patterns_of_others(pattern):
+    encoder = pattern_tokenizer(pattern)
+    assert can_cut_texts(encoder)
+    check_pieces(encoder, random_texts(1000))
+    check_pieces(encoder, ["the 1234,56 they've,IT'S/said /\n\n, x"])
+
+
+def test_a_tokenizer_with_another_pattern_gets_whole_texts():
+    assert not can_cut_texts(pattern_tokenizer(LLAMA_3 + r"|x"))
 
 
 def test_pieces_have_at_least_the_given_length():

@@ -3,9 +3,11 @@ import threading
 
 import numpy as np
 import pytest
+from tokenizers import normalizers
 
 from rewarm.data import tokenize_documents
 from rewarm.data.document_readers import TextDocument
+from rewarm.data.text_encoder import TextEncoder
 from rewarm.data.tokenize_documents import DocumentTokenizer, batches_with_digests, map_ahead
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import DataError
@@ -87,6 +89,48 @@ def test_results_keep_their_order_and_an_error_comes_after_those_before_it():
     assert [next(results) for _ in range(4)] == [0, 2, 4, 6]
     with pytest.raises(ValueError, match="four"):
         next(results)
+
+
+def test_joined_texts_have_the_token_ids_that_they_have_alone(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenize_documents, "_PIECE_CHARACTERS", 20)
+    monkeypatch.setattr(tokenize_documents, "_BATCH_BYTES", 100)
+    texts = ["a", "", "<|endoftext|>", "<|endoftext|", "|>", " b ", "x" * 19, "<|", "cat\n", "\n"]
+    documents = [TextDocument(text, 0) for text in texts * 7]
+    documents.insert(9, TextDocument(np.array([5, 0, 6], np.uint32), 0))
+    document_tokenizer = DocumentTokenizer(tokenizer)
+    encode = document_tokenizer.encoder.encode_joined
+    joined = []
+    monkeypatch.setattr(
+        document_tokenizer.encoder,
+        "encode_joined",
+        lambda texts: joined.extend(texts) or encode(texts),
+    )
+    batch = document_tokenizer.tokenize(documents)
+    expected = [[*TextEncoder(tokenizer).encode([text])[0], 0] for text in texts * 7]
+    expected.insert(9, [5, 0, 6, 0])
+    assert [part.tolist() for part in np.split(batch.tokens, batch.ends)[:-1]] == expected
+    assert max(text.count("<|endoftext|>") for text in joined) > 1
+    assert document_tokenizer.encoder.special_tokens == {"<|endoftext|>": 7}
+
+
+def test_a_text_that_is_normalized_to_end_of_text_stays_one_document(tokenizer):
+    tokenizer.encoder.normalizer = normalizers.NFKC()
+    wide = "".join(chr(ord(character) + 0xFEE0) for character in "<|endoftext|>")
+    batch = DocumentTokenizer(tokenizer).tokenize([TextDocument(t, 0) for t in ("a", wide, "b")])
+    assert len(batch.ends) == 3
+
+
+def test_a_text_that_cannot_be_cut_is_refused_above_a_limit(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokenize_documents, "_PIECE_CHARACTERS", 20)
+    documents = [TextDocument("a b, " * 99, 1), TextDocument("字" * 40, 2, location="x.jsonl:2")]
+    document_tokenizer = DocumentTokenizer(tokenizer, 119)
+    with pytest.raises(
+        DataError,
+        match=r"^x\.jsonl:2: 120 bytes of text that this tokenizer has to encode at once "
+        r"\(limit 119\), .*--max-piece",
+    ):
+        document_tokenizer.tokenize(documents)
+    assert len(DocumentTokenizer(tokenizer, 120).tokenize(documents).ends) == 2
 
 
 def test_a_long_text_has_the_token_ids_that_it_has_in_one_piece(tokenizer, monkeypatch):

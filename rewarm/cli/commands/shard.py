@@ -83,6 +83,12 @@ def shard(
     max_document: Annotated[
         str, typer.Option(metavar="BYTES", help="The longest document that is read.")
     ] = "12M",
+    max_piece: Annotated[
+        str,
+        typer.Option(
+            metavar="BYTES", help="The longest text to encode at once, where it cannot be cut."
+        ),
+    ] = "1.5M",
     max_expansion: Annotated[
         int,
         typer.Option(metavar="N", min=1, help="Times its size that a file may decompress to."),
@@ -99,8 +105,12 @@ def shard(
     _check_out(out)
     if on_bad_record not in ("stop", "skip"):
         raise typer.BadParameter(f"--on-bad-record {on_bad_record}: should be stop or skip")
-    options = _parse_read_options(raw_tokens, sequences, max_document, max_expansion)
-    options = options._replace(where=_parse_where(where or []))
+    options = _parse_read_options(raw_tokens, sequences)._replace(
+        max_document_bytes=_parse_bytes("--max-document", max_document),
+        max_piece_bytes=_parse_bytes("--max-piece", max_piece),
+        max_expansion=max_expansion,
+        where=_parse_where(where or []),
+    )
     loaded_tokenizer = load_tokenizer(tokenizer, eos)
     files = find_input_files(inputs, split=split).files
     report = InputReport()
@@ -151,12 +161,21 @@ def _parse_where(conditions: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _parse_read_options(
-    raw_tokens: str | None, sequences: str, max_document: str, max_expansion: int
-) -> ReadOptions:
+def _parse_bytes(option: str, value: str) -> int:
+    """Returns the number of bytes that an option states."""
+    from rewarm.quantities import parse_count
+
+    try:
+        if (count := parse_count(value)) > 0:
+            return count
+        raise ValueError("should be above 0")
+    except ValueError as error:
+        raise typer.BadParameter(f"{option} {value}: {error}") from None
+
+
+def _parse_read_options(raw_tokens: str | None, sequences: str) -> ReadOptions:
     from rewarm.data.document_readers import ReadOptions
     from rewarm.data.token_arrays import RAW_DTYPES
-    from rewarm.quantities import parse_count
 
     if raw_tokens not in (None, *RAW_DTYPES):
         raise typer.BadParameter(
@@ -164,18 +183,7 @@ def _parse_read_options(
         )
     if sequences not in ("auto", "document", "block"):
         raise typer.BadParameter(f"--sequences {sequences}: should be auto, document or block")
-    try:
-        max_document_bytes = parse_count(max_document)
-        if max_document_bytes <= 0:
-            raise ValueError("should be above 0")
-    except ValueError as error:
-        raise typer.BadParameter(f"--max-document {max_document}: {error}") from None
-    return ReadOptions(
-        max_document_bytes=max_document_bytes,
-        max_expansion=max_expansion,
-        raw_tokens=raw_tokens,
-        sequences=sequences,
-    )
+    return ReadOptions(raw_tokens=raw_tokens, sequences=sequences)
 
 
 def _parse_sizes(shard_size: str, validation: str) -> tuple[int, float]:

@@ -182,6 +182,14 @@ def test_limits_may_be_raised(tmp_path, shard):
     assert shard(path, "--max-document", "1k")[0] == 0
 
 
+def test_the_limit_on_a_text_that_cannot_be_cut_may_be_raised(tmp_path, shard):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"ACGT" * 1500)
+    code, _, err = shard(path, "--max-piece", "5k")
+    assert (code, "allow it with --max-piece" in err) == (3, True)
+    assert shard(path, "--max-piece", "6k")[0] == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -189,6 +197,7 @@ def test_limits_may_be_raised(tmp_path, shard):
         ("--raw-tokens", "float32"),
         ("--sequences", "blocks"),
         ("--max-document", "0"),
+        ("--max-piece", "-1"),
         ("--max-document", "big"),
         ("--max-expansion", "0"),
     ],
