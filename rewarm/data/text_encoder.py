@@ -12,6 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from tempfile import TemporaryFile
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -39,12 +40,9 @@ class TextEncoder:
         Raises:
             DataError: it gives other tokens each time, or expands text without end.
         """
-        from tokenizers import Tokenizer as Encoder
-
-        self._encoder = Encoder.from_str(tokenizer.encoder.to_str())
-        self._encoder.encode_special_tokens = True
+        self._joined_encoder = tokenizer.encoder
         self._eos_token, self._eos_token_id = tokenizer.eos_token, tokenizer.eos_token_id
-        document = tokenizer_document(self._encoder)
+        document = tokenizer_document(self._joined_encoder)
         _check_dropout(document["model"])
         check_normalizer(document["normalizer"])
         special_tokens = [t["content"] for t in document["added_tokens"] if t["special"]]
@@ -58,9 +56,17 @@ class TextEncoder:
         self._may_panic = '"Regex"' in json.dumps(
             [document["pre_tokenizer"], document["normalizer"]]
         )
-        self._joined_encoder = tokenizer.encoder
         self.can_join = self._dropped is None and self._eos_token in special_tokens
         """Whether `encode_joined` may be used."""
+
+    @cached_property
+    def _encoder(self) -> tokenizers.Tokenizer:
+        """The tokenizer that encodes special tokens as text."""
+        from tokenizers import Tokenizer as Encoder
+
+        encoder = Encoder.from_str(self._joined_encoder.to_str())
+        encoder.encode_special_tokens = True
+        return encoder
 
     def encode(self, texts: list[str]) -> list[list[int]]:
         """Returns the token ids of each text, without end-of-text; uses all cores.

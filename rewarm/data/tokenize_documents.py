@@ -218,11 +218,12 @@ class DocumentTokenizer:
     def _encode(self, pieces: Iterator[_Piece]) -> Iterator[tuple[_Piece, list[int]]]:
         """Yields each piece with its token ids; some are encoded at a time."""
         while group := list(_up_to(_BATCH_BYTES, pieces)):
-            joined = self.encoder.encode_joined([piece.text for piece in group if piece.is_joined])
-            others = self.encoder.encode([piece.text for piece in group if not piece.is_joined])
-            in_order = {True: iter(joined), False: iter(others)}
+            joined = [piece.text for piece in group if piece.is_joined]
+            others = [piece.text for piece in group if not piece.is_joined]
+            ids_of_joined = iter(self.encoder.encode_joined(joined) if joined else [])
+            ids_of_others = iter(self.encoder.encode(others) if others else [])
             for piece in group:
-                yield piece, next(in_order[piece.is_joined])
+                yield piece, next(ids_of_joined if piece.is_joined else ids_of_others)
 
     def _join_tokens(self, documents: list[TextDocument]) -> TokenizedBatch:
         """Returns the tokens of documents of token ids."""

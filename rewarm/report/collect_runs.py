@@ -30,7 +30,6 @@ from rewarm.runs.metrics_file import (
 )
 from rewarm.runs.preconditions import had_checkpoint
 from rewarm.runs.recorded_metrics import RunMetrics, read_run_metrics
-from rewarm.runs.validation_roles import saved_roles
 from rewarm.study.results_json import JudgedClaim, StudySummary, read_summary
 from rewarm.study.run_outcomes import RunOutcome, StudyResults, outcome_from_metrics
 from rewarm.study.study_file import is_study, validate_study
@@ -190,11 +189,7 @@ def _furthest_outcomes(records: list[RunRecord]) -> dict[tuple[str, int], RunOut
     outcomes = {
         (record.arm, record.seed): outcome
         for record in records
-        if (
-            outcome := outcome_from_metrics(
-                record.lines, record.state, saved_roles(record.settings)
-            )
-        )
+        if (outcome := outcome_from_metrics(record.lines, record.state, record.settings))
     }
     furthest: dict[str, int] = {}
     for (arm, _), outcome in outcomes.items():

@@ -24,6 +24,13 @@ Corpora = Mapping[str, str]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 
+class _ValidationSet(NamedTuple):
+    name: str
+    shards: str
+    role: Role | None
+    """As the recipe states it."""
+
+
 class SetRole(NamedTuple):
     """The role of a validation set, and how it is known."""
 
@@ -42,7 +49,11 @@ def resolve_roles(recipe: Recipe, lineage: Sequence[Corpora]) -> dict[str, SetRo
         lineage: what each model was trained on that the weights descend from, the oldest first;
             empty for new weights.
     """
-    return {name: _resolve_role(recipe, name, lineage) for name in recipe.data.validation}
+    corpora = {name: settings.shards for name, settings in recipe.data.train.items()}
+    return {
+        name: _resolve_role(_ValidationSet(name, settings.shards, settings.role), corpora, lineage)
+        for name, settings in recipe.data.validation.items()
+    }
 
 
 def with_roles(recipe: Recipe, roles: Mapping[str, SetRole]) -> Recipe:
@@ -55,17 +66,34 @@ def with_roles(recipe: Recipe, roles: Mapping[str, SetRole]) -> Recipe:
     return recipe.model_copy(update={"data": data})
 
 
-def saved_roles(settings: Mapping[str, Any]) -> dict[str, Role]:
-    """Returns the roles in the recipe of a run, given as {"a.b": value}.
+def saved_roles(settings: Mapping[str, Any], lineage: Sequence[Corpora]) -> dict[str, Role]:
+    """Returns the roles of a run's validation sets, which its recipe.yaml states.
 
-    A recipe of an earlier version has none.
+    That of an earlier version does not: then they are those that a new run would have.
+
+    Args:
+        settings: the recipe, as {"a.b": value}.
+        lineage: as of `resolve_roles`.
     """
-    roles: dict[str, Role] = {}
-    for path, value in settings.items():
-        section, _, key = path.removeprefix("data.validation.").rpartition(".")
-        if path.startswith("data.validation.") and key == "role" and value in ROLES:
-            roles[section] = value
-    return roles
+    corpora = _values_by_name(settings, "data.train.", ".shards")
+    roles = _values_by_name(settings, "data.validation.", ".role")
+    known: dict[str, Role] = {}
+    for name, shards in _values_by_name(settings, "data.validation.", ".shards").items():
+        role = roles.get(name)
+        if role not in ROLES:
+            role = _resolve_role(_ValidationSet(name, shards, None), corpora, lineage).role
+        if role:
+            known[name] = role
+    return known
+
+
+def _values_by_name(settings: Mapping[str, Any], prefix: str, suffix: str) -> dict[str, str]:
+    """Returns the values of the settings `prefix NAME suffix`, by the name."""
+    return {
+        path[len(prefix) : -len(suffix)]: str(value)
+        for path, value in settings.items()
+        if path.startswith(prefix) and path.endswith(suffix)
+    }
 
 
 def merge_roles(name: str, roles: Iterable[Role | None]) -> Role | None:
@@ -82,15 +110,15 @@ def reads_corpus(validation_set: str, shards: str, corpora: Corpora) -> bool:
 
     `rewarm shard --validation` writes the two to `DIR/val` and `DIR/train`.
     """
-    return any(
-        name == validation_set or _is_held_out_of(shards, corpus)
-        for name, corpus in corpora.items()
-    )
+    return validation_set in corpora or _is_held_out(shards, corpora)
 
 
-def _resolve_role(recipe: Recipe, name: str, lineage: Sequence[Corpora]) -> SetRole:
-    given = recipe.data.validation[name].role
-    if known := _role_in_lineage(recipe, name, lineage):
+def _resolve_role(
+    validation_set: _ValidationSet, corpora: Corpora, lineage: Sequence[Corpora]
+) -> SetRole:
+    """Returns the role of a validation set of a run that trains on these corpora."""
+    name, _, given = validation_set
+    if known := _role_in_lineage(validation_set, corpora, lineage):
         if given not in (None, known.role):
             return known._replace(reason=f"{known.reason}; its role in the recipe is not used")
         return known
@@ -101,12 +129,17 @@ def _resolve_role(recipe: Recipe, name: str, lineage: Sequence[Corpora]) -> SetR
     return SetRole(None, f"data.validation.{name}.role: upstream, or downstream")
 
 
-def _role_in_lineage(recipe: Recipe, name: str, lineage: Sequence[Corpora]) -> SetRole | None:
-    """Returns a role that follows from what the base was trained on; None if it does not tell."""
-    shards = recipe.data.validation[name].shards
-    corpora = {corpus: settings.shards for corpus, settings in recipe.data.train.items()}
-    is_old = any(reads_corpus(name, shards, _unless_other_text(old, corpora)) for old in lineage)
-    is_read = reads_corpus(name, shards, corpora)
+def _role_in_lineage(
+    validation_set: _ValidationSet, corpora: Corpora, lineage: Sequence[Corpora]
+) -> SetRole | None:
+    """Returns a role that follows from what the base was trained on; None if it does not tell.
+
+    A folder tells more than a name, which a corpus of another text may have now.
+    """
+    name, shards, _ = validation_set
+    is_held_out_of_old = any(_is_held_out(shards, old) for old in lineage)
+    is_old = is_held_out_of_old or any(name in _unless_other_text(old, corpora) for old in lineage)
+    is_read = _is_held_out(shards, corpora) or (name in corpora and not is_held_out_of_old)
     # A run that continues on its base's data: all of its corpora are old, and none is upstream.
     continues = all(
         any(corpus in old or own in old.values() for old in lineage)
@@ -122,6 +155,11 @@ def _role_in_lineage(recipe: Recipe, name: str, lineage: Sequence[Corpora]) -> S
 def _unless_other_text(old: Corpora, corpora: Corpora) -> Corpora:
     """Returns the old corpora without those of which only the name is in use again."""
     return {name: shards for name, shards in old.items() if corpora.get(name, shards) == shards}
+
+
+def _is_held_out(shards: str, corpora: Corpora) -> bool:
+    """Returns whether shards were held out of one of these corpora, going by their folders."""
+    return any(_is_held_out_of(shards, corpus) for corpus in corpora.values())
 
 
 def _is_held_out_of(shards: str, corpus: str) -> bool:

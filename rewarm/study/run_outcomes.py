@@ -63,19 +63,16 @@ def read_outcome(directory: Path) -> RunOutcome | None:
     """
     if not (directory / METRICS_FILE).exists() and not later_checkpoints(directory, None):
         return None
-    return outcome_from_metrics(*read_run_metrics(directory), _roles_of_run(directory))
-
-
-def _roles_of_run(directory: Path) -> dict[str, Role]:
+    settings: dict[str, Any] = {}
     with contextlib.suppress(RecipeError):
-        return saved_roles(flatten_settings(YamlDocument.load(directory / "recipe.yaml").data))
-    return {}
+        settings = flatten_settings(YamlDocument.load(directory / "recipe.yaml").data)
+    return outcome_from_metrics(*read_run_metrics(directory), settings)
 
 
 def outcome_from_metrics(
     lines: list[dict[str, Any]],
     state: TrainingState | None = None,
-    roles: Mapping[str, Role] = MappingProxyType({}),
+    settings: Mapping[str, Any] = MappingProxyType({}),
 ) -> RunOutcome | None:
     """Returns the outcome that a run's metrics record, or None without a measured loss.
 
@@ -83,7 +80,7 @@ def outcome_from_metrics(
         lines: the lines of metrics.jsonl.
         state: the training state in the last checkpoint, which has the baselines; None if nothing
             is saved yet.
-        roles: the roles of the validation sets, from the run's recipe.
+        settings: the run's recipe, as {"a.b": value}, which states the roles of validation sets.
     """
     evaluations = comparable_evaluations(lines)
     train_lines = [line for line in lines if line["kind"] == "train"]
@@ -114,7 +111,7 @@ def outcome_from_metrics(
         gaps,
         state.lineage[-1] if state and state.lineage else None,
         state.cpu_threads if state else None,
-        roles,
+        saved_roles(settings, [ancestor.corpora for ancestor in state.lineage] if state else []),
     )
 
 

@@ -58,6 +58,14 @@ def test_other_text_under_the_name_of_an_old_corpus_is_new():
     assert roles(lineage=[{"code": "data/old-code/train"}])["code"] == "downstream"
 
 
+def test_a_set_held_out_of_old_text_stays_upstream_if_its_name_is_that_of_a_new_corpus():
+    renamed = ("data.train={docs: {shards: data/new/train}}",)
+    lineage = [{"docs": "data/docs/train"}]
+    assert roles(*renamed, lineage=lineage)["docs"] == "upstream"
+    moved = (*renamed, "data.validation.docs.shards=data/new/val")
+    assert roles(*moved, lineage=lineage)["docs"] == "downstream"
+
+
 def test_without_a_lineage_the_recipe_decides_and_then_the_name():
     assert roles("data.validation.docs.role=upstream")["docs"] == "upstream"
     named = "data.validation.upstream={shards: data/x}"
@@ -98,9 +106,20 @@ def test_check_states_the_roles_and_the_run_records_them(
 
 def test_saved_roles():
     settings = {
+        "data.train.web.shards": "data/web/train",
+        "data.validation.a.b.shards": "data/web/val",
         "data.validation.a.b.role": "upstream",
+        "data.validation.c.shards": "data/c/val",
         "data.validation.c.role": None,
+        "data.validation.d.shards": "data/web/val",
         "data.validation.d.role": "else",
         "data.validation.role.tokens": 5,
+        "data.validation.upstream.shards": "data/docs/val",
     }
-    assert saved_roles(settings) == {"a.b": "upstream"}
+    assert saved_roles(settings, []) == {"a.b": "upstream", "upstream": "upstream"}
+    assert saved_roles(settings, [{"c": ""}]) == {
+        "a.b": "upstream",
+        "c": "upstream",
+        "d": "downstream",
+        "upstream": "upstream",
+    }
