@@ -17,8 +17,8 @@ from rewarm.plots.figure_style import (
 )
 from rewarm.plots.schedule_preview import compute_curve
 from rewarm.recipe.saved_recipe import load_saved_recipe
-from rewarm.runs.metrics_file import comparable_evaluations, read_metrics
-from rewarm.runs.recorded_metrics import read_run_metrics
+from rewarm.runs.metrics_file import read_metrics
+from rewarm.study.run_outcomes import StudyResults, read_outcome
 
 
 def save_losses(arms: dict[str, list[Path]], out: Path) -> None:
@@ -43,20 +43,26 @@ def save_losses(arms: dict[str, list[Path]], out: Path) -> None:
 def _loss_figure(arms: dict[str, list[Path]]) -> Any:
     from matplotlib.figure import Figure
 
-    evaluations = {
-        arm: [comparable_evaluations(read_run_metrics(run).lines) for run in runs]
+    outcomes = {
+        (arm, number): outcome
         for arm, runs in arms.items()
+        for number, run in enumerate(runs)
+        if (outcome := read_outcome(run))
     }
-    lines = [line for runs in evaluations.values() for run in runs for line in run]
-    keys = dict.fromkeys(key for line in lines for key in line if key.endswith("/loss"))
+    results = StudyResults(outcomes)
+    names = results.validation_sets
     styles = {arm: line_style(i) for i, arm in enumerate(arms)}
     figure = Figure(layout="constrained")
-    *panels, rate_axes = figure.subplots(1, len(keys) + 1, squeeze=False).flat
-    for axes, key in zip(panels, keys, strict=True):
-        axes.set_title(f"{key.removesuffix('/loss')} loss (nats)", fontsize=10, loc="left")
-        for arm, runs in evaluations.items():
-            losses = [{line["tokens"]: line[key] for line in run if line.get(key)} for run in runs]
-            _draw_losses(axes, losses, styles[arm])
+    *panels, rate_axes = figure.subplots(1, len(names) + 1, squeeze=False).flat
+    for axes, name in zip(panels, names, strict=True):
+        axes.set_title(f"{results.label(name)} loss (nats)", fontsize=10, loc="left")
+        for arm in arms:
+            histories = [outcomes[arm, seed].losses.get(name) for seed in results.seeds(arm)]
+            losses = [
+                {p.tokens: p.loss for p in history.points} for history in histories if history
+            ]
+            if losses:
+                _draw_losses(axes, losses, styles[arm])
     rate_axes.set_title("learning rate", fontsize=10, loc="left")
     for arm, [run, *_] in arms.items():
         rate_axes.plot(*_applied_rates(run), **styles[arm])
@@ -65,7 +71,7 @@ def _loss_figure(arms: dict[str, list[Path]]) -> Any:
     for axes in (*panels, rate_axes):
         style_token_axes(axes)
     legend_lines = add_legend(figure, list(styles.items()))
-    figure.set_size_inches(3.4 * len(keys) + 3.4, 3.2 + 0.18 * legend_lines)
+    figure.set_size_inches(3.4 * len(names) + 3.4, 3.2 + 0.18 * legend_lines)
     return figure
 
 

@@ -50,6 +50,7 @@ NaN if it divides by zero.
 
 
 ONE_SEED = "a single seed gives no interval"
+NOT_MEASURED = "not measured"
 
 
 class Verdict(NamedTuple):
@@ -116,7 +117,7 @@ class Claim(NamedTuple):
             if len(seeds) < 2:
                 return Verdict("undecided", None, f"{ONE_SEED}; with this one it never overtakes")
             return Verdict("not held", None, "it never overtakes")
-        return Verdict("undecided", None, "not measured")
+        return Verdict("undecided", None, NOT_MEASURED)
 
 
 _TOKEN = re.compile(

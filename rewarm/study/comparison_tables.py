@@ -138,9 +138,7 @@ def comparison_table(
         caption += ", paired by seed, for arms trained on the same number of tokens."
     if control is not None:
         caption += f" {control} is the control, trained on old data."
-    role = results.role(validation_set)
-    note = f" ({role})" if role not in (None, validation_set) else ""
-    table = Table(f"Losses on {validation_set}{note}", caption, columns, rows)
+    table = Table(f"Losses on {results.label(validation_set)}", caption, columns, rows)
     if not any(row[columns.index("bits per byte")].text for row in rows):
         return table.select(*(column for column in columns if column != "bits per byte"))
     return table._replace(

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,8 @@ from rewarm.errors import CheckpointError
 from rewarm.paths import short_path
 from rewarm.runs.validation_roles import reads_corpus
 from rewarm.safe_loading import first_validation_error, parse_json, read_json
-from rewarm.study.claims import Verdict
+from rewarm.study.claims import NOT_MEASURED, Claim, Verdict
+from rewarm.study.decidable_claims import undecidable_claims
 from rewarm.study.intervals import Estimate
 from rewarm.study.loss_history import (
     METRICS,
@@ -129,13 +130,20 @@ def _results(plan: StudyPlan, results: StudyResults) -> dict[str, Any]:
         "pareto": {name: study_pareto_front(plan, results, name) for name in new_sets},
         "lines": {name: _fitted_lines(plan, results, name) for name in new_sets},
         "claims": {
-            name: {
-                "claim": claim.text,
-                **_verdict_as_json(claim.judge(results.claimed_metric, seeds)),
-            }
-            for name, claim in plan.claims.items()
+            name: {"claim": claim.text, **_verdict_as_json(verdict)}
+            for name, claim, verdict in _verdicts(plan, results)
         },
     }
+
+
+def _verdicts(plan: StudyPlan, results: StudyResults) -> Iterator[tuple[str, Claim, Verdict]]:
+    """Yields each claim with its verdict; why it has none, if the recipes already tell."""
+    undecidable = undecidable_claims(plan)
+    for name, claim in plan.claims.items():
+        verdict = claim.judge(results.claimed_metric, plan.study.seeds)
+        if verdict.reason == NOT_MEASURED:
+            verdict = verdict._replace(reason=undecidable.get(name, NOT_MEASURED))
+        yield name, claim, verdict
 
 
 def study_pareto_front(plan: StudyPlan, results: StudyResults, validation_set: str) -> list[str]:

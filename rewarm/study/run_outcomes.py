@@ -169,6 +169,11 @@ class StudyResults:
         runs = (run for run in self.outcomes.values() if validation_set in run.losses)
         return merge_roles(validation_set, (run.roles.get(validation_set) for run in runs))
 
+    def label(self, validation_set: str) -> str:
+        """Returns the name of a validation set, with its role where that is another word."""
+        role = self.role(validation_set)
+        return validation_set if role in (None, validation_set) else f"{validation_set} ({role})"
+
     @property
     def upstream(self) -> str | None:
         """The upstream set's name; `upstream mean` if there are several, None if there is none."""

@@ -32,6 +32,17 @@ def test_seeds_are_averaged_over_the_steps_that_all_have_reached(tmp_path):
     assert mean == [[0, 4.0], [10, 2.5]]
 
 
+def test_a_panel_names_the_role_of_its_set(tmp_path):
+    run = write_metrics(tmp_path / "1", [4.0])
+    metrics = run / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("upstream/loss", "docs/loss"))
+    (run / "recipe.yaml").write_text(
+        "data: {validation: {docs: {shards: data/docs/val, role: upstream}}}"
+    )
+    losses, _ = _loss_figure({"arm": [run]}).axes
+    assert losses.get_title("left") == "docs (upstream) loss (nats)"
+
+
 def test_missing_losses_are_left_out(tmp_path):
     run = write_metrics(tmp_path / "1", [4.0, None, 2.0])
     losses, _ = _loss_figure({"arm": [run]}).axes

@@ -28,6 +28,7 @@ reference: low
 control: old
 claims:
   high forgets more: forgetting(upstream, high) > forgetting(upstream, low)
+  late: slope(upstream, low, last 1%) < 0
   by zero: 1 / (final(upstream, low) - final(upstream, low)) > 2
 """
     path = write_study(tmp_path, thousand_steps, "{upstream: {shards: data/held-out}}", settings)
@@ -65,6 +66,12 @@ def test_arms_are_compared_with_reference_and_control_of_the_same_length(content
     difference = arms["high"]["against"]["old"]["upstream"]["final"]
     assert difference["mean"] == pytest.approx((0.6 + 1.0) / 2)
     assert difference["error"] == pytest.approx(0.2)
+
+
+def test_a_claim_that_no_run_can_decide_says_why(content):
+    claim = content["claims"]["late"]
+    assert claim["verdict"] == "undecided"
+    assert claim["why"].startswith("slope of low takes ")
 
 
 def test_overtaking_needs_every_seed(content):

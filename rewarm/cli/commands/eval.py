@@ -132,7 +132,9 @@ def _loss_table(measured: list[_Measured]) -> Table:
     _, reference = measured[0]
     for checkpoint, result in measured:
         for row, (name, loss) in enumerate(result.losses.items()):
-            difference = loss.loss - reference.losses[name].loss
+            vs_first = ""
+            if result is not reference and _are_comparable(result, reference):
+                vs_first = f"{loss.loss - reference.losses[name].loss:+.4f}"
             table.add_row(
                 checkpoint if row == 0 else "",
                 name,
@@ -140,9 +142,17 @@ def _loss_table(measured: list[_Measured]) -> Table:
                 f"{loss.perplexity:,.2f}",
                 "—" if loss.bits_per_byte is None else f"{loss.bits_per_byte:.4f}",
                 f"{loss.tokens:,}",
-                "" if result is reference else f"{difference:+.4f}",
+                vs_first,
             )
     return table
+
+
+def _are_comparable(first: MeasuredCheckpoint, second: MeasuredCheckpoint) -> bool:
+    """Returns whether two checkpoints predicted the same tokens from the same ones before them."""
+    return (first.settings.context, first.settings.documents) == (
+        second.settings.context,
+        second.settings.documents,
+    )
 
 
 def _settings_lines(measured: list[_Measured], precision: str) -> Iterator[str]:
@@ -152,7 +162,7 @@ def _settings_lines(measured: list[_Measured], precision: str) -> Iterator[str]:
         return
     for name, result in measured:
         yield f"measured with {result.settings}, {precision}: {name}"
-    if len({(result.settings.context, result.settings.documents) for _, result in measured}) > 1:
+    if not all(_are_comparable(result, measured[0][1]) for _, result in measured):
         yield (
             "note: measured differently, so their losses do not compare; give --context and "
             "--documents"

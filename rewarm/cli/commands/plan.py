@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,7 +48,11 @@ def plan(
         cost = price * estimate.gpu_hours
         estimate = estimate.model_copy(update={"price": price, "cost": cost})
     if as_json:
-        print_json(estimate.model_dump_json(indent=1))
+        from rewarm.cli.seeds_output import seed_notes
+
+        notes = [f"{about}: {text}" for about, text in seed_notes(study, estimate)] if study else []
+        content = estimate.model_dump(mode="json") | ({"notes": notes} if study else {})
+        print_json(json.dumps(content, indent=1))
     else:
         from rewarm.cli.cost_output import print_cost
 

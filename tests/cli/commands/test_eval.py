@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 
 import pytest
@@ -98,8 +99,9 @@ def test_documents_and_context_are_those_of_the_run(recipe_text, tmp_path, corpo
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         shutil.copy(checkpoint / name, model / name)
     data = f"--data=downstream={corpora}/downstream/val"
-    code, _, errors = command("eval", tmp_path / "run", model, data)
+    code, table, errors = command("eval", tmp_path / "run", model, data)
     assert code == 0
+    assert not re.search(r"[+-]\d\.\d{4}\s*$", table, re.MULTILINE)  # vs first
     assert f"documents attend-across (the default), fp32: {model}" in errors
     assert "context 64 (the model's positions)" in errors
     assert "measured differently, so their losses do not compare" in errors

@@ -1,5 +1,6 @@
 """`rewarm plan`: its table, its notes, and what it refuses."""
 
+import json
 import re
 
 import pytest
@@ -122,6 +123,20 @@ def test_a_study_has_a_row_for_each_arm_and_one_for_all(tmp_path, thousand_steps
         ["b", "2", "200M"],
         ["all", "5", "650M"],
     ]
+
+
+def test_the_cost_of_more_seeds_is_in_the_json_too(tmp_path, thousand_steps, command):
+    study = write_study_with_base(tmp_path, thousand_steps)
+    with study.open("a") as file:
+        file.write("claims: {c: 'final(upstream, a) < final(upstream, b)'}\n")
+    for recipe in ("recipe.yaml", "base.yaml"):
+        text = thousand_steps.replace("data:\n", "data:\n  validation: {upstream: {shards: x}}\n")
+        (tmp_path / recipe).write_text(text.replace("100M", "50M" if "base" in recipe else "100M"))
+    code, out, err = command("plan", study, "--gpu", "h100", "--json")
+    assert code == 0, err
+    [note] = json.loads(out)["notes"]
+    assert note.startswith("seeds: 2: a claim is decided if ")
+    assert "GPU hours more)" in note
 
 
 @pytest.mark.slow
