@@ -22,8 +22,8 @@ from rewarm.data.decompression import content_chunks, joined_content, numbered_l
 from rewarm.data.input_files import is_hidden, is_licence_or_checksum
 from rewarm.data.input_formats import TEXT_FORMATS, InputFormat, ending_of, format_of
 from rewarm.data.input_records import (
+    Document,
     Reading,
-    Record,
     SkippedInput,
     check_is_json,
     text_of_bytes,
@@ -33,7 +33,7 @@ from rewarm.data.input_records import (
 from rewarm.errors import DataError
 
 
-def read_archive(path: Path, input_format: InputFormat, reading: Reading) -> Iterator[Record]:
+def read_archive(path: Path, input_format: InputFormat, reading: Reading) -> Iterator[Document]:
     """Yields the documents in the text members of a tar or zip.
 
     Raises:
@@ -75,7 +75,7 @@ class _Samples:
         self._hashes: set[int] = set()
         """Of all members so far: others of their samples may still turn up."""
 
-    def documents(self, members: Iterator[ArchiveMember]) -> Iterator[Record]:
+    def documents(self, members: Iterator[ArchiveMember]) -> Iterator[Document]:
         """Yields the documents.
 
         Raises:
@@ -110,7 +110,7 @@ class _Samples:
                 check_is_json(location, "txt", self._reading.options)
                 text = text_of_bytes(self._joined(chunks, member), location, self._reading)
                 if text is not None:
-                    yield Record(text, member.end, location)
+                    yield Document(text, self._reading.bytes_before + member.end, location)
             else:
                 yield from self._lines(chunks, member)
         yield from self._documents_of_json(waiting, current)
@@ -129,7 +129,7 @@ class _Samples:
 
     def _documents_of_json(
         self, waiting: tuple[ArchiveMember, bytes] | None, metadata_of: str | None = None
-    ) -> Iterator[Record]:
+    ) -> Iterator[Document]:
         """Yields the documents in a .json, if its sample, `metadata_of`, has no .txt."""
         if waiting is None:
             return
@@ -148,14 +148,16 @@ class _Samples:
         else:
             text = text_of_row(row, location, self._reading)
         if text is not None:
-            yield Record(text, member.end, location)
+            yield Document(text, self._reading.bytes_before + member.end, location)
 
-    def _lines(self, chunks: Iterator[bytes], member: ArchiveMember) -> Iterator[Record]:
+    def _lines(self, chunks: Iterator[bytes], member: ArchiveMember) -> Iterator[Document]:
         location = self._location(member)
         for number, line, _ in numbered_lines(chunks, location, self._reading.options):
             text = text_of_line(line, f"{location}:{number}", self._reading)
             if text is not None:
-                yield Record(text, member.end, f"{location}:{number}")
+                yield Document(
+                    text, self._reading.bytes_before + member.end, f"{location}:{number}"
+                )
 
     def _format_of_text(self, member: ArchiveMember) -> InputFormat | None:
         """Returns the format of a member that is text; reports the others as skipped."""

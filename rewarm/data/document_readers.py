@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from rewarm.data.archive_readers import read_archive
 from rewarm.data.decompression import content_chunks, joined_content, numbered_lines
@@ -12,9 +11,9 @@ from rewarm.data.input_files import InputFiles, bin_part, find_input_files
 from rewarm.data.input_formats import format_of
 from rewarm.data.input_records import (
     DEFAULT_OPTIONS,
+    Document,
     Reading,
     ReadOptions,
-    Record,
     SkippedInput,
     check_is_json,
     check_json_lines,
@@ -23,34 +22,20 @@ from rewarm.data.input_records import (
     text_of_line,
 )
 from rewarm.data.megatron_format import read_megatron_documents
-from rewarm.data.sample_layout import Tokens
 from rewarm.data.table_readers import read_table
 from rewarm.data.token_arrays import read_token_array
 from rewarm.errors import DataError
 
 __all__ = [
     "DEFAULT_OPTIONS",
+    "Document",
     "InputFiles",
     "ReadOptions",
     "SkippedInput",
-    "TextDocument",
     "find_input_files",
     "read_documents",
     "refuse_record",
 ]
-
-
-class TextDocument(NamedTuple):
-    """One document, and its end in the input."""
-
-    content: str | Tokens
-    """Its text, or its token ids if the file holds token ids (.bin, .npy)."""
-    bytes_read: int
-    """Bytes of all input files up to the end of this document."""
-    ends: bool = True
-    """False for a block of a token stream, to which no end-of-text is added."""
-    location: str = ""
-    """File, and line, row, member or number in it."""
 
 
 def read_documents(
@@ -62,7 +47,7 @@ def read_documents(
     on_notice: Callable[[str], None] = lambda _: None,
     on_left_out: Callable[[str], None] = lambda _: None,
     options: ReadOptions = DEFAULT_OPTIONS,
-) -> Iterator[TextDocument]:
+) -> Iterator[Document]:
     """Yields every document of the files, in order.
 
     Args:
@@ -80,20 +65,14 @@ def read_documents(
         DataError: a file is damaged or truncated, or exceeds a limit; names file and line.
     """
     reading = Reading(field, options, on_bad_record, on_skipped, on_notice, on_left_out)
-    bytes_before = 0  # of this file
     for parts in _group_parts(paths):
         path = parts[0]
         try:
-            for record in _read_file(parts, reading):
-                document = TextDocument(
-                    record.content, bytes_before + record.end, record.ends, record.location
-                )
-                del record  # a long document is not in memory while the next one is read
-                yield document
-                del document
+            yield from _read_file(parts, reading)
         except (OSError, EOFError) as error:
             raise DataError(f"{path}: cannot be read: {error}") from None
-        bytes_before += sum(part.stat().st_size for part in parts)
+        read = sum(part.stat().st_size for part in parts)
+        reading = reading._replace(bytes_before=reading.bytes_before + read)
 
 
 def _group_parts(paths: list[Path]) -> Iterator[list[Path]]:
@@ -124,7 +103,7 @@ def _group_parts(paths: list[Path]) -> Iterator[list[Path]]:
             yield [parts[number] for number in sorted(parts)]
 
 
-def _read_file(parts: list[Path], reading: Reading) -> Iterator[Record]:
+def _read_file(parts: list[Path], reading: Reading) -> Iterator[Document]:
     """Yields each document of a file, or of the parts of one."""
     path = parts[0]
     input_format = format_of(path)
@@ -146,7 +125,7 @@ def _read_file(parts: list[Path], reading: Reading) -> Iterator[Record]:
         yield from _read_text(path, name, compression, reading)
 
 
-def _read_text(path: Path, name: str, compression: str, reading: Reading) -> Iterator[Record]:
+def _read_text(path: Path, name: str, compression: str, reading: Reading) -> Iterator[Document]:
     """Yields the document of a .txt, or that of each line of JSON."""
     location, options = str(path), reading.options
     with path.open("rb") as raw:
@@ -155,7 +134,7 @@ def _read_text(path: Path, name: str, compression: str, reading: Reading) -> Ite
             data = joined_content(chunks, location, options)
             text = text_of_bytes(data, location, reading, may_be_cut=not compression)
             if text is not None:
-                yield Record(text, raw.tell(), location)
+                yield Document(text, reading.bytes_before + raw.tell(), location)
             return
         is_first = True
         for number, line, has_end in numbered_lines(chunks, location, options):
@@ -167,5 +146,5 @@ def _read_text(path: Path, name: str, compression: str, reading: Reading) -> Ite
             text = text_of_line(line, line_location, reading, may_be_cut=may_be_cut)
             del line  # not in memory while the text is in use, nor the text with the next line
             if text is not None:
-                yield Record(text, raw.tell(), line_location)
+                yield Document(text, reading.bytes_before + raw.tell(), line_location)
             del text

@@ -58,15 +58,17 @@ class ReadOptions(NamedTuple):
     """The token after each document of a token array; None: blocks of a fixed length are read."""
 
 
-class Record(NamedTuple):
-    """One document of a file."""
+class Document(NamedTuple):
+    """One document, and its end in the input."""
 
     content: str | Tokens
-    end: int
-    """Bytes of the file up to the end of this document, roughly if it is compressed."""
-    location: str
+    """Its text, or its token ids if the file holds token ids (.bin, .npy)."""
+    bytes_read: int
+    """Bytes of all input files up to its end, roughly if they are compressed."""
+    location: str = ""
+    """File, and line, row, member or number in it."""
     ends: bool = True
-    """Whether the document ends here; False for a block of a token stream."""
+    """False for a block of a token stream, to which no end-of-text is added."""
 
 
 DEFAULT_OPTIONS = ReadOptions()
@@ -82,6 +84,8 @@ class Reading(NamedTuple):
     on_notice: Callable[[str], None]
     on_left_out: Callable[[str], None] = lambda _: None
     """Called with the field and the value for which a document is left out by `where`."""
+    bytes_before: int = 0
+    """Bytes of the input files before this one."""
 
 
 def refuse_record(record: SkippedInput) -> NoReturn:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from rewarm.data.input_records import Reading, Record, check_document_size
+from rewarm.data.input_records import Document, Reading, check_document_size
 from rewarm.data.megatron_index import MegatronIndex, open_index
 from rewarm.data.sample_layout import Tokens
 from rewarm.data.token_arrays import to_token_ids
@@ -26,7 +26,7 @@ _READ_BYTES = 1 << 20
 
 def read_megatron_documents(
     path: Path, reading: Reading, parts: list[Path] | None = None
-) -> Iterator[Record]:
+) -> Iterator[Document]:
     """Yields the token ids of each document of a .bin file.
 
     If its sequences are blocks of a fixed length, which no document ends with, each is yielded
@@ -71,7 +71,9 @@ def read_megatron_documents(
             values = np.frombuffer(_read(files, size, name), index.dtype)
             for ids, end in _divide(values, start, ends, name, number):
                 number += 1
-                yield Record(ids, end, f"{name} {number}", ends=not is_blocks)
+                yield Document(
+                    ids, reading.bytes_before + end, f"{name} {number}", ends=not is_blocks
+                )
             del values, ids
             start = ends[-1]
 

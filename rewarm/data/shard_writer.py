@@ -22,9 +22,9 @@ from rewarm.data.bad_records import BadRecordsFile
 from rewarm.data.dataset_card import CARD, dataset_card
 from rewarm.data.document_readers import (
     DEFAULT_OPTIONS,
+    Document,
     ReadOptions,
     SkippedInput,
-    TextDocument,
     find_input_files,
     read_documents,
     refuse_record,
@@ -134,7 +134,7 @@ def write_shards(
 
             readings = count()
 
-            def read() -> Iterator[TextDocument]:
+            def read() -> Iterator[Document]:
                 bad_records.restart()
                 is_first = next(readings) == 0
                 return read_documents(
@@ -193,7 +193,7 @@ def _with_finished_shards(error: DataError, job: ShardJob) -> DataError:
 
 def _write_folders(
     job: ShardJob,
-    read: Callable[[], Iterator[TextDocument]],
+    read: Callable[[], Iterator[Document]],
     tokenizer: Tokenizer,
     options: ReadOptions,
     shard_tokens: int,
@@ -230,7 +230,7 @@ def _write_folders(
 
 def _write_split(
     job: ShardJob,
-    read: Callable[[], Iterator[TextDocument]],
+    read: Callable[[], Iterator[Document]],
     split: ValidationSplit,
     tokenizer: Tokenizer,
     options: ReadOptions,
@@ -270,7 +270,7 @@ class _WriterPart(NamedTuple):
     """The documents of a batch that one writer has to write."""
 
     writer: ShardWriter
-    documents: list[TextDocument]
+    documents: list[Document]
     digests: list[bytes]
     text_bytes: list[int | None]
 

@@ -14,8 +14,8 @@ from typing import IO, Any
 from rewarm.data.arrow_messages import check_message
 from rewarm.data.decompression import check_expansion
 from rewarm.data.input_records import (
+    Document,
     Reading,
-    Record,
     SkippedInput,
     check_document_size,
     list_names,
@@ -29,7 +29,7 @@ _MAGIC = b"ARROW1"
 _END_OF_STREAM = (8, 4)  # bytes of the marker; 4 before Arrow 0.15
 
 
-def read_table(path: Path, name: str, reading: Reading) -> Iterator[Record]:
+def read_table(path: Path, name: str, reading: Reading) -> Iterator[Document]:
     """Yields the texts of a column.
 
     Args:
@@ -60,7 +60,7 @@ def read_table(path: Path, name: str, reading: Reading) -> Iterator[Record]:
                     location = f"{path}: row {row}"
                     text = _text_of(value, location, reading)
                     if text is not None:
-                        yield Record(text, end, location)
+                        yield Document(text, reading.bytes_before + end, location)
     # Damaged files also raise OSError, OverflowError, MemoryError and others in pyarrow.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from None

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from rewarm.data.input_records import Reading, ReadOptions, Record
+from rewarm.data.input_records import Document, Reading, ReadOptions
 from rewarm.errors import DataError
 
 _NPY_MAGIC = b"\x93NUMPY"
@@ -25,7 +25,7 @@ RAW_DTYPES = ("uint16", "uint32", "int32", "int64")
 """The dtypes of token files without a header."""
 
 
-def read_token_array(path: Path, reading: Reading) -> Iterator[Record]:
+def read_token_array(path: Path, reading: Reading) -> Iterator[Document]:
     """Yields the documents of a .bin or .npy that holds the token ids of one stream.
 
     Raises:
@@ -38,7 +38,9 @@ def read_token_array(path: Path, reading: Reading) -> Iterator[Record]:
         for number, (tokens, ends, end) in enumerate(documents, start=1):
             location = f"{path}: document {number}"
             end_byte = start + end * dtype.itemsize
-            yield Record(to_token_ids(tokens, location), end_byte, location, ends)
+            yield Document(
+                to_token_ids(tokens, location), reading.bytes_before + end_byte, location, ends
+            )
 
 
 def to_token_ids(values: npt.NDArray[Any], location: str) -> npt.NDArray[np.unsignedinteger[Any]]:

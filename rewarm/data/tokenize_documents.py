@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from rewarm.data.document_readers import DEFAULT_OPTIONS, TextDocument
+from rewarm.data.document_readers import DEFAULT_OPTIONS, Document
 from rewarm.data.sample_layout import Positions, check_in_vocabulary
 from rewarm.data.text_encoder import TextEncoder
 from rewarm.data.text_pieces import can_cut_texts, cut_text
@@ -44,7 +44,7 @@ Mapped = TypeVar("Mapped")
 class DocumentBatch(NamedTuple):
     """Some consecutive documents that are not empty."""
 
-    documents: list[TextDocument]
+    documents: list[Document]
     digests: list[bytes]
     """sha256 of each document's content."""
     size: int
@@ -70,9 +70,9 @@ class TokenizedBatch(NamedTuple):
     """For each document, the number of tokens up to its end."""
 
 
-def batches_with_digests(documents: Iterator[TextDocument]) -> Iterator[DocumentBatch]:
+def batches_with_digests(documents: Iterator[Document]) -> Iterator[DocumentBatch]:
     """Yields the documents in batches of about `_BATCH_BYTES`, to limit memory use."""
-    batch, digests, text_bytes = list[TextDocument](), list[bytes](), list[int | None]()
+    batch, digests, text_bytes = list[Document](), list[bytes](), list[int | None]()
     empty = size = count = bytes_read = 0
     for document in documents:
         bytes_read = document.bytes_read
@@ -94,14 +94,14 @@ def batches_with_digests(documents: Iterator[TextDocument]) -> Iterator[Document
         yield DocumentBatch(batch, digests, size, text_bytes, empty, bytes_read)
 
 
-def _content_bytes(document: TextDocument) -> bytes:
+def _content_bytes(document: Document) -> bytes:
     """Returns what decides a document's token ids."""
     content = document.content
     data = content.encode() if isinstance(content, str) else content.astype("<u4").tobytes()
     return data if document.ends else _NO_END + data
 
 
-def _text_bytes(document: TextDocument, content: bytes) -> int | None:
+def _text_bytes(document: Document, content: bytes) -> int | None:
     """Returns the bytes of a document's text, given what `_content_bytes` returned."""
     if not isinstance(document.content, str):
         return None
@@ -139,7 +139,7 @@ class DocumentTokenizer:
         self._can_cut_texts = can_cut_texts(tokenizer.encoder)
         self._can_join_texts = self._can_cut_texts and self.encoder.can_join
 
-    def tokenize(self, documents: list[TextDocument]) -> TokenizedBatch:
+    def tokenize(self, documents: list[Document]) -> TokenizedBatch:
         """Returns the token ids of documents.
 
         Raises:
@@ -153,13 +153,13 @@ class DocumentTokenizer:
             batches.append((self._tokenize_texts if is_text else self._join_tokens)(list(group)))
         return _concatenate(batches)
 
-    def _tokenize_texts(self, documents: list[TextDocument]) -> TokenizedBatch:
+    def _tokenize_texts(self, documents: list[Document]) -> TokenizedBatch:
         batch = self._encode_texts(documents, may_join=self._can_join_texts)
         if len(batch.ends) != len(documents):  # a text that is normalized to end-of-text
             batch = self._encode_texts(documents, may_join=False)
         return batch
 
-    def _encode_texts(self, documents: list[TextDocument], *, may_join: bool) -> TokenizedBatch:
+    def _encode_texts(self, documents: list[Document], *, may_join: bool) -> TokenizedBatch:
         """Returns the token ids of texts, and as many ends as they have end-of-text tokens."""
         eos = self._tokenizer.eos_token_id
         batches = list[TokenizedBatch]()
@@ -174,7 +174,7 @@ class DocumentTokenizer:
             batches.append(TokenizedBatch(tokens, ends))
         return _concatenate(batches)
 
-    def _pieces(self, documents: list[TextDocument], may_join: bool) -> Iterator[_Piece]:
+    def _pieces(self, documents: list[Document], may_join: bool) -> Iterator[_Piece]:
         """Yields the texts in order, long ones in several pieces and short ones in one.
 
         Raises:
@@ -225,7 +225,7 @@ class DocumentTokenizer:
             for piece in group:
                 yield piece, next(ids_of_joined if piece.is_joined else ids_of_others)
 
-    def _join_tokens(self, documents: list[TextDocument]) -> TokenizedBatch:
+    def _join_tokens(self, documents: list[Document]) -> TokenizedBatch:
         """Returns the tokens of documents of token ids."""
         eos = self._tokenizer.eos_token_id
         batches = list[TokenizedBatch]()

@@ -37,7 +37,7 @@ def test_documents_are_read_from_sequences(tmp_path):
         + np.array([0, 2, 3], "<i8").tobytes()
     )
     documents = list(read_megatron_documents(tmp_path / "a.bin", reading()))
-    assert [(d.content.tolist(), d.end, d.ends) for d in documents] == [
+    assert [(d.content.tolist(), d.bytes_read, d.ends) for d in documents] == [
         ([1, 2, 3], 6, True),
         ([4, 5, 6], 12, True),
     ]
@@ -168,7 +168,7 @@ def test_the_parts_in_which_files_are_read_do_not_matter(
     assert [document.content.tolist() for document in documents] == expected
     write_megatron(tmp_path / "b", "<u2", 8, [[1, 2]] * 6 + [[3]], range(8))
     blocks = list(read_megatron_documents(tmp_path / "b.bin", reading()))
-    assert [(block.content.tolist(), block.end) for block in blocks] == [
+    assert [(block.content.tolist(), block.bytes_read) for block in blocks] == [
         *(([1, 2], 4 * number) for number in range(1, 7)),
         ([3], 26),
     ]

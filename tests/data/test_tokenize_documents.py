@@ -6,7 +6,7 @@ import pytest
 from tokenizers import normalizers
 
 from rewarm.data import tokenize_documents
-from rewarm.data.document_readers import TextDocument
+from rewarm.data.document_readers import Document
 from rewarm.data.text_encoder import TextEncoder
 from rewarm.data.tokenize_documents import DocumentTokenizer, batches_with_digests, map_ahead
 from rewarm.data.tokenizer import load_tokenizer
@@ -22,11 +22,11 @@ def test_texts_and_token_ids_end_with_end_of_text(tokenizer):
     ids = [np.array([5, 6], np.uint32), np.array([7, 0], np.uint16), np.array([8, 9], np.int64)]
     texts = ["the run", "its end"]
     documents = [
-        TextDocument(texts[0], 1),
-        TextDocument(ids[0], 2),
-        TextDocument(texts[1], 3),
-        TextDocument(ids[1], 4),
-        TextDocument(ids[2], 5, ends=False),
+        Document(texts[0], 1),
+        Document(ids[0], 2),
+        Document(texts[1], 3),
+        Document(ids[1], 4),
+        Document(ids[2], 5, ends=False),
     ]
     batch = DocumentTokenizer(tokenizer).tokenize(documents)
     encoded = [tokenizer.encoder.encode(text, add_special_tokens=False).ids for text in texts]
@@ -37,7 +37,7 @@ def test_texts_and_token_ids_end_with_end_of_text(tokenizer):
 @pytest.mark.parametrize("dtype", ["<u2", "<i8", "<u4"])
 def test_token_ids_outside_the_vocabulary_are_refused(tokenizer, dtype):
     too_high = tokenizer.vocabulary if dtype == "<u2" else 70_000
-    document = TextDocument(np.array([3, too_high], dtype), 0, location="ids.bin: document 2")
+    document = Document(np.array([3, too_high], dtype), 0, location="ids.bin: document 2")
     with pytest.raises(
         DataError,
         match=rf"ids\.bin: document 2: token {too_high} at position 1 is outside the "
@@ -49,7 +49,7 @@ def test_token_ids_outside_the_vocabulary_are_refused(tokenizer, dtype):
 def test_batches_hold_a_limited_number_of_bytes_and_count_empty_documents(monkeypatch):
     monkeypatch.setattr(tokenize_documents, "_BATCH_BYTES", 10)
     texts = ["1234", "", "ÄÖÜ", "", "", "long document " * 9, "x", ""]
-    batches = list(batches_with_digests(TextDocument(text, i + 1) for i, text in enumerate(texts)))
+    batches = list(batches_with_digests(Document(text, i + 1) for i, text in enumerate(texts)))
     assert [[d.content for d in batch.documents] for batch in batches] == [
         ["1234", "ÄÖÜ"], ["long document " * 9], ["x"]
     ]  # fmt: skip
@@ -61,11 +61,11 @@ def test_batches_hold_a_limited_number_of_bytes_and_count_empty_documents(monkey
 def test_the_digest_is_of_what_decides_the_token_ids():
     tokens = np.array([1, 2], np.uint32)
     documents = [
-        TextDocument("text", 1),
-        TextDocument("text", 2, location="elsewhere"),
-        TextDocument(tokens, 3),
-        TextDocument(tokens.astype(np.uint16), 4),
-        TextDocument(tokens, 5, ends=False),
+        Document("text", 1),
+        Document("text", 2, location="elsewhere"),
+        Document(tokens, 3),
+        Document(tokens.astype(np.uint16), 4),
+        Document(tokens, 5, ends=False),
     ]
     (batch,) = batches_with_digests(iter(documents))
     assert batch.digests[0] == hashlib.sha256(b"text").digest() == batch.digests[1]
@@ -95,8 +95,8 @@ def test_joined_texts_have_the_token_ids_that_they_have_alone(tokenizer, monkeyp
     monkeypatch.setattr(tokenize_documents, "_PIECE_CHARACTERS", 20)
     monkeypatch.setattr(tokenize_documents, "_BATCH_BYTES", 100)
     texts = ["a", "", "<|endoftext|>", "<|endoftext|", "|>", " b ", "x" * 19, "<|", "cat\n", "\n"]
-    documents = [TextDocument(text, 0) for text in texts * 7]
-    documents.insert(9, TextDocument(np.array([5, 0, 6], np.uint32), 0))
+    documents = [Document(text, 0) for text in texts * 7]
+    documents.insert(9, Document(np.array([5, 0, 6], np.uint32), 0))
     document_tokenizer = DocumentTokenizer(tokenizer)
     encode = document_tokenizer.encoder.encode_joined
     joined = []
@@ -116,13 +116,13 @@ def test_joined_texts_have_the_token_ids_that_they_have_alone(tokenizer, monkeyp
 def test_a_text_that_is_normalized_to_end_of_text_stays_one_document(tokenizer):
     tokenizer.encoder.normalizer = normalizers.NFKC()
     wide = "".join(chr(ord(character) + 0xFEE0) for character in "<|endoftext|>")
-    batch = DocumentTokenizer(tokenizer).tokenize([TextDocument(t, 0) for t in ("a", wide, "b")])
+    batch = DocumentTokenizer(tokenizer).tokenize([Document(t, 0) for t in ("a", wide, "b")])
     assert len(batch.ends) == 3
 
 
 def test_a_text_that_cannot_be_cut_is_refused_above_a_limit(tokenizer, monkeypatch):
     monkeypatch.setattr(tokenize_documents, "_PIECE_CHARACTERS", 20)
-    documents = [TextDocument("a b, " * 99, 1), TextDocument("字" * 40, 2, location="x.jsonl:2")]
+    documents = [Document("a b, " * 99, 1), Document("字" * 40, 2, location="x.jsonl:2")]
     document_tokenizer = DocumentTokenizer(tokenizer, 119)
     with pytest.raises(
         DataError,
@@ -137,7 +137,7 @@ def test_a_long_text_has_the_token_ids_that_it_has_in_one_piece(tokenizer, monke
     monkeypatch.setattr(tokenize_documents, "_PIECE_CHARACTERS", 20)
     monkeypatch.setattr(tokenize_documents, "_BATCH_BYTES", 100)
     texts = [" ".join(f"the run {i} decays,\n" for i in range(99)), "short", "", "x" * 99]
-    documents = [TextDocument(text, 0) for text in texts]
+    documents = [Document(text, 0) for text in texts]
     batch = DocumentTokenizer(tokenizer).tokenize(documents)
     expected = [tokenizer.encoder.encode(text, add_special_tokens=False).ids for text in texts]
     parts = np.split(batch.tokens, batch.ends)[:-1]
