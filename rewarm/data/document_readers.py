@@ -109,7 +109,7 @@ def _read_file(parts: list[Path], reading: Reading) -> Iterator[Document]:
     input_format = format_of(path)
     assert input_format, path
     name, compression = input_format
-    if name not in ("jsonl", "ndjson", "json", "tar", "zip"):
+    if name in ("txt", "bin", "npy"):
         check_is_json(str(path), name, reading.options)
     if name in ("parquet", "arrow", "feather"):
         yield from read_table(path, name, reading)

@@ -160,7 +160,7 @@ def _reason_of(error: Exception) -> str:
 def text_of_row(row: Any, location: str, reading: Reading) -> str | None:
     """Returns the text in a parsed JSON document; None if it has none, which is reported."""
     field = reading.field
-    if not _has_wanted_values(row, location, reading):
+    if not has_wanted_values(row, location, reading):
         return None
     try:
         text = _nested(row, field)
@@ -203,8 +203,8 @@ def list_names(names: Iterable[str]) -> str:
     return f"{shown} and {more:,} more" if more > 0 else shown or "none"
 
 
-def _has_wanted_values(row: Any, location: str, reading: Reading) -> bool:
-    """Returns whether a JSON document has the values of `where`; reports it if it has not."""
+def has_wanted_values(row: Any, location: str, reading: Reading) -> bool:
+    """Returns whether a parsed document has the values of `where`; reports it if it has not."""
     for path, wanted in reading.options.where:
         try:
             value = _nested(row, path)
@@ -228,8 +228,8 @@ def check_is_json(location: str, what: str, options: ReadOptions) -> None:
     if options.where:
         path, wanted = options.where[0]
         raise DataError(
-            f"{location}: --where {path}={wanted} compares fields of JSON documents, and this is "
-            f"{what}; store the documents as lines of JSON, or select them before"
+            f"{location}: --where {path}={wanted} compares fields of JSON documents and tables, "
+            f"and this is {what}; store the documents as lines of JSON, or select them before"
         )
 
 

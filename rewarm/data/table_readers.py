@@ -16,8 +16,10 @@ from rewarm.data.decompression import check_expansion
 from rewarm.data.input_records import (
     Document,
     Reading,
+    ReadOptions,
     SkippedInput,
     check_document_size,
+    has_wanted_values,
     list_names,
     text_of_bytes,
 )
@@ -49,21 +51,36 @@ def read_table(path: Path, name: str, reading: Reading) -> Iterator[Document]:
     try:
         with path.open("rb") as raw:
             size = path.stat().st_size
-            columns = _parquet_columns if name == "parquet" else _arrow_columns
+            batches = _parquet_batches if name == "parquet" else _arrow_batches
             row = expanded = 0
-            for column in columns(raw, path, reading):
+            for column, fields in batches(raw, path, reading):
                 end = min(size, raw.tell())
-                expanded += _bytes_of_rows(column)
+                expanded += _bytes_of_rows(column) + fields.nbytes
                 check_expansion(expanded, end, str(path), reading.options)
-                for value in _values(column, path):
+                for value, row_fields in zip(_values(column, path), _rows(fields), strict=True):
                     row += 1
                     location = f"{path}: row {row}"
+                    if not has_wanted_values(row_fields, location, reading):
+                        continue
                     text = _text_of(value, location, reading)
                     if text is not None:
                         yield Document(text, reading.bytes_before + end, location)
     # Damaged files also raise OSError, OverflowError, MemoryError and others in pyarrow.
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         raise DataError(f"{path}: cannot be read: {error or type(error).__name__}") from None
+
+
+def _fields_to_compare(batch: Any, options: ReadOptions) -> Any:
+    """Returns the columns of a batch that `where` compares."""
+    names = set(batch.schema.names)
+    wanted = (path if path in names else path.partition(".")[0] for path, _ in options.where)
+    return batch.select([name for name in dict.fromkeys(wanted) if name in names])
+
+
+def _rows(fields: Any) -> list[dict[str, Any]]:
+    """Returns the rows of a batch, which may have no columns."""
+    fields.validate(full=True)
+    return fields.to_pylist() if fields.num_columns else [{}] * fields.num_rows
 
 
 def _text_of(value: str | bytes | None, location: str, reading: Reading) -> str | None:
@@ -144,7 +161,8 @@ class _WithoutData:
         raise _DataAreReadError
 
 
-def _parquet_columns(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[Any]:
+def _parquet_batches(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[tuple[Any, Any]]:
+    """Yields the column of texts, and the columns to compare, of some rows at a time."""
     from pyarrow import parquet
 
     field, options = reading.field, reading.options
@@ -178,10 +196,10 @@ def _parquet_columns(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[A
         if chunk.has_dictionary_page:
             longest = max(longest, _longest_value(as_dictionary, number, field))
         batch_rows = max(1, min(_ROWS, _BATCH_BYTES // max(1, longest)))
-        for batch in table.iter_batches(batch_rows, row_groups=[number], columns=[field]):
-            column = batch.column(0)
-            rows += len(column)
-            yield column
+        columns = [field, *(path for path, _ in options.where)]
+        for batch in table.iter_batches(batch_rows, row_groups=[number], columns=columns):
+            rows += batch.num_rows
+            yield batch.column(field), _fields_to_compare(batch, options)
     stated = metadata.num_rows
     if rows != stated:
         raise DataError(f"{path}: damaged: {rows:,} rows, and its footer states {stated:,}")
@@ -212,7 +230,8 @@ def _bytes_of_rows(column: Any) -> int:
     return int(compute.sum(lengths.take(column.indices)).as_py() or 0)
 
 
-def _arrow_columns(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[Any]:
+def _arrow_batches(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[tuple[Any, Any]]:
+    """Yields the column of texts, and the columns to compare, of each batch."""
     import pyarrow
 
     start, batches_stated = 0, None
@@ -237,7 +256,7 @@ def _arrow_columns(raw: IO[bytes], path: Path, reading: Reading) -> Iterator[Any
         except StopIteration:
             break
         batches += 1
-        yield batch.column(position)
+        yield batch.column(position), _fields_to_compare(batch, reading.options)
     if raw.tell() - before not in _END_OF_STREAM:
         raise DataError(
             f"{path}: truncated: the end-of-stream marker after batch {batches:,} is missing; copy "

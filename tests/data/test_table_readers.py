@@ -44,6 +44,26 @@ def test_every_truncation_is_refused(tmp_path, make):
         read(path)
 
 
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow"])
+def test_rows_are_selected_by_the_value_of_a_column_or_of_a_field_in_one(tmp_path, name):
+    """SlimPajama is also published as parquet, with its source in a struct."""
+    sources = [{"set": value, "n": i} for i, value in enumerate(["C4", "Book", None, "C4"])]
+    table = pyarrow.table(
+        {"meta": sources, "text": TEXTS[:4], "year": [1, 2, 3, 1], "a.b": list("xyyx")}
+    )
+    path = write(tmp_path / name, table)
+    assert read(path, where=(("meta.set", "C4"),)) == ["one", "four"]
+    assert read(path, where=(("meta.set", "null"),)) == ["три"]
+    assert read(path, where=(("meta.set", "C4"), ("year", "1"), ("meta.n", "3"))) == ["four"]
+    assert read(path, where=(("a.b", "y"), ("text", "zwei"))) == ["zwei"]
+    with pytest.raises(
+        DataError, match=rf"{name}: row 1: no field 'meta\.x' to compare with --where"
+    ):
+        read(path, where=(("meta.x", "C4"),))
+    with pytest.raises(DataError, match="no field 'none' to compare"):
+        read(path, where=(("none", "C4"),))
+
+
 def test_feather_is_read_by_its_ending_and_version_1_is_refused(tmp_path):
     path = tmp_path / "a.feather"
     path.write_bytes(arrow_file_of(*TEXTS))

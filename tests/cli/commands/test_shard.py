@@ -267,4 +267,7 @@ def test_shard_refuses_to_select_from_what_has_no_fields(tmp_path, tokenizer_jso
         arguments = ("--out", tmp_path / "out", "--tokenizer", tokenizer_json, "--where", "a=b")
         code, _, err = command("shard", tmp_path / name, *arguments)
         assert code == 3
-        assert f"{location}: --where a=b compares fields of JSON documents, and this is txt" in err
+        assert (
+            f"{location}: --where a=b compares fields of JSON documents and tables, and this is txt"
+            in err
+        )
