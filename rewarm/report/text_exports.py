@@ -42,16 +42,17 @@ def as_markdown(collected: CollectedRuns) -> str:
 
 
 def as_csv(collected: CollectedRuns) -> str:
-    """Returns every measured value as CSV, one per row."""
+    """Returns every measured value as CSV, one per row: a number in `value`, or text in `text`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["arm", "seed", "run", "kind", "step", "tokens", "name", "value"])
+    writer.writerow(["arm", "seed", "run", "kind", "step", "tokens", "name", "value", "text"])
     for record in collected.records:
         for line in record.lines:
             prefix = [record.arm, record.seed, record.directory, line["kind"], line["step"]]
             for name, value in line.items():
                 if name not in ("kind", "step", "tokens") and value is not None:
-                    writer.writerow([*prefix, line.get("tokens"), name, value])
+                    cells = (value, None) if isinstance(value, int | float) else (None, value)
+                    writer.writerow([*prefix, line.get("tokens"), name, *cells])
     return file.getvalue()
 
 
