@@ -104,7 +104,7 @@ def _weight(weight: Any) -> str:
 
 def _schedule(state: TrainingState, settings: dict[str, Any]) -> str:
     plugin = " ".join(state.schedule.get(key, "?") for key in ("distribution", "version"))
-    lines = [f"Of {escape_markdown(plugin)}:", ""]
+    lines = [f"The settings, of the package {escape_markdown(plugin)}:", ""]
     lines += [f"    {escape_unprintable(line)}" for line in write_yaml(settings).splitlines()]
     if state.lrs:
         first, highest, last = (f"{lr:.3g}" for lr in state.lrs)
