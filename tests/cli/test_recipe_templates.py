@@ -146,7 +146,8 @@ def test_mixture_of_reuse_changes_at_the_mark_of_its_schedule(plugins):
 
 def test_preview_commands_in_the_readme_run(command, tmp_path, monkeypatch):
     readme = (ROOT / "README.md").read_text()
-    shells = "".join(re.findall(r"```sh\n(.*?)```", readme, re.DOTALL))
+    section = readme.partition("\n## Schedules\n")[2]
+    shells = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
     lines = re.findall(r"^rewarm ((?:new|plot-schedule) .*)$", shells, re.MULTILINE)
     assert len(lines) == 3
     monkeypatch.chdir(tmp_path)
