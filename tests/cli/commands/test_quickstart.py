@@ -1,11 +1,13 @@
 """The quickstart as a user runs it; then every example of README and docs/ in its folder."""
 
 import json
+import platform
 import re
 import shlex
 import subprocess
 import sys
 import time
+from itertools import islice
 
 import pytest
 from repository import ROOT
@@ -15,8 +17,11 @@ from text_corpora import write_sums
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.cli.quickstart_steps import _write_recipes
+from rewarm.data.batch_loader import BatchLoader
+from rewarm.data.shard_format import read_shard_index
 from rewarm.recipe.recipe import load_recipe
 from rewarm.runs.metrics_file import read_metrics
+from rewarm.runs.resolve_run import resolve
 
 pytestmark = pytest.mark.slow
 
@@ -138,6 +143,24 @@ def test_the_readme_shows_the_output_of_the_quickstart(finished_quickstart):
     _, output, _ = finished_quickstart
     expected_output = dict(examples(README))["rewarm quickstart"]
     assert without_digits(output).startswith(without_digits(expected_output))
+
+
+def test_the_readmes_tokens_and_digest_are_those_of_the_quickstart(finished_quickstart):
+    """All numbers of its output that need no training; the losses are stored (test_docs.py)."""
+    folder = finished_quickstart[0] / "rewarm-quickstart"
+    text = dict(examples(README))["rewarm quickstart"]
+    if f"Python {platform.python_version()}'s" not in text:
+        pytest.skip("another Python has another standard library")
+    for corpus in ("upstream", "downstream"):
+        train, validation = (
+            read_shard_index(folder / "shards" / corpus / part).tokens for part in ("train", "val")
+        )
+        assert f"   {corpus:<10} {train:,} tokens, {validation:,} held out\n" in text
+    recipe = load_recipe(folder / "recipes" / "rewarm.yaml")
+    corpora = list(resolve(recipe).corpora.values())
+    loader = BatchLoader(corpora, recipe.corpus_weights, sequences=recipe.sequences_per_step)
+    *_, last = islice(loader.batches(), recipe.steps)
+    assert f"(stream digest {last.position.digest[:12]})" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
