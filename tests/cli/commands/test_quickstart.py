@@ -200,7 +200,7 @@ def test_your_own_text_goes_from_jsonl_to_a_report(finished_quickstart, tmp_path
     assert [command.split()[1] for command in commands] == [
         "shard", "new", "check", "train", "report",
     ]  # fmt: skip
-    write_sums(folder / "text.jsonl", documents=120)
+    write_sums(folder / "text.jsonl", documents=58)
     kilobytes = int(re.search(r"(\d+) kB\nor more", section)[1])
     assert (folder / "text.jsonl").stat().st_size == pytest.approx(1000 * kilobytes, rel=0.1)
     outputs = {}
