@@ -224,7 +224,7 @@ def main() -> None:
         print("not importable here: datasets")
     print(
         "| tokens | documents | mean | program | seconds: median (lowest to highest) "
-        "| CPU seconds | tokens/s | bytes/token | peak memory, MB |\n"
+        "| CPU seconds | tokens/s | tar bytes/token | peak memory, MB |\n"
         "|---|---|---|---|---|---|---|---|---|"
     )
     with tempfile.TemporaryDirectory() as work:

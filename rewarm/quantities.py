@@ -82,9 +82,8 @@ def parse_duration(written: str) -> float:
 
 _COUNT_SCHEMA = {
     "anyOf": [
-        {"type": "integer", "minimum": 1},
         {"type": "number", "minimum": 1},
-        {"type": "string", "pattern": "^[0-9][0-9_.]*([eE][+-]?[0-9]{1,2})?\\s*[kKmMbBtT]?$"},
+        {"type": "string", "pattern": f"^{_COUNT.pattern}$"},
     ]
 }
 _SHARE_SCHEMA = {"anyOf": [{"type": "number"}, {"type": "string", "pattern": "^[0-9.]+\\s*%?$"}]}
@@ -235,7 +234,7 @@ class Span(float):
             "anyOf": [
                 {"type": "number"},
                 {"type": "string", "pattern": "^[0-9.]+\\s*%?$"},
-                {"type": "string", "pattern": "^[0-9][0-9_.eE]*[kKmMbBtT]? (tokens?|steps?)$"},
+                {"type": "string", "pattern": f"^{_COUNT.pattern} ({'|'.join(SPAN_UNITS)})$"},
             ]
         }
 

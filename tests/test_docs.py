@@ -1,11 +1,27 @@
-"""The README and docs/: their size, links, and the names that they mention."""
+"""The README and docs/: size, links, names, YAML blocks, tables and the quickstart's picture.
 
+Console blocks are run by tests/cli/commands/test_{quickstart,plan,check}.py.
+"""
+
+import html
+import json
 import re
+import tomllib
 
+import jsonschema
+import numpy as np
 import pytest
+from PIL import Image
+from quickstart_in_readme import PICTURE, printed_results, runs_of_stored_metrics
 from repository import ROOT
+from yaml_1_2 import read_yaml_1_2
 
-from rewarm.recipe.recipe import Recipe
+from rewarm.cli.quickstart_steps import _write_recipes
+from rewarm.cli.recipe_templates import schema_json
+from rewarm.plots.loss_figure import save_losses
+from rewarm.recipe.recipe import Recipe, validate_recipe
+from rewarm.recipe.yaml_document import YamlDocument
+from rewarm.study.study_file import Study, load_study
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
@@ -44,6 +60,112 @@ def test_mentioned_source_files_exist(page):
     pattern = r"(?<![\w/-])(?:rewarm|tests|benchmarks)/[\w/]+\.(?:py|sh|js)\b"
     missing = [name for name in re.findall(pattern, page.read_text()) if not (ROOT / name).exists()]
     assert not missing
+
+
+def blocks(page, kind):
+    return re.findall(rf"^```{kind}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+YAML_BLOCKS = {
+    f"{page.name} {number}": block
+    for page in PAGES
+    for number, block in enumerate(blocks(page, "yaml"))
+}
+# A recipe that the parts of recipes in the documentation fit into.
+RECIPE = """\
+run: runs/x
+tokens: 100M
+model: {preset: pythia-14m}
+data:
+  train: {downstream: {shards: data/new}}
+  validation: {upstream: {shards: data/old-val}, downstream: {shards: data/new-val}}
+batch: {tokens: 20_480, microbatch: 1}
+schedule: {name: rewarm, peak_lr: 3e-4, min_lr: 3e-5}
+"""
+
+
+@pytest.mark.parametrize("name", YAML_BLOCKS)
+def test_yaml_blocks_are_valid_and_so_are_they_in_editors(name, tmp_path):
+    block = YAML_BLOCKS[name]
+    settings = YamlDocument(block, name).data
+    if "study" in settings:
+        (tmp_path / "study.yaml").write_text(block)
+        for file in settings["bases"].values():
+            (tmp_path / file).write_text(RECIPE)
+        base = f"{settings['study']}/bases/{next(iter(settings['bases']))}"
+        continued = RECIPE.replace("{preset: pythia-14m}", f"{{base: {base}}}")
+        (tmp_path / settings["recipe"]).write_text(continued)
+        plan = load_study(tmp_path / "study.yaml")
+        assert plan.claims.keys() == settings["claims"].keys()
+        jsonschema.validate(read_yaml_1_2(block), json.loads(schema_json(Study)))
+        return
+    document = YamlDocument(RECIPE, name)
+    for section, values in settings.items():
+        document.set_value((section,), values, name)
+    validate_recipe(document)
+    editor = read_yaml_1_2(RECIPE) | read_yaml_1_2(block)
+    jsonschema.validate(editor, json.loads(schema_json()))
+
+
+def test_the_readmes_recipe_is_that_of_the_quickstart(tmp_path):
+    (block, _) = blocks(ROOT / "README.md", "yaml")
+    written = YamlDocument.load(_write_recipes(tmp_path)["rewarm"])
+    assert YamlDocument(block, "README.md").data == written.data
+
+
+def test_the_readmes_table_and_picture_are_of_the_stored_run(tmp_path):
+    """To store a new one: benchmarks/quickstart_in_readme.py."""
+    runs = runs_of_stored_metrics(tmp_path)
+    assert printed_results(runs) in (ROOT / "README.md").read_text()
+    save_losses({arm: [run] for arm, run in runs.items()}, tmp_path / "curves.png")
+    drawn, shown = (
+        np.asarray(Image.open(path).convert("L"), int)
+        for path in (tmp_path / "curves.png", PICTURE)
+    )
+    assert drawn.shape == shown.shape
+    assert abs(drawn - shown).mean() < 2  # of 255: fonts may differ between versions
+
+
+def table(page, heading):
+    """Returns the rows of the first table after some text of a page, without its header."""
+    text = page.read_text().partition(heading)[2]
+    lines = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def test_the_run_directory_is_documented_completely(trained_run):
+    page = ROOT / "docs" / "run-directory.md"
+    text = page.read_text()
+    (checkpoint, *_) = sorted((trained_run / "checkpoints").iterdir())
+    for path in (*trained_run.iterdir(), *checkpoint.iterdir()):
+        assert path.name in text or path.name in (
+            "model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json",
+        )  # fmt: skip
+    for name in ("metrics.jsonl", "events.jsonl"):
+        rows = {kinds: " ".join(cells) for kinds, *cells in table(page, f"## {name}")}
+        for line in map(json.loads, (trained_run / name).read_text().splitlines()):
+            (row,) = (row for kinds, row in rows.items() if f"`{line['kind']}`" in kinds)
+            for field in line.keys() - {"kind", "time", "step"}:
+                documented = re.sub(r"^\w+/", "NAME/", field)
+                assert f"`{documented}`" in row, (line["kind"], field)
+
+
+def test_the_tables_of_results_are_those_of_the_page():
+    page = (ROOT / "docs" / "cpu-mini.html").read_text()
+    for heading in ("## Final losses", "## Claims"):
+        for cells in table(ROOT / "docs" / "cpu-mini.md", heading):
+            for cell in cells:
+                plain = re.sub(r"\\(.)", r"\1", cell).strip(" |")
+                assert html.escape(plain, quote=False) in page, cell
+
+
+def test_the_table_of_plugins_is_complete():
+    rows = table(ROOT / "plugins" / "README.md", "# Schedule plug-ins")
+    offered = set()
+    for path in (ROOT / "plugins").glob("*/pyproject.toml"):
+        project = tomllib.loads(path.read_text())["project"]
+        offered |= project["entry-points"]["rewarm.schedules"].keys()
+    assert {cells[1].strip("`") for cells in rows} == offered
 
 
 def test_every_setting_is_documented():

@@ -17,6 +17,8 @@ from rewarm.errors import CheckpointError
 from rewarm.safe_loading import check_files_inside, is_plain_file_name, read_json, read_json_as
 
 MANIFEST = "MANIFEST.json"
+MODEL_CARD = "README.md"
+"""Name of the model card. It is for people, who add a license to it: it may change."""
 _REQUIRED_FILES = ("config.json", "progress.json", "recipe.yaml")
 
 
@@ -70,7 +72,7 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool = True) -> None:
-    """Checks that the files of a checkpoint match its manifest.
+    """Checks that the files of a checkpoint match its manifest, except its model card.
 
     Args:
         directory: directory of the checkpoint.
@@ -100,7 +102,7 @@ def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool
             part_names(files, stem)
     except ValueError as missing:
         raise CheckpointError(f"{path}: does not list {missing}; use another checkpoint") from None
-    for name in [only] if only else files:
+    for name in [only] if only else [name for name in files if name != MODEL_CARD]:
         if not is_plain_file_name(name):
             raise CheckpointError(
                 f"{path}: lists {name!r}, which is not the name of a checkpoint file; use another "

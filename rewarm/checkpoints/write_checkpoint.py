@@ -4,6 +4,7 @@
 step-00001000/  config.json  generation_config.json  model.safetensors  tokenizer files   the model
                 model.safetensors.index.json                      names the file of each weight
                 optimizer.safetensors  progress.json  recipe.yaml                         to resume
+                README.md           a model card
                 MANIFEST.json       size and sha256 of every file, digest of the metrics so far
 ```
 Of several processes, each writes some of the tensors, whole, into files of its own:
@@ -28,11 +29,13 @@ from torch import Tensor
 
 from rewarm.checkpoints.manifest import (
     MANIFEST,
+    MODEL_CARD,
     FileEntries,
     MetricsRecord,
     build_manifest,
     file_entry,
 )
+from rewarm.checkpoints.model_card import model_card
 from rewarm.checkpoints.optimizer_state import optimizer_state_tensors
 from rewarm.checkpoints.part_files import MODEL, OPTIMIZER, part_name
 from rewarm.checkpoints.retention import set_aside
@@ -43,6 +46,7 @@ from rewarm.model.architecture import Architecture
 from rewarm.model.divided_tensors import whole
 from rewarm.model.neox import NeoX
 from rewarm.quantities import format_bytes
+from rewarm.safe_loading import read_json
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -210,6 +214,8 @@ def write_checkpoint(
         _write_model_files(partial, architecture, snapshot, tokenizer)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
         _write_json(partial / "progress.json", state.model_dump())
+        card = model_card(architecture, state, recipe_yaml)
+        (partial / MODEL_CARD).write_text(card, encoding="utf-8")
         entries |= other_parts.wait()
         _write_json(partial / MANIFEST, build_manifest(partial, metrics, entries))
         for path in [*partial.iterdir(), partial]:
@@ -284,9 +290,12 @@ def _write_tokenizer(folder: Path, source: TokenizerSource, positions: int) -> N
     for name in _TOKENIZER_FILES:
         if (source.directory / name).is_file():
             shutil.copyfile(source.directory / name, folder / name)
-    if not (folder / "tokenizer_config.json").exists():
+    config = folder / "tokenizer_config.json"
+    if config.exists():
+        _make_readable_by_transformers_4(config)
+    else:
         _write_json(
-            folder / "tokenizer_config.json",
+            config,
             {
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "bos_token": source.eos_token,
@@ -296,6 +305,20 @@ def _write_tokenizer(folder: Path, source: TokenizerSource, positions: int) -> N
                 "model_max_length": positions,
             },
         )
+
+
+def _make_readable_by_transformers_4(config: Path) -> None:
+    """Replaces two names that transformers 5 writes by older ones, which all versions read."""
+    try:
+        settings = read_json(config)
+    except ValueError:  # it stays as it was copied
+        return
+    if not isinstance(settings, dict) or settings.get("tokenizer_class") != "TokenizersBackend":
+        return
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if isinstance(settings.get("extra_special_tokens"), list):
+        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
+    _write_json(config, settings)
 
 
 def _weight_index(snapshot: TensorSnapshot) -> dict[str, Any]:

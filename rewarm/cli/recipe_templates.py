@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from rewarm.errors import RecipeError, did_you_mean
-from rewarm.recipe.json_schema import recipe_schema
+from rewarm.recipe.json_schema import accept_underscores, recipe_schema
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.study.study_file import Study, is_study
@@ -72,7 +72,7 @@ def _copy_template(target: Path) -> None:
 
 def schema_json(model: type[Recipe] | type[Study] = Recipe) -> str:
     """Returns the JSON Schema of a recipe (with the settings of every schedule) or of a study."""
-    schema = recipe_schema() if model is Recipe else model.model_json_schema()
+    schema = recipe_schema() if model is Recipe else accept_underscores(model.model_json_schema())
     return json.dumps(schema, indent=1) + "\n"
 
 

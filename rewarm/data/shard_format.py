@@ -94,6 +94,13 @@ class ShardIndex(_FrozenModel):
         """Tokens in all shards, end-of-text included."""
         return sum(shard.tokens for shard in self.shards)
 
+    @property
+    def text_bytes(self) -> int | None:
+        """Bytes, in UTF-8, of the texts of all documents; None if those of a shard are unknown."""
+        counts = [shard.text_bytes for shard in self.shards]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
     def shard_blocks(self, context: int) -> list[int]:
         """Returns the number of blocks of context + 1 tokens in each shard.
 

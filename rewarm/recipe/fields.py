@@ -25,12 +25,12 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rewarm.errors import did_you_mean
 from rewarm.model.architecture import PRESETS, Activation, Architecture
-from rewarm.quantities import Count, Share, Span, parse_count, parse_share
+from rewarm.quantities import Count, Share, Span, parse_share
 from rewarm.recipe.yaml_document import KeyPath
 from rewarm.remote_storage import URL_SCHEMES
 
 # A shared type holds no Field: pydantic 2.9 to 2.11.4 keep the default of one use for all others.
-Steps = Annotated[int, BeforeValidator(parse_count), Gt(0)]
+Steps = Count
 PositiveFloat = Annotated[float, Strict(), Gt(0), AllowInfNan(False)]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

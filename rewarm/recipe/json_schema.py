@@ -1,4 +1,8 @@
-"""The JSON Schema of a recipe, with which editors complete and check it."""
+"""The JSON Schemas of recipes and studies, with which editors complete and check them.
+
+Editors read YAML 1.2. All numbers of a recipe are numbers there, except those with underscores:
+`20_000` is text. So the schemas accept such text wherever they accept a number.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,14 @@ from typing import Any
 from rewarm import schedules
 from rewarm.errors import ScheduleError
 from rewarm.recipe.recipe import Recipe
+
+_DIGITS_WITH_UNDERSCORES = {
+    "integer": r"^\+?[1-9][0-9]*_[0-9_]*$",
+    "number": r"^\+?(?=.*_)[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?$",
+}
+"""What rewarm reads as a number of a type, and YAML 1.2 as text."""
+
+_BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -26,7 +38,22 @@ def recipe_schema() -> dict[str, Any]:
         choices.append({"$ref": f"#/$defs/schedule-{plugin.name}"})
     schema["properties"]["schedule"] = {"oneOf": choices, "title": "Schedule"}
     _refer_nested_schedules(definitions)
-    return schema
+    accepting: dict[str, Any] = accept_underscores(schema)
+    return accepting
+
+
+def accept_underscores(schema: Any) -> Any:
+    """Returns a JSON Schema whose numbers may also be text with underscores, such as `20_000`."""
+    if isinstance(schema, list):
+        return [accept_underscores(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") in ("integer", "number"):
+        number = {key: schema[key] for key in ("type", *_BOUNDS) if key in schema}
+        text = {"type": "string", "pattern": _DIGITS_WITH_UNDERSCORES[number["type"]]}
+        others = {key: value for key, value in schema.items() if key not in number}
+        return {**others, "anyOf": [number, text]}
+    return {key: accept_underscores(value) for key, value in schema.items()}
 
 
 def _refer_nested_schedules(definitions: dict[str, Any]) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
 
-from rewarm.errors import printable
+from rewarm.markdown import escape_markdown, markdown_row
 from rewarm.report.collect_runs import CollectedRuns
 from rewarm.report.loss_tables import (
     final_losses_table,
@@ -29,29 +28,30 @@ from rewarm.table_cells import Table
 def as_markdown(collected: CollectedRuns) -> str:
     """Returns the summary and all tables as Markdown."""
     lines = [
-        f"# {_escape(collected.title)}",
+        f"# {escape_markdown(collected.title)}",
         "",
-        *(f"- {_escape(sentence)}" for sentence in summary_sentences(collected)),
+        *(f"- {escape_markdown(sentence)}" for sentence in summary_sentences(collected)),
     ]
     for table in _tables(collected):
-        lines += ["", f"## {_escape(table.title)}", "", _escape(table.caption), ""]
+        lines += ["", f"## {escape_markdown(table.title)}", "", escape_markdown(table.caption), ""]
         lines += _table_lines(table)
     if sentence := applied_rates_sentence(collected):
-        lines += ["", _escape(sentence)]
+        lines += ["", escape_markdown(sentence)]
     return "\n".join(lines) + "\n"
 
 
 def as_csv(collected: CollectedRuns) -> str:
-    """Returns every measured value as CSV, one per row."""
+    """Returns every measured value as CSV, one per row: a number in `value`, or text in `text`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["arm", "seed", "run", "kind", "step", "tokens", "name", "value"])
+    writer.writerow(["arm", "seed", "run", "kind", "step", "tokens", "name", "value", "text"])
     for record in collected.records:
         for line in record.lines:
             prefix = [record.arm, record.seed, record.directory, line["kind"], line["step"]]
             for name, value in line.items():
                 if name not in ("kind", "step", "tokens") and value is not None:
-                    writer.writerow([*prefix, line.get("tokens"), name, value])
+                    cells = (value, None) if isinstance(value, int | float) else (None, value)
+                    writer.writerow([*prefix, line.get("tokens"), name, *cells])
     return file.getvalue()
 
 
@@ -74,19 +74,7 @@ def _tables(collected: CollectedRuns) -> list[Table]:
 
 def _table_lines(table: Table) -> list[str]:
     return [
-        _row(table.columns),
+        markdown_row(table.columns),
         f"| {' | '.join('--:' if numeric else '---' for numeric in table.numeric_columns)} |",
-        *(_row(cell.text for cell in row) for row in table.rows),
+        *(markdown_row(cell.text for cell in row) for row in table.rows),
     ]
-
-
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(map(_escape, cells))} |"
-
-
-def _escape(text: str) -> str:
-    """Returns a text escaped as Markdown, on one line."""
-    escaped = printable(text.replace("\n", " ")).replace("&", "&amp;")
-    for character in "\\`*_[]|<>#":
-        escaped = escaped.replace(character, f"\\{character}")
-    return escaped

@@ -1,12 +1,15 @@
 """A checkpoint is a complete Hugging Face model; a failed save leaves no files."""
 
 import errno
+import json
 import os
+import shutil
 import stat
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from training_runs import run
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from rewarm.checkpoints import write_checkpoint
 from rewarm.checkpoints.find_checkpoint import read_architecture
@@ -77,6 +80,34 @@ def test_a_full_disk_leaves_the_earlier_checkpoints(recipe_file, checkpoint, mon
         train(load_recipe(recipe_file, ["tokens=4096"]), resume=True, accept_changes=True)
     verify_checkpoint(checkpoint)
     assert [path.name for path in checkpoint.parent.iterdir()] == [checkpoint.name]
+
+
+def test_a_tokenizer_of_transformers_5_is_written_as_all_versions_read_it(
+    recipe_text, corpora, tmp_path
+):
+    """transformers 4 has neither TokenizersBackend nor extra special tokens in a list."""
+    shards = shutil.copytree(corpora / "downstream", tmp_path / "downstream")
+    source = PreTrainedTokenizerFast(
+        tokenizer_file=str(corpora / "downstream" / "train" / "tokenizer.json"),
+        eos_token="<|endoftext|>",
+        extra_special_tokens=["<|endoftext|>"],
+    )
+    source.save_pretrained(tmp_path / "saved")
+    config = tmp_path / "saved" / "tokenizer_config.json"
+    written = {
+        "tokenizer_class": "TokenizersBackend",
+        "extra_special_tokens": ["<|endoftext|>"],
+    }
+    assert json.loads(config.read_text()).items() >= written.items()
+    shutil.copy(config, shards / "train")
+    text = recipe_text.replace(f"{corpora}/downstream", str(shards))
+    checkpoint = run(text, tmp_path / "run", tokens=1024, every__evaluate="null")
+    settings = json.loads((checkpoint / "tokenizer_config.json").read_text())
+    expected = json.loads(config.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    expected["additional_special_tokens"] = expected.pop("extra_special_tokens")
+    assert settings == expected
+    reread = AutoTokenizer.from_pretrained(checkpoint)
+    assert reread.extra_special_tokens == ["<|endoftext|>"]
 
 
 @pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o027, 0o640), (0o002, 0o664)])

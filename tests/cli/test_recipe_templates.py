@@ -146,7 +146,8 @@ def test_mixture_of_reuse_changes_at_the_mark_of_its_schedule(plugins):
 
 def test_preview_commands_in_the_readme_run(command, tmp_path, monkeypatch):
     readme = (ROOT / "README.md").read_text()
-    shells = "".join(re.findall(r"```sh\n(.*?)```", readme, re.DOTALL))
+    section = readme.partition("\n## Schedules\n")[2]
+    shells = "".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL))
     lines = re.findall(r"^rewarm ((?:new|plot-schedule) .*)$", shells, re.MULTILINE)
     assert len(lines) == 3
     monkeypatch.chdir(tmp_path)
@@ -203,6 +204,23 @@ def shares(recipe):
 
 def test_slimpajama_is_sampled_as_in_the_paper():
     assert shares(load(DEFAULT)) == pytest.approx(SOURCES)
+    page = (ROOT / "docs" / "data.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| `\w+` \| ([\d.]+) % \|", page, re.MULTILINE)
+    assert {name: float(weight) for name, weight in rows} == SOURCES
+
+
+def test_the_studies_are_as_the_readme_says(plugins):
+    readme = (ROOT / "README.md").read_text()
+    rows = dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", readme, re.MULTILINE))
+    assert rows.keys() == STUDIES.keys()
+    plans = {name: load_study(path) for name, path in STUDIES.items()}
+    assert "10 B tokens: 0 to 50 % replay" in rows["follow-ups"]
+    assert {round(job.recipe.tokens / 1e9) for job in plans["follow-ups"].runs} == {10}
+    for name, millions in (("gpu-mini", 30), ("cpu-mini", 1.2)):
+        assert f" at {millions} M" in rows[name]
+        (base, *_) = plans[name].bases.values()
+        parameters = base.model.explicit_architecture.parameters
+        assert parameters / 1e6 == pytest.approx(millions, rel=0.05)
 
 
 @pytest.mark.parametrize("replay", [0, 0.5, 1, 5, 10, 50])

@@ -205,16 +205,16 @@ def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
     """Prints a table with one row for each folder written."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("folder", overflow="fold")  # where it is too long, the numbers stay
-    for column in ("shards", "documents", "tokens", "bytes/token"):
+    for column in ("shards", "documents", "tokens", "text bytes/token"):
         table.add_column(column, justify="right", no_wrap=True)
     for name, index in indices.items():
-        size = sum(shard.bytes for shard in index.shards)
+        text_bytes = index.text_bytes  # None of token ids
         table.add_row(
             str(out / name),
             str(len(index.shards)),
             f"{index.documents:,}",
             f"{index.tokens:,}",
-            f"{size / index.tokens:.2f}",
+            "" if text_bytes is None else f"{text_bytes / index.tokens:.2f}",
         )
     print_table(table, min_width=60)
 

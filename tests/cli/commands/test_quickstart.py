@@ -1,21 +1,27 @@
 """The quickstart as a user runs it; then every example of README and docs/ in its folder."""
 
 import json
+import platform
 import re
 import shlex
 import subprocess
 import sys
 import time
+from itertools import islice
 
 import pytest
 from repository import ROOT
 from rewarm_process import RewarmProcess
 from shared_folder import shared_folder
+from text_corpora import write_sums
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.cli.quickstart_steps import _write_recipes
+from rewarm.data.batch_loader import BatchLoader
+from rewarm.data.shard_format import read_shard_index
 from rewarm.recipe.recipe import load_recipe
 from rewarm.runs.metrics_file import read_metrics
+from rewarm.runs.resolve_run import resolve
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +145,24 @@ def test_the_readme_shows_the_output_of_the_quickstart(finished_quickstart):
     assert without_digits(output).startswith(without_digits(expected_output))
 
 
+def test_the_readmes_tokens_and_digest_are_those_of_the_quickstart(finished_quickstart):
+    """All numbers of its output that need no training; the losses are stored (test_docs.py)."""
+    folder = finished_quickstart[0] / "rewarm-quickstart"
+    text = dict(examples(README))["rewarm quickstart"]
+    if f"Python {platform.python_version()}'s" not in text:
+        pytest.skip("another Python has another standard library")
+    for corpus in ("upstream", "downstream"):
+        train, validation = (
+            read_shard_index(folder / "shards" / corpus / part).tokens for part in ("train", "val")
+        )
+        assert f"   {corpus:<10} {train:,} tokens, {validation:,} held out\n" in text
+    recipe = load_recipe(folder / "recipes" / "rewarm.yaml")
+    corpora = list(resolve(recipe).corpora.values())
+    loader = BatchLoader(corpora, recipe.corpus_weights, sequences=recipe.sequences_per_step)
+    *_, last = islice(loader.batches(), recipe.steps)
+    assert f"(stream digest {last.position.digest[:12]})" in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_example_prints_what_its_page_shows(finished_quickstart, tmp_path, reached, page):
     folder = finished_quickstart[0]
@@ -160,10 +184,38 @@ def test_every_example_prints_what_its_page_shows(finished_quickstart, tmp_path,
 def test_the_shell_commands_of_the_readme_run(finished_quickstart, tmp_path):
     blocks = "".join(re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL))
     commands = re.findall(r"^rewarm .*rewarm-quickstart/.*$", blocks, re.MULTILINE)
+    commands = [command for command in commands if " shard " not in command]  # see the next test
     assert [command.split()[1] for command in commands] == ["train", "eval"]
     for command in commands:
         code, output = run_example(command, finished_quickstart[0], tmp_path)
         assert code == 0, (command, output)
+
+
+def test_your_own_text_goes_from_jsonl_to_a_report(finished_quickstart, tmp_path):
+    """The README's block as it is, in the folder in which the quickstart ran."""
+    folder = finished_quickstart[0]
+    section = README.read_text().partition("### Your own text")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+    commands = block.splitlines()
+    assert [command.split()[1] for command in commands] == [
+        "shard", "new", "check", "train", "report",
+    ]  # fmt: skip
+    write_sums(folder / "text.jsonl", documents=58)
+    kilobytes = int(re.search(r"(\d+) kB\nor more", section)[1])
+    assert (folder / "text.jsonl").stat().st_size == pytest.approx(1000 * kilobytes, rel=0.1)
+    outputs = {}
+    for command in commands:
+        code, outputs[command.split()[1]] = run_example(command, folder, tmp_path)
+        assert code == 0, (command, outputs)
+    assert re.search(r"upstream +25k tokens of \S+, upstream \(", outputs["check"])
+    assert "<h2>Summary</h2>" in (folder / "report.html").read_text()
+    first, *_, last = [
+        line
+        for line in read_metrics(folder / "runs" / "laptop" / "metrics.jsonl")
+        if line["kind"] == "evaluate"
+    ]
+    assert last["downstream/loss"] < first["downstream/loss"] - 3  # it learns the sums
+    assert last["upstream/loss"] < first["upstream/loss"] + 1.5  # and keeps most of the old text
 
 
 def without_digits(text):

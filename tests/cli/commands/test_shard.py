@@ -5,6 +5,7 @@ import pytest
 from shard_folders import documents_of
 from text_corpora import write_texts
 from text_inputs import lines, tar_of
+from tokenizers import Tokenizer
 
 
 def test_shard_writes_train_and_val_and_prints_their_counts(tmp_path, tokenizer_json, command):
@@ -18,11 +19,13 @@ def test_shard_writes_train_and_val_and_prints_their_counts(tmp_path, tokenizer_
     assert code == 0
     documents = {name: documents_of(tmp_path / "out" / name) for name in ("train", "val")}
     assert sum(map(len, documents.values())) == 100
+    encoder = Tokenizer.from_file(str(tokenizer_json))
+    assert "text bytes/token" in out
     for name, tokens in documents.items():
         index = json.loads((tmp_path / "out" / name / "index.json").read_text())
         (row,) = [line for line in out.splitlines() if f"out/{name} " in line]
         total = sum(map(len, tokens))
-        size = sum(shard["bytes"] for shard in index["shards"])
+        size = sum(len(encoder.decode(document[:-1]).encode()) for document in tokens)
         assert row.split()[1:] == [
             str(len(index["shards"])),
             str(len(tokens)),
@@ -30,6 +33,15 @@ def test_shard_writes_train_and_val_and_prints_their_counts(tmp_path, tokenizer_
             f"{size / total:.2f}",
         ]
     assert "; 1 empty documents left out" in out
+
+
+def test_tokens_have_no_bytes_of_text(tmp_path, tokenizer_json, command):
+    np.save(tmp_path / "ids.npy", np.arange(1, 100, dtype=np.uint16))
+    arguments = ("--out", tmp_path / "out", "--tokenizer", tokenizer_json)
+    code, out, _ = command("shard", tmp_path / "ids.npy", *arguments)
+    assert code == 0
+    (row,) = [line for line in out.splitlines() if "out " in line]
+    assert row.split()[1:] == ["1", "1", "99"]
 
 
 @pytest.mark.parametrize("columns", ["80", "40"])
