@@ -51,7 +51,7 @@ class DatasetPlan(BaseModel):
     needed: int
     """Tokens that the run reads."""
     available: int | None = Field(None, alias="there")
-    """Tokens in its shards; None where they cannot be read."""
+    """Tokens in its shards, of a corpus in whole blocks; None where they cannot be read."""
     epochs: float | None = None
     share: float | None = None
     """Of the run's tokens."""
@@ -205,8 +205,11 @@ def _corpus(
     )
     if name not in resolved.corpora:
         return plan
-    available = resolved.corpora[name].index.tokens
-    return plan.model_copy(update={"available": available, "epochs": plan.needed / available})
+    # In whole blocks, as `data.max_epochs` is compared with.
+    available = sum(resolved.corpora[name].index.shard_blocks(recipe.data.context))
+    return plan.model_copy(
+        update={"available": available * recipe.data.context, "epochs": blocks / available}
+    )
 
 
 def _validation_set(resolved: ResolvedRun, name: str) -> DatasetPlan:
@@ -294,7 +297,9 @@ def _datasets(datasets: dict[str, DatasetPlan]) -> list[str]:
     for name, plan in datasets.items():
         share = f"{plan.share:>6.1%} of the tokens: " if plan.share is not None else ""
         needed = f"{format_count(plan.needed)} tokens"
-        available = f" of {format_count(plan.available)}" if plan.available else "; no shards found"
+        available = (
+            f" of {format_count(plan.available)}" if plan.available else "; see the error below"
+        )
         epochs = f" = {plan.epochs:.2f} epochs" if plan.epochs is not None and plan.share else ""
         role = f", {plan.role}" if plan.role else ""
         lines.append(f"{name:<{width}}  {share}{needed}{available}{epochs}{role}")

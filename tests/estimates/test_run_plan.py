@@ -145,7 +145,7 @@ def test_corpus_weights_are_relative(text, data):
     plan, _ = planned(
         text,
         "data.train.downstream.weight=3",
-        "data.train.upstream.weight=100%",
+        "data.train.upstream.weight=1",
         "tokens=2_097_152",
     )
     assert plan.train["downstream"].share == pytest.approx(0.75)
