@@ -63,7 +63,7 @@ def _describe_folder(path: Path) -> PathContents:
         return PathContents("a folder with shards in its subfolders", f"; name {name}")
     if runs := sorted(path.glob("*/checkpoints")):
         return PathContents("a folder of runs", f"; name one, such as {runs[0].parent}")
-    return PathContents("a folder of something else")
+    return PathContents("a folder of something else" if any(path.iterdir()) else "an empty folder")
 
 
 def _describe_file(path: Path) -> PathContents:

@@ -23,6 +23,7 @@ def folder(tmp_path, monkeypatch):
         path = tmp_path / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    (tmp_path / "empty").mkdir()
     return tmp_path
 
 
@@ -42,6 +43,7 @@ def folder(tmp_path, monkeypatch):
         ("runs", "a folder of runs", "; name one, such as runs/base"),
         ("model", "a folder of a model", ""),
         ("other", "a folder of something else", ""),
+        ("empty", "an empty folder", ""),
         ("other/file.jsonl", "a file", ""),
         ("r.yaml", "a YAML file, such as a recipe or a study", ""),
         ("runs/bse", "no such folder (HERE/runs/bse)", "; did you mean 'runs/base'?"),

@@ -51,7 +51,7 @@ class DatasetPlan(BaseModel):
     needed: int
     """Tokens that the run reads."""
     available: int | None = Field(None, alias="there")
-    """Tokens in its shards, of a corpus in whole blocks; None where they cannot be read."""
+    """Tokens in its shards; None where they cannot be read."""
     epochs: float | None = None
     share: float | None = None
     """Of the run's tokens."""
@@ -205,11 +205,9 @@ def _corpus(
     )
     if name not in resolved.corpora:
         return plan
-    # In whole blocks, as `data.max_epochs` is compared with.
-    available = sum(resolved.corpora[name].index.shard_blocks(recipe.data.context))
-    return plan.model_copy(
-        update={"available": available * recipe.data.context, "epochs": blocks / available}
-    )
+    index = resolved.corpora[name].index
+    epochs = blocks / sum(index.shard_blocks(recipe.data.context))  # as `data.max_epochs` counts
+    return plan.model_copy(update={"available": index.tokens, "epochs": epochs})
 
 
 def _validation_set(resolved: ResolvedRun, name: str) -> DatasetPlan:
