@@ -44,9 +44,12 @@ class RecipeError(RewarmError):
 
     exit_code = exit_codes.BAD_RECIPE
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], exit_code: int = exit_codes.BAD_RECIPE) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.exit_code = (
+            exit_code  # UNUSABLE_INPUT if all that is wrong is that the base is missing
+        )
 
 
 class ScheduleError(RewarmError):

@@ -46,6 +46,15 @@ def atomic_write(path: Path, content: str | bytes) -> None:
     sync_to_disk(path.parent)
 
 
+def create_folder_of(path: Path) -> None:
+    """Creates the folder of a file that a command writes: `--out figures/x.png`.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def create_folder(path: Path) -> None:
     """Creates a folder, and those above it; their names are on the disk when this returns.
 

@@ -19,7 +19,9 @@ from pydantic import (
     WrapValidator,
 )
 from pydantic.json_schema import JsonSchemaValue, WithJsonSchema
-from pydantic_core import CoreSchema, core_schema
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from rewarm.errors import RewarmError
 
 _SUFFIX = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _COUNT = re.compile(
@@ -44,7 +46,20 @@ def parse_count(written: object) -> int:
         count = Fraction(match[1].replace("_", "")) * _SUFFIX[match[2].lower()]
         if count.denominator == 1:
             return int(count)
-    raise ValueError("should be a count, such as 2_097_152, 20M, 10B or 1e9")
+    has_unit = isinstance(written, str) and re.fullmatch(r"[0-9._]+\s*[kKmMgG]i?[bB]", written)
+    hint = " (M is million, and no unit follows)" if has_unit else ""
+    raise ValueError(f"should be a count, such as 2_097_152, 20M, 10B or 1e9{hint}")
+
+
+def parse_positive_count(written: object) -> int:
+    """Parses a count that is above 0.
+
+    Raises:
+        ValueError: it is not a count, or 0.
+    """
+    if (count := parse_count(written)) > 0:
+        return count
+    raise ValueError("should be above 0")
 
 
 def parse_share(written: object) -> float:
@@ -97,6 +112,12 @@ Share = Annotated[float, BeforeValidator(parse_share), WithJsonSchema(_SHARE_SCH
 """A fraction: `0.05` or `5%`."""
 
 
+BASE_UNUSABLE = "base_unusable"
+"""Pydantic's type of the error that the base of a rate does not exist or cannot be read."""
+BASE_LR_UNKNOWN = "base_lr_unknown"
+"""Pydantic's type of the error that the last learning rate of the base is not known."""
+
+
 class RateOfBase(float):
     """A learning rate that was written as a multiple of the base model's last learning rate."""
 
@@ -131,7 +152,12 @@ def _validate_rate(
         raise ValueError(
             "there is no base here, so a rate cannot be a multiple of its last rate; write a number"
         )
-    return RateOfBase(float(match[1] or 1), base_lr())
+    try:
+        return RateOfBase(float(match[1] or 1), base_lr())
+    except RewarmError as error:
+        raise PydanticCustomError(BASE_UNUSABLE, str(error)) from None
+    except ValueError as error:
+        raise PydanticCustomError(BASE_LR_UNKNOWN, str(error)) from None
 
 
 Rate = Annotated[

@@ -159,7 +159,7 @@ data:
   context: 1000
   train:
     downstream: {shards: data/new, weight: 0.75}
-    upstream: {shards: data/old, weight: 25%}
+    upstream: {shards: data/old, weight: 0.25}
 batch: {tokens: 100_000, microbatch: 10}
 schedule: {name: rewarm, peak_lr: 3e-4, min_lr: 3e-5, warmup: 100 steps}
 """

@@ -24,8 +24,8 @@ MODULES = {
 LAYERS = {
     "used everywhere": (
         "download_cache errors exit_codes files freed_memory markdown once_per_node open_files "
-        "paths quantities reader_threads remote_storage safe_loading stop_signals table_cells "
-        "version"
+        "path_contents paths quantities reader_threads remote_storage safe_loading stop_signals "
+        "table_cells version"
     ),
     "learning rates": "schedules",
     "kernels": "model.kernels",

@@ -14,10 +14,11 @@ from rewarm.checkpoints.gpt_neox_import import (
     find_gpt_neox_checkpoint,
     read_gpt_neox_architecture,
 )
-from rewarm.checkpoints.hub_download import download_from_hub
+from rewarm.checkpoints.hub_download import download_from_hub, is_hub_name
 from rewarm.checkpoints.manifest import MANIFEST
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
+from rewarm.path_contents import describe_path, nearest_name, not_there
 from rewarm.paths import short_path
 from rewarm.quantities import parse_count
 from rewarm.recipe.saved_recipe import load_saved_recipe
@@ -60,6 +61,8 @@ def locate_base(name: str, revision: str | None = None, *, weights: bool = True)
     directory = find_local_model(name)
     name = short_path(name)
     if directory is None:
+        if not is_hub_name(name):
+            raise no_local_model(name)
         directory = download_from_hub(name, revision, weights=weights)
         commit = directory.name if re.fullmatch(r"[0-9a-f]{40}", directory.name) else None
         architecture = read_architecture(directory)
@@ -91,6 +94,16 @@ def find_local_model(name: str) -> Path | None:
     if Path(name).exists() or not separator:
         return (last_checkpoint(Path(name)) or Path(name)) if Path(name).exists() else None
     return resolve_checkpoint_reference(Path(path), reference) if Path(path).is_dir() else None
+
+
+def no_local_model(name: str) -> CheckpointError:
+    """Returns the error of a name that is no folder on this machine, and not asked the hub for."""
+    path, at, _ = name.rpartition("@")
+    folder = Path(short_path(path if at else name))
+    remedy = "; for a model of the hub, also set model.base_lr" if is_hub_name(name) else ""
+    return CheckpointError(
+        f"{short_path(name)}: {not_there(folder)}; correct the path{remedy}{nearest_name(folder)}"
+    )
 
 
 def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
@@ -232,9 +245,11 @@ def read_architecture(directory: Path) -> Architecture:
         check_files_inside(directory)
         config = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
+        found = describe_path(directory)
         raise CheckpointError(
-            f"{directory}: not a model directory (no config.json); expected a Hugging Face NeoX "
-            "model, a rewarm checkpoint, a run that has one, or a global_step folder of GPT-NeoX"
+            f"{directory}: {found.what}; expected a model directory (config.json): a Hugging Face "
+            "NeoX model, a rewarm checkpoint, a run that has one, or a global_step folder of "
+            f"GPT-NeoX{found.instead}"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(

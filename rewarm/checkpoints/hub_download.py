@@ -8,20 +8,37 @@ from pathlib import Path
 
 from rewarm.checkpoints.weight_files import SAFETENSORS_FILES
 from rewarm.errors import CheckpointError
+from rewarm.path_contents import nearest_name, not_there
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+_logger = logging.getLogger(__name__)
+
+
+def is_hub_name(name: str) -> bool:
+    """Returns whether a name is written as one of a hub model, OWNER/NAME."""
+    return _HUB_NAME.fullmatch(name) is not None
 
 
 def download_from_hub(name: str, revision: str | None, *, weights: bool) -> Path:
     """Downloads a hub model and returns its local folder; only config.json without `weights`.
 
     Raises:
-        CheckpointError: `name` is not a hub name, or the download failed.
+        CheckpointError: the download failed.
     """
-    if not _HUB_NAME.fullmatch(name):
-        raise CheckpointError(f"{name}: no such folder, and not a hub name (owner/model)")
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    path = Path(name)
+    if (
+        path.parent.is_dir()
+    ):  # a mistake in a path is likely, and the hub is asked for half a minute
+        _logger.warning(
+            "%s: %s; asking the hub for a model of that name%s",
+            name,
+            not_there(path),
+            nearest_name(path),
+        )
 
     # It logs a warning for each retry; the error below reports the last one.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -37,10 +54,23 @@ def download_from_hub(name: str, revision: str | None, *, weights: bool) -> Path
             directory = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         at_revision = f" at revision {revision}" if revision else ""
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"{name}{at_revision}: no such folder, and downloading it from the hub failed: "
-            f"{reason}; check the name and the network, or download the model first and name its "
-            "folder"
+            f"{name}{at_revision}: {not_there(path)}, and no model of the hub that can be "
+            f"downloaded: {_reason(error)}; correct the path (one in a recipe is relative to the "
+            f"recipe's folder) or the name, or name the folder of a download{nearest_name(path)}"
         ) from None
     return directory
+
+
+def _reason(error: Exception) -> str:
+    """Returns why a download failed, and the library's own words for it."""
+    kinds = {
+        "GatedRepoError": "access to it has to be requested on its page",
+        "RepositoryNotFoundError": "the hub has no model of that name, or it is private",
+        "RevisionNotFoundError": "the model has no such revision",
+        "RemoteEntryNotFoundError": "the model lacks a file",
+        "LocalEntryNotFoundError": "the hub cannot be reached, and the model is not in its cache",
+    }
+    said = str(error.__cause__ or error).strip().split("\n")[0] or type(error).__name__
+    kind = next((kinds[k.__name__] for k in type(error).__mro__ if k.__name__ in kinds), None)
+    return f"{kind} ({said})" if kind else said

@@ -13,6 +13,7 @@ from rewarm.checkpoints.find_checkpoint import (
     BaseCheckpoint,
     find_local_model,
     locate_base,
+    no_local_model,
     read_last_checkpoint,
 )
 from rewarm.checkpoints.manifest import MANIFEST, sha256_in_manifest
@@ -20,6 +21,7 @@ from rewarm.checkpoints.training_state import Ancestor, TrainingState, read_trai
 from rewarm.checkpoints.weight_files import weights_digest
 from rewarm.errors import CheckpointError, RecipeError, RewarmError, hide_credentials
 from rewarm.model.published_pythia import published_training
+from rewarm.path_contents import describe_path
 from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.resolution import base_lr_in_recipe
@@ -113,8 +115,10 @@ def read_lineages(path: Path) -> list[list[Ancestor]]:
         if (lineage := read_last_checkpoint(run, partial(_checkpoint_lineage, str(run))))
     ]
     if not lineages:
+        found = describe_path(path)
         raise CheckpointError(
-            f"{path}: neither a rewarm checkpoint, nor a run that has one, nor a folder of runs"
+            f"{path}: {found.what}; expected a rewarm checkpoint, a run that has one, or a folder "
+            f"of runs{found.instead}"
         )
     return lineages
 
@@ -164,19 +168,18 @@ def last_lr_of_base(model: ModelSettings) -> float:
     """Returns the learning rate of the base model's last update; `5x base` is a multiple of it.
 
     Raises:
-        ValueError: the learning rate is unknown.
+        CheckpointError: the base does not exist or cannot be read.
+        ValueError: its last learning rate is unknown.
     """
     if model.base is None or model.base_lr is not None:
         return base_lr_in_recipe(model)
-    try:
-        if find_local_model(model.base):
-            base = locate_base(model.base, weights=False)
-            lrs = model_lineage(base, compute_digest=False)[-1].lrs
-        else:  # the table of published checkpoints needs no download
-            training = published_training(model.base, model.revision)
-            lrs = training.lrs if training else None
-    except RewarmError as error:
-        raise ValueError(str(error)) from None
+    if find_local_model(model.base):
+        base = locate_base(model.base, weights=False)
+        lrs = model_lineage(base, compute_digest=False)[-1].lrs
+    elif training := published_training(model.base, model.revision):  # needs no download
+        lrs = training.lrs
+    else:
+        raise no_local_model(model.base)
     return lrs[-1] if lrs else base_lr_in_recipe(model)
 
 

@@ -103,7 +103,7 @@ def run_quickstart(out: Path) -> None:
         _train_unless_complete(recipe, console)
         runs[arm] = recipe.run_directory
     figure = out / "curves.png"
-    save_losses({arm: [run] for arm, run in runs.items()}, figure)
+    save_losses({arm: [run] for arm, run in runs.items()}, figure, "png")
     _print_results(runs, figure, console)
     say(_next_steps(out), markup=False)
 

@@ -31,6 +31,8 @@ def write_template(name: str, folder: Path) -> list[Path]:
 
     The recipes that a study names are copied too, except those that already exist there.
 
+    The folder is created if there is none.
+
     Raises:
         RecipeError: no template has this name, or its file already exists or cannot be written.
     """
@@ -41,13 +43,16 @@ def write_template(name: str, folder: Path) -> list[Path]:
     target = folder / f"{name}.yaml"
     recipes, schemas = _recipes_and_schemas(_template_folder() / target.name)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         _copy_template(target)
         for file in recipes:
             if not (folder / file).exists():
                 _copy_template(folder / file)
         for file, schema in schemas.items():
             (folder / file).write_text(schema, encoding="utf-8")
-    except FileExistsError:
+    except FileExistsError as error:
+        if error.filename == str(folder):  # a file is in the place of the folder
+            raise RecipeError([f"{folder}: cannot be written: {error.strerror}"]) from None
         problem = f"{target}: already exists; remove it, or choose another folder with --out"
         raise RecipeError([problem]) from None
     except OSError as error:

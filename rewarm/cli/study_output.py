@@ -17,11 +17,13 @@ from rewarm.cli.seeds_output import seed_notes
 from rewarm.cli.terminal_tables import plain_table, print_result_table, print_table
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.estimates.cost import CostEstimate, estimate_study_cost
+from rewarm.estimates.run_plan import rates_at_marks
 from rewarm.estimates.throughput import measured_gpus, speed_on_gpu
 from rewarm.files import atomic_write
 from rewarm.paths import short_path
 from rewarm.quantities import format_count, format_number
 from rewarm.recipe.recipe import Recipe
+from rewarm.runs.start_record import high_rate_warning
 from rewarm.study.comparison_tables import claims_table, comparison_table
 from rewarm.study.results_json import StudySummary, results_as_json, study_pareto_front
 from rewarm.study.run_outcomes import StudyResults, outcome_notes, same_batches
@@ -113,6 +115,10 @@ def print_study_plan(plan: StudyPlan) -> None:
         print(f"set       {name}: {role}")
     for warning in held_out_warnings_of_study(plan):
         print(f"warning   {warning}")
+    for run in {run.arm: run for run in plan.runs}.values():
+        rates = {rate.step: rate.lr for rate in rates_at_marks(run.recipe)}
+        for warning in high_rate_warning(rates):
+            print(f"warning   {run.arm}: {warning}")
     estimates = _estimates(plan)
     print(f"hours     {_gpu_hours(estimates)}")
     for heading, text in seed_notes(plan, next(iter(estimates.values()), None)):

@@ -29,6 +29,7 @@ from rewarm.data.sample_layout import Positions, Tokens, locate_samples
 from rewarm.errors import DataError
 from rewarm.files import FileStamp
 from rewarm.once_per_node import has_sha256
+from rewarm.path_contents import describe_path
 from rewarm.safe_loading import first_validation_error, read_limited
 
 _Count = Annotated[int, Strict(), Interval(ge=0, le=2**53)]
@@ -139,8 +140,13 @@ def read_shard_index(folder: Path) -> ShardIndex:
             )
         return index
     except (FileNotFoundError, NotADirectoryError):
-        problem = "no index.json in this folder" if folder.is_dir() else "no such folder"
-        raise DataError(f"{folder}: {problem}; expected one that `rewarm shard` wrote") from None
+        found = describe_path(folder)
+        is_text = folder.is_file() and folder.suffix != ".tar"
+        remedy = f"; write one: rewarm shard {folder} --out DIR --tokenizer T" if is_text else ""
+        raise DataError(
+            f"{folder}: {found.what}; expected a folder that `rewarm shard` wrote (index.json)"
+            f"{remedy}{found.instead}"
+        ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None
 

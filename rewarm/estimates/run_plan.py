@@ -205,8 +205,9 @@ def _corpus(
     )
     if name not in resolved.corpora:
         return plan
-    available = resolved.corpora[name].index.tokens
-    return plan.model_copy(update={"available": available, "epochs": plan.needed / available})
+    index = resolved.corpora[name].index
+    epochs = blocks / sum(index.shard_blocks(recipe.data.context))  # as `data.max_epochs` counts
+    return plan.model_copy(update={"available": index.tokens, "epochs": epochs})
 
 
 def _validation_set(resolved: ResolvedRun, name: str) -> DatasetPlan:
@@ -294,7 +295,9 @@ def _datasets(datasets: dict[str, DatasetPlan]) -> list[str]:
     for name, plan in datasets.items():
         share = f"{plan.share:>6.1%} of the tokens: " if plan.share is not None else ""
         needed = f"{format_count(plan.needed)} tokens"
-        available = f" of {format_count(plan.available)}" if plan.available else "; no shards found"
+        available = (
+            f" of {format_count(plan.available)}" if plan.available else "; see the error below"
+        )
         epochs = f" = {plan.epochs:.2f} epochs" if plan.epochs is not None and plan.share else ""
         role = f", {plan.role}" if plan.role else ""
         lines.append(f"{name:<{width}}  {share}{needed}{available}{epochs}{role}")

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import IO, Any
 
 from rewarm.errors import printable
+from rewarm.files import create_folder_of
 from rewarm.quantities import format_count
 
 # The palette of Okabe and Ito, which color-blind readers can tell apart, without its yellow, which
 # is too light for paper. Dashes distinguish curves in gray print, and curves that coincide.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 DASHES = ("-", (0, (6, 2)), (0, (2, 1.2)), (0, (7, 2, 1.5, 2)), (0, (4, 1.5, 1, 1.5, 1, 1.5)))
+
+FIGURE_FORMATS = ("png", "svg", "pdf")
+"""The formats of figures, by the suffix of their file."""
 
 LineStyle = dict[str, Any]
 """Keyword arguments of a matplotlib line: color, line style, marker."""
@@ -69,14 +73,14 @@ def style_token_axes(axes: Any) -> None:
 
 
 def save_figure(
-    draw: Callable[[], Any], out: Path | IO[str], *, svg: bool, text_as_paths: bool = True
+    draw: Callable[[], Any], out: Path | IO[str], *, file_format: str, text_as_paths: bool = True
 ) -> None:
     """Saves the figure that `draw` returns; the same figure gives the same bytes.
 
     Args:
         draw: returns the matplotlib figure.
-        out: the file; the suffix of a path determines the format.
-        svg: whether to write SVG instead of PNG.
+        out: the file; the folder of a path is created.
+        file_format: one of FIGURE_FORMATS.
         text_as_paths: whether an SVG has its text as outlines, which need no font.
 
     Raises:
@@ -84,12 +88,15 @@ def save_figure(
     """
     import matplotlib as mpl
 
-    file_format = {} if isinstance(out, Path) else {"format": "svg" if svg else "png"}
+    if isinstance(out, Path):
+        create_folder_of(out)
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(file_format, {})
     with mpl.rc_context(
         {
             "text.parse_math": False,  # names are drawn literally, including `$`
             "svg.hashsalt": "rewarm",
             "svg.fonttype": "path" if text_as_paths else "none",
+            "pdf.fonttype": 42,  # TrueType, as journals require, and text stays text
         }
     ):
-        draw().savefig(out, dpi=200, metadata={"Date": None} if svg else {}, **file_format)
+        draw().savefig(out, dpi=200, metadata=metadata, format=file_format)

@@ -21,7 +21,7 @@ from rewarm.runs.metrics_file import read_metrics
 from rewarm.study.run_outcomes import StudyResults, read_outcome
 
 
-def save_losses(arms: dict[str, list[Path]], out: Path) -> None:
+def save_losses(arms: dict[str, list[Path]], out: Path, file_format: str) -> None:
     """Saves a figure of several arms: the loss on every validation set, and the learning rate.
 
     If an arm has several runs (seeds), each run is a pale line; a strong line is their mean at the
@@ -29,13 +29,14 @@ def save_losses(arms: dict[str, list[Path]], out: Path) -> None:
 
     Args:
         arms: the run directories of each arm.
-        out: a .png or .svg file.
+        out: the file; its folder is created.
+        file_format: one of FIGURE_FORMATS.
 
     Raises:
         RewarmError: metrics cannot be read, or the file cannot be written.
     """
     try:
-        save_figure(lambda: _loss_figure(arms), out, svg=out.suffix == ".svg")
+        save_figure(lambda: _loss_figure(arms), out, file_format=file_format)
     except OSError as error:
         raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
 

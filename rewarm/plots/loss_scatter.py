@@ -110,7 +110,10 @@ def _scatter_svg(draw: Callable[[Any], list[_Label]], x_label: str, y_label: str
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         save_figure(
-            lambda: _scatter_figure(draw, x_label, y_label), svg, svg=True, text_as_paths=False
+            lambda: _scatter_figure(draw, x_label, y_label),
+            svg,
+            file_format="svg",
+            text_as_paths=False,
         )
     return svg.getvalue()
 

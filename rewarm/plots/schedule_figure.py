@@ -11,9 +11,11 @@ from typing import IO, Any
 
 from rewarm import exit_codes
 from rewarm.errors import RewarmError
+from rewarm.files import create_folder_of
 from rewarm.plots.axes import AxisRange, base_curves, format_rate, round_ticks, token_labels
 from rewarm.plots.figure_style import (
     DASHES,
+    FIGURE_FORMATS,
     LegendEntry,
     LineStyle,
     add_legend,
@@ -27,25 +29,27 @@ _MARKERS = ("^", "v", "s", "D", "o", "P", "X")
 
 
 def save_schedules(curves: list[Curve], out: Path) -> None:
-    """Saves curves to a .png, .svg, .csv or .json file.
+    """Saves curves to a .png, .svg, .pdf, .csv or .json file, whose folder is created.
 
     Raises:
         RewarmError: the suffix is another one, or the file cannot be written.
     """
+    file_format = out.suffix.removeprefix(".").lower()
+    if file_format not in (*FIGURE_FORMATS, "csv", "json"):
+        error = RewarmError(f"{out}: should end in .png, .svg, .pdf, .csv or .json")
+        error.exit_code = exit_codes.BAD_RECIPE
+        raise error
     try:
-        if out.suffix == ".csv":
+        create_folder_of(out)
+        if file_format == "csv":
             rows = ([curve.name, *point] for curve in curves for point in curve.points)
             with out.open("w", newline="", encoding="utf-8") as file:
                 write_csv(["recipe", *CurvePoint._fields], rows, file)
-        elif out.suffix == ".json":
+        elif file_format == "json":
             documents = ",\n".join(json.dumps(_curve_json(curve)) for curve in curves)
             out.write_text(f"[{documents}]\n", encoding="utf-8")
-        elif out.suffix in (".png", ".svg"):
-            save_figure(lambda: _schedule_figure(curves), out, svg=out.suffix == ".svg")
         else:
-            error = RewarmError(f"{out}: should end in .png, .svg, .csv or .json")
-            error.exit_code = exit_codes.BAD_RECIPE
-            raise error
+            save_figure(lambda: _schedule_figure(curves), out, file_format=file_format)
     except OSError as error:
         raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
 

@@ -18,7 +18,7 @@ from rewarm.errors import RecipeError
 from rewarm.quantities import format_count, parse_count, parse_share
 from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
 from rewarm.recipe.recipe import Recipe, validate_recipe
-from rewarm.recipe.resolution import BaseRateLookup
+from rewarm.recipe.resolution import BaseRateLookup, base_lr_in_recipe
 from rewarm.recipe.saved_recipe import load_saved_recipe
 from rewarm.recipe.yaml_document import YamlDocument
 
@@ -284,9 +284,11 @@ def rates_at_positions(recipes: Mapping[str, Recipe], positions: str) -> list[Ra
     return rates
 
 
+_NO_BASE = "the base"
+"""Stands for a base, of which a schedule without a recipe needs the last rate only."""
+
 _MINIMAL_RECIPE = """\
 run: none
-model: {base: the base}
 data: {context: 1, train: {all: {shards: none}}}
 batch: {tokens: 2_097_152, microbatch: 1}
 """  # all settings that a curve needs; the batch is Pythia's
@@ -312,6 +314,7 @@ def recipe_for_schedule(
     """
     option = f"--schedule {schedule}"
     document = YamlDocument(_MINIMAL_RECIPE, "--schedule")
+    document.set_value(("model",), {"base": _NO_BASE}, option)
     key = "schedule" if schedule.lstrip().startswith("{") else "schedule.name"
     document.apply_override(f"{key}={schedule}", option)
     if tokens is not None:
@@ -320,5 +323,7 @@ def recipe_for_schedule(
         document.apply_override(override)
     if "tokens" not in document.data:
         raise RecipeError([f"{option}: needs a token budget, such as --tokens 10B"])
+    if document.data["model"].get("base") == _NO_BASE:
+        base_lr = base_lr_in_recipe  # there is none to look up
     problems = resolve_paths(document, RECIPE_PATHS)
     return validate_recipe(document, base_lr=base_lr, problems=problems)

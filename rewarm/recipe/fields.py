@@ -19,6 +19,8 @@ from pydantic import (
     Strict,
     StringConstraints,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError
@@ -130,13 +132,24 @@ def _check_plain_source(source: str) -> str:
 Shards = Annotated[Text, AfterValidator(_check_plain_source)]
 
 
+class Percentage(float):
+    """A share that was written as a percentage: those of one batch have to make 100%."""
+
+
+def _keep_percentage(written: Any, validate: ValidatorFunctionWrapHandler) -> float:
+    share: float = validate(written)
+    is_percentage = isinstance(written, Percentage) or str(written).rstrip().endswith("%")
+    return Percentage(share) if is_percentage else share
+
+
 class WeightFrom(Section):
     """A corpus's weight from a point in the run onward."""
 
     start: Annotated[Span, Field(alias="from", ge=0, lt=1)]
     """Point in the run at which this weight starts: a share of the run (30%), tokens or steps."""
-    weight: Annotated[Share, Field(ge=0, allow_inf_nan=False)]
-    """Share of every batch from there on, relative to the other corpora's weights."""
+    weight: Annotated[Share, Field(ge=0, allow_inf_nan=False), WrapValidator(_keep_percentage)]
+    """Share of every batch from there on: percentages that make 100%, or numbers that are relative
+    to each other."""
 
 
 def _as_pieces(written: Any) -> Any:
@@ -178,8 +191,8 @@ class TrainSet(Section):
     """A folder that `rewarm shard` wrote, some of its shards (data/x/{00000..00003}.tar), or a URL
     (https://, s3://, gs://, hf://). A path is relative to the folder of this file."""
     weight: Weight = (WeightFrom.model_validate({"from": 0, "weight": 1.0}),)
-    """Share of every batch, relative to the other corpora's weights. A list of
-    {from: SPAN, weight: SHARE} changes the weight during the run."""
+    """Share of every batch: percentages that make 100%, or numbers that are relative to each other.
+    A list of {from: SPAN, weight: SHARE} changes the weight during the run."""
     order: Literal["shuffled", "sequential"] = "shuffled"
     """`shuffled`: in a random order that the seed determines. `sequential`: documents and
     shards in their stored order."""
@@ -255,12 +268,21 @@ class BatchSettings(Section):
     writes it to the run's recipe and uses it again when the run is resumed."""
 
 
+def _check_two_numbers(written: Any) -> Any:
+    if not (isinstance(written, list | tuple) and len(written) == 2):
+        raise ValueError("should be a list of two numbers, such as [0.9, 0.95]")
+    return written
+
+
 class OptimizerSettings(Section):
     """AdamW. The learning rate is set by the schedule only."""
 
-    betas: tuple[
-        Annotated[float, Field(strict=True, ge=0, lt=1)],
-        Annotated[float, Field(strict=True, ge=0, lt=1)],
+    betas: Annotated[
+        tuple[
+            Annotated[float, Field(strict=True, ge=0, lt=1)],
+            Annotated[float, Field(strict=True, ge=0, lt=1)],
+        ],
+        BeforeValidator(_check_two_numbers),
     ] = (0.9, 0.95)
     """Exponential decay rates of the first and second Adam moments."""
     eps: PositiveFloat = 1e-8

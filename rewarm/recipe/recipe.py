@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,8 +41,10 @@ from rewarm.recipe.fields import (
     ModelSettings,
     OptimizerSettings,
     ParallelSettings,
+    Percentage,
     Section,
     Text,
+    WeightFrom,
     field_problem,
 )
 from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
@@ -129,8 +132,11 @@ class Recipe(Section):
             self._check_context_fits_positions,
             self._check_carry_needs_base_weights,
             self._check_some_corpus_has_weight,
+            self._check_percentages_make_100,
         )
         problems = [problem for check in checks for problem in check()]
+        if not problems:  # shares of the run are known
+            problems = list(self._check_each_corpus_is_read())
         if not problems:  # only a valid recipe has a meaningful number of steps
             problems = list(self._check_rates())
         if problems:
@@ -139,18 +145,22 @@ class Recipe(Section):
 
     def _check_batch_is_whole_microbatches(self) -> Iterator[InitErrorDetails]:
         batch, context = self.batch, self.data.context
-        unit = (batch.microbatch or 1) * context
-        if batch.tokens % unit:
-            unit_name = (
-                f"microbatches ({batch.microbatch} sequences × {context:,} tokens = {unit:,})"
-                if batch.microbatch
-                else f"sequences of {context:,} tokens"
-            )
-            nearest = max(1, round(batch.tokens / unit)) * unit
+        sequences, rest = divmod(batch.tokens, context)
+        if rest:
+            nearest = max(1, round(batch.tokens / context)) * context
             yield field_problem(
                 ("batch", "tokens"),
-                f"should be a whole number of {unit_name}, got {batch.tokens:,}; try {nearest:,}",
+                f"should be a whole number of sequences of {context:,} tokens (data.context), got "
+                f"{batch.tokens:,}; try {nearest:,}",
                 batch.tokens,
+            )
+        elif batch.microbatch and sequences % batch.microbatch:
+            fitting = [n for n in range(1, batch.microbatch) if sequences % n == 0]
+            yield field_problem(
+                ("batch", "microbatch"),
+                f"should divide the {sequences:,} sequences of a batch ({batch.tokens:,} tokens / "
+                f"{context:,}), got {batch.microbatch:,}; try {fitting[-1]:,}, or auto",
+                batch.microbatch,
             )
 
     def _check_tf32_needs_fp32(self) -> Iterator[InitErrorDetails]:
@@ -206,20 +216,66 @@ class Recipe(Section):
                 )
 
     def _check_some_corpus_has_weight(self) -> Iterator[InitErrorDetails]:
-        changes: dict[int, dict[str, float]] = {}
-        for name, pieces in self.corpus_weights.items():
-            for first, weight in pieces:
-                changes.setdefault(first, {})[name] = weight
-        weights: dict[str, float] = {}
-        for block in sorted(changes):
-            weights |= changes[block]
+        for step, weights in self._weights_by_step():
             if not any(weights.values()):
                 yield field_problem(
                     ("data", "train"),
                     "should have a corpus with a weight above 0 at every step; from step "
-                    f"{block // self.sequences_per_step + 1:,} on, all weights are 0",
+                    f"{step:,} on, all weights are 0",
                     0,
                 )
+
+    def _check_percentages_make_100(self) -> Iterator[InitErrorDetails]:
+        for step, weights in self._weights_by_step():
+            total = sum(weights.values())
+            has_percentage = any(isinstance(weight, Percentage) for weight in weights.values())
+            if not has_percentage or abs(total - 1) < 1e-9:
+                continue
+            parts = [
+                f"{name} {100 * weight:.10g}%"
+                if isinstance(weight, Percentage)
+                else f"{name} {weight:.10g}"
+                for name, weight in weights.items()
+            ]
+            from_step = f" from step {step:,} on" if step > 1 else ""
+            yield field_problem(
+                ("data", "train"),
+                f"weights in percent should make 100%, and these make {100 * total:.10g}%"
+                f"{from_step}: {' + '.join(parts)}; write all in percent, or all as numbers, which "
+                "are relative to each other",
+                total,
+            )
+
+    def _check_each_corpus_is_read(self) -> Iterator[InitErrorDetails]:
+        blocks = dict.fromkeys(self.data.train, 0.0)
+        stretches = [*self._weights_by_step(), (self.steps + 1, {})]
+        for (first, weights), (end, _) in pairwise(stretches):
+            steps = max(0, min(end, self.steps + 1) - first)
+            for name, weight in weights.items():
+                blocks[name] += steps * self.sequences_per_step * weight / sum(weights.values())
+        total = self.steps * self.sequences_per_step
+        for name, count in blocks.items():
+            if count < 1 - 1e-9:
+                yield field_problem(
+                    ("data", "train", name),
+                    f"its weight is {count / total:.2g} of the run, {count:.2g} of {total:,} "
+                    f"sequences of {self.data.context:,} tokens, and less than one cannot be read; "
+                    "give it more weight, or remove it",
+                    count,
+                )
+
+    def _weights_by_step(self) -> list[tuple[int, dict[str, float]]]:
+        """Returns the corpora's weights as (first step where they hold, weights), in order."""
+        changes: dict[int, dict[str, float]] = {}
+        for name, corpus in self.data.train.items():
+            for piece in corpus.weight:
+                changes.setdefault(self._steps_before(piece) + 1, {})[name] = piece.weight
+        weights: dict[str, float] = {}
+        by_step = []
+        for step in sorted(changes):
+            weights = weights | changes[step]
+            by_step.append((step, weights))
+        return by_step
 
     def _check_rates(self) -> Iterator[InitErrorDetails]:
         try:
@@ -282,12 +338,16 @@ class Recipe(Section):
         """The (first block, weight) pieces of each corpus; each piece starts with a whole step."""
         return {
             name: [
-                # 1e-9: rounding in `start` should not delay a piece by a step.
-                (math.ceil(piece.start * self.steps - 1e-9) * self.sequences_per_step, piece.weight)
+                (self._steps_before(piece) * self.sequences_per_step, piece.weight)
                 for piece in corpus.weight
             ]
             for name, corpus in self.data.train.items()
         }
+
+    def _steps_before(self, piece: WeightFrom) -> int:
+        """Returns the number of steps before a weight holds."""
+        # 1e-9: rounding in `start` should not delay a piece by a step.
+        return math.ceil(piece.start * self.steps - 1e-9)
 
     def progress(self, step: int) -> float:
         """Returns the fraction of the run that is done after `step`, in (0, 1]."""
@@ -351,11 +411,30 @@ def load_recipe(
     Raises:
         RecipeError: every problem, one line each with its source location.
     """
-    document = YamlDocument.load(path)
-    for override in overrides or []:
-        document.apply_override(override)
-    problems = resolve_paths(document, RECIPE_PATHS)
+    document = load_recipe_document(path)
+    problems = document.apply_overrides(overrides or [])
+    problems += resolve_paths(document, RECIPE_PATHS)
     return validate_recipe(document, base_lr=base_lr, problems=problems)
+
+
+def load_recipe_document(path: Path) -> YamlDocument:
+    """Returns the document in a file that should be a recipe.
+
+    Raises:
+        RecipeError: it cannot be read, or is a study.
+    """
+    document = YamlDocument.load(path)
+    if document.is_study:
+        recipe = document.data.get("recipe")
+        names_one = isinstance(recipe, str) and document.folder / recipe
+        own = f", or name its recipe, {names_one}" if names_one else ""
+        raise RecipeError(
+            [
+                f"{path}: this is a study, and a recipe is expected here; run all its arms with "
+                f"`rewarm compare {path}`{own}"
+            ]
+        )
+    return document
 
 
 def validate_recipe(

@@ -47,5 +47,8 @@ def base_lr_in_recipe(model: ModelSettings) -> float:
     """
     if model.base_lr is None:
         base = short_path(model.base or "")
-        raise ValueError(f"the last rate of {base} is not known; give it as model.base_lr")
+        raise ValueError(
+            f"the last rate of {base} is not known; give it as model.base_lr: the schedule has "
+            "multiples of it"
+        )
     return model.base_lr

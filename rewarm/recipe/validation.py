@@ -17,9 +17,10 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from rewarm import schedules
+from rewarm import exit_codes, schedules
 from rewarm.errors import RecipeError, did_you_mean
-from rewarm.quantities import SPAN_UNITS, parse_count
+from rewarm.paths import expand_path
+from rewarm.quantities import BASE_LR_UNKNOWN, BASE_UNUSABLE, SPAN_UNITS, Span, parse_count
 from rewarm.recipe.fields import Section
 from rewarm.recipe.yaml_document import KeyPath, YamlDocument
 from rewarm.remote_storage import check_no_credentials
@@ -49,6 +50,7 @@ def validate_document(
         RecipeError: all problems, one line each, in the order of their source locations.
     """
     lines = dict.fromkeys([*problems, *_text_problems(document, document.data, ())])
+    exit_code = exit_codes.BAD_RECIPE
     try:
         validated = model.model_validate(document.data, context=context)
     except ValidationError as error:
@@ -58,8 +60,10 @@ def validate_document(
             for problem in details
             if problem["type"] != "string_unicode"  # it is one of the texts above
         )
+        if len(lines) == 1 and details[0]["type"] == BASE_UNUSABLE:
+            exit_code = exit_codes.UNUSABLE_INPUT
     if lines:
-        raise RecipeError(sorted(lines, key=_source_order))
+        raise RecipeError(sorted(lines, key=source_order), exit_code)
     return validated
 
 
@@ -95,7 +99,8 @@ def _check_encodable(text: str) -> None:
         ) from None
 
 
-def _source_order(problem: str) -> tuple[str, int, int]:
+def source_order(problem: str) -> tuple[str, int, int]:
+    """Returns what sorts problems by file, line and column."""
     location = re.match(r"(.+?):(\d+):(\d+): ", problem)
     return (location[1], int(location[2]), int(location[3])) if location else (problem, 0, 0)
 
@@ -103,8 +108,17 @@ def _source_order(problem: str) -> tuple[str, int, int]:
 def _problem_line(document: YamlDocument, error: ErrorDetails, model: type[Section]) -> str:
     """Returns one error as `file:line:column: setting: message`."""
     key_path = tuple(part for part in error["loc"] if part != _KEY)
+    if error["type"] in (BASE_UNUSABLE, BASE_LR_UNKNOWN):
+        key_path = ("model", "base")  # one line, and not one for each rate that is a multiple
     setting = ".".join(map(str, key_path)) or "recipe"
     return f"{document.source_location(key_path)}: {setting}: {_message(document, error, model)}"
+
+
+def _also_looked_for(document: YamlDocument) -> str:
+    """Returns where else a base was looked for: beside the file that names it."""
+    folder, written = document.folder_of(("model", "base")), document.data["model"]["base"]
+    path = expand_path(written, folder)
+    return "" if path == expand_path(written) else f"; nor is it beside the recipe ({path})"
 
 
 def _message(document: YamlDocument, error: ErrorDetails, model: type[Section]) -> str:
@@ -126,31 +140,46 @@ def _message(document: YamlDocument, error: ErrorDetails, model: type[Section]) 
         )
     if kind in ("too_short", "string_too_short") and not value:
         return "should not be empty"
-    if explanation := _explain_long_span(document, error):
+    if kind in ("tuple_type", "list_type"):
+        return f"should be a list, such as [{_shortened(value)}]"
+    if kind in ("bool_type", "bool_parsing"):
+        return f"should be true or false (got {_shortened(value)})"
+    if explanation := _explain_long_span(document, error, model):
         return explanation
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    if kind == "recipe" or isinstance(value, dict):  # the message already quotes what is wrong
+    if kind == BASE_UNUSABLE:
+        message += _also_looked_for(document)
+    # The message already quotes what is wrong.
+    if kind in ("recipe", BASE_UNUSABLE, BASE_LR_UNKNOWN) or isinstance(value, dict):
         return message
     return f"{message} (got {_shortened(value)})"
 
 
-def _explain_long_span(document: YamlDocument, error: ErrorDetails) -> str | None:
-    """Returns how long a span in steps or tokens may be; None for another error.
+def _explain_long_span(
+    document: YamlDocument, error: ErrorDetails, model: type[Section]
+) -> str | None:
+    """Returns how long a span may be; None for another error.
 
     Pydantic compares fractions: that 100 steps of 20 "should be less than 1" explains nothing.
     """
     value, kind = error["input"], error["type"]
-    if kind not in ("less_than", "less_than_equal") or not isinstance(value, str):
-        return None
-    if value.rpartition(" ")[2] not in SPAN_UNITS:
+    if kind not in ("less_than", "less_than_equal"):
         return None
     comparison, limit = ("less than", "lt") if kind == "less_than" else ("at most", "le")
     share = error["ctx"][limit]
-    return (
-        f"{value} are too many: should be {comparison} {f'{share:.0%} of ' * (share != 1)}"
-        f"{_whole_of_span(document, error['loc'])}; write fewer, or a share such as 10%, or raise "
-        "tokens"
-    )
+    if isinstance(value, str) and value.rpartition(" ")[2] in SPAN_UNITS:
+        return (
+            f"{value} are too many: should be {comparison} {f'{share:.0%} of ' * (share != 1)}"
+            f"{_whole_of_span(document, error['loc'])}; write fewer, or a share such as 10%, or "
+            "raise tokens"
+        )
+    if isinstance(value, int | float) and _is_span(model, document.data, error["loc"]):
+        steps = f", or for steps '{value:g} step{'s' * (value != 1)}'" if value % 1 == 0 else ""
+        return (
+            f"should be {comparison} {share:g}, a share of the run (got {value:g}, which is "
+            f"{value:.0%}); for percent write {value:g}%{steps}"
+        )
+    return None
 
 
 def _whole_of_span(document: YamlDocument, key_path: KeyPath) -> str:
@@ -169,10 +198,22 @@ def _shortened(value: object) -> str:
 
 def _settings_at(model: Any, data: Any, key_path: KeyPath) -> list[str]:
     """Returns the names of the settings of the section at a key path."""
+    fields = getattr(_type_at(model, data, key_path), "model_fields", {})
+    return [field.alias or name for name, field in fields.items()]
+
+
+def _is_span(model: Any, data: Any, key_path: KeyPath) -> bool:
+    """Returns whether the setting at a key path is a part of the run."""
+    return _type_at(model, data, key_path) is Span
+
+
+def _type_at(model: Any, data: Any, key_path: KeyPath) -> Any:
+    """Returns the type of the section or setting at a key path."""
     for part in key_path:
         fields = getattr(model, "model_fields", {})
-        if part in fields:
-            inner = fields[part].annotation
+        by_name = {field.alias or name: field for name, field in fields.items()}
+        if part in by_name:
+            inner = by_name[part].annotation
         else:  # an entry of a mapping or list: dict[Name, Section] -> Section
             arguments = [argument for argument in get_args(model) if argument is not ...]
             inner = arguments[-1] if arguments else None
@@ -180,4 +221,4 @@ def _settings_at(model: Any, data: Any, key_path: KeyPath) -> list[str]:
             inner = get_args(inner)[0]
         data = data[part]
         model = schedules.find(data["name"]) if inner is Schedule else inner
-    return [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
+    return model

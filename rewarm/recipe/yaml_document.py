@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from rewarm.errors import RecipeError
+from rewarm.path_contents import nearest_name
 from rewarm.paths import WORKING_DIRECTORY
 
 KeyPath = tuple[str | int, ...]
@@ -59,13 +60,31 @@ class YamlDocument:
             with path.open(encoding="utf-8") as file:
                 return cls(file.read(_MAX_CHARACTERS + 1), str(path), path.parent)
         except FileNotFoundError:
-            raise RecipeError([f"{path}: no such file; a recipe is a YAML file"]) from None
+            hint = nearest_name(path)
+            raise RecipeError([f"{path}: no such file; a recipe is a YAML file{hint}"]) from None
         except IsADirectoryError:
-            raise RecipeError([f"{path}: is a folder; a recipe is a YAML file"]) from None
+            inner = path / "recipe.yaml"
+            hint = f"; name {inner}" if inner.is_file() else ""
+            raise RecipeError([f"{path}: is a folder; a recipe is a YAML file{hint}"]) from None
         except UnicodeDecodeError as error:
             raise RecipeError([f"{path}: not UTF-8 text: {error.reason}"]) from None
         except OSError as error:
             raise RecipeError([f"{path}: cannot be read: {error.strerror}"]) from None
+
+    @property
+    def is_study(self) -> bool:
+        """Whether it is a study, by its settings: no recipe has any of these."""
+        return not self.data.keys().isdisjoint(("study", "recipe", "arms"))
+
+    def apply_overrides(self, assignments: list[str]) -> list[str]:
+        """Changes settings, and returns the problems of those that cannot be, one line each."""
+        problems = []
+        for assignment in assignments:
+            try:
+                self.apply_override(assignment)
+            except RecipeError as error:
+                problems += error.problems
+        return problems
 
     def apply_override(self, assignment: str, source: str | None = None) -> None:
         """Changes one setting, written `a.b=value` with a YAML value.
@@ -100,9 +119,10 @@ class YamlDocument:
         """
         section = self.data
         for depth, key in enumerate(key_path[:-1], start=1):
-            if key not in section:
+            if section.get(str(key)) is None:  # missing, or written without a value: `arm:`
                 self._source_locations[key_path[:depth]] = source
-            section = section.setdefault(str(key), {})
+                section[str(key)] = {}
+            section = section[str(key)]
             if not isinstance(section, dict):
                 path = ".".join(map(str, key_path[:depth]))
                 raise RecipeError([f"{source}: {path} is a value and has no settings"])

@@ -19,6 +19,7 @@ from rewarm.checkpoints.lineage import read_lineages
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.errors import CheckpointError, RecipeError, ScheduleError, hide_credentials
+from rewarm.path_contents import nearest_name
 from rewarm.paths import short_path
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.saved_recipe import load_saved_recipe
@@ -210,7 +211,7 @@ def _study_folder(path: Path) -> Path:
     if not path.is_dir():
         raise CheckpointError(
             f"{path}: no such folder; expected a run directory, a folder of runs, a "
-            "study's folder, or a study file"
+            f"study's folder, or a study file{nearest_name(path)}"
         )
     return path
 

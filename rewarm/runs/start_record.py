@@ -7,6 +7,7 @@ measures on the weights themselves that the promised rates are the ones applied.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -20,6 +21,9 @@ from rewarm.errors import CheckpointError
 from rewarm.paths import short_path
 from rewarm.quantities import format_count
 from rewarm.recipe.recipe import Recipe
+
+_HIGH_RATE = 0.1
+"""Learning rates of this size and above are mistakes, such as 30 for 3e-4."""
 
 
 class StartRecord(BaseModel):
@@ -63,8 +67,20 @@ class StartRecord(BaseModel):
         if self.tokens_before is not None and self.tokens_after is not None:
             before, after = format_count(self.tokens_before), format_count(self.tokens_after)
             lines.append(("", f"trained on {before} tokens → {after} at the end of this run"))
-        lines += [("", f"warning: {sentence}") for sentence in self.ignored]
+        warnings = [*self.ignored, *high_rate_warning(self.rates)]
+        lines += [("", f"warning: {sentence}") for sentence in warnings]
         return lines
+
+
+def high_rate_warning(rates: Mapping[int, float]) -> list[str]:
+    """Returns a sentence if the learning rate, by step, is one that no model survives."""
+    step = max(rates, key=rates.__getitem__)
+    if rates[step] < _HIGH_RATE:
+        return []
+    return [
+        f"the learning rate is {rates[step]:g} at step {step:,}; AdamW changes each weight by "
+        "about that much in a step, and new weights are about 0.02: usual peaks are 1e-5 to 1e-2"
+    ]
 
 
 class Starting(BaseModel):

@@ -17,6 +17,20 @@ from rewarm.schedules.third_party_code import describe_error, within_time_limit
 GROUP = "rewarm.schedules"
 """The group of the entry points, as in a plug-in's pyproject.toml."""
 
+PLUGINS = {
+    "d2z": "rewarm-d2z",
+    "infinite": "rewarm-infinite",
+    "power": "rewarm-power",
+    "reuse": "rewarm-reuse",
+    "sequence": "rewarm-sequence",
+    "wsd": "rewarm-wsd",
+    "wsd-s": "rewarm-wsd",
+}
+"""The schedules of the plug-ins in rewarm's repository, and the distribution of each."""
+
+_DECAYS = ("clipped-cosine", "cosine", "linear", "inverse-sqrt", "1-sqrt")
+"""Settings of `rewarm` and `no-warmup` that are schedules in other libraries, long names first."""
+
 _MAX_IMPORT_SECONDS = 120.0
 """Importing a plug-in that needs a large library takes long from a slow network disk."""
 
@@ -61,7 +75,7 @@ def origin(name: str) -> InstalledSchedule:
     if not matching:
         names = sorted({plugin.name for plugin in plugins})
         raise ScheduleError(
-            f"no schedule named {name!r}{did_you_mean(name, names)} "
+            f"no schedule named {name!r}{_hint(name, names)} "
             f"(installed: {', '.join(names) or 'none; is rewarm installed?'}; plug-ins add others)"
         )
     if len(matching) > 1:
@@ -70,6 +84,21 @@ def origin(name: str) -> InstalledSchedule:
             f"two distributions offer a schedule named {name!r}: {owners}; uninstall one of them"
         )
     return matching[0]
+
+
+def _hint(name: str, names: list[str]) -> str:
+    """Returns how to get the schedule that a name, which is not installed, probably means."""
+    if decay := next((decay for decay in _DECAYS if decay in name.replace("_", "-")), None):
+        return f": a decay, and no schedule; write name: rewarm (or no-warmup) and decay: {decay}"
+    known = name.replace("_", "-").removeprefix("rewarm-")
+    if known in PLUGINS:
+        distribution = PLUGINS[known]
+        called = "it" if known == name else f"{known!r}"
+        return (
+            f": {called} is in the plug-in {distribution}, which is not installed; in a clone of "
+            f"rewarm: pip install ./plugins/{distribution}"
+        )
+    return did_you_mean(name, [*names, *PLUGINS])
 
 
 def identity(name: str) -> dict[str, str]:

@@ -17,22 +17,32 @@ claims:
 from __future__ import annotations
 
 import os
-from copy import deepcopy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import copy, deepcopy
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Interval
-from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    Strict,
+    ValidationError,
+    model_validator,
+)
 
+from rewarm import exit_codes
 from rewarm.checkpoints.lineage import last_lr_of_base, lineage_corpora
 from rewarm.errors import RecipeError, did_you_mean
 from rewarm.paths import short_path
 from rewarm.quantities import parse_count
-from rewarm.recipe.fields import ModelSettings, Name, Section, Text
+from rewarm.recipe.fields import ModelSettings, Name, Section, Text, field_problem
 from rewarm.recipe.path_settings import RECIPE_PATHS, STUDY_PATHS, resolve_paths
-from rewarm.recipe.recipe import Recipe, validate_recipe
-from rewarm.recipe.validation import validate_document
-from rewarm.recipe.yaml_document import YamlDocument
+from rewarm.recipe.recipe import Recipe, load_recipe_document, validate_recipe
+from rewarm.recipe.validation import source_order, validate_document
+from rewarm.recipe.yaml_document import KeyPath, YamlDocument
 from rewarm.runs.held_out import held_out_warnings
 from rewarm.runs.validation_roles import (
     Corpora,
@@ -89,16 +99,18 @@ class Study(Section):
 
     @model_validator(mode="after")
     def _check_named_arms(self) -> Study:
+        problems = []
         for setting in ("reference", "control"):
             arm = getattr(self, setting)
             if arm is not None and arm not in self.arms:
                 hint = did_you_mean(arm, list(self.arms)) or f" (arms: {', '.join(self.arms)})"
-                raise ValueError(f"{setting}: no arm named {arm!r}{hint}")
+                problems.append(field_problem((setting,), f"no arm named {arm!r}{hint}", arm))
         for arm in ("results.json", *(["bases"] if self.bases else [])):
             if arm in self.arms:
-                raise ValueError(
-                    f"arms.{arm}: the study needs STUDY/{arm} itself; give the arm another name"
-                )
+                message = f"the study needs STUDY/{arm} itself; give the arm another name"
+                problems.append(field_problem(("arms", arm), message, arm))
+        if problems:
+            raise ValidationError.from_exception_data("Study", problems)
         return self
 
 
@@ -195,7 +207,7 @@ def is_study(path: Path) -> bool:
     Raises:
         RecipeError: it cannot be read.
     """
-    return "arms" in YamlDocument.load(path).data
+    return YamlDocument.load(path).is_study
 
 
 def load_study(path: Path, overrides: list[str] | None = None) -> StudyPlan:
@@ -205,16 +217,55 @@ def load_study(path: Path, overrides: list[str] | None = None) -> StudyPlan:
         RecipeError: every problem of the study and of its arms, with file and line.
     """
     document = YamlDocument.load(path)
-    for override in overrides or []:
-        document.apply_override(override)
-    study = validate_study(document)
-    problems: dict[str, None] = {}  # an ordered set: arms share the problems of their recipe
+    if not document.is_study and not document.data.keys().isdisjoint(Recipe.model_fields):
+        raise RecipeError(
+            [
+                f"{path}: this is a recipe, and a study is expected here (it has `arms`); run it "
+                f"with `rewarm train {path}`"
+            ]
+        )
+    problems = _Problems()
+    for problem in document.apply_overrides(overrides or []):
+        problems.add(problem)
+    for problem in resolve_paths(document, STUDY_PATHS):
+        problems.add(problem)
+    study = _valid_part(document, problems)
+    if study is None:
+        raise problems.error()
     bases = _load_bases(document, study, problems)
     runs = _load_runs(document, study, bases, problems)
     claims = _parse_claims(document, study, bases, runs, problems)
     if problems:
-        raise RecipeError(list(problems))
+        raise problems.error()
     return StudyPlan(study, bases, runs, claims)
+
+
+class _Problems:
+    """The problems of a study and of its arms, each once: arms share those of their recipe."""
+
+    def __init__(self) -> None:
+        self._exit_codes: dict[str, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._exit_codes)
+
+    def add(self, problem: str, exit_code: int = exit_codes.BAD_RECIPE) -> None:
+        """Adds a problem: a line with its location."""
+        self._exit_codes.setdefault(problem, exit_code)
+
+    @contextmanager
+    def collected(self, source: str = "") -> Iterator[None]:
+        """Adds the problems of a RecipeError raised inside, preceded by `source`."""
+        try:
+            yield
+        except RecipeError as error:
+            for problem in error.problems:
+                self.add(source + problem, error.exit_code)
+
+    def error(self) -> RecipeError:
+        """Returns all of them as one error."""
+        lines = sorted(self._exit_codes, key=source_order)
+        return RecipeError(lines, min(self._exit_codes.values()))
 
 
 def validate_study(document: YamlDocument) -> Study:
@@ -226,56 +277,104 @@ def validate_study(document: YamlDocument) -> Study:
     return validate_document(document, Study, {}, resolve_paths(document, STUDY_PATHS))
 
 
-def _load_bases(
-    document: YamlDocument, study: Study, problems: dict[str, None]
-) -> dict[str, Recipe]:
+def _valid_part(document: YamlDocument, problems: _Problems) -> Study | None:
+    """Returns the study without its invalid settings, so that its arms are checked all the same.
+
+    Adds the problems of the invalid ones to `problems`. None if the runs depend on one of them.
+    """
+    rest = copy(document)
+    rest.data = deepcopy(document.data)
+    while True:
+        with problems.collected():
+            return validate_document(rest, Study, {})
+        if not _remove_invalid(rest.data):
+            return None
+
+
+def _remove_invalid(data: dict[str, Any]) -> bool:
+    """Removes the invalid settings of a study; returns False if it has none that it can lack."""
+    try:
+        Study.model_validate(data)
+    except ValidationError as error:
+        paths = [problem["loc"] for problem in error.errors(include_url=False)]
+    else:
+        return False
+    for section, *inner in paths:
+        if inner and section in ("arms", "bases", "claims"):
+            data[section].pop(inner[0], None)
+        elif section not in ("study", "recipe", "arms"):
+            data.pop(str(section), None)
+        else:
+            return False
+    return bool(data["arms"])
+
+
+def _load_bases(document: YamlDocument, study: Study, problems: _Problems) -> dict[str, Recipe]:
     """Returns the recipes of the valid bases; adds the problems of the others to `problems`."""
     source = document.source_location(("study",))
     bases: dict[str, Recipe] = {}
     for name, file in study.bases.items():
-        base_document = YamlDocument.load(Path(short_path(file)))
+        base_document = _load_recipe_of(document, ("bases", name), file, problems)
+        if base_document is None:
+            continue
         base_document.set_value(("run",), str(_base_directory(study, name)), source)
         path_problems = resolve_paths(base_document, RECIPE_PATHS)
-        try:
+        with problems.collected():
             bases[name] = validate_recipe(
                 base_document, base_lr=last_lr_of_base, problems=path_problems
             )
-        except RecipeError as error:
-            problems |= dict.fromkeys(error.problems)
     return bases
 
 
+def _load_recipe_of(
+    document: YamlDocument, setting: KeyPath, file: str, problems: _Problems
+) -> YamlDocument | None:
+    """Returns the recipe file that a setting of a study names; None if it cannot be read."""
+    source = f"{document.source_location(setting)}: {'.'.join(map(str, setting))}: "
+    with problems.collected(source):
+        return load_recipe_document(Path(short_path(file)))
+    return None
+
+
 def _load_runs(
-    document: YamlDocument,
-    study: Study,
-    bases: dict[str, Recipe],
-    problems: dict[str, None],
+    document: YamlDocument, study: Study, bases: dict[str, Recipe], problems: _Problems
 ) -> list[StudyRun]:
     """Returns the valid runs of the arms; adds the problems of the others to `problems`."""
     runs = []
     planned = [str(_base_directory(study, name)) for name in study.bases]
     for arm, seed in _arms_and_seeds(study):
-        arm_document = YamlDocument.load(Path(short_path(study.recipe)))
+        arm_document = _load_recipe_of(document, ("recipe",), study.recipe, problems)
+        if arm_document is None:
+            return []
         arm_document.set_value(("seed",), seed, document.source_location(("seeds",)))
-        for setting, value in study.arms[arm].items():
-            source = f"{document.source_location(('arms', arm, setting))}: arms.{arm}"
-            folder = document.folder_of(("arms", arm, setting))
-            arm_document.set_value(tuple(setting.split(".")), deepcopy(value), source, folder)
+        _change_settings(arm_document, document, study, arm, problems)
         directory = Path(study.study) / arm / str(seed)
         arm_document.set_value(("run",), str(directory), document.source_location(("study",)))
         path_problems = resolve_paths(arm_document, RECIPE_PATHS, planned=planned)
-        try:
+        with problems.collected():
             recipe = validate_recipe(
                 arm_document,
                 base_lr=lambda model: _base_lr(model, study, bases),
                 problems=path_problems,
             )
-        except RecipeError as error:
-            problems |= dict.fromkeys(error.problems)
-            continue
-        study_base = _study_base(recipe.model, study, bases)
-        runs.append(StudyRun(arm, seed, recipe, study_base[0] if study_base else None))
+            study_base = _study_base(recipe.model, study, bases)
+            runs.append(StudyRun(arm, seed, recipe, study_base[0] if study_base else None))
     return runs
+
+
+def _change_settings(
+    arm_document: YamlDocument,
+    document: YamlDocument,
+    study: Study,
+    arm: str,
+    problems: _Problems,
+) -> None:
+    """Changes the settings of a recipe that an arm of a study changes."""
+    for setting, value in study.arms[arm].items():
+        source = f"{document.source_location(('arms', arm, setting))}: arms.{arm}"
+        folder = document.folder_of(("arms", arm, setting))
+        with problems.collected():
+            arm_document.set_value(tuple(setting.split(".")), deepcopy(value), source, folder)
 
 
 def _parse_claims(
@@ -283,13 +382,19 @@ def _parse_claims(
     study: Study,
     bases: dict[str, Recipe],
     runs: list[StudyRun],
-    problems: dict[str, None],
+    problems: _Problems,
 ) -> dict[str, Claim]:
-    """Returns the valid claims; adds the problems of the others to `problems`."""
+    """Returns the valid claims; adds the problems of the others to `problems`.
+
+    Without a valid run it is not known what the runs measure, and no claim is read.
+    """
+    if not runs:
+        return {}
     arms = list(study.arms)
     roles = _merged_roles(runs, bases)
     validation_sets = sorted({*roles, *(role.role for role in roles.values() if role.role)})
-    run_tokens = {run.arm: run.recipe.steps * run.recipe.batch.tokens for run in runs}
+    tokens = {run.arm: run.recipe.steps * run.recipe.batch.tokens for run in runs}
+    run_tokens = dict.fromkeys(arms, next(iter(tokens.values()))) | tokens  # also of invalid arms
     claims: dict[str, Claim] = {}
     for name, text in study.claims.items():
         try:
@@ -298,7 +403,7 @@ def _parse_claims(
             )
         except ValueError as error:
             source = document.source_location(("claims", name))
-            problems[f"{source}: claims.{name}: {error}"] = None
+            problems.add(f"{source}: claims.{name}: {error}")
     return claims
 
 
@@ -333,5 +438,12 @@ def _base_lr(model: ModelSettings, study: Study, bases: dict[str, Recipe]) -> fl
     base, checkpoint = bases[study_base[0]], study_base[1]
     if checkpoint == "last":
         return base.lr(base.steps)
-    step = base.step_before_decay if checkpoint == "before-decay" else parse_count(checkpoint)
-    return base.lr(min(step, base.steps))
+    if checkpoint == "before-decay":
+        return base.lr(base.step_before_decay)
+    try:
+        return base.lr(min(parse_count(checkpoint), base.steps))
+    except ValueError:
+        raise ValueError(
+            f"{short_path(str(model.base))}: not a checkpoint reference; expected a step, such as "
+            "@40000, @last or @before-decay"
+        ) from None

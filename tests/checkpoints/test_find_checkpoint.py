@@ -119,8 +119,14 @@ def test_the_kind_of_a_base(tmp_path):
         locate_base(str(tmp_path), "step1")
 
 
+@pytest.mark.parametrize("name", ["nowhere", "a/b/c", "../model", "-x/model", "owner/"])
+def test_a_name_that_is_not_a_hub_name_is_not_asked_the_hub_for(name):
+    with pytest.raises(CheckpointError, match=r"no such folder \(/.*\); correct the path"):
+        locate_base(name)
+
+
 def test_a_folder_that_is_not_a_model_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="not a model directory"):
+    with pytest.raises(CheckpointError, match="an empty folder; expected a model directory"):
         read_architecture(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"config\.json: cannot be read"):

@@ -319,5 +319,13 @@ def test_an_index_cannot_name_a_file_outside_its_folder(folder):
 def test_errors_for_a_missing_folder_and_one_without_shards_differ(tmp_path):
     with pytest.raises(DataError, match="no such folder"):
         read_shard_index(tmp_path / "nothing")
-    with pytest.raises(DataError, match=r"no index\.json"):
+    with pytest.raises(DataError, match=r"an empty folder; expected .* \(index\.json\)$"):
         read_shard_index(tmp_path)
+    (tmp_path / "x" / "train").mkdir(parents=True)
+    (tmp_path / "x" / "train" / "index.json").touch()
+    with pytest.raises(DataError, match=r"in its subfolders; .*; name .*/x/train$"):
+        read_shard_index(tmp_path / "x")
+    text = tmp_path / "x.jsonl"
+    text.touch()
+    with pytest.raises(DataError, match=f"a file; .*; write one: rewarm shard {text} --out DIR"):
+        read_shard_index(text)

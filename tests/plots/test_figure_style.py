@@ -41,6 +41,18 @@ def test_the_same_figure_gives_the_same_svg(text_as_paths):
 
     files = [StringIO(), StringIO()]
     for file in files:
-        save_figure(draw, file, svg=True, text_as_paths=text_as_paths)
+        save_figure(draw, file, file_format="svg", text_as_paths=text_as_paths)
     assert files[0].getvalue() == files[1].getvalue()
     assert (">$title$</text>" in files[0].getvalue()) != text_as_paths
+
+
+@pytest.mark.parametrize(("file_format", "start"), [("pdf", b"%PDF-1."), ("png", b"\x89PNG")])
+def test_a_figure_is_saved_in_a_new_folder_in_the_format_asked_for(tmp_path, file_format, start):
+    from matplotlib.figure import Figure
+
+    files = [tmp_path / "new" / name for name in ("a", "b.other")]
+    for file in files:
+        save_figure(Figure, file, file_format=file_format)
+    first, second = (file.read_bytes() for file in files)
+    assert first.startswith(start)
+    assert first == second

@@ -65,5 +65,5 @@ def test_rates_are_those_of_every_step_if_the_recipe_can_be_read(tmp_path, thous
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 def test_a_file_that_cannot_be_written_is_reported(tmp_path, suffix):
     run = write_metrics(tmp_path / "1", [4.0])
-    with pytest.raises(RewarmError, match=rf"none/curves\.{suffix}: cannot be written: No such"):
-        save_losses({"arm": [run]}, tmp_path / "none" / f"curves.{suffix}")
+    with pytest.raises(RewarmError, match=rf"metrics.jsonl/curves\.{suffix}: cannot be written: "):
+        save_losses({"arm": [run]}, run / "metrics.jsonl" / f"curves.{suffix}", suffix)

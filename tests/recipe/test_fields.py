@@ -154,13 +154,17 @@ def test_architecture_is_explicit_unless_the_model_has_a_base(thousand_steps):
 
 def test_weight_is_written_back_as_it_was_given(thousand_steps):
     def written(weight):
-        recipe = recipe_of(thousand_steps, f"data.train.downstream.weight={weight}")
+        recipe = recipe_of(
+            thousand_steps,
+            "data.train.upstream.weight=5%",
+            f"data.train.downstream.weight={weight}",
+        )
         return recipe.document()["data"]["train"]["downstream"]["weight"]
 
     assert math.isclose(written("95%"), 0.95)
-    assert written("[{from: 0, weight: 1}, {from: 50 steps, weight: 25%}]") == [
-        {"from": 0, "weight": 1.0},
-        {"from": "50 steps", "weight": 0.25},
+    assert written("[{from: 0, weight: 0.95}, {from: 50 steps, weight: 95%}]") == [
+        {"from": 0, "weight": 0.95},
+        {"from": "50 steps", "weight": 0.95},
     ]
 
 

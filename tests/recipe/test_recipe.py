@@ -172,13 +172,57 @@ def test_overrides_are_applied_in_order(thousand_steps, tmp_path):
     [
         (
             "batch.tokens=98_304",
-            "batch.tokens: should be a whole number of microbatches (10 sequences × 1,000 tokens "
-            "= 10,000), got 98,304; try 100,000",
+            "batch.tokens: should be a whole number of sequences of 1,000 tokens (data.context), "
+            "got 98,304; try 98,000",
         ),
         (
             "batch.tokens=100",
-            "batch.tokens: should be a whole number of microbatches (10 sequences × 1,000 tokens "
-            "= 10,000), got 100; try 10,000",
+            "batch.tokens: should be a whole number of sequences of 1,000 tokens (data.context), "
+            "got 100; try 1,000",
+        ),
+        (
+            "batch.microbatch=64",
+            "batch.microbatch: should divide the 100 sequences of a batch (100,000 tokens / "
+            "1,000), got 64; try 50, or auto",
+        ),
+        (
+            "batch.microbatch=101",
+            "batch.microbatch: should divide the 100 sequences of a batch (100,000 tokens / "
+            "1,000), got 101; try 100, or auto",
+        ),
+        (
+            "data.train={a: {shards: x, weight: 95}, b: {shards: x, weight: 5%}}",
+            "data.train: weights in percent should make 100%, and these make 9505%: a 95 + b 5%; "
+            "write all in percent, or all as numbers, which are relative to each other",
+        ),
+        (
+            "data.train={a: {shards: x}, b: {shards: x, weight: 5%}}",
+            "data.train: weights in percent should make 100%, and these make 105%: a 1 + b 5%",
+        ),
+        (
+            "data.train.upstream.weight=24%",
+            "data.train: weights in percent should make 100%, and these make 99%: downstream 0.75 "
+            "+ upstream 24%; ",
+        ),
+        (
+            "data.train={a: {shards: x, weight: 90%}}",
+            "data.train: weights in percent should make 100%, and these make 90%: a 90%",
+        ),
+        (
+            "data.train={a: {shards: x, weight: 50%}, b: {shards: x, weight: [{from: 0, weight: "
+            "50%}, {from: 50%, weight: 60%}]}}",
+            "data.train: weights in percent should make 100%, and these make 110% from step 501 "
+            "on: a 50% + b 60%",
+        ),
+        (
+            "data.train={a: {shards: x, weight: 99.9995%}, b: {shards: x, weight: 0.0005%}}",
+            "data.train.b: its weight is 5e-06 of the run, 0.5 of 100,000 sequences of 1,000 "
+            "tokens, and less than one cannot be read; give it more weight, or remove it",
+        ),
+        (
+            "data.train={a: {shards: x}, b: {shards: x, weight: [{from: 0, weight: 0}, {from: "
+            "99.95%, weight: 1e-3}]}}",
+            "data.train.b: its weight is 0 of the run, 0 of 100,000 sequences",
         ),
         (
             "tf32=true",
@@ -220,6 +264,24 @@ def test_overrides_are_applied_in_order(thousand_steps, tmp_path):
 def test_contradictory_settings_are_refused(thousand_steps, override, message):
     (problem,) = recipe_problems(thousand_steps, override)
     assert f": {message}" in problem
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [
+        "a: {shards: x, weight: 95%}, b: {shards: x, weight: 5%}",
+        "a: {shards: x, weight: 0.95}, b: {shards: x, weight: 5%}",
+        "a: {shards: x, weight: 95}, b: {shards: x, weight: 5}",
+        "a: {shards: x, weight: 33.3%}, b: {shards: x, weight: 33.3%}, c: {shards: x, weight: "
+        "33.4%}",
+        "a: {shards: x, weight: [{from: 0, weight: 100%}, {from: 1 steps, weight: 30%}]}, "
+        "b: {shards: x, weight: [{from: 0, weight: 0%}, {from: 1 steps, weight: 70%}]}",
+        "a: {shards: x, weight: 99.999%}, b: {shards: x, weight: 0.001%}",  # one sequence
+    ],
+)
+def test_weights_are_percentages_of_the_batch_or_relative_numbers(thousand_steps, weights):
+    recipe = recipe_of(thousand_steps, f"data.train={{{weights}}}")
+    assert recipe_of(recipe.to_yaml()) == recipe
 
 
 def test_several_contradictions_are_reported_together(thousand_steps):

@@ -2,12 +2,14 @@
 
 import os
 import random
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
 
 from recipes import FULL_RECIPE, recipe_of, recipe_problems
+from rewarm.checkpoints.lineage import last_lr_of_base
 from rewarm.errors import RecipeError
 from rewarm.recipe.recipe import load_recipe
 
@@ -37,7 +39,8 @@ every: {lgo: 5}
         "r.yaml:7:9: batch.tokens: should be a count, such as 2_097_152, 20M, 10B or 1e9 (got 1.5)",
         "r.yaml:8:1: schedule.peak_lr: required, but missing",
         "r.yaml:10:3: schedule.peek_lr: no such setting; did you mean 'peak_lr'?",
-        "r.yaml:12:3: schedule.warmup: should be less than 1 (got 1.5)",
+        "r.yaml:12:3: schedule.warmup: should be less than 1, a share of the run (got 1.5, which "
+        "is 150%); for percent write 1.5%",
         "r.yaml:13:9: every.lgo: no such setting; did you mean 'log'?",
     ]
 
@@ -78,7 +81,8 @@ def test_problems_of_several_settings_are_located_at_one_of_them_or_their_sectio
             "batch.tokens=98_304",
             "--set batch.tokens=98_304: batch.tokens: should be a whole number",
         ),
-        ("batch.microbatch=11", "r.yaml:34:3: batch.tokens: should be a whole number"),
+        ("data.context=1_500", "r.yaml:34:3: batch.tokens: should be a whole number"),
+        ("batch.tokens=101_000", "r.yaml:35:3: batch.microbatch: should divide the 101 sequences"),
         ("model.architecture.positions=512", "r.yaml:21:3: data.context: should be at most the"),
         ("schedule.min_lr=4e-4", "r.yaml:36:1: schedule: min_lr 0.0004 should not be above"),
         ("model.architecture.heads=3", "r.yaml:6:3: model.architecture: hidden 128 should divide"),
@@ -166,7 +170,7 @@ WRONG = {
     "every.save": [wrong for wrong in COUNT if wrong not in ("null", "1e30")],
 }
 # These conflict with another setting, at whose line they are reported.
-REPORTED_AT = {("batch.tokens", "1B"): "tokens", ("batch.microbatch", "11"): "batch.tokens"}
+REPORTED_AT = {("batch.tokens", "1B"): "tokens"}
 REQUIRED = [
     "run",
     "tokens",
@@ -313,12 +317,105 @@ def test_check_command_reports_mutation_at_its_line(mutation, tmp_path, command)
             "data.train.old.weight.1.from: 1000 steps are too many: should be less than the run",
         ),
         (("schedule.warmup=150%",), "schedule.warmup: should be less than 1 (got '150%')"),
+        (
+            ("schedule.warmup=5",),
+            "schedule.warmup: should be less than 1, a share of the run (got 5, which is 500%); "
+            "for percent write 5%, or for steps '5 steps'",
+        ),
+        (
+            ("schedule.warmup=1",),
+            "schedule.warmup: should be less than 1, a share of the run (got 1, which is 100%); "
+            "for percent write 1%, or for steps '1 step'",
+        ),
+        (
+            ("data.train.old.weight=[{from: 0, weight: 1}, {from: 50, weight: 2}]",),
+            "data.train.old.weight.1.from: should be less than 1, a share of the run (got 50",
+        ),
     ],
     ids=str,
 )
 def test_a_span_that_is_too_long_is_compared_with_the_run(overrides, message):
     (problem,) = recipe_problems(FULL_RECIPE, *overrides)
     assert message in problem
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        *(
+            (
+                f"optimizer.betas={betas}",
+                "should be a list of two numbers, such as [0.9, 0.95]",
+            )
+            for betas in ("0.9", "[0.9]", "[0.9, 0.95, 0.99]", "'0.9, 0.95'")
+        ),
+        ("optimizer.betas=[0.9, 1]", "optimizer.betas.1: should be less than 1 (got 1)"),
+        ("compile=maybe", "compile: should be true or false (got 'maybe')"),
+    ],
+)
+def test_messages_say_what_is_expected(override, message):
+    (problem,) = recipe_problems(FULL_RECIPE, override)
+    assert message in problem
+
+
+def test_a_base_that_is_not_there_is_one_problem_and_not_one_of_each_rate(tmp_path, monkeypatch):
+    (tmp_path / "runs" / "base" / "checkpoints").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    rates = ["schedule.start_lr=base", "schedule.peak_lr=5x base", "schedule.min_lr=base"]
+
+    def problem_of(base: str, file: str = "r.yaml") -> tuple[str, int]:
+        path = tmp_path / file
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(FULL_RECIPE)
+        with pytest.raises(RecipeError) as raised:
+            load_recipe(path, [f"model={{base: {base}}}", *rates], base_lr=last_lr_of_base)
+        (problem,) = raised.value.problems
+        return problem.removeprefix(f"--set model={{base: {base}}}: model.base: "), (
+            raised.value.exit_code
+        )
+
+    assert problem_of("runs/bse") == (
+        f"runs/bse: no such folder ({tmp_path}/runs/bse); correct the path; for a model of the "
+        "hub, also set model.base_lr; did you mean 'runs/base'?",
+        3,
+    )
+    assert problem_of(f"{tmp_path}/nowhere") == (
+        f"nowhere: no such folder ({tmp_path}/nowhere); correct the path",
+        3,
+    )
+    assert problem_of("runs")[0].startswith("runs: a folder of runs; expected a model directory")
+    assert problem_of("runs")[0].endswith("; name one, such as runs/base")
+    assert problem_of("runs/base@7")[0].startswith("runs/base: the run has no complete checkpoint")
+
+
+def test_a_base_is_looked_for_beside_the_recipe_too(tmp_path, monkeypatch):
+    folder = tmp_path / "recipes"
+    folder.mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = folder / "r.yaml"
+    architecture = re.compile(r"model:\n  architecture:\n(    .*\n)*")
+    text = architecture.sub("model: {base: runs/base}\n", FULL_RECIPE)
+    path.write_text(text.replace("start_lr: 3e-5", "start_lr: base"))
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path, [], base_lr=last_lr_of_base)
+    (problem,) = raised.value.problems
+    assert problem == (
+        f"{path}:5:9: model.base: runs/base: no such folder ({tmp_path}/runs/base); correct the "
+        "path; for a model of the hub, also set model.base_lr; nor is it beside the recipe "
+        f"({folder}/runs/base)"
+    )
+
+
+def test_another_problem_beside_a_missing_base_has_the_exit_code_of_a_recipe(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(FULL_RECIPE)
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(
+            path,
+            ["model={base: /nowhere}", "schedule.start_lr=base", "tf32=maybe"],
+            base_lr=last_lr_of_base,
+        )
+    assert (len(raised.value.problems), raised.value.exit_code) == (2, 2)
 
 
 def test_spans_of_plugins_are_compared_with_the_run_too(plugins):

@@ -104,7 +104,8 @@ def test_tokenizer_of_the_base_differs_from_the_shards(refused, base, other_toke
 @pytest.mark.parametrize("where", ["data.train.third", "data.validation.third"])
 def test_datasets_of_different_tokenizers(refused, other_tokenizer, where):
     settings = f"{{shards: {other_tokenizer}}}"
-    code, message = refused(f"{where}={settings}", "data.max_epochs=null")
+    relative = ("data.train.downstream.weight=0.7", "data.train.upstream.weight=0.3")
+    code, message = refused(f"{where}={settings}", "data.max_epochs=null", *relative)
     assert code == 3
     assert "tokenizer" in message
     assert str(other_tokenizer) in message

@@ -115,7 +115,7 @@ def test_a_project_folder_may_be_moved(recipe_text, corpora, tmp_path, command, 
 
 
 def test_other_shards_or_another_base_are_changes(recipe_text, half, corpora, tmp_path):
-    shards = f"{{downstream: {{shards: {corpora}/third/train, weight: 70%}}}}"
+    shards = f"{{downstream: {{shards: {corpora}/third/train}}}}"
     recipe = recipe_with(recipe_text, half, data__train=shards)
     checkpoint = last_checkpoint(half)
     saved, state = read_saved_recipe(checkpoint), read_training_state(checkpoint)

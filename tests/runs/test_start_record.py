@@ -78,3 +78,12 @@ def test_tokens_of_all_ancestors_are_counted(recipe):
     start = describe_start(recipe, ancestors[:1])
     assert (start.tokens_before, start.tokens_after) == (5, 100_000_005)
     assert describe_start(recipe, ancestors).tokens_before is None  # one is not known
+
+
+@pytest.mark.parametrize(("peak", "is_high"), [("30", True), ("0.1", True), ("0.09", False)])
+def test_a_learning_rate_that_no_model_survives_gets_a_warning(thousand_steps, peak, is_high):
+    recipe = recipe_of(thousand_steps, f"schedule.peak_lr={peak}")
+    text = "\n".join(line for _, line in describe_start(recipe, []).lines())
+    warning = f"warning: the learning rate is {peak} at step 100; AdamW changes each weight"
+    assert (warning in text) == is_high
+    assert ("warning" in text) == is_high

@@ -43,7 +43,7 @@ def test_what_the_base_was_trained_on_is_upstream_and_what_is_new_to_it_downstre
 
 
 def test_replay_does_not_make_old_text_new():
-    replay = "data.train.docs={shards: data/docs/train, weight: 5%}"
+    replay = "data.train.docs={shards: data/docs/train, weight: 0.05}"
     assert roles(replay, lineage=[{"docs": "data/docs/train"}])["docs"] == "upstream"
     assert roles(replay)["docs"] is None
 

@@ -2,15 +2,19 @@
 
 import json
 import sys
+import tomllib
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError, field_validator
+from repository import ROOT
 
 from rewarm import Schedule, schedules
 from rewarm.errors import ScheduleError
 from rewarm.quantities import Budget
 from rewarm.recipe.json_schema import recipe_schema
-from rewarm.schedules import Constant, NoWarmup, Rewarm
+from rewarm.schedules import Constant, NoWarmup, Rewarm, registry
+from rewarm.schedules.builtin import Decay
 
 SOURCE = """
 from typing import ClassVar, Literal
@@ -57,6 +61,40 @@ def test_an_unknown_name_is_an_error_that_lists_the_installed_ones():
         schedules.find("rewram")
     with pytest.raises(ScheduleError, match=r"no schedule named 'zzz' \(installed: "):
         schedules.find("zzz")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        (
+            "wsd",
+            ": it is in the plug-in rewarm-wsd, which is not installed; in a clone of rewarm: pip "
+            "install ./plugins/rewarm-wsd (installed: ",
+        ),
+        ("wsd_s", ": 'wsd-s' is in the plug-in rewarm-wsd, which is not installed; "),
+        ("rewarm-infinite", ": 'infinite' is in the plug-in rewarm-infinite, which is not"),
+        ("infinit", "; did you mean 'infinite'? (installed: "),
+        ("cosine", ": a decay, and no schedule; write name: rewarm (or no-warmup) and decay: cosi"),
+        ("cosine_with_warmup", ": a decay, and no schedule; write name: rewarm (or no-warmup) and"),
+        ("clipped-cosine", ": a decay, and no schedule; write name: rewarm (or no-warmup) and dec"),
+    ],
+)
+def test_a_schedule_that_is_not_installed_is_named_with_what_to_do(name, hint):
+    with pytest.raises(ScheduleError) as raised:
+        schedules.find(name)
+    assert f"no schedule named {name!r}{hint}" in str(raised.value)
+
+
+def test_all_plugins_of_this_repository_are_known():
+    offered = {}
+    for file in (ROOT / "plugins").glob("*/pyproject.toml"):
+        project = tomllib.loads(file.read_text())["project"]
+        offered |= dict.fromkeys(project["entry-points"][schedules.GROUP], project["name"])
+    assert offered == registry.PLUGINS
+
+
+def test_all_decays_are_known():
+    assert {*registry._DECAYS, "none"} == set(get_args(Decay))
 
 
 def test_only_the_requested_schedule_is_imported(distribution):
@@ -159,6 +197,8 @@ def test_invalid_settings_are_located(written, location, message):
 
 FAULTY = """
 import sys
+import tomllib
+from typing import get_args
 from typing import ClassVar, Literal
 from pydantic import field_serializer, field_validator
 from rewarm import Schedule

@@ -118,7 +118,7 @@ claims:
 def other_names(folder, recipe):
     """A study whose sets are called books, poems and code; its base was trained on books."""
     text = recipe.replace("downstream: {shards: data/new, weight: 0.75}", "code: {shards: code}")
-    text = text.replace("    upstream: {shards: data/old, weight: 25%}\n", "")
+    text = text.replace("    upstream: {shards: data/old, weight: 0.25}\n", "")
     model = f"model: {{base: {folder}/runs/bases/books}}"
     validation = """\
   validation:

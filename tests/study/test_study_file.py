@@ -3,6 +3,7 @@
 import pytest
 
 from rewarm.errors import RecipeError
+from rewarm.recipe.recipe import load_recipe
 from rewarm.study.study_file import is_study, load_study
 
 
@@ -96,7 +97,7 @@ def test_is_study(write_study, tmp_path):
         (
             "bases: {up: base.yaml}\n"
             "arms: {a: {model: {base: ROOT@soon}, schedule: {name: constant, lr: base}}}\n",
-            "schedule.lr: should be a count",
+            "model.base: runs/bases/up@soon: not a checkpoint reference",
         ),
     ],
 )
@@ -105,11 +106,81 @@ def test_a_problem_is_reported_with_its_location(write_study, tmp_path, text, me
     assert any(message in problem for problem in reported), reported
 
 
-def test_all_problems_are_reported_at_once(write_study):
-    path = write_study("arms:\n  a: {seed: -1}\n  b: {tokens: 3}\nclaims: {x: 'final(y, a) < 1'}\n")
-    first, second, _third = problems(path)
-    assert first.startswith("study.yaml:4:7: arms.a: seed: should be greater than or equal to 0")
-    assert second.startswith("study.yaml:5:7: arms.b: tokens: should be at least one batch of ")
+CANNOT_READ = (
+    "cannot read 'final('; a claim is written such as `final(upstream, a) < final(upstream, b)` or "
+    "`overtakes(a, b, downstream) after 30%`"
+)
+
+
+def test_all_problems_are_reported_at_once_each_with_its_line(write_study):
+    path = write_study("""\
+bases: {up: nowhere.yaml, down: study.yaml}
+order: by-sed
+arms:
+  good:
+  a: {seed: -1}
+  b: {tokens: 3}
+  c: {tokens.x: 3}
+  d: {model: {base: runs/nowhere}, schedule: {name: constant, lr: base}}
+  e: [1]
+seeds: [1, x]
+reference: godo
+control: none
+claims:
+  x: final(y, good) < 1
+  z: final(
+""")
+    starts = [problem.split(": ")[:3] for problem in problems(path, "orders=1", "no assignment")]
+    assert starts == [
+        ["--set no assignment", "should be written --set section.setting=value"],
+        ["--set orders=1", "orders", "no such setting; did you mean 'order'?"],
+        ["study.yaml:3:9", "bases.up", "nowhere.yaml"],
+        ["study.yaml:3:27", "bases.down", "study.yaml"],
+        ["study.yaml:4:1", "order", "should be 'by-seed' or 'by-arm' (got 'by-sed')"],
+        ["study.yaml:7:7", "arms.a", "seed"],
+        ["study.yaml:8:7", "arms.b", "tokens"],
+        ["study.yaml:9:7", "arms.c", "tokens is a value and has no settings"],
+        ["study.yaml:10:7", "arms.d", "model.base"],
+        ["study.yaml:11:3", "arms.e", "should be settings (`key"],
+        ["study.yaml:12:12", "seeds.1", "should be a valid integer (got 'x')"],
+        ["study.yaml:13:1", "reference", "no arm named 'godo'; did you mean 'good'?"],
+        ["study.yaml:14:1", "control", "no arm named 'none' (arms"],
+        ["study.yaml:16:3", "claims.x", "no validation set named 'y' (sets"],
+        ["study.yaml:17:3", "claims.z", CANNOT_READ],
+    ]
+
+
+def test_a_recipe_that_is_not_there_is_reported_with_the_line_of_the_study(write_study, tmp_path):
+    path = write_study("arms: {a: , b: {tokens: 3}}\n")
+    (tmp_path / "recipe.yaml").unlink()
+    assert problems(path) == [
+        "study.yaml:2:1: recipe: recipe.yaml: no such file; a recipe is a YAML file; did you mean "
+        "'base.yaml'?"
+    ]
+
+
+def test_an_override_changes_an_arm_that_is_written_without_changes(write_study):
+    study = load_study(write_study("arms:\n  a:\n"), ["arms.a.seed=5", "arms.a.tokens=200M"])
+    assert [run.recipe.tokens for run in study.runs] == [200_000_000]
+
+
+def test_a_recipe_is_not_a_study(write_study, tmp_path):
+    write_study("arms: {a: }\n")
+    [problem] = problems(tmp_path / "recipe.yaml")
+    assert problem == (
+        "recipe.yaml: this is a recipe, and a study is expected here (it has `arms`); run it with "
+        "`rewarm train recipe.yaml`"
+    )
+
+
+def test_a_study_is_not_a_recipe(write_study, tmp_path):
+    path = write_study("arms: {a: }\n")
+    with pytest.raises(RecipeError) as raised:
+        load_recipe(path)
+    assert str(raised.value).replace(f"{tmp_path}/", "") == (
+        "study.yaml: this is a study, and a recipe is expected here; run all its arms with `rewarm "
+        "compare study.yaml`, or name its recipe, recipe.yaml"
+    )
 
 
 def test_an_arm_cannot_have_the_folder_of_the_bases_or_of_the_results(write_study):

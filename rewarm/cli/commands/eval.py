@@ -84,10 +84,10 @@ def evaluate(
 
 
 def _parse_tokens(tokens: str | None) -> int | None:
-    from rewarm.quantities import parse_count
+    from rewarm.quantities import parse_positive_count
 
     try:
-        return parse_count(tokens) if tokens else None
+        return parse_positive_count(tokens) if tokens else None
     except ValueError as error:
         raise typer.BadParameter(f"--tokens {tokens}: {error}") from None
 

@@ -70,12 +70,15 @@ def plot_schedule(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write the curves to a .png, .svg, .csv or .json file instead of the terminal.",
+            help="Write the curves to a .png, .svg, .pdf, .csv or .json file instead of the "
+            "terminal; in a folder, to schedule.png.",
         ),
     ] = None,
 ) -> None:
     """Draw the learning rate of recipes, computed by the function that training uses."""
     _check_options(zoom, at, file_format, out)
+    if out is not None and (out.is_dir() or not out.suffix):
+        out = out / "schedule.png"
     recipes = _load_recipes(recipe_files or [], schedule or [], tokens, overrides or [])
     if at is not None:
         _print_rates(recipes, at, file_format or "table")

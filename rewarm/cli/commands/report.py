@@ -9,8 +9,9 @@ import typer
 
 from rewarm.cli.standard_streams import output_is_summary
 from rewarm.errors import RewarmError
+from rewarm.files import create_folder_of
 
-FORMATS = ("html", "md", "csv", "png", "svg")
+FORMATS = ("html", "md", "csv", "png", "svg", "pdf")
 
 
 def report(
@@ -25,7 +26,8 @@ def report(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The file to write; its suffix sets the format: .html, .md, .csv, .png, .svg.",
+            help="The file to write; its suffix sets the format: .html, .md, .csv, or a figure: "
+            ".png, .svg, .pdf. In a folder, report.html.",
             show_default="report.html",
         ),
     ] = None,
@@ -37,12 +39,16 @@ def report(
     ] = None,
 ) -> None:
     """Write the results of runs and studies to a self-contained page, or to another format."""
-    output_format = report_format or (out.suffix.removeprefix(".") if out else "html")
+    out = out or Path(f"report.{report_format or 'html'}")
+    if out.is_dir() or not (out.suffix or report_format):
+        out = out / f"report.{report_format or 'html'}"
+    output_format = report_format or out.suffix.removeprefix(".").lower()
     if output_format not in FORMATS:
         option = f"--format {report_format}" if report_format else f"--out {out}"
-        raise typer.BadParameter(f"{option}: should be {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+        kinds = "html, md and csv for the whole report; png, svg and pdf for its figure"
+        raise typer.BadParameter(f"{option}: not a format of reports ({kinds})")
     output_is_summary()
-    print(write_report(paths, out or Path(f"report.{output_format}"), output_format))
+    print(write_report(paths, out, output_format))
 
 
 def write_report(paths: list[Path], out: Path, report_format: str) -> str:
@@ -51,6 +57,7 @@ def write_report(paths: list[Path], out: Path, report_format: str) -> str:
     Raises:
         RewarmError: see `collect_runs`; or the file cannot be written.
     """
+    from rewarm.plots.figure_style import FIGURE_FORMATS
     from rewarm.plots.loss_figure import save_losses
     from rewarm.report.collect_runs import collect_runs
     from rewarm.report.html_page import html_page
@@ -58,15 +65,16 @@ def write_report(paths: list[Path], out: Path, report_format: str) -> str:
     from rewarm.table_cells import plural
 
     collected = collect_runs(paths)
-    if report_format in ("png", "svg"):
+    if report_format in FIGURE_FORMATS:
         directories = {
             arm: [record.directory for record in collected.records_of(arm)]
             for arm in collected.arms
         }
-        save_losses(directories, out)
+        save_losses(directories, out, report_format)
     else:
         render = {"html": html_page, "md": as_markdown, "csv": as_csv}[report_format]
         try:
+            create_folder_of(out)
             out.write_text(render(collected), encoding="utf-8")
         except OSError as error:
             raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None

@@ -101,13 +101,14 @@ def shard(
 
     output_is_summary()
     keep_freed_blocks(2**20)  # long documents are returned to the system when they are written
-    shard_tokens, validation_share = _parse_sizes(shard_size, validation)
+    shard_tokens = _parse_positive_count("--shard-size", shard_size)
+    validation_share = _parse_validation(validation)
     _check_out(out)
     if on_bad_record not in ("stop", "skip"):
         raise typer.BadParameter(f"--on-bad-record {on_bad_record}: should be stop or skip")
     options = _parse_read_options(raw_tokens, sequences)._replace(
-        max_document_bytes=_parse_bytes("--max-document", max_document),
-        max_piece_bytes=_parse_bytes("--max-piece", max_piece),
+        max_document_bytes=_parse_positive_count("--max-document", max_document),
+        max_piece_bytes=_parse_positive_count("--max-piece", max_piece),
         max_expansion=max_expansion,
         where=_parse_where(where or []),
     )
@@ -161,16 +162,27 @@ def _parse_where(conditions: list[str]) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def _parse_bytes(option: str, value: str) -> int:
-    """Returns the number of bytes that an option states."""
-    from rewarm.quantities import parse_count
+def _parse_positive_count(option: str, value: str) -> int:
+    """Returns the number that an option states."""
+    from rewarm.quantities import parse_positive_count
 
     try:
-        if (count := parse_count(value)) > 0:
-            return count
-        raise ValueError("should be above 0")
+        return parse_positive_count(value)
     except ValueError as error:
         raise typer.BadParameter(f"{option} {value}: {error}") from None
+
+
+def _parse_validation(validation: str) -> float:
+    """Returns the share of documents to hold out."""
+    from rewarm.quantities import parse_share
+
+    try:
+        share = parse_share(validation)
+        if not 0 <= share < 1:
+            raise ValueError("should be a share of the documents below 100%, such as 1% or 0.01")
+    except ValueError as error:
+        raise typer.BadParameter(f"--validation {validation}: {error}") from None
+    return share
 
 
 def _parse_read_options(raw_tokens: str | None, sequences: str) -> ReadOptions:
@@ -184,21 +196,6 @@ def _parse_read_options(raw_tokens: str | None, sequences: str) -> ReadOptions:
     if sequences not in ("auto", "document", "block"):
         raise typer.BadParameter(f"--sequences {sequences}: should be auto, document or block")
     return ReadOptions(raw_tokens=raw_tokens, sequences=sequences)
-
-
-def _parse_sizes(shard_size: str, validation: str) -> tuple[int, float]:
-    """Returns the number of tokens in a shard, and the share of documents to hold out."""
-    from rewarm.quantities import parse_count, parse_share
-
-    try:
-        shard_tokens, validation_share = parse_count(shard_size), parse_share(validation)
-        if not (shard_tokens > 0 and 0 <= validation_share < 1):
-            raise ValueError("--shard-size should be above 0, and --validation from 0 to below 1")
-    except ValueError as error:
-        raise typer.BadParameter(
-            f"--shard-size {shard_size}, --validation {validation}: {error}"
-        ) from None
-    return shard_tokens, validation_share
 
 
 def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:

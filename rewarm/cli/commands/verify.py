@@ -28,6 +28,7 @@ def verify(
     from rewarm.checkpoints.find_checkpoint import later_checkpoints
     from rewarm.checkpoints.manifest import MANIFEST
     from rewarm.data.verify_shards import verify_shards
+    from rewarm.path_contents import describe_path
     from rewarm.runs.metrics_file import METRICS_FILE
 
     checkpoints = later_checkpoints(folder, None)
@@ -37,6 +38,15 @@ def verify(
     if (folder / MANIFEST).is_file():
         _verify_checkpoint(folder)
         return
+    has_index = any((folder / name / "index.json").exists() for name in ("", "train", "val"))
+    if folder.exists() and not has_index:
+        found = describe_path(folder)
+        is_recipe = folder.suffix in (".yaml", ".yml")
+        remedy = f"; a recipe or a study: rewarm check {folder}" if is_recipe else ""
+        raise DataError(
+            f"{folder}: {found.what}; expected a folder of shards, a run or a checkpoint"
+            f"{remedy}{found.instead}"
+        )
     reports = verify_shards(folder)
     for report in reports:
         shards = len(report.shard_index.shards)

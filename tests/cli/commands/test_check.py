@@ -115,3 +115,25 @@ def test_the_papers_study_in_the_documentation_is_what_it_prints(command, monkey
     for line, printed in re.findall(r"\$ rewarm ([^\n]*)\n(.*?)```", text, re.DOTALL):
         code, out, _ = command(*line.split())
         assert (code, out) == (3 if line.startswith("check") else 0, printed)
+
+
+def test_a_study_warns_of_the_arms_whose_rate_is_too_high(recipe_file, tmp_path, command):
+    study = tmp_path / "study.yaml"
+    study.write_text(
+        f"study: {tmp_path}/runs\nrecipe: {recipe_file}\n"
+        "arms: {a: , b: {schedule.peak_lr: 30}}\n"
+    )
+    code, out, _ = command("check", study)
+    assert code == 0
+    (warning,) = (line for line in out.splitlines() if line.startswith("warning"))
+    assert "b: the learning rate is 30 at step 2; AdamW changes each weight by about" in warning
+
+
+@pytest.mark.parametrize("name", ["train", "plot-schedule", "verify-resume"])
+def test_a_study_is_named_as_such_where_a_recipe_is_expected(name, recipe_file, tmp_path, command):
+    study = tmp_path / "study.yaml"
+    study.write_text(f"study: runs\nrecipe: {recipe_file}\narms: {{a: }}\n")
+    code, _, err = command(name, study)
+    assert code == 2
+    assert err.startswith(f"{study}: this is a study, and a recipe is expected here; run all its ")
+    assert err.count("\n") == 1

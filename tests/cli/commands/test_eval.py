@@ -53,10 +53,14 @@ def test_the_table_has_the_difference_to_the_first(trained, corpora, command):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["nowhere", "--data=a={val}"], 3, "no such folder, and not a hub name"),
+        (["nowhere", "--data=a={val}"], 3, "nowhere); correct the path"),
         (["{val}", "--data=nonsense"], 2, "should be NAME=DIR"),
         (["{val}", "--data=a=nowhere"], 3, "nowhere: no such folder"),
-        (["{val}", "--data=a={empty}"], 3, "no index.json in this folder"),
+        (
+            ["{val}", "--data=a={empty}"],
+            3,
+            "an empty folder; expected a folder that",
+        ),
         (["{val}", "--data=a=b", "--precision=int4"], 2, "should be fp32, bf16 or fp16"),
     ],
 )

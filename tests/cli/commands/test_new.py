@@ -40,10 +40,13 @@ def test_suggests_a_name(command):
     assert "no template named 'pythia-410m-rewram'; did you mean" in err
 
 
-def test_reports_a_missing_folder(command, tmp_path):
-    code, _, err = command("new", DEFAULT, "--out", tmp_path / "nowhere")
-    assert code == 2
-    assert "cannot be written: No such file or directory" in err
+def test_creates_the_folder(command, tmp_path):
+    folder = tmp_path / "a" / "b"
+    code, out, _ = command("new", DEFAULT, "--out", folder)
+    assert (code, out.split()) == (0, [f"{folder}/{DEFAULT}.yaml", f"{folder}/{SCHEMA_FILE}"])
+    file = folder / SCHEMA_FILE
+    code, _, err = command("new", DEFAULT, "--out", file)
+    assert (code, err) == (2, f"{file}: cannot be written: File exists\n")
 
 
 def test_writes_the_recipes_of_a_study_that_do_not_exist_yet(command, tmp_path, monkeypatch):

@@ -70,7 +70,7 @@ def test_wrong_options(command, options, message):
 def test_a_base_that_does_not_exist(command, tmp_path):
     code, _, err = command("plan", PAPER, "--set", f"model={{base: {tmp_path}/nowhere}}")
     assert code == 3
-    assert "nowhere: no such folder, and not a hub name" in err
+    assert "nowhere: no such folder; correct the path" in err
 
 
 @pytest.fixture

@@ -39,9 +39,15 @@ def test_recipes_with_the_same_file_name_are_labeled_by_path(command, recipe, tm
 
 
 def test_another_suffix_is_refused(command, recipe, tmp_path):
-    code, _, err = command("plot-schedule", recipe, "--out", tmp_path / "curve.pdf")
+    code, _, err = command("plot-schedule", recipe, "--out", tmp_path / "curve.jpg")
     assert code == 2
-    assert err.endswith("curve.pdf: should end in .png, .svg, .csv or .json\n")
+    assert err.endswith("curve.jpg: should end in .png, .svg, .pdf, .csv or .json\n")
+
+
+def test_a_folder_gets_a_picture(command, recipe, tmp_path):
+    code, output, _ = command("plot-schedule", recipe, "--out", f"{tmp_path}/new/")
+    assert (code, output) == (0, f"{tmp_path}/new/schedule.png: 1 curve\n")
+    assert (tmp_path / "new" / "schedule.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_zoomed_csv_has_every_step_of_its_part(command, recipe, tmp_path):

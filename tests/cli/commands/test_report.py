@@ -25,9 +25,22 @@ def test_the_format_is_that_of_the_option_or_of_the_file(tmp_path, command, monk
     assert command("report", run) == (0, "report.html: 1 arm, 1 run\n", "")
     assert command("report", run, "--format", "md") == (0, "report.md: 1 arm, 1 run\n", "")
     assert command("report", run, "--format", "csv", "--out", "x") == (0, "x: 1 arm, 1 run\n", "")
-    code, _, err = command("report", run, "--out", "x.pdf")
+    code, _, err = command("report", run, "--out", "x.jpg")
     assert code == 2
-    assert "--out x.pdf: should be html, md, csv, png or svg" in " ".join(err.split())
+    assert "--out x.jpg: not a format of reports (html, md and csv" in " ".join(err.split())
+
+
+def test_a_report_in_a_new_folder(tmp_path, command):
+    run = write_run(tmp_path / "run")
+    folder = tmp_path / "new"
+    for options, path in (
+        ((f"{folder}/a/",), folder / "a" / "report.html"),
+        ((folder / "a", "--format", "pdf"), folder / "a" / "report.pdf"),
+        ((folder / "b" / "r.pdf",), folder / "b" / "r.pdf"),
+    ):
+        code, out, err = command("report", run, "--out", *options)
+        assert (code, out) == (0, f"{path}: 1 arm, 1 run\n"), err
+        assert path.read_bytes().startswith(b"%PDF" if path.suffix == ".pdf" else b"<!DOCTYPE html")
 
 
 def test_unusable_paths_are_refused(tmp_path, command):
@@ -56,8 +69,8 @@ def test_unusable_paths_are_refused(tmp_path, command):
             "metrics.jsonl:2: not a line of metrics: loss should be a number, got 'x'",
         ),
         (study,): (3, "results.json: cannot be read: arms: "),
-        (good, "--out", tmp_path / "none" / "r.html"): (1, "r.html: cannot be written: No such"),
-        (good, "--out", tmp_path / "none" / "r.png"): (1, "r.png: cannot be written: No such"),
+        (good, "--out", good / "recipe.yaml" / "r.html"): (1, "r.html: cannot be written: "),
+        (good, "--out", good / "recipe.yaml" / "r.png"): (1, "r.png: cannot be written: "),
     }
     for arguments, (code, message) in cases.items():
         ended, out, err = command("report", *arguments)

@@ -47,3 +47,21 @@ def test_verify_finds_documents_in_both_folders(tmp_path, tokenizer, command):
     assert (code, "4 documents" in err) == (3, True)
     code, out, _ = command("verify", tmp_path / "a", "--overlap", tmp_path / "c")
     assert (code, "no document is in both" in out) == (0, True)
+
+
+def test_verify_says_what_it_found_instead_of_shards_a_run_or_a_checkpoint(tmp_path, command):
+    recipe, other = tmp_path / "r.yaml", tmp_path / "other"
+    recipe.touch()
+    (other / "inner").mkdir(parents=True)
+    expected = "expected a folder of shards, a run or a checkpoint"
+    for path, message in (
+        (
+            recipe,
+            f"a YAML file, such as a recipe or a study; {expected}; a recipe or a study: rewarm "
+            f"check {recipe}",
+        ),
+        (other, f"a folder of something else; {expected}"),
+        (other / "inner", f"an empty folder; {expected}"),
+    ):
+        code, _, err = command("verify", path)
+        assert (code, err) == (3, f"error: {path}: {message}\n")

@@ -1,0 +1,74 @@
+"""What is at a path, in words: an error says what was found where something else was expected."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+from rewarm.errors import did_you_mean
+
+
+class PathContents(NamedTuple):
+    """What is at a path, for a message: `PATH: WHAT; expected ...INSTEAD`."""
+
+    what: str
+    """`a folder of shards`, `a run directory`, `no such folder`."""
+    instead: str = ""
+    """`; name data/train or data/val`: what was probably meant; empty if that is not known."""
+
+
+def describe_path(path: Path) -> PathContents:
+    """Returns what is at a path, by the names of files there; none is read."""
+    try:
+        if path.is_dir():
+            return _describe_folder(path)
+        if path.exists():
+            return _describe_file(path)
+    except (OSError, ValueError):  # not a path of this system, or not readable
+        pass
+    return PathContents(not_there(path), nearest_name(path))
+
+
+def not_there(path: Path) -> str:
+    """Returns `no such folder`, with the whole path that was looked for if `path` is relative."""
+    return "no such folder" if path.is_absolute() else f"no such folder ({path.absolute()})"
+
+
+def nearest_name(path: Path) -> str:
+    """Returns `; did you mean 'runs/base'?` with the most similar path beside a missing one.
+
+    An empty string if there is none.
+    """
+    try:
+        beside = [path.with_name(other.name) for other in path.parent.iterdir()]
+    except (OSError, ValueError):
+        return ""
+    return did_you_mean(str(path), [str(other) for other in beside if other.name[0] != "."])
+
+
+def _describe_folder(path: Path) -> PathContents:
+    if (path / "index.json").is_file():
+        return PathContents("a folder of shards")
+    if (path / "MANIFEST.json").is_file():
+        return PathContents("a checkpoint")
+    if (path / "checkpoints").is_dir() or (path / "metrics.jsonl").is_file():
+        return PathContents("a run directory")
+    if (path / "config.json").is_file():
+        return PathContents("a folder of a model")
+    indices = sorted(chain(path.glob("*/index.json"), path.glob("*/*/index.json")))
+    if indices:
+        folders = [str(index.parent) for index in indices]
+        name = " or ".join(folders) if len(folders) < 4 else f"one, such as {folders[0]}"
+        return PathContents("a folder with shards in its subfolders", f"; name {name}")
+    if runs := sorted(path.glob("*/checkpoints")):
+        return PathContents("a folder of runs", f"; name one, such as {runs[0].parent}")
+    return PathContents("a folder of something else" if any(path.iterdir()) else "an empty folder")
+
+
+def _describe_file(path: Path) -> PathContents:
+    if path.suffix in (".yaml", ".yml"):
+        return PathContents("a YAML file, such as a recipe or a study")
+    if path.suffix == ".tar" and (path.parent / "index.json").is_file():
+        return PathContents("a shard", f"; name its folder, {path.parent}")
+    return PathContents("a file")
