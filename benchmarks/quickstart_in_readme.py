@@ -56,7 +56,7 @@ def main() -> None:
         shutil.copy(Path(sys.argv[1], "runs", arm, "metrics.jsonl"), METRICS / f"{arm}.jsonl")
     with tempfile.TemporaryDirectory() as folder:
         runs = runs_of_stored_metrics(Path(folder))
-        save_losses({arm: [run] for arm, run in runs.items()}, PICTURE)
+        save_losses({arm: [run] for arm, run in runs.items()}, PICTURE, "png")
         results = printed_results(runs)
     readme = ROOT / "README.md"
     before, table = re.search(

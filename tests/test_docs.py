@@ -117,7 +117,7 @@ def test_the_readmes_table_and_picture_are_of_the_stored_run(tmp_path):
     """To store a new one: benchmarks/quickstart_in_readme.py."""
     runs = runs_of_stored_metrics(tmp_path)
     assert printed_results(runs) in (ROOT / "README.md").read_text()
-    save_losses({arm: [run] for arm, run in runs.items()}, tmp_path / "curves.png")
+    save_losses({arm: [run] for arm, run in runs.items()}, tmp_path / "curves.png", "png")
     drawn, shown = (
         np.asarray(Image.open(path).convert("L"), int)
         for path in (tmp_path / "curves.png", PICTURE)
