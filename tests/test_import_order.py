@@ -23,8 +23,8 @@ MODULES = {
 # The lowest layer first: a module may import from its own layer and from those above it here.
 LAYERS = {
     "used everywhere": (
-        "download_cache errors exit_codes files freed_memory once_per_node open_files paths "
-        "quantities reader_threads remote_storage safe_loading stop_signals table_cells version"
+        "download_cache errors exit_codes files freed_memory line_wrapping once_per_node "
+        "open_files paths quantities reader_threads remote_storage safe_loading stop_signals table_cells version"
     ),
     "learning rates": "schedules",
     "kernels": "model.kernels",

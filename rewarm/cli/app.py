@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from rewarm import exit_codes
 from rewarm.cli.commands.check import check
@@ -36,7 +38,15 @@ from rewarm.cli.standard_streams import (
     set_up_standard_streams,
 )
 from rewarm.cli.worker_process import has_ended_together, is_first
-from rewarm.errors import RecipeError, RewarmError, hide_credentials, out_of_memory, printable
+from rewarm.errors import (
+    Preempted,
+    RecipeError,
+    RewarmError,
+    hide_credentials,
+    out_of_memory,
+    printable,
+)
+from rewarm.line_wrapping import wrap_line
 from rewarm.paths import expand_home
 
 # ClickException of click, or of the copy of click that newer versions of typer contain.
@@ -125,7 +135,9 @@ def _run_command(arguments: list[str]) -> int:
         return _report(INTERRUPTED_MESSAGE, exit_codes.INTERRUPTED)
     except _USAGE_ERROR as error:
         error.message = hide_credentials(error.message)
-        error.show()
+        usage = io.StringIO()
+        error.show(file=usage)
+        _print_error(usage.getvalue().rstrip())
         return int(error.exit_code)
     except BaseException as error:  # a plug-in may call sys.exit
         if "REWARM_TRACEBACK" in os.environ:
@@ -180,13 +192,24 @@ def _report(error: object, code: int) -> int:
     flush_stdout()
     if not is_first() and has_ended_together():
         return code
-    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    with contextlib.suppress(OSError):  # stderr on a full disk must not change the exit code
-        if isinstance(error, RecipeError):
-            # A line may start with file:line:column, as a compiler's does: editors jump to it.
-            console.print(str(error), markup=False)
-        else:
-            label = "[bold red]error:[/]" if code != exit_codes.DONE else "[bold]warning:[/]"
-            console.print(f"{label} ", end="")
-            console.print(str(error), markup=False)
+    if isinstance(error, RecipeError | Preempted) or error == INTERRUPTED_MESSAGE:
+        # A line may start with file:line:column, as a compiler's does: editors jump to it. A stop
+        # that was asked for is no error.
+        _print_error(str(error))
+    elif code == exit_codes.DONE:
+        _print_error(str(error), label="warning:", style="bold")
+    else:
+        _print_error(str(error), label="error:", style="bold red")
     return code
+
+
+def _print_error(message: str, *, label: str = "", style: str = "") -> None:
+    """Prints a message to stderr; a terminal shows its long lines in parts."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    lines = f"{label} {message}".lstrip().split("\n")
+    if console.is_terminal:
+        lines = [wrap_line(line, console.width) for line in lines]
+    text = Text("\n".join(lines))
+    text.stylize(style, 0, len(label))
+    with contextlib.suppress(OSError):  # stderr on a full disk must not change the exit code
+        console.print(text)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+
+from rewarm.line_wrapping import wrap_line
 
 if TYPE_CHECKING:  # `rewarm --help` imports this module, and should not import pydantic
     from rewarm.table_cells import Table as ResultTable
@@ -40,22 +41,12 @@ def print_table(table: Table, *, min_width: int = 0) -> None:
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def print_notes(lines: Iterable[str], *, indent: int, stderr: bool = False) -> None:
-    """Prints lines that begin with a heading; a terminal shows long ones with a hanging indent."""
+def print_notes(lines: Iterable[str], *, indent: int | None = None, stderr: bool = False) -> None:
+    """Prints lines; a terminal shows long ones in parts, see `wrap_line` for their `indent`."""
     console = Console(stderr=stderr)
     for line in lines:
-        text = _hanging(line, console.width, indent) if console.is_terminal else line
+        text = wrap_line(line, console.width, indent=indent) if console.is_terminal else line
         print(text, file=sys.stderr if stderr else sys.stdout)
-
-
-def _hanging(line: str, width: int, indent: int) -> str:
-    return textwrap.fill(
-        line,
-        width,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
 
 
 def print_result_table(table: ResultTable, *, show_title: bool = True) -> None:

@@ -159,7 +159,7 @@ def test_ctrl_c_outside_the_training_loop_is_one_line(tmp_path, name):
         os.close(writing)
     assert (out, err) == (
         "",
-        "error: interrupted; finished shards and saved checkpoints are kept\n",
+        "interrupted; finished shards and saved checkpoints are kept\n",
     )
     # Python ends by the signal itself if it was raised in `exec`; a shell reports 130 for both.
     assert process.returncode in (130, -signal.SIGINT)

@@ -35,7 +35,7 @@ def lineage(
         return tree
 
     console = Console(highlight=False, emoji=False, markup=False)
-    # Lines are not wrapped in a file, and not below 120 columns in a terminal.
-    console.width = max(console.width, 120) if console.is_terminal else 1000
+    if not console.is_terminal:
+        console.width = 1000  # a model is one line
     for root in lineage_forest(lineages):
         console.print(tree_of(root))
