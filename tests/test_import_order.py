@@ -24,7 +24,8 @@ MODULES = {
 LAYERS = {
     "used everywhere": (
         "download_cache errors exit_codes files freed_memory line_wrapping once_per_node "
-        "open_files paths quantities reader_threads remote_storage safe_loading stop_signals table_cells version"
+        "open_files paths quantities reader_threads remote_storage safe_loading stop_signals "
+        "table_cells version"
     ),
     "learning rates": "schedules",
     "kernels": "model.kernels",

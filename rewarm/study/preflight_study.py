@@ -29,17 +29,17 @@ def check_study(plan: StudyPlan, *, gpus: int = 0) -> None:
         RewarmError: all problems in one message, one line per problem, each with the runs that
             have it; the exit code is that of the first problem.
     """
-    runs_by_problem: dict[str, list[str]] = {}
+    runs_by_problem: dict[str, dict[str, None]] = {}
     first_problem: Problem | None = None
     for name, (recipe, checkable) in _recipes(plan).items():
         for problem in _problems(recipe, checkable, gpus):
             if str(problem) == str(in_use(recipe.run_directory)):  # another worker of this study
                 continue
             first_problem = first_problem or problem
-            runs_by_problem.setdefault(str(problem), []).append(name)
+            runs_by_problem.setdefault(str(problem), {})[name] = None  # twice if both sets have it
     if first_problem:
         total = len(plan.bases) + len(plan.runs)
-        lines = [f"{_names(runs, total)}: {text}" for text, runs in runs_by_problem.items()]
+        lines = [f"{_names(list(runs), total)}: {text}" for text, runs in runs_by_problem.items()]
         first_problem.args = ("\n".join(lines),)
         raise first_problem
 
