@@ -31,6 +31,7 @@ from rewarm.cli.commands.shard import shard
 from rewarm.cli.commands.train import train_command
 from rewarm.cli.commands.verify import verify
 from rewarm.cli.commands.verify_resume import verify_resume_command
+from rewarm.cli.help_pages import Command, Group
 from rewarm.cli.process_setup import INTERRUPTED_MESSAGE, exit_process, let_threads_sleep
 from rewarm.cli.standard_streams import (
     flush_stdout,
@@ -52,11 +53,14 @@ from rewarm.paths import expand_home
 # ClickException of click, or of the copy of click that newer versions of typer contain.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
+_COMPLETION_VARIABLE = "_REWARM_COMPLETE"
+"""The environment variable by which a shell asks how a command line can go on."""
+
 app = typer.Typer(
     name="rewarm",
     help="Continual pre-training of GPT-NeoX / Pythia models: re-warm, decay, measure.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Group,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -65,22 +69,22 @@ app = typer.Typer(
 _PLANNING, _PREPARATION = "Before training", "Prepare"
 _TRAINING, _RESULTS = "Train and measure", "Results"
 
-app.command(rich_help_panel=_PLANNING)(check)
-app.command(rich_help_panel=_PLANNING)(plan)
-app.command(rich_help_panel=_PLANNING)(plot_schedule)
+app.command(cls=Command, rich_help_panel=_PLANNING)(check)
+app.command(cls=Command, rich_help_panel=_PLANNING)(plan)
+app.command(cls=Command, rich_help_panel=_PLANNING)(plot_schedule)
 app.add_typer(schedules, name="schedules", rich_help_panel=_PLANNING)
-app.command(rich_help_panel=_PLANNING)(schema)
-app.command(rich_help_panel=_PREPARATION)(new)
-app.command(rich_help_panel=_PREPARATION)(shard)
-app.command(rich_help_panel=_PREPARATION)(verify)
-app.command(rich_help_panel=_PREPARATION)(doctor)
-app.command(rich_help_panel=_TRAINING)(quickstart)
-app.command("train", rich_help_panel=_TRAINING)(train_command)
-app.command(rich_help_panel=_TRAINING)(compare)
-app.command("eval", rich_help_panel=_TRAINING)(evaluate)
-app.command(rich_help_panel=_RESULTS)(report)
-app.command(rich_help_panel=_RESULTS)(lineage)
-app.command("verify-resume", rich_help_panel=_RESULTS)(verify_resume_command)
+app.command(cls=Command, rich_help_panel=_PLANNING)(schema)
+app.command(cls=Command, rich_help_panel=_PREPARATION)(new)
+app.command(cls=Command, rich_help_panel=_PREPARATION)(shard)
+app.command(cls=Command, rich_help_panel=_PREPARATION)(verify)
+app.command(cls=Command, rich_help_panel=_PREPARATION)(doctor)
+app.command(cls=Command, rich_help_panel=_TRAINING)(quickstart)
+app.command("train", cls=Command, rich_help_panel=_TRAINING)(train_command)
+app.command(cls=Command, rich_help_panel=_TRAINING)(compare)
+app.command("eval", cls=Command, rich_help_panel=_TRAINING)(evaluate)
+app.command(cls=Command, rich_help_panel=_RESULTS)(report)
+app.command(cls=Command, rich_help_panel=_RESULTS)(lineage)
+app.command("verify-resume", cls=Command, rich_help_panel=_RESULTS)(verify_resume_command)
 
 
 def _print_version(is_requested: bool) -> None:
@@ -112,6 +116,8 @@ def run(arguments: list[str]) -> int:
     """Runs a command line; prints an error as one message, and returns the exit code."""
     set_up_standard_streams()
     let_threads_sleep()
+    if _COMPLETION_VARIABLE in os.environ:
+        typer.main.get_command(app).main(prog_name="rewarm")  # prints what a shell asks for, exits
     code = _run_command(arguments)
     if output_error := flush_stdout():
         code = _report_output_error(output_error, code)
@@ -124,7 +130,11 @@ def _run_command(arguments: list[str]) -> int:
         command = typer.main.get_command(app)
         words = _expand_homes(arguments)
         # Not through typer's own main function: some versions of it consume KeyboardInterrupt.
-        with command.make_context("rewarm", words, obj=run) as context:
+        try:
+            context = command.make_context("rewarm", words, obj=run)
+        except SystemExit as ended:  # after --install-completion or --show-completion
+            return int(ended.code or 0)
+        with context:
             command.invoke(context)
     except typer.Exit as ended:
         return int(ended.exit_code)

@@ -18,7 +18,10 @@ def lineage(
     ],
     as_json: Json = False,
 ) -> None:
-    """Show which model was trained from which, with learning rates and losses."""
+    """Show which model was trained from which, with learning rates and losses.
+
+    Example: rewarm lineage runs
+    """
     from rich.tree import Tree
 
     from rewarm.checkpoints.lineage import LineageNode, lineage_forest, read_lineages

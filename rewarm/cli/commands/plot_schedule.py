@@ -74,7 +74,10 @@ def plot_schedule(
         ),
     ] = None,
 ) -> None:
-    """Draw the learning rate of recipes, computed by the function that training uses."""
+    """Draw the learning rate of recipes, computed by the function that training uses.
+
+    Example: rewarm plot-schedule recipe.yaml other.yaml --zoom 0:2%
+    """
     _check_options(zoom, at, file_format, out)
     recipes = _load_recipes(recipe_files or [], schedule or [], tokens, overrides or [])
     if at is not None:

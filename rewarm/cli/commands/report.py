@@ -17,7 +17,7 @@ def report(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN_OR_STUDY...",
+            metavar="RUN_OR_STUDY",
             help="Run directories, folders of run directories, or studies.",
         ),
     ],
@@ -25,8 +25,8 @@ def report(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The file to write; its suffix sets the format: .html, .md, .csv, .png, .svg.",
-            show_default="report.html",
+            help="The file to write, report.html by default; its suffix sets the format: .html, "
+            ".md, .csv, .png, .svg.",
         ),
     ] = None,
     report_format: Annotated[
@@ -36,7 +36,10 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write the results of runs and studies to a self-contained page, or to another format."""
+    """Write the results of runs and studies to a self-contained page, or to another format.
+
+    Example: rewarm report study.yaml --out report.html
+    """
     output_format = report_format or (out.suffix.removeprefix(".") if out else "html")
     if output_format not in FORMATS:
         option = f"--format {report_format}" if report_format else f"--out {out}"
