@@ -127,9 +127,8 @@ def test_what_each_of_several_gpus_holds_by_hand():
     assert (estimate.unsharded, replica.unsharded) == (8 * (outer + layer), 0)
     assert replica.resting == 16 * parameters
     assert estimate.copies == replica.copies  # of all layers, on every GPU
-    assert "weights, gradients, optimizer state + 4.59 GB gathered weights + " in estimate.as_text(
-        "a CPU"
-    )
+    text = estimate.as_text("a GPU")
+    assert "weights, gradients, optimizer state + 4.59 GB gathered weights + " in text
 
 
 def test_gradients_that_are_not_divided_yet_can_be_the_peak():

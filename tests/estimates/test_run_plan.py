@@ -136,7 +136,7 @@ def test_text_shows_the_same_numbers(text, data):
         "95.0% of the tokens: 9.5B tokens of 4.75B = 2.00 epochs",
         "validation  downstream  20M tokens of 50M",
         "5 checkpoints × 4.86 GB = 24.32 GB",
-        "GB at the peak on a CPU: 6.49 GB weights, gradients, optimizer state + 707.00 MB rounded weights",
+        "GB at the peak on a CPU: 6.49 GB weights, gradients, optimizer state + 707.00 MB rounded",
         "GB activations + 19.78 GB logits",
     ):
         assert line in text_of_plan
