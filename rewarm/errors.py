@@ -99,7 +99,9 @@ def out_of_memory(error: BaseException) -> str | None:
         )
     if type(error).__name__ == "OutOfMemoryError":
         text = printable(str(error).strip()) or "no message"
-        return f"out of memory on the device: {text}; try batch.microbatch: auto"
+        return (
+            f"out of memory on the device: {text}; use a smaller batch.microbatch, or memory: lean"
+        )
     return None
 
 

@@ -300,6 +300,17 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
+def format_clock(seconds: float) -> str:
+    """Formats a duration as a clock does: `0:42`, `15:02`, `3:04:05`.
+
+    >>> format_clock(62.4), format_clock(11045)
+    ('1:02', '3:04:05')
+    """
+    minutes, second = divmod(round(seconds), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02}:{second:02}" if hour else f"{minute}:{second:02}"
+
+
 def perplexity(loss: float) -> float:
     """Returns exp(loss), or infinity if that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

@@ -23,8 +23,9 @@ MODULES = {
 # The lowest layer first: a module may import from its own layer and from those above it here.
 LAYERS = {
     "used everywhere": (
-        "download_cache errors exit_codes files freed_memory markdown once_per_node open_files "
-        "path_contents paths quantities reader_threads remote_storage safe_loading stop_signals "
+        "download_cache errors exit_codes files freed_memory line_wrapping markdown once_per_node "
+        "open_files path_contents paths quantities reader_threads remote_storage safe_loading "
+        "stop_signals "
         "table_cells version"
     ),
     "learning rates": "schedules",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from rewarm import exit_codes
 from rewarm.cli.commands.check import check
@@ -29,6 +31,7 @@ from rewarm.cli.commands.shard import shard
 from rewarm.cli.commands.train import train_command
 from rewarm.cli.commands.verify import verify
 from rewarm.cli.commands.verify_resume import verify_resume_command
+from rewarm.cli.help_pages import Command, Group
 from rewarm.cli.process_setup import INTERRUPTED_MESSAGE, exit_process, let_threads_sleep
 from rewarm.cli.standard_streams import (
     flush_stdout,
@@ -36,17 +39,28 @@ from rewarm.cli.standard_streams import (
     set_up_standard_streams,
 )
 from rewarm.cli.worker_process import has_ended_together, is_first
-from rewarm.errors import RecipeError, RewarmError, hide_credentials, out_of_memory, printable
+from rewarm.errors import (
+    Preempted,
+    RecipeError,
+    RewarmError,
+    hide_credentials,
+    out_of_memory,
+    printable,
+)
+from rewarm.line_wrapping import wrap_line
 from rewarm.paths import expand_home
 
 # ClickException of click, or of the copy of click that newer versions of typer contain.
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
+_COMPLETION_VARIABLE = "_REWARM_COMPLETE"
+"""The environment variable by which a shell asks how a command line can go on."""
+
 app = typer.Typer(
     name="rewarm",
     help="Continual pre-training of GPT-NeoX / Pythia models: re-warm, decay, measure.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Group,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -55,22 +69,22 @@ app = typer.Typer(
 _PLANNING, _PREPARATION = "Before training", "Prepare"
 _TRAINING, _RESULTS = "Train and measure", "Results"
 
-app.command(rich_help_panel=_PLANNING)(check)
-app.command(rich_help_panel=_PLANNING)(plan)
-app.command(rich_help_panel=_PLANNING)(plot_schedule)
+app.command(cls=Command, rich_help_panel=_PLANNING)(check)
+app.command(cls=Command, rich_help_panel=_PLANNING)(plan)
+app.command(cls=Command, rich_help_panel=_PLANNING)(plot_schedule)
 app.add_typer(schedules, name="schedules", rich_help_panel=_PLANNING)
-app.command(rich_help_panel=_PLANNING)(schema)
-app.command(rich_help_panel=_PREPARATION)(new)
-app.command(rich_help_panel=_PREPARATION)(shard)
-app.command(rich_help_panel=_PREPARATION)(verify)
-app.command(rich_help_panel=_PREPARATION)(doctor)
-app.command(rich_help_panel=_TRAINING)(quickstart)
-app.command("train", rich_help_panel=_TRAINING)(train_command)
-app.command(rich_help_panel=_TRAINING)(compare)
-app.command("eval", rich_help_panel=_TRAINING)(evaluate)
-app.command(rich_help_panel=_RESULTS)(report)
-app.command(rich_help_panel=_RESULTS)(lineage)
-app.command("verify-resume", rich_help_panel=_RESULTS)(verify_resume_command)
+app.command(cls=Command, rich_help_panel=_PLANNING)(schema)
+app.command(cls=Command, rich_help_panel=_PREPARATION)(new)
+app.command(cls=Command, rich_help_panel=_PREPARATION)(shard)
+app.command(cls=Command, rich_help_panel=_PREPARATION)(verify)
+app.command(cls=Command, rich_help_panel=_PREPARATION)(doctor)
+app.command(cls=Command, rich_help_panel=_TRAINING)(quickstart)
+app.command("train", cls=Command, rich_help_panel=_TRAINING)(train_command)
+app.command(cls=Command, rich_help_panel=_TRAINING)(compare)
+app.command("eval", cls=Command, rich_help_panel=_TRAINING)(evaluate)
+app.command(cls=Command, rich_help_panel=_RESULTS)(report)
+app.command(cls=Command, rich_help_panel=_RESULTS)(lineage)
+app.command("verify-resume", cls=Command, rich_help_panel=_RESULTS)(verify_resume_command)
 
 
 def _print_version(is_requested: bool) -> None:
@@ -102,6 +116,8 @@ def run(arguments: list[str]) -> int:
     """Runs a command line; prints an error as one message, and returns the exit code."""
     set_up_standard_streams()
     let_threads_sleep()
+    if _COMPLETION_VARIABLE in os.environ:
+        typer.main.get_command(app).main(prog_name="rewarm")  # prints what a shell asks for, exits
     code = _run_command(arguments)
     if output_error := flush_stdout():
         code = _report_output_error(output_error, code)
@@ -114,7 +130,11 @@ def _run_command(arguments: list[str]) -> int:
         command = typer.main.get_command(app)
         words = _expand_homes(arguments)
         # Not through typer's own main function: some versions of it consume KeyboardInterrupt.
-        with command.make_context("rewarm", words, obj=run) as context:
+        try:
+            context = command.make_context("rewarm", words, obj=run)
+        except SystemExit as ended:  # after --install-completion or --show-completion
+            return int(ended.code or 0)
+        with context:
             command.invoke(context)
     except typer.Exit as ended:
         return int(ended.exit_code)
@@ -125,7 +145,9 @@ def _run_command(arguments: list[str]) -> int:
         return _report(INTERRUPTED_MESSAGE, exit_codes.INTERRUPTED)
     except _USAGE_ERROR as error:
         error.message = hide_credentials(error.message)
-        error.show()
+        usage = io.StringIO()
+        error.show(file=usage)
+        _print_error(usage.getvalue().rstrip())
         return int(error.exit_code)
     except BaseException as error:  # a plug-in may call sys.exit
         if "REWARM_TRACEBACK" in os.environ:
@@ -180,13 +202,24 @@ def _report(error: object, code: int) -> int:
     flush_stdout()
     if not is_first() and has_ended_together():
         return code
-    console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
-    with contextlib.suppress(OSError):  # stderr on a full disk must not change the exit code
-        if isinstance(error, RecipeError):
-            # A line may start with file:line:column, as a compiler's does: editors jump to it.
-            console.print(str(error), markup=False)
-        else:
-            label = "[bold red]error:[/]" if code != exit_codes.DONE else "[bold]warning:[/]"
-            console.print(f"{label} ", end="")
-            console.print(str(error), markup=False)
+    if isinstance(error, RecipeError | Preempted) or error == INTERRUPTED_MESSAGE:
+        # A line may start with file:line:column, as a compiler's does: editors jump to it. A stop
+        # that was asked for is no error.
+        _print_error(str(error))
+    elif code == exit_codes.DONE:
+        _print_error(str(error), label="warning:", style="bold")
+    else:
+        _print_error(str(error), label="error:", style="bold red")
     return code
+
+
+def _print_error(message: str, *, label: str = "", style: str = "") -> None:
+    """Prints a message to stderr; a terminal shows its long lines in parts."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    lines = f"{label} {message}".lstrip().split("\n")
+    if console.is_terminal:
+        lines = [wrap_line(line, console.width) for line in lines]
+    text = Text("\n".join(lines))
+    text.stylize(style, 0, len(label))
+    with contextlib.suppress(OSError):  # stderr on a full disk must not change the exit code
+        console.print(text)

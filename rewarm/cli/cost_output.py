@@ -10,6 +10,7 @@ from rewarm.cli.seeds_output import seed_notes
 from rewarm.cli.terminal_tables import plain_table, print_notes, print_table
 from rewarm.estimates.cost import CostEstimate, RunCost
 from rewarm.estimates.gpu_plan import GpuPlan, padding_text, split_text
+from rewarm.estimates.run_plan import elsewhere_text
 from rewarm.estimates.throughput import Speed, SpeedOf, gpu_memory, measured_gpus
 from rewarm.model.architecture import Architecture
 from rewarm.quantities import format_bytes, format_count, format_number, format_seconds
@@ -53,9 +54,12 @@ def print_cost(estimate: CostEstimate, gpu: str | None, study: StudyPlan | None 
         gpu: the GPU that it is for, if one was named.
         study: the study that it is of, whose seeds are reported.
     """
-    rows = [_row(cost.name, cost, f"{cost.steps:,}", estimate.price) for cost in estimate.costs]
+    device = estimate.costs[0].device
+    rows = [
+        _row(cost.name, cost, f"{cost.steps:,}", estimate.price, device) for cost in estimate.costs
+    ]
     if estimate.runs > 1:
-        rows.append(_row("all", estimate, "", estimate.price))
+        rows.append(_row("all", estimate, "", estimate.price, device))
     shown = [name for name in rows[0] if any(row[name] for row in rows)]
     table = plain_table(*shown)
     names, *figures = table.columns
@@ -71,9 +75,9 @@ def print_cost(estimate: CostEstimate, gpu: str | None, study: StudyPlan | None 
 
 
 def _row(
-    name: str, cost: RunCost | CostEstimate, steps: str, price: float | None
+    name: str, cost: RunCost | CostEstimate, steps: str, price: float | None, device: str
 ) -> dict[str, str]:
-    gpu_hours = cost.gpu_hours
+    gpu_hours, on_cpu = cost.gpu_hours, device == "CPU"
     return {
         "run": name,
         "runs": f"{cost.runs}" if isinstance(cost, CostEstimate) or cost.runs > 1 else "",
@@ -81,7 +85,7 @@ def _row(
         "steps": steps,
         "FLOPs": f"{cost.flops:.2e}".replace("e+", "e"),
         "time": _format_hours(cost.hours),
-        "GPU hours": "" if gpu_hours is None else format_number(gpu_hours),
+        "GPU hours": "" if gpu_hours is None or on_cpu else format_number(gpu_hours),
         "cost": format_number(gpu_hours * price) if gpu_hours and price is not None else "",
         "memory": format_bytes(cost.memory),
         "disk": format_bytes(cost.disk),
@@ -107,7 +111,8 @@ def _notes(estimate: CostEstimate, gpu: str | None) -> list[tuple[str, str]]:
     )
     notes += [("memory", _memory_note(estimate, gpu)), ("disk", prefix + _disk_note(first))]
     if estimate.price is not None:
-        notes.append(("cost", f"GPU hours × {estimate.price:g}"))
+        hours = "hours" if first.device == "CPU" else "GPU hours"
+        notes.append(("cost", f"{hours} × {estimate.price:g}"))
     if problems := sum(cost.problems for cost in estimate.costs):
         what = "1 problem prevents" if problems == 1 else f"{problems} problems prevent"
         notes.append(("problems", f"{what} training here; `rewarm check` lists them"))
@@ -176,8 +181,12 @@ def _memory_note(estimate: CostEstimate, gpu: str | None) -> str:
         "weights, gradients, optimizer state, activations and logits at the peak of a step"
         f"{on_each}, by arithmetic"
     )
+    largest = max(estimate.costs, key=lambda cost: cost.memory)
     if not gpu:
-        return text
+        note = f"on a {largest.device}: {text}"
+        if largest.memory_elsewhere is not None:
+            note += f"; {elsewhere_text(largest.device, largest.memory_elsewhere)}"
+        return note
     available = gpu_memory(gpu)
     if estimate.memory <= available:
         return f"of {format_bytes(available)}: {text}"

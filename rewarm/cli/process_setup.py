@@ -67,7 +67,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     while caller is not None:
         if caller.f_code.co_filename == "<frozen importlib._bootstrap>":
             with contextlib.suppress(OSError):
-                os.write(2, f"error: {INTERRUPTED_MESSAGE}\n".encode())
+                os.write(2, f"{INTERRUPTED_MESSAGE}\n".encode())
             os._exit(exit_codes.INTERRUPTED)
         caller = caller.f_back
     signal.default_int_handler(number, frame)

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.checkpoints.training_state import read_training_state
-from rewarm.cli.terminal_tables import print_result_table
+from rewarm.cli.terminal_tables import print_notes, print_result_table
 from rewarm.data.quickstart_text import (
     VOCABULARY_SIZE,
     train_byte_level_bpe,
@@ -84,7 +84,8 @@ def run_quickstart(out: Path) -> None:
     Raises:
         RewarmError: a step failed.
     """
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
+    console.soft_wrap = not console.is_terminal  # a pipe gets each line whole
     say = console.print
     say(f"[bold]1. Text[/]  Python {sys.version.split()[0]}'s standard library → {out}/text")
     texts = write_standard_library_text(out / "text")
@@ -104,8 +105,8 @@ def run_quickstart(out: Path) -> None:
         runs[arm] = recipe.run_directory
     figure = out / "curves.png"
     save_losses({arm: [run] for arm, run in runs.items()}, figure, "png")
-    _print_results(runs, figure, console)
-    say(_next_steps(out), markup=False)
+    _print_results(runs, figure)
+    print(_next_steps(out))
 
 
 def _print_shard_tokens(name: str, folder: Path, console: Console) -> None:
@@ -141,29 +142,29 @@ def _train_unless_complete(recipe: Recipe, console: Console) -> None:
         raise
 
 
-def _print_results(runs: dict[str, Path], figure: Path, console: Console) -> None:
+def _print_results(runs: dict[str, Path], figure: Path) -> None:
     """Prints the losses of all arms, and whether they were trained on the same tokens."""
     outcomes = {arm: outcome for arm, run in runs.items() if (outcome := read_outcome(run))}
-    console.print()
+    print()
     print_result_table(start_to_end_table(outcomes), show_title=False)
-    console.print(
-        "loss      nats per token; forgetting is its rise upstream, adaptation its fall downstream"
-    )
-    console.print(_same_tokens_line(outcomes))
-    console.print(f"picture   {figure}\n")
+    loss = "nats per token; forgetting is its rise upstream, adaptation its fall downstream"
+    notes = [f"loss      {loss}", _same_tokens_line(outcomes), f"picture   {figure}"]
+    print_notes(notes, indent=10)
+    print()
 
 
 def _same_tokens_line(outcomes: dict[str, RunOutcome]) -> str:
     digests = {outcome.stream_digest for outcome in outcomes.values()}
     if len(digests) == 1:
         return f"batches   the same tokens for every arm (stream digest {str(digests.pop())[:12]})"
-    return "batches   [bold]not[/] the same tokens for every arm: was a recipe edited?"
+    return "batches   not the same tokens for every arm: was a recipe edited?"
 
 
 def _next_steps(out: Path) -> str:
     return f"""\
 Next, try
-  rewarm plot-schedule {out}/recipes/rewarm.yaml {out}/recipes/constant.yaml
-  rewarm check {out}/recipes/rewarm.yaml --set run={out}/runs/half --set schedule.peak_lr=1e-3
-  rewarm train {out}/recipes/rewarm.yaml --set run={out}/runs/half --set schedule.peak_lr=1e-3
-  rewarm eval {out}/runs/base {out}/runs/rewarm --data upstream={out}/shards/upstream/val"""
+  cd {out}
+  rewarm plot-schedule recipes/rewarm.yaml recipes/constant.yaml
+  rewarm check recipes/constant.yaml --set run=runs/high --set schedule.lr=1e-3
+  rewarm train recipes/constant.yaml --set run=runs/high --set schedule.lr=1e-3
+  rewarm eval runs/base runs/high --data upstream=shards/upstream/val"""

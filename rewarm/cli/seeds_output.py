@@ -45,4 +45,5 @@ def _cost_of(more_seeds: int, seeds: int, estimate: CostEstimate | None) -> str:
     arms = (cost for cost in estimate.costs if not cost.name.startswith("bases/"))
     hours = more_seeds * sum(cost.runs * (cost.gpu_hours or 0.0) for cost in arms) / seeds
     price = f", cost {format_number(hours * estimate.price)}" if estimate.price is not None else ""
-    return f" ({format_number(hours)} GPU hours more{price})"
+    unit = "hours" if estimate.costs[0].device == "CPU" else "GPU hours"
+    return f" ({format_number(hours)} {unit} more{price})"

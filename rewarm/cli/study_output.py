@@ -9,19 +9,24 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
 from rewarm.cli.seeds_output import seed_notes
-from rewarm.cli.terminal_tables import plain_table, print_result_table, print_table
+from rewarm.cli.terminal_tables import (
+    plain_table,
+    print_notes,
+    print_result_table,
+    print_table,
+)
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.estimates.cost import CostEstimate, estimate_study_cost
 from rewarm.estimates.run_plan import rates_at_marks
 from rewarm.estimates.throughput import measured_gpus, speed_on_gpu
 from rewarm.files import atomic_write
 from rewarm.paths import short_path
-from rewarm.quantities import format_count, format_number
+from rewarm.quantities import format_clock, format_count, format_number
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.start_record import high_rate_warning
 from rewarm.study.comparison_tables import claims_table, comparison_table
@@ -89,8 +94,11 @@ def _with_unwritten_results(failure: RewarmError | None, path: Path, error: OSEr
 
 def print_study_plan(plan: StudyPlan) -> None:
     """Prints the arms, runs and claims of a study, and its GPU hours."""
-    for name, recipe in plan.bases.items():
-        print(f"base      {name}: {recipe.steps:,} steps, {format_count(_tokens(recipe))} tokens")
+    bases = [
+        f"base      {name}: {recipe.steps:,} steps, {format_count(_tokens(recipe))} tokens"
+        for name, recipe in plan.bases.items()
+    ]
+    print_notes(bases, indent=10)
     table = plain_table("arm", "steps", "tokens", "starts from", "changes")
     for arm, changes in plan.study.arms.items():
         recipe = plan.runs_of(arm)[0].recipe
@@ -102,29 +110,25 @@ def print_study_plan(plan: StudyPlan) -> None:
             arm, f"{recipe.steps:,}", tokens, _initial_weights(recipe), changes_text or "nothing"
         )
     print_table(table)
-    for group in _arms_by_data(plan):
-        print(f"batches   the same for {', '.join(group)}")
+    notes = [("batches", f"the same for {', '.join(group)}") for group in _arms_by_data(plan)]
     recipes = [run.recipe for run in plan.runs] + list(plan.bases.values())
-    print(
-        f"runs      {len(plan.study.arms)} arms × {len(plan.study.seeds)} seeds"
+    runs = (
+        f"{len(plan.study.arms)} arms × {len(plan.study.seeds)} seeds"
         + (f" + bases: {', '.join(plan.bases)}" if plan.bases else "")
         + f" = {len(recipes)} runs, {format_count(sum(map(_tokens, recipes)))} tokens, "
         + f"in {short_path(plan.study.study)}"
     )
-    for name, role in study_roles(plan).items():
-        print(f"set       {name}: {role}")
-    for warning in held_out_warnings_of_study(plan):
-        print(f"warning   {warning}")
+    notes.append(("runs", runs))
+    notes += [("set", f"{name}: {role}") for name, role in study_roles(plan).items()]
+    notes += [("warning", warning) for warning in held_out_warnings_of_study(plan)]
     for run in {run.arm: run for run in plan.runs}.values():
         rates = {rate.step: rate.lr for rate in rates_at_marks(run.recipe)}
-        for warning in high_rate_warning(rates):
-            print(f"warning   {run.arm}: {warning}")
+        notes += [("warning", f"{run.arm}: {text}") for text in high_rate_warning(rates)]
     estimates = _estimates(plan)
-    print(f"hours     {_gpu_hours(estimates)}")
-    for heading, text in seed_notes(plan, next(iter(estimates.values()), None)):
-        print(f"{heading:<10}{text}")
-    for name, claim in plan.claims.items():
-        print(f"claim     {name}: {claim.text}")
+    notes.append(("hours", _gpu_hours(estimates)))
+    notes += seed_notes(plan, next(iter(estimates.values()), None))
+    notes += [("claim", f"{name}: {claim.text}") for name, claim in plan.claims.items()]
+    print_notes((f"{heading:<10}{text}" for heading, text in notes), indent=10)
 
 
 def _initial_weights(recipe: Recipe) -> str:
@@ -173,17 +177,21 @@ def _arms_by_data(plan: StudyPlan) -> list[list[str]]:
 
 
 @contextmanager
-def _status_display() -> Iterator[Callable[[list[RunStatus]], None]]:
+def _status_display() -> Iterator[Callable[[list[RunStatus], str], None]]:
     """Yields a function that shows statuses: in a terminal as a live table, else as lines."""
     console = Console(stderr=True, highlight=False)
     printed: dict[str, str] = {}
 
-    def print_changes(statuses: list[RunStatus]) -> None:
+    def print_changes(statuses: list[RunStatus], note: str) -> None:
+        if note and "" not in printed:
+            printed[""] = note
+            console.print(note, soft_wrap=True)
         for status in statuses:
             if printed.get(status.name) != status.state and status.state != "waiting":
                 gpus = f" on GPU {status.gpus}" if status.gpus else ""
+                loss = f"  loss {status.loss:.4f}" if status.state == "done" and status.loss else ""
                 failure = f": {status.failure}" if status.failure else ""
-                line = f"{status.name}  {status.state}{gpus}{failure}"
+                line = f"{status.name}  {status.state}{gpus}{loss}{failure}"
                 console.print(line, markup=False, soft_wrap=True)
             printed[status.name] = status.state
 
@@ -191,24 +199,36 @@ def _status_display() -> Iterator[Callable[[list[RunStatus]], None]]:
         yield print_changes
         return
     with Live(console=console, auto_refresh=False, transient=True) as live:
-        yield lambda statuses: live.update(_status_table(statuses, console.height), refresh=True)
+        yield lambda statuses, note: live.update(
+            Group(_status_table(statuses, console.height - 2), note), refresh=True
+        )
 
 
 def _status_table(statuses: list[RunStatus], height: int) -> Table:
+    """Returns a table with at most `height` rows: the runs, those at work first if not all fit."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("run", "state", "step", ""):
-        table.add_column(
-            column, no_wrap=column != "", justify="right" if column == "step" else "left"
+    for column in ("run", "state", "step", "loss", "tokens/s", "left", ""):
+        is_number = column in ("step", "loss", "tokens/s", "left")
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=column != "")
+    room = max(3, height - 2)
+    shown = statuses
+    if len(statuses) > room:
+        order = ("running", "saving", "elsewhere", "failed", "done", "waiting")
+        shown = sorted(statuses, key=lambda status: order.index(status.state))[:room]
+    for status in shown:
+        speed, left = status.tokens_per_second, status.seconds_left
+        table.add_row(
+            status.name,
+            f"{status.state} on GPU {status.gpus}" if status.gpus else status.state,
+            f"{status.step:,}/{status.steps:,}",
+            "" if status.loss is None else f"{status.loss:.4f}",
+            "" if speed is None else f"{speed:,.0f}",
+            "" if left is None else format_clock(left),
+            status.failure,
         )
     counts = Counter(status.state for status in statuses)
-    active = [status for status in statuses if status.state in ("running", "elsewhere", "failed")]
-    waiting = [status for status in statuses if status.state == "waiting"]
-    for status in (active + waiting)[: max(3, height - 4)]:
-        bar = "━" * round(20 * status.step / status.steps)
-        step = f"{status.step:,}/{status.steps:,}"
-        state = f"{status.state} on GPU {status.gpus}" if status.gpus else status.state
-        table.add_row(status.name, state, step, status.failure or bar)
-    table.add_row("", "", "", ", ".join(f"{count} {state}" for state, count in counts.items()))
+    table.caption = ", ".join(f"{count} {state}" for state, count in counts.items())
+    table.caption_justify = "left"
     return table
 
 
@@ -221,18 +241,20 @@ def _print_results(plan: StudyPlan, results: StudyResults, summary: StudySummary
         differences = [column for column in table.columns if column.startswith("vs ")]
         print_result_table(table.select(*_COLUMNS, *differences))
         print()
-    for name in results.new_sets:
-        if front := study_pareto_front(plan, results, name):
-            print(
-                f"front     {name}: no arm has a lower final loss on both it and "
-                f"{results.upstream} than {', '.join(front)}"
-            )
-    for note in outcome_notes(results):
-        print(f"note      {note}")
-    for seed, groups in same_batches(results, arms).items():
-        for group in groups:
-            if len(group) > 1:
-                print(f"batches   seed {seed}: the same tokens for {', '.join(group)}")
+    notes = [
+        f"front     {name}: no arm has a lower final loss on both it and {results.upstream} than "
+        + ", ".join(front)
+        for name in results.new_sets
+        if (front := study_pareto_front(plan, results, name))
+    ]
+    notes += [f"note      {note}" for note in outcome_notes(results)]
+    notes += [
+        f"batches   seed {seed}: the same tokens for {', '.join(group)}"
+        for seed, groups in same_batches(results, arms).items()
+        for group in groups
+        if len(group) > 1
+    ]
+    print_notes(notes, indent=10)
     if summary.claims:
         table = claims_table(summary.claims)
         print_result_table(table.select("verdict", "effect", "name", "reason"), show_title=False)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+
+from rewarm.line_wrapping import wrap_line
+
+_NARROW_TEXT = 16
+"""The least width of a column of text that wraps."""
 
 if TYPE_CHECKING:  # `rewarm --help` imports this module, and should not import pydantic
     from rewarm.table_cells import Table as ResultTable
@@ -40,33 +44,28 @@ def print_table(table: Table, *, min_width: int = 0) -> None:
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
-def print_notes(lines: Iterable[str], *, indent: int, stderr: bool = False) -> None:
-    """Prints lines that begin with a heading; a terminal shows long ones with a hanging indent."""
+def print_notes(lines: Iterable[str], *, indent: int | None = None, stderr: bool = False) -> None:
+    """Prints lines; a terminal shows long ones in parts, see `wrap_line` for their `indent`."""
     console = Console(stderr=stderr)
     for line in lines:
-        text = _hanging(line, console.width, indent) if console.is_terminal else line
+        text = wrap_line(line, console.width, indent=indent) if console.is_terminal else line
         print(text, file=sys.stderr if stderr else sys.stdout)
 
 
-def _hanging(line: str, width: int, indent: int) -> str:
-    return textwrap.fill(
-        line,
-        width,
-        subsequent_indent=" " * indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-
-
 def print_result_table(table: ResultTable, *, show_title: bool = True) -> None:
-    """Prints a table of results: numbers are right-aligned, and only texts may wrap."""
-    rendered = Table(
-        box=None,
-        pad_edge=False,
-        header_style="bold",
-        title=table.title if show_title else None,
-        title_justify="left",
-    )
+    """Prints a table of results: numbers are right-aligned, and only texts may wrap.
+
+    A terminal that is too narrow for all columns shows them in several tables, one below the other.
+    """
+    if show_title:
+        print(table.title)
+    console = Console()
+    for part in _parts(table, console.width) if console.is_terminal else [table]:
+        print_table(_rendered(part))
+
+
+def _rendered(table: ResultTable) -> Table:
+    rendered = Table(box=None, pad_edge=False, header_style="bold")
     for column, is_numeric in zip(table.columns, table.numeric_columns, strict=True):
         is_first = column == table.columns[0]
         rendered.add_column(
@@ -74,4 +73,26 @@ def print_result_table(table: ResultTable, *, show_title: bool = True) -> None:
         )
     for row in table.rows:
         rendered.add_row(*(cell.text for cell in row))
-    print_table(rendered)
+    return rendered
+
+
+def _parts(table: ResultTable, width: int) -> list[ResultTable]:
+    """Returns tables that are at most `width` wide, as far as possible, each with all rows.
+
+    Each has the first column, and the next columns of the rest.
+    """
+    widths = [
+        max(len(text) for text in (column, *(row[index].text for row in table.rows)))
+        for index, column in enumerate(table.columns)
+    ]
+    for index, is_numeric in enumerate(table.numeric_columns):
+        if index and not is_numeric:
+            widths[index] = min(widths[index], _NARROW_TEXT)
+    parts, used = [[table.columns[0]]], widths[0]
+    for column, column_width in zip(table.columns[1:], widths[1:], strict=True):
+        used += 2 + column_width
+        if used > width and len(parts[-1]) > 1:
+            parts.append([table.columns[0]])
+            used = widths[0] + 2 + column_width
+        parts[-1].append(column)
+    return [table.select(*columns) for columns in parts]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
@@ -54,8 +54,9 @@ class RunCost(BaseModel):
 
     name: str
     runs: int
+    device: Literal["CPU", "GPU"]
     gpus: int
-    """That one run is spread over."""
+    """That one run is spread over; 1 on a CPU."""
     sharing: GpuPlan | None = None
     """How they share it; None for one GPU."""
     tokens: int
@@ -74,6 +75,8 @@ class RunCost(BaseModel):
     memory: int
     """Bytes at the peak: of a step on each device, or of the process that was measured."""
     memory_measured: bool
+    memory_elsewhere: int | None
+    """Bytes at the peak on a GPU for a CPU, and the other way round, by arithmetic."""
     checkpoints: int
     """The most that are on disk at once."""
     checkpoint_bytes: int
@@ -225,6 +228,8 @@ def _run_cost(
         gpu_hours=time and gpus * time.total,
         memory=(speed and speed.memory) or plan.memory.peak,
         memory_measured=bool(speed and speed.memory),
+        memory_elsewhere=plan.memory_elsewhere,
+        device=plan.device,
         checkpoints=plan.checkpoints_at_once,
         checkpoint_bytes=plan.checkpoint_bytes,
         disk=plan.checkpoints_at_once * plan.checkpoint_bytes,

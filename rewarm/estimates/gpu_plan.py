@@ -11,7 +11,7 @@ from rewarm.estimates.communication import H100_LINKS, communication_of_step
 from rewarm.estimates.memory import estimate_recipe_memory
 from rewarm.model.architecture import Architecture
 from rewarm.quantities import format_bytes, format_seconds
-from rewarm.recipe.batch_split import BatchSplit
+from rewarm.recipe.batch_split import BatchSplit, divisors
 from rewarm.recipe.gpu_sharing import shard_size_on, split_on
 from rewarm.recipe.recipe import Recipe
 
@@ -107,9 +107,8 @@ def _group_sizes(gpus: int) -> list[int]:
 
 def _nearest_divisors(number: int, wanted: int) -> list[int]:
     """Returns the divisors of a number nearest to one: below and above, or only itself."""
-    divisors = [n for n in range(1, number + 1) if number % n == 0]
-    below = [n for n in divisors if n <= wanted]
-    above = [n for n in divisors if n >= wanted]
+    below = [n for n in divisors(number) if n <= wanted]
+    above = [n for n in divisors(number) if n >= wanted]
     return sorted({*below[-1:], *above[:1]})
 
 

@@ -114,10 +114,14 @@ class MemoryEstimate(BaseModel):
         largest = max(transient, gradients, key=lambda parts: sum(parts.values()))
         return {**always, "gathered weights": self.gathered, **largest}
 
-    def as_text(self) -> str:
-        """Returns the estimate as one line: a sum."""
+    def as_text(self, device: str) -> str:
+        """Returns the estimate as one line: a sum.
+
+        Args:
+            device: what it is for: `a CPU`, `a GPU`.
+        """
         parts = [f"{format_bytes(size)} {name}" for name, size in self.at_peak().items() if size]
-        return f"{format_bytes(self.peak)} at the peak: {' + '.join(parts)}"
+        return f"{format_bytes(self.peak)} at the peak on {device}: {' + '.join(parts)}"
 
 
 # Logits that are stored at once, repeated here because this module does not import torch.

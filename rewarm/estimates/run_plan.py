@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +15,7 @@ from rewarm.estimates.gpu_plan import GpuPlan, gpu_lines, plan_gpus
 from rewarm.estimates.memory import MemoryEstimate, estimate_recipe_memory
 from rewarm.model.architecture import Architecture
 from rewarm.quantities import format_bytes, format_count
+from rewarm.recipe.batch_split import microbatch_on_cpu
 from rewarm.recipe.gpu_sharing import split_on
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture
@@ -76,7 +78,8 @@ class RunPlan(BaseModel):
     tokens: int
     """Tokens of the whole steps in the budget."""
     microbatch: int | None
-    """None where it is `auto`: found when training starts."""
+    """None where it is `auto` on a GPU: found when training starts."""
+    microbatch_is_auto: bool
     context: int
     accumulation: int | None
     """Microbatches of a step on each GPU."""
@@ -92,8 +95,14 @@ class RunPlan(BaseModel):
     checkpoints_at_once: int
     """The most that are on disk at a time (keep)."""
     checkpoint_bytes: int | None
+    device: Literal["CPU", "GPU"]
+    """What the memory is estimated for: this machine's, unless GPUs were asked for."""
+    device_note: str | None
+    """That this machine has no GPU, and what that means for the precision."""
     memory: MemoryEstimate | None
     """At the peak of a step; with one sequence at once, where the microbatch is `auto`."""
+    memory_elsewhere: int | None
+    """Bytes at the peak on a GPU for a CPU, and the other way round; None if they are equal."""
     memory_otherwise: dict[str, int]
     """Bytes at the peak with another setting of `memory`."""
     warnings: list[str] = []
@@ -115,9 +124,19 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None, gpus: int = 1
     """
     recipe, architecture = resolved.recipe, resolved.architecture
     plugin = schedules.origin(recipe.schedule.name)
-    triton = recipe.kernels == "auto" and (_has_gpu() if on_gpu is None else on_gpu)
+    note = cpu_note(recipe.precision) if on_gpu is None and not _has_gpu() else None
+    on_gpu = note is None if on_gpu is None else on_gpu
+    automatic = recipe.batch.microbatch is None
+    if automatic and not on_gpu:
+        recorded = resolved.resume_state and resolved.resume_state.microbatch
+        sequences, context = recipe.sequences_per_step, recipe.data.context
+        recipe = recipe.with_microbatch(recorded or microbatch_on_cpu(sequences, context))
+    triton = on_gpu and recipe.kernels == "auto"
     shared = plan_gpus(recipe, architecture, gpus=gpus, triton=triton) if gpus > 1 else None
     memory_of = partial(estimate_recipe_memory, recipe, triton=triton, gpus=gpus)
+    elsewhere = architecture and estimate_recipe_memory(
+        recipe, architecture, triton=not on_gpu and recipe.kernels == "auto", gpus=gpus
+    )
     other_memory = "fast" if recipe.memory == "lean" else "lean"
     state = resolved.resume_state and resolved.resume_state.state
     change = state.weight_change if state else None
@@ -135,6 +154,7 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None, gpus: int = 1
         steps=recipe.steps,
         tokens=recipe.steps * recipe.batch.tokens,
         microbatch=recipe.batch.microbatch,
+        microbatch_is_auto=automatic,
         context=recipe.data.context,
         accumulation=recipe.batch.microbatch and split_on(recipe, gpus).parts,
         gpus=shared,
@@ -147,7 +167,12 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None, gpus: int = 1
         checkpoints=recipe.checkpoint_count,
         checkpoints_at_once=most_checkpoints_at_once(recipe),
         checkpoint_bytes=architecture and 12 * architecture.parameters,
-        memory=architecture and memory_of(architecture),
+        device="GPU" if on_gpu else "CPU",
+        device_note=note,
+        memory=(memory := architecture and memory_of(architecture)),
+        memory_elsewhere=elsewhere.peak
+        if memory and elsewhere and elsewhere.peak != memory.peak
+        else None,
         memory_otherwise={other_memory: memory_of(architecture, lean=other_memory == "lean").peak}
         if architecture
         else {},
@@ -161,6 +186,23 @@ def _held_out_warnings(resolved: ResolvedRun) -> list[str]:
         [ancestor.corpora for ancestor in resolved.origin.ancestors] if resolved.origin else []
     )
     return held_out_warnings(resolved.recipe, lineage)
+
+
+def cpu_note(precision: str) -> str:
+    """Returns that a run is on a CPU for want of a GPU, and what that means for its precision."""
+    slower = {
+        "bf16": "; bf16 is slower than fp32 on most of them",
+        "fp16": "; fp16 is slower than fp32 on most of them",
+        "fp8": "; fp8 rounds as on a GPU there, and is slower than bf16 and fp32",
+    }
+    return f"no GPU was found, so the run is on the CPU{slower.get(precision, '')}"
+
+
+def elsewhere_text(device: str, peak: int) -> str:
+    """Returns the bytes at the peak on what `device` is not, CPU or GPU, with the reason."""
+    if device == "CPU":
+        return f"{format_bytes(peak)} on a GPU, whose Triton kernels store less"
+    return f"{format_bytes(peak)} on a CPU, without the Triton kernels"
 
 
 def _has_gpu() -> bool:
@@ -231,6 +273,7 @@ def plan_as_text(plan: RunPlan) -> str:
         ("run", plan.run),
         *(plan.start.lines() if plan.start else []),
         *_model_lines(plan),
+        *([("device", plan.device_note)] if plan.device_note else []),
         *_step_lines(plan),
         ("schedule", plan.schedule),
         *(("", f"step {rate.step:>9,}  lr {rate.lr:.4e}  {rate.what}") for rate in plan.rates),
@@ -266,6 +309,7 @@ def _step_lines(plan: RunPlan) -> list[tuple[str, str]]:
         batch = (
             f"{plan.microbatch} sequences × {plan.context:,} tokens × {plan.accumulation} "
             f"accumulated = {plan.batch_tokens:,} tokens"
+            + (f"; {plan.microbatch} at once is auto on a CPU" if plan.microbatch_is_auto else "")
         )
     else:
         batch = (
@@ -328,10 +372,11 @@ def _memory_lines(plan: RunPlan) -> list[tuple[str, str]]:
     if plan.memory is None:
         return []
     microbatch = "" if plan.microbatch else ", with one sequence at once"
-    return [
-        ("memory", plan.memory.as_text() + microbatch),
-        *(
-            ("", f"{format_bytes(peak)} at the peak with memory: {setting}")
-            for setting, peak in plan.memory_otherwise.items()
-        ),
+    lines = [plan.memory.as_text(f"a {plan.device}") + microbatch]
+    lines += [
+        f"{format_bytes(peak)} with memory: {setting}"
+        for setting, peak in plan.memory_otherwise.items()
     ]
+    if plan.memory_elsewhere is not None:
+        lines.append(elsewhere_text(plan.device, plan.memory_elsewhere))
+    return _with_heading("memory", lines)

@@ -41,6 +41,28 @@ class BatchSplit(NamedTuple):
         return self.sequences / self.computed
 
 
+_CPU_TOKENS = 2048
+"""Tokens that a CPU runs at once: the logits of so many take 1.2 GB with Pythia's vocabulary."""
+
+
+def microbatch_on_cpu(sequences: int, context: int) -> int:
+    """Returns what `microbatch: auto` is on a CPU, where larger ones are no faster.
+
+    It is the largest divisor of the batch's sequences that has at most 2,048 tokens, or 1.
+
+    >>> microbatch_on_cpu(48, 128), microbatch_on_cpu(48, 4096)
+    (16, 1)
+    """
+    most = max(1, _CPU_TOKENS // context)
+    return max(n for n in divisors(sequences) if n <= most)
+
+
+def divisors(number: int) -> list[int]:
+    """Returns the numbers that divide another, the smallest first."""
+    low = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
+    return sorted({*low, *(number // n for n in low)})
+
+
 def split_batch(sequences: int, processes: int, microbatch: int) -> BatchSplit:
     """Returns how a batch is divided.
 

@@ -263,9 +263,10 @@ class BatchSettings(Section):
 
     tokens: Count
     """Tokens of one optimizer update, over all GPUs: a multiple of microbatch × context."""
-    microbatch: Microbatch
-    """Sequences that one GPU runs at once. `auto` uses the largest number that fits in memory,
-    writes it to the run's recipe and uses it again when the run is resumed."""
+    microbatch: Microbatch = Field("auto", validate_default=True)
+    """Sequences that one GPU runs at once. `auto` is the largest number that fits in a GPU's
+    memory, and at most 2,048 tokens on a CPU; it is written to the run's recipe, and used again
+    when the run is resumed."""
 
 
 def _check_two_numbers(written: Any) -> Any:

@@ -323,6 +323,11 @@ class Recipe(Section):
         assert self.batch.microbatch is not None
         return self.batch.microbatch
 
+    def with_microbatch(self, microbatch: int) -> Recipe:
+        """Returns the recipe with a number for `microbatch: auto`."""
+        batch = self.batch.model_copy(update={"microbatch": microbatch})
+        return self.model_copy(update={"batch": batch})
+
     @property
     def accumulation(self) -> int:
         """Gradient accumulation steps: microbatches per optimizer update on one GPU."""

@@ -107,12 +107,16 @@ def read_metrics_lines(path: Path) -> MetricsLines:
 class LastStepReader:
     """Reads the last step in a metrics.jsonl that grows: each time only what was appended."""
 
+    last_training: dict[str, Any] | None
+    """The last line of training metrics that was read."""
+
     def __init__(self, path: Path) -> None:
         """Prepares to read a file, which need not exist yet."""
         self._path = path
         self._inode = -1
         self._position = 0
         self._step = 0
+        self.last_training = None
 
     def read(self) -> int:
         """Returns the step of the last line that can be read; 0 if there is none."""
@@ -122,7 +126,7 @@ class LastStepReader:
                 return 0
             if status.st_ino != self._inode or status.st_size < self._position:
                 # A new file, or another one: only its end is read.
-                self._inode, self._step = status.st_ino, 0
+                self._inode, self._step, self.last_training = status.st_ino, 0, None
                 self._position = max(0, status.st_size - _LONGEST_LINE)
             if status.st_size > self._position:
                 with self._path.open("rb") as file:
@@ -135,10 +139,15 @@ class LastStepReader:
     def _update(self, appended: bytes) -> None:
         complete, line_end, _ = appended.rpartition(b"\n")
         self._position += len(complete + line_end)
+        last_step = None
         for line in reversed(complete.splitlines()):
             with contextlib.suppress(ValueError):
-                self._step = int(parse_line(line)["step"])
-                return
+                parsed = parse_line(line)
+                last_step = last_step or parsed["step"]
+                if parsed["kind"] == "train":
+                    self.last_training = parsed
+                    break
+        self._step = last_step or self._step
 
 
 def parse_line(line: bytes) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from rewarm import exit_codes
 from rewarm.errors import RewarmError
@@ -60,6 +60,11 @@ class Job:
     def can_start(self) -> bool:
         """Whether it waits for nothing."""
         return self.state == "waiting" and (self._base is None or self._base.state == "done")
+
+    @property
+    def last_training(self) -> dict[str, Any]:
+        """The last line of training metrics that `last_step` has read; empty if there is none."""
+        return self._steps.last_training or {}
 
     def last_step(self) -> int:
         """Returns the last step in its metrics."""

@@ -14,6 +14,9 @@ from rewarm.study.job import recipe_file_of
 from rewarm.study.stale_runs import check_started_from_base, is_complete
 from rewarm.study.study_file import StudyPlan, StudyRun
 
+_MOST_NAMES = 4
+"""Runs of a problem that are all named."""
+
 
 def check_study(plan: StudyPlan, *, gpus: int = 0) -> None:
     """Checks that every run of a study can start, first its bases.
@@ -23,21 +26,31 @@ def check_study(plan: StudyPlan, *, gpus: int = 0) -> None:
         gpus: that share each run; 0 for not known, or none.
 
     Raises:
-        RewarmError: all problems in one message, one line per problem, each with the names of the
-            runs that have it; the exit code is that of the first problem.
+        RewarmError: all problems in one message, one line per problem, each with the runs that
+            have it; the exit code is that of the first problem.
     """
-    runs_by_problem: dict[str, list[str]] = {}
+    runs_by_problem: dict[str, dict[str, None]] = {}
     first_problem: Problem | None = None
     for name, (recipe, checkable) in _recipes(plan).items():
         for problem in _problems(recipe, checkable, gpus):
             if str(problem) == str(in_use(recipe.run_directory)):  # another worker of this study
                 continue
             first_problem = first_problem or problem
-            runs_by_problem.setdefault(str(problem), []).append(name)
+            runs_by_problem.setdefault(str(problem), {})[name] = None  # twice if both sets have it
     if first_problem:
-        lines = [f"{', '.join(runs)}: {text}" for text, runs in runs_by_problem.items()]
+        total = len(plan.bases) + len(plan.runs)
+        lines = [f"{_names(list(runs), total)}: {text}" for text, runs in runs_by_problem.items()]
         first_problem.args = ("\n".join(lines),)
         raise first_problem
+
+
+def _names(runs: list[str], total: int) -> str:
+    """Returns the names of runs: all of a few, the first two of many."""
+    if len(runs) <= _MOST_NAMES:
+        return ", ".join(runs)
+    if len(runs) == total:
+        return f"all {total:,} runs"
+    return f"{', '.join(runs[:2])} and {len(runs) - 2:,} more of {total:,} runs"
 
 
 def _problems(recipe: Recipe, checkable: Recipe, gpus: int) -> list[Problem]:

@@ -31,8 +31,8 @@ from rewarm.study.worker_gpus import WorkerGpus, worker_environment
 
 _POLL_SECONDS = 0.5  # between two checks of the study's folder
 
-ShownState = Literal["waiting", "running", "elsewhere", "done", "failed"]
-"""`elsewhere`: another process runs it."""
+ShownState = Literal["waiting", "running", "saving", "elsewhere", "done", "failed"]
+"""`saving`: it was asked to save and end; `elsewhere`: another process runs it."""
 
 
 class RunStatus(NamedTuple):
@@ -46,6 +46,17 @@ class RunStatus(NamedTuple):
     """Why a failed run failed; empty for other runs."""
     gpus: str = ""
     """Of a running run, as `CUDA_VISIBLE_DEVICES` names them; empty for other runs, or on a CPU."""
+    loss: float | None = None
+    """Of the last step that was logged."""
+    tokens_per_second: float | None = None
+    """Of a run at work, at that step."""
+    seconds_left: float | None = None
+    """At that speed, without evaluations and saves."""
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether its process runs."""
+        return self.state in ("running", "saving", "elsewhere")
 
 
 class StudyRunner:
@@ -63,7 +74,7 @@ class StudyRunner:
     def run_all(
         self,
         workers: WorkerGpus,
-        show: Callable[[list[RunStatus]], None],
+        show: Callable[[list[RunStatus], str], None],
         *,
         threads: int | None = None,
     ) -> None:
@@ -71,7 +82,8 @@ class StudyRunner:
 
         Args:
             workers: the GPUs of each worker; each runs one run at a time.
-            show: called with the status of every run, twice per second and at the end.
+            show: called with the status of every run, twice per second and at the end, and with
+                what a signal does to them; "" before one comes.
             threads: CPU threads of each run; None to leave the number to PyTorch.
 
         Raises:
@@ -133,20 +145,30 @@ class StudyRunner:
         else:
             time.sleep(_POLL_SECONDS)  # until a run of another process is done
 
-    def _show(self, show: Callable[[list[RunStatus]], None]) -> None:
-        statuses = self.statuses()
+    def _show(self, show: Callable[[list[RunStatus], str], None]) -> None:
+        statuses, note = self.statuses(), ""
+        if self._signals:
+            name = signal.Signals(self._signals[0]).name
+            note = f"{name}: saving the running runs; again to quit without saving"
         with contextlib.suppress(OSError):  # a closed terminal must not end the study
-            show(statuses)
+            show(statuses, note)
 
     def _status(self, job: Job) -> RunStatus:
-        steps = job.run.recipe.steps
-        if job.state == "done":
-            return RunStatus(job.run.name, "done", steps, steps)
+        step, steps, metrics = job.last_step(), job.run.recipe.steps, job.last_training
         state: ShownState = job.state
-        if state == "waiting" and self._is_locked(job):
+        if state == "done":
+            step = steps
+        elif state == "running" and self._signals:
+            state = "saving"
+        elif state == "waiting" and self._is_locked(job):
             state = "elsewhere"
-        gpus = ",".join(job.gpus) if state == "running" else ""
-        return RunStatus(job.run.name, state, job.last_step(), steps, job.failure, gpus)
+        status = RunStatus(job.run.name, state, step, steps, job.failure, loss=metrics.get("loss"))
+        if not status.is_at_work:
+            return status
+        gpus = ",".join(job.gpus) if state != "elsewhere" else ""
+        speed = metrics.get("tokens_per_second")
+        left = (steps - step) * job.run.recipe.batch.tokens / speed if speed else None
+        return status._replace(gpus=gpus, tokens_per_second=speed, seconds_left=left)
 
     def _lock(self, job: Job) -> IO[str] | None:
         """Acquires and returns a run's lock; None if another process holds it."""

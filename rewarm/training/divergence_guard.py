@@ -3,7 +3,7 @@
 ```
  loss, gradient norm ── should_skip ──> found_inf ──> AdamW changes no weight and no Adam moment
       (on the device)        ├─── read, when metrics are ──> events, or a reason to stop
-                             └─── DelayedFlag ──> the same, within 8 steps of a reason to stop
+                             └─── DelayedNumber ──> the same, within 8 steps of a reason to stop
 ```
 A step is judged on the device, so that no step waits for the host. A rise of the loss while the
 rate is raised is expected: it is measured as the stability gap, without a warning.
@@ -12,7 +12,6 @@ rate is raised is expected: it is measured as the stability gap, without a warni
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from rewarm.data.batch_loader import DataPosition
 from rewarm.recipe.fields import GuardSettings, LossScaleSettings
+from rewarm.training.delayed_number import DelayedNumber
 from rewarm.training.fp16_loss_scale import LossScaler, LossScaleState
 from rewarm.training.stability_gap import GuardEvent, RateRise, StabilityGap
 
@@ -28,8 +28,6 @@ _WINDOW = 64
 """Losses that a new one is compared with."""
 _MIN_LOSSES = 16
 """With fewer losses in the window, nothing is called a spike."""
-MAX_STEPS_UNREAD = 8
-"""Steps for which the host may be ahead of the flag that says whether to stop; 0 on a CPU."""
 
 
 class StopReason(NamedTuple):
@@ -56,40 +54,6 @@ class GuardState(BaseModel):
     gap: StabilityGap | None = None
     loss_scale: LossScaleState | None = None
     """None if the precision needs none."""
-
-
-class DelayedFlag:
-    """Reads a flag of each step on the host, without a wait for the step that was just started.
-
-    From a GPU it is copied to pinned memory, and read when the copy is complete: at the latest
-    before the flag of `MAX_STEPS_UNREAD` steps later is copied. A CPU has it at once.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        """Allocates the memory that is copied to."""
-        self._on_gpu = device.type == "cuda"
-        self._copies: deque[tuple[Tensor, Any]] = deque()
-        """Each with the event that marks its completion; the oldest first."""
-        self._unused = [
-            torch.zeros((), pin_memory=True) for _ in range(MAX_STEPS_UNREAD if self._on_gpu else 0)
-        ]
-        self.is_set = False
-        """Whether the flag of any step that was read so far was not 0."""
-
-    def add(self, flag: Tensor) -> None:
-        """Adds the flag of the next step, shape (), and reads those that are complete."""
-        if not self._on_gpu:
-            self.is_set |= bool(flag.item())
-            return
-        if not self._unused:
-            self._copies[0][1].synchronize()
-        while self._copies and self._copies[0][1].query():
-            copy, _ = self._copies.popleft()
-            self.is_set |= bool(copy.item())
-            self._unused.append(copy)
-        copy = self._unused.pop()
-        copy.copy_(flag, non_blocking=True)
-        self._copies.append((copy, torch.cuda.current_stream().record_event()))
 
 
 def not_finite(loss: Tensor, grad_norm: Tensor) -> Tensor:
@@ -135,7 +99,9 @@ class DivergenceGuard:
         self._rows: list[Tensor] = []
         self._steps: list[tuple[int, float, DataPosition]] = []
         self._rise_expected = False
-        self._must_stop = DelayedFlag(device)
+        self._stop_flags = DelayedNumber(device)
+        self.must_stop = False
+        """Whether a step gave a reason to stop, which `read` returns: known with some delay."""
         self.last_judged = 0
         """The last step that was judged: from then on its update may have been applied."""
 
@@ -175,13 +141,8 @@ class DivergenceGuard:
         must_stop = self._unfit >= self._settings.patience
         if self._settings.on_spike == "stop":
             must_stop |= spike
-        self._must_stop.add(must_stop.float())
+        self.must_stop |= any(self._stop_flags.add(must_stop.float()))
         return skip.float()
-
-    @property
-    def must_stop(self) -> bool:
-        """Whether a step gave a reason to stop, which `read` returns: known with some delay."""
-        return self._must_stop.is_set
 
     def _z_score(self, loss: Tensor) -> Tensor:
         """Returns how far a loss is above the window's median, in robust standard deviations."""

@@ -185,6 +185,7 @@ def train(
         with progress_line_class(steps=recipe.steps, done=run.state.step) as progress_line:
             for message in [*run.start_messages, *microbatch_messages, *cleanup_messages]:
                 progress_line.print(message)
+            stop_requests.announce = progress_line.print
             recorder = RunRecorder(run, run_directory, progress_line, stop_requests)
             return _run_steps(run, recorder)
 
@@ -282,7 +283,7 @@ def _run_steps(run: StartedRun, recorder: RunRecorder) -> Path:
             if is_last or _is_due(step, every.save) or step == recorder.branch_step:
                 recorder.save(state, even_if_unhealthy=is_last)
             recorder.finish_save(wait=is_last)
-            recorder.finish_step(step)
+            recorder.finish_step(state, result.loss)
     except StopRequested as request:
         raise recorder.stop(request, state) from None
     except BaseException as error:

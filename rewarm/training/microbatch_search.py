@@ -25,6 +25,7 @@ from rewarm.model.architecture import Architecture
 from rewarm.model.kernels.fp8.scaling import check_fp8_device
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, Kernels, choose_kernels
 from rewarm.model.neox import NeoX
+from rewarm.recipe.batch_split import divisors, microbatch_on_cpu
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.safe_loading import read_json
@@ -32,10 +33,10 @@ from rewarm.training.device_setup import autocast, device_name, find_device
 from rewarm.training.layer_compilation import compile_or_run_eagerly, run_trial_pass
 from rewarm.training.processes import ALONE, Processes
 
-_CPU_TOKENS = 2048
-"""Tokens that a CPU runs at once: the logits of so many take 1.2 GB with Pythia's vocabulary."""
 _USABLE_MEMORY = 0.95
 """The share of the free memory that a step may use: the rest is lost to fragmentation."""
+_ESTIMATED_MEMORY = 0.85
+"""The share that it may use by arithmetic alone, which leaves NCCL's buffers out."""
 
 
 def resolve_microbatch(
@@ -43,11 +44,12 @@ def resolve_microbatch(
 ) -> tuple[ResolvedRun, list[str]]:
     """Returns a run whose recipe has a number for `microbatch: auto`, and what to print about it.
 
-    On a CPU it is the largest divisor of the batch that has at most 2,048 tokens. On a GPU it is
-    the largest with which a step was seen to fit in memory: on each GPU of a run.
+    On a CPU it follows from the batch alone: see `microbatch_on_cpu`. On a GPU it is the largest
+    with which a step was seen to fit in memory, on each GPU of a run; where the weights are divided
+    among GPUs, the largest that fits by arithmetic.
 
     Raises:
-        RecipeError: not even one sequence fits, or a GPU would hold only a part of the model.
+        RecipeError: not even one sequence fits.
     """
     recipe = resolved.recipe
     if recipe.batch.microbatch is not None:
@@ -56,31 +58,19 @@ def resolve_microbatch(
     if resolved.resume_state and resolved.resume_state.microbatch:
         microbatch, source = resolved.resume_state.microbatch, "as the run was started"
     elif device.type == "cpu":
-        most = max(1, _CPU_TOKENS // recipe.data.context)
-        microbatch = max(n for n in divisors(recipe.sequences_per_step) if n <= most)
+        microbatch = microbatch_on_cpu(recipe.sequences_per_step, recipe.data.context)
         source = "the rule for a CPU"
     else:
         assert resolved.architecture
         if recipe.parallel.shard_size(processes.size) > 1:
-            raise RecipeError(
-                [
-                    "batch.microbatch: auto is searched with all weights on one GPU, and "
-                    "parallel.shard divides them; set a number: `rewarm check RECIPE --gpus "
-                    f"{processes.size}` shows the memory that it takes"
-                ]
-            )
-        microbatch, source = _remembered_or_searched(recipe, resolved.architecture, device)
+            microbatch, source = _estimated(recipe, resolved.architecture, device, processes.size)
+        else:
+            microbatch, source = _remembered_or_searched(recipe, resolved.architecture, device)
     microbatch = processes.minimum(microbatch)
     at_most = "at most " if processes.size > 1 else ""
     tokens = f"{at_most}{microbatch} × {recipe.data.context:,} tokens at once"
     line = f"batch   {tokens} (auto: {source})"
-    return resolved.with_recipe(_with_microbatch(recipe, microbatch)), [line]
-
-
-def divisors(number: int) -> list[int]:
-    """Returns the numbers that divide another, the smallest first."""
-    low = [n for n in range(1, int(number**0.5) + 1) if number % n == 0]
-    return sorted({*low, *(number // n for n in low)})
+    return resolved.with_recipe(recipe.with_microbatch(microbatch)), [line]
 
 
 def largest_that_fits(
@@ -102,11 +92,6 @@ def largest_that_fits(
     return None
 
 
-def _with_microbatch(recipe: Recipe, microbatch: int) -> Recipe:
-    batch = recipe.batch.model_copy(update={"microbatch": microbatch})
-    return recipe.model_copy(update={"batch": batch})
-
-
 def _remembered_or_searched(
     recipe: Recipe, architecture: Architecture, device: torch.device
 ) -> tuple[int, str]:
@@ -124,16 +109,11 @@ def _remembered_or_searched(
     kernels, _ = choose_kernels(recipe.kernels, device)
     largest = largest_that_fits(
         choices,
-        _guess(recipe, architecture, free, triton=kernels is not PYTORCH_KERNELS),
+        _largest_estimated(recipe, architecture, free, kernels) or choices[0],
         lambda n: _fits(recipe, architecture, n, device, free, kernels),
     )
     if largest is None:
-        raise RecipeError(
-            [
-                f"batch.microbatch: not even one sequence of {recipe.data.context:,} tokens fits "
-                f"in {free:,} bytes of {name}; use a smaller data.context, or a smaller model"
-            ]
-        )
+        raise _nothing_fits(recipe, free, name)
     _write_cache(path, remembered | {key: largest})
     return largest, f"the largest that fits {name}"
 
@@ -146,15 +126,41 @@ def _cache_key(recipe: Recipe, architecture: Architecture, device: str) -> str:
     return json.dumps([*sizes, *settings, recipe.sequences_per_step])
 
 
-def _guess(recipe: Recipe, architecture: Architecture, free: int, *, triton: bool) -> int:
-    """Returns the largest choice whose estimated peak fits in `free` bytes, or the smallest."""
-    choices = divisors(recipe.sequences_per_step)
+def _estimated(
+    recipe: Recipe, architecture: Architecture, device: torch.device, gpus: int
+) -> tuple[int, str]:
+    """Returns what fits by arithmetic, and its source: a trial would take all GPUs at once."""
+    free, name = torch.cuda.mem_get_info(device)[0], device_name(device)
+    kernels, _ = choose_kernels(recipe.kernels, device)
+    usable = int(_ESTIMATED_MEMORY * free)
+    largest = _largest_estimated(recipe, architecture, usable, kernels, gpus=gpus)
+    if largest is None:
+        raise _nothing_fits(recipe, usable, name)
+    return largest, f"fits {name} by arithmetic, which `rewarm check --gpus {gpus}` shows"
+
+
+def _nothing_fits(recipe: Recipe, free: int, device: str) -> RecipeError:
+    problem = (
+        f"batch.microbatch: not even one sequence of {recipe.data.context:,} tokens fits in "
+        f"{free:,} bytes of {device}; use a smaller data.context, or a smaller model"
+    )
+    return RecipeError([problem])
+
+
+def _largest_estimated(
+    recipe: Recipe, architecture: Architecture, free: int, kernels: Kernels, *, gpus: int = 1
+) -> int | None:
+    """Returns the largest choice whose estimated peak fits in `free` bytes; None where none does.
+
+    With several `gpus`, it is that of a GPU that shares the run with the others.
+    """
 
     def peak(microbatch: int) -> int:
-        candidate = _with_microbatch(recipe, microbatch)
-        return estimate_recipe_memory(candidate, architecture, triton=triton).peak
+        candidate, triton = recipe.with_microbatch(microbatch), kernels is not PYTORCH_KERNELS
+        return estimate_recipe_memory(candidate, architecture, triton=triton, gpus=gpus).peak
 
-    return max((n for n in choices if peak(n) <= free), default=choices[0])
+    fitting = (n for n in divisors(recipe.sequences_per_step) if peak(n) <= free)
+    return max(fitting, default=None)
 
 
 def _fits(

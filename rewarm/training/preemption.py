@@ -2,7 +2,7 @@
 
 ```
  while it starts     the request ends the run at once: there is nothing to save yet
- between two steps   `check` raises StopRequested
+ between two steps   a signal is acknowledged at once, and `check` raises StopRequested
  waiting for data    `wait_for` raises it, and leaves the thread that reads behind
 ```
 """
@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from threading import Thread
 from types import FrameType, TracebackType
@@ -61,6 +61,8 @@ class StopRequests:
         self._reason: str | None = None
         self._exit_code = exit_codes.STOPPED
         self._is_starting = False
+        self.announce: Callable[[str], None] | None = None
+        """Shows a line when a signal comes during a step; set when there is where to show it."""
 
     def __enter__(self) -> Self:
         reading, self._writing = os.pipe()
@@ -99,17 +101,22 @@ class StopRequests:
         A Python handler would wait with it, for a long step, a save or a device that hangs; and two
         signals in that time would call it once.
         """
-        first = None
+        first, is_announced = None, False
         while number := os.read(reading, 1):
             if number[0] not in self._handlers:
                 continue
             if self._is_starting:
                 self._end_start(number[0])
+            elif not is_announced and self.announce:
+                is_announced = True
+                # In a thread: a terminal that hangs must not keep a second signal from ending this.
+                Thread(target=self.announce, args=[_receipt(number[0])], daemon=True).start()
             if number[0] in (*REPEATED_SIGNALS, signal.SIGALRM):
                 continue
             first = first or time.monotonic()
             if time.monotonic() - first > _ONE_REQUEST:
-                _exit_now(128 + number[0])
+                name = signal.Signals(number[0]).name
+                _exit_now(128 + number[0], f"{name} again: stopped without saving\n")
         os.close(reading)
 
     def _end_start(self, number: int) -> None:
@@ -117,7 +124,7 @@ class StopRequests:
         time.sleep(_LONGEST_END_OF_START)
         if self._is_starting:
             reason, exit_code = _request(number)
-            _exit_now(exit_code, f"error: {reason}: stopped before the first step\n")
+            _exit_now(exit_code, f"{reason}: stopped before the first step\n")
 
     @contextlib.contextmanager
     def while_starting(self) -> Iterator[None]:
@@ -183,9 +190,14 @@ def _request(number: int) -> tuple[str, int]:
     )
 
 
-def _exit_now(code: int, message: str = "") -> None:
-    show_cursor = "\x1b[?25h\n" if sys.stderr.isatty() else ""
-    if text := show_cursor + message:
-        with contextlib.suppress(OSError):
-            os.write(sys.stderr.fileno(), text.encode())
+def _receipt(number: int) -> str:
+    """Returns what is shown at once when a signal comes during a step."""
+    again = "" if number in REPEATED_SIGNALS else "; again to quit without saving"
+    return f"{signal.Signals(number).name}: saving after this step{again}"
+
+
+def _exit_now(code: int, message: str) -> None:
+    clear_bar = "\r\x1b[2K\x1b[?25h" if sys.stderr.isatty() else ""  # and show the cursor
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), (clear_bar + message).encode())
     os._exit(code)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+from collections.abc import Container
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -17,7 +19,18 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column
+from rich.text import Text
 from typing_extensions import override
+
+from rewarm.line_wrapping import wrap_line
+from rewarm.quantities import format_clock
+
+_NUMBERS = ("loss", "grad_norm", "lr", "speed", "mfu")
+"""What is shown of a step, in this order."""
+_HEADING = 8
+"""Columns of the heading of a line that is printed when a run starts."""
+_WIDTH_OF_OTHERS = 31
+"""Columns of a bar besides its steps and numbers: `step `, ` ━━━━ `, ` 12:34:56 left`, and more."""
 
 
 class NarrowProgress(Progress):
@@ -51,17 +64,22 @@ class ProgressLine:
         """Shows a run of `steps` steps, of which `done` are done."""
         # Progress goes to stderr, so that stdout stays for results.
         self._console = console or Console(stderr=True, highlight=False)
-        self._live = self._console.is_terminal
+        self.is_live = self._console.is_terminal
+        """Whether every step is shown."""
         self._steps = steps
+        self._numbers: dict[str, str] = {}
+        self._started = time.monotonic()
+        self._first_step: tuple[int, float] | None = None
+        """The first step that was shown, and when: steps are timed from there."""
         self._bar = NarrowProgress(
             TextColumn("step"),
             MofNCompleteColumn(table_column=Column(no_wrap=True)),
             BarColumn(bar_width=None),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True)),
             TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
             TextColumn("left"),
             console=self._console,
-            disable=not self._live,
+            disable=not self.is_live,
             expand=True,
         )
         self._task: TaskID = self._bar.add_task("", total=steps, completed=done, numbers="starting")
@@ -72,28 +90,63 @@ class ProgressLine:
         return self
 
     def __exit__(
-        self, _k: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+        self, _k: type[BaseException] | None, error: BaseException | None, _t: TracebackType | None
     ) -> None:
+        self._bar.live.transient = error is not None  # a bar that was stopped half-way is cleared
         with _ignore_closed_terminal():
             self._bar.stop()
 
-    def show_step(self, step: int) -> None:
-        """Moves the bar."""
-        with _ignore_closed_terminal():
-            self._bar.update(self._task, completed=step)
+    def show_step(self, step: int, lr: float, loss: float | None) -> None:
+        """Moves the bar, and shows the rate of a step, and the last loss that is known."""
+        self._first_step = self._first_step or (step, time.monotonic())
+        self._numbers["lr"] = f"lr {lr:.3e}"
+        if loss is not None:
+            self._numbers["loss"] = f"loss {loss:.4f}"
+        self._update_bar(step)
 
     def show_training(self, step: int, metrics: dict[str, Any]) -> None:
         """Shows a line of training metrics."""
-        numbers = (
-            f"loss {metrics['loss']:.4f}  lr {metrics['lr']:.3e}  "
-            f"{metrics['tokens_per_second']:,.0f} tokens/s"
-        )
+        self._numbers |= {
+            "loss": f"loss {metrics['loss']:.4f}",
+            "grad_norm": f"grad_norm {metrics['grad_norm']:.3g}",
+            "lr": f"lr {metrics['lr']:.3e}",
+            "speed": f"{metrics['tokens_per_second']:,.0f} tokens/s",
+        }
         if metrics["mfu"] is not None:
-            numbers += f"  mfu {metrics['mfu']:.1%}"
+            self._numbers["mfu"] = f"mfu {metrics['mfu']:.1%}"
+        self._update_bar(step)
+        if not self.is_live:
+            numbers = "  ".join(self._in_order())
+            self.print(f"step {step:,}/{self._steps:,}  {numbers}  {self._times(step)}")
+
+    def _update_bar(self, step: int) -> None:
+        numbers = "  ".join(self._fitting_numbers())
         with _ignore_closed_terminal():
             self._bar.update(self._task, completed=step, numbers=numbers)
-        if not self._live:
-            self.print(f"step {step:,}/{self._steps:,}  {numbers}")
+
+    def _fitting_numbers(self) -> list[str]:
+        """Returns the most important numbers, as many as leave room for a short bar."""
+        steps = 2 * len(str(self._steps)) + 1
+        room = self._console.width - steps - _WIDTH_OF_OTHERS
+        chosen: list[str] = []
+        for name in ("loss", "speed", "lr", "grad_norm", "mfu"):  # the most important first
+            if len("  ".join([*self._in_order(chosen), self._numbers.get(name, "")])) <= room:
+                chosen.append(name)
+        return self._in_order(chosen)
+
+    def _in_order(self, names: Container[str] = _NUMBERS) -> list[str]:
+        """Returns those numbers that are known, in the order in which they are shown."""
+        return [self._numbers[name] for name in _NUMBERS if name in names and name in self._numbers]
+
+    def _times(self, step: int) -> str:
+        """Returns the time since the start, and how long the remaining steps will take."""
+        now = time.monotonic()
+        text = f"{format_clock(now - self._started)} elapsed"
+        if self._first_step and self._first_step[0] < step < self._steps:
+            first, then = self._first_step
+            left = (self._steps - step) * (now - then) / (step - first)
+            text += f", {format_clock(left)} left"
+        return text
 
     def show_evaluation(
         self, step: int, losses: dict[str, float], baseline: dict[str, float]
@@ -109,8 +162,8 @@ class ProgressLine:
     def print(self, line: str) -> None:
         """Prints a line above the bar."""
         with _ignore_closed_terminal():
-            if self._live:
-                self._console.print(line, markup=False, highlight=False)
+            if self.is_live:
+                self._console.print(Text(wrap_line(line, self._console.width, indent=_HEADING)))
             else:
                 print(line, file=sys.stderr, flush=True)
 

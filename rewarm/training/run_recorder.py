@@ -19,6 +19,7 @@ from rewarm.errors import Diverged, Preempted, RewarmError, out_of_memory
 from rewarm.estimates.throughput import peak_flops
 from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
+from rewarm.training.delayed_number import DelayedNumber
 from rewarm.training.device_setup import device_name
 from rewarm.training.divergence_guard import DivergenceGuard, StopReason
 from rewarm.training.preemption import StopRequested, StopRequests, preempted
@@ -73,6 +74,8 @@ class RunRecorder:
             prune=lambda: prune_checkpoints(run_directory.path, recipe.keep, self.branch_step),
             processes=self._processes,
         )
+        self._losses = DelayedNumber(self._device)
+        self._last_loss: float | None = None
         self._last_step = run.state.step
         self._taken_step: int | None = None
         self._seconds_of_next_evaluation = 0.0
@@ -120,9 +123,12 @@ class RunRecorder:
         if self.guard.must_stop:
             self._log_guard_events()
 
-    def finish_step(self, step: int) -> None:
+    def finish_step(self, state: TrainingState, loss: Tensor) -> None:
         """Shows a step as done."""
-        self._progress_line.show_step(step)
+        step = state.step
+        if self._progress_line.is_live and (losses := self._losses.add(loss)):
+            self._last_loss = losses[-1]
+        self._progress_line.show_step(step, self._recipe.lr(step), self._last_loss)
         self._taken_step = self._last_step = step
         if self.is_evaluation_due(step + 1):
             self._seconds_of_next_evaluation = self._evaluation_seconds

@@ -25,6 +25,7 @@ from rewarm.data.batch_loader import EMPTY_DIGEST, BatchLoader
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, printable
 from rewarm.estimates.memory import estimate_recipe_memory
+from rewarm.estimates.run_plan import cpu_note
 from rewarm.model.attention_backend import observed_backend
 from rewarm.model.kernels.fp8.scaling import check_fp8_device
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, Kernels, choose_kernels
@@ -89,7 +90,7 @@ def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> Star
     kernels, kernels_text = choose_kernels(recipe.kernels, device)
     model.configure(kernels, memory=recipe.memory, precision=recipe.precision)
     if model.fp8_scaling:
-        kernels_text += check_fp8_device(device)
+        check_fp8_device(device)
         model.fp8_scaling.maximum = processes.maximum
     if resolved.optimizer_state_directory:
         load_optimizer_state(resolved.optimizer_state_directory, model, optimizer)
@@ -273,9 +274,10 @@ def _model_line(model: NeoX, vocabulary: int) -> str:
 def _device_line(recipe: Recipe, device: torch.device, attention: str, kernels_text: str) -> str:
     precision = f"{recipe.precision}, matmuls in TF32" if recipe.tf32 else recipe.precision
     deterministic = ", deterministic" if recipe.deterministic else ""
+    note = f"; {cpu_note(recipe.precision)}" if device.type == "cpu" else ""
     return (
         f"device  {device_name(device)}, {precision}{kernels_text}, {attention} attention"
-        f"{deterministic}"
+        f"{deterministic}{note}"
     )
 
 
@@ -294,7 +296,7 @@ def _processes_lines(recipe: Recipe, split: BatchSplit, device: torch.device) ->
         padding = f"; {1 - split.useful:.1%} of what is computed is padding"
     share = f"gpus    {split.processes}"
     if device.type == "cpu":
-        share = f"shared  no GPU was found: {split.processes} processes on CPUs"
+        share = f"shared  {split.processes} processes on the CPU"
     return [
         f"{share}, {copies}; {split.per_process} of {split.sequences:,} "
         f"sequences each, in {split.parts} × {split.microbatch}{padding}"
@@ -303,7 +305,8 @@ def _processes_lines(recipe: Recipe, split: BatchSplit, device: torch.device) ->
 
 def _memory_line(model: NeoX, recipe: Recipe, processes: int, *, triton: bool) -> str:
     estimate = estimate_recipe_memory(recipe, model.architecture, triton=triton, gpus=processes)
-    return f"memory  {estimate.as_text()}"
+    device = "a CPU" if next(model.parameters()).device.type == "cpu" else "a GPU"
+    return f"memory  {estimate.as_text(device)}"
 
 
 def _steps_line(recipe: Recipe, state: TrainingState) -> str:

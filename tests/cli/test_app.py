@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,6 +91,20 @@ def test_problems_of_a_recipe_start_with_file_line_and_column(command, recipe):
         ]
 
 
+def test_a_terminal_shows_whole_words_of_errors(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    words = ["check", "none.yaml"], ["verify", "none"], ["schedules", "x", "--sett", "y" * 70]
+    for usage in words:
+        monkeypatch.setenv("COLUMNS", "1000")
+        message = command(*usage)[2]
+        for width in (40, 80, 120):
+            monkeypatch.setenv("COLUMNS", str(width))
+            shown = command(*usage)[2]
+            assert shown.split() == message.split()
+            for line in re.sub(r"\x1b\[[0-9;]*m", "", shown).splitlines():
+                assert len(line) <= width or len(line.split()) == 1
+
+
 @pytest.mark.parametrize("line", [100, 1234])
 def test_a_line_number_is_not_an_emoji(command, recipe, line):
     """Rich would print one for `:100:`."""
@@ -164,7 +179,7 @@ def test_ctrl_c_outside_the_training_loop_is_one_line(tmp_path, name):
         os.close(writing)
     assert (out, err) == (
         "",
-        "error: interrupted; finished shards and saved checkpoints are kept\n",
+        "interrupted; finished shards and saved checkpoints are kept\n",
     )
     # Python ends by the signal itself if it was raised in `exec`; a shell reports 130 for both.
     assert process.returncode in (130, -signal.SIGINT)

@@ -36,9 +36,10 @@ def test_what_changes_no_time_is_not_measured_again(thousand_steps, monkeypatch,
 def estimate():
     hours = RunHours(training=0.5, evaluating=0.02, saving=0.001, starting=0.001)
     cost = RunCost(
-        name="runs/x", runs=1, gpus=1, tokens=10**8, steps=1000, flops=10**17, evaluations=0,
-        evaluated=0, sequences=100, microbatch=10, time=hours, hours=hours.total,
+        name="runs/x", runs=1, device="GPU", gpus=1, tokens=10**8, steps=1000, flops=10**17,
+        evaluations=0, evaluated=0, sequences=100, microbatch=10, time=hours, hours=hours.total,
         gpu_hours=hours.total, memory=2 * 10**9, memory_measured=True, checkpoints=1,
+        memory_elsewhere=None,
         checkpoint_bytes=10**8, disk=10**8, source="10 tokens/s", problems=0,
     )  # fmt: skip
     return CostEstimate(
@@ -60,6 +61,14 @@ def test_notes_of_a_measured_run(estimate, capsys):
         "disk      1 checkpoint × 100.00 MB, 12 bytes a parameter; tokenizer and metrics not "
         "included",
     ]
+
+
+def test_hours_of_a_cpu_are_no_gpu_hours(estimate, capsys):
+    estimate.costs[0].device = "CPU"
+    print_cost(estimate.model_copy(update={"price": 2.0, "cost": 1.0}), None)
+    printed = capsys.readouterr().out
+    assert "GPU" not in printed
+    assert "\ncost      hours × 2\n" in printed
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80])

@@ -38,4 +38,4 @@ def test_ctrl_c_during_an_import_is_one_line_and_no_traceback(tmp_path):
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (130, "")
-    assert ended.stderr == "error: interrupted; finished shards and saved checkpoints are kept\n"
+    assert ended.stderr == "interrupted; finished shards and saved checkpoints are kept\n"

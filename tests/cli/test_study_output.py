@@ -1,6 +1,7 @@
 """What is printed of a study, before its runs and after them."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -168,10 +169,60 @@ def test_compare_and_report_show_the_same_cells(plan, finished_runs, capsys):
 def test_the_gpus_of_a_running_run_are_shown(capsys):
     running = RunStatus("a/17", "running", 30, 100, gpus="4,5")
     with study_output._status_display() as show:
-        show([running, RunStatus("b/17", "waiting", 0, 100)])
-        show([RunStatus("a/17", "done", 100, 100), RunStatus("b/17", "running", 0, 100)])
+        show([running, RunStatus("b/17", "waiting", 0, 100)], "")
+        show(
+            [
+                RunStatus("a/17", "done", 100, 100, loss=2.5),
+                RunStatus("b/17", "running", 0, 100),
+            ],
+            "",
+        )
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["a/17  running on GPU 4,5", "a/17  done", "b/17  running"]
+    assert lines == ["a/17  running on GPU 4,5", "a/17  done  loss 2.5000", "b/17  running"]
     console = Console(width=80)
     console.print(study_output._status_table([running], height=20))
-    assert "a/17  running on GPU 4,5  30/100  ━━━━━━" in capsys.readouterr().out
+    assert "a/17  running on GPU 4,5  30/100" in capsys.readouterr().out
+
+
+def test_a_request_to_stop_is_acknowledged_once_with_the_runs_that_are_saved(capsys):
+    note = "SIGINT: saving the running runs; again to quit without saving"
+    with study_output._status_display() as show:
+        for _ in range(2):
+            show([RunStatus("a/17", "saving", 30, 100), RunStatus("b/17", "waiting", 0, 100)], note)
+    assert capsys.readouterr().err.splitlines() == [note, "a/17  saving"]
+
+
+def shown_rows(statuses, height):
+    console = Console(width=80, file=io.StringIO())
+    console.print(study_output._status_table(statuses, height))
+    return console.file.getvalue().splitlines()
+
+
+def test_the_live_table_has_loss_speed_and_time_left_and_keeps_finished_runs():
+    statuses = [
+        RunStatus("a/17", "done", 100, 100, loss=2.5),
+        RunStatus(
+            *("a/18", "running", 30, 100),
+            loss=2.75,
+            tokens_per_second=12_345.6,
+            seconds_left=3661.0,
+        ),
+        RunStatus("b/17", "waiting", 0, 100),
+    ]
+    rows = [" ".join(row.split()) for row in shown_rows(statuses, height=20)]
+    assert rows == [
+        "run state step loss tokens/s left",
+        "a/17 done 100/100 2.5000",
+        "a/18 running 30/100 2.7500 12,346 1:01:01",
+        "b/17 waiting 0/100",
+        "1 done, 1 running, 1 waiting",
+    ]
+
+
+def test_a_low_terminal_shows_the_runs_at_work_first():
+    statuses = [RunStatus(f"a/{seed}", "done", 9, 9) for seed in range(20)]
+    statuses += [RunStatus("b/1", "running", 3, 9), RunStatus("b/2", "waiting", 0, 9)]
+    rows = shown_rows(statuses, height=6)
+    assert [row.split()[0] for row in rows[1:3]] == ["b/1", "a/0"]
+    assert rows[-1].strip() == "20 done, 1 running, 1 waiting"
+    assert len(rows) == 6

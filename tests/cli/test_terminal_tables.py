@@ -1,5 +1,7 @@
 """Tables printed in a pipe: whole rows, no markup."""
 
+import re
+
 from rewarm.cli.terminal_tables import (
     plain_table,
     print_notes,
@@ -39,3 +41,21 @@ def test_a_terminal_shows_long_lines_with_a_hanging_indent(capsys, monkeypatch):
         "          peak, of 80",
         "step   1  lr 3e-4",
     ]
+
+
+def test_a_narrow_terminal_shows_a_wide_result_table_in_parts(capsys, monkeypatch):
+    columns = ["arm", "start", "final", "change"]
+    names = ("rewarm", "no-warmup")
+    rows = [[Cell(name), *(Cell(f"{i}.0000 ± 0.1000", i) for i in (1, 2, 3))] for name in names]
+    table = Table("Losses", "", columns, rows)
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    for width, widths in ((80, [60]), (50, [43, 26])):
+        monkeypatch.setenv("COLUMNS", str(width))
+        print_result_table(table)
+        printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+        title, *lines = printed.splitlines()
+        assert title == "Losses"
+        assert [len(line.rstrip()) for line in lines[::3]] == widths
+        assert all(line.startswith(("arm ", "rewarm ", "no-warmup ")) for line in lines)
+        text = " ".join(lines)
+        assert [text.count(f" {i}.0000 ± 0.1000") for i in (1, 2, 3)] == [2, 2, 2]  # none is cut

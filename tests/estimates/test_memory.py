@@ -127,7 +127,8 @@ def test_what_each_of_several_gpus_holds_by_hand():
     assert (estimate.unsharded, replica.unsharded) == (8 * (outer + layer), 0)
     assert replica.resting == 16 * parameters
     assert estimate.copies == replica.copies  # of all layers, on every GPU
-    assert "weights, gradients, optimizer state + 4.59 GB gathered weights + " in estimate.as_text()
+    text = estimate.as_text("a GPU")
+    assert "weights, gradients, optimizer state + 4.59 GB gathered weights + " in text
 
 
 def test_gradients_that_are_not_divided_yet_can_be_the_peak():
@@ -342,15 +343,17 @@ def test_the_estimate_as_text(thousand_steps):
     architecture = PRESETS["pythia-14m"]
     fast = estimate_recipe_memory(recipe, architecture, triton=False, lean=False)
     # 12 bytes × 1,000 tokens × 50,304 rows; 16 bytes × 14.07M parameters.
-    assert fast.as_text().startswith(f"{format_bytes(fast.peak)} at the peak: 225.08 MB weights, ")
-    assert fast.as_text().endswith(" activations + 603.65 MB logits")
+    assert fast.as_text("a CPU").startswith(
+        f"{format_bytes(fast.peak)} at the peak on a CPU: 225.08 MB weights, "
+    )
+    assert fast.as_text("a CPU").endswith(" activations + 603.65 MB logits")
     at_once = fast.model_copy(update={"accumulates": False})  # its gradients come later
-    assert "168.81 MB weights, optimizer state + " in at_once.as_text()
+    assert "168.81 MB weights, optimizer state + " in at_once.as_text("a CPU")
     for estimate in (fast, at_once, at_once.model_copy(update={"unsharded": 3 * 10**8})):
         numbers = [
-            float(part.split()[0]) for part in estimate.as_text().split(": ")[1].split(" + ")
+            float(part.split()[0]) for part in estimate.as_text("a CPU").split(": ")[1].split(" + ")
         ]
         assert sum(numbers) == pytest.approx(estimate.peak / 1e6, rel=1e-3)
     lean = estimate_recipe_memory(recipe, architecture, triton=False)
-    assert lean.as_text().endswith(" activations + 604.16 MB logits")
+    assert lean.as_text("a CPU").endswith(" activations + 604.16 MB logits")
     assert lean.model_dump(by_alias=True)["again"] == lean.recomputed > 0

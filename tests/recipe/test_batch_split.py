@@ -2,7 +2,7 @@
 
 import pytest
 
-from rewarm.recipe.batch_split import split_batch
+from rewarm.recipe.batch_split import divisors, microbatch_on_cpu, split_batch
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,16 @@ def test_batch_is_divided_with_as_little_padding_as_possible(
     assert split.microbatch <= microbatch
     assert split.useful == pytest.approx(useful)
     assert split.computed >= sequences
+
+
+@pytest.mark.parametrize("number", [1, 2, 12, 97, 1104])
+def test_divisors(number):
+    assert divisors(number) == [n for n in range(1, number + 1) if number % n == 0]
+
+
+@pytest.mark.parametrize(
+    ("sequences", "context", "microbatch"),
+    [(16, 128, 16), (1104, 128, 16), (100, 1000, 2), (97, 128, 1), (8, 4096, 1)],
+)
+def test_a_cpu_runs_at_most_2048_tokens_at_once(sequences, context, microbatch):
+    assert microbatch_on_cpu(sequences, context) == microbatch

@@ -100,6 +100,16 @@ def test_the_last_step_is_read_from_what_was_appended(path):
     assert reader.read() == 0
 
 
+def test_the_last_training_line_is_kept_while_others_are_appended(path):
+    reader = LastStepReader(path)
+    with path.open("a") as file:
+        for kind, loss in (("train", 2.5), ("spike", 9.0), ("evaluate", 8.0)):
+            file.write(json.dumps({"kind": kind, "step": 4, "tokens": 256, "loss": loss}) + "\n")
+            file.flush()
+            assert reader.read() == 4
+            assert reader.last_training["loss"] == 2.5
+
+
 def test_of_a_long_file_only_the_end_is_read(path):
     path.write_text("not a line of metrics\n" * 10_000 + json.dumps(LINES[2]) + "\n")
     assert LastStepReader(path).read() == 3

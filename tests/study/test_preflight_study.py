@@ -1,6 +1,7 @@
 """A study is checked before any of it runs, and refused with everything that prevents it."""
 
 import fcntl
+import re
 import shutil
 
 import pytest
@@ -64,6 +65,26 @@ def test_problems_are_grouped_with_the_names_of_their_runs(write_study, tmp_path
         "no-corpus/1, neither/1, no-corpus/2, neither/2: nowhere",
         "neither/1, neither/2: nor-here",
     ]
+
+
+def test_of_many_runs_with_a_problem_two_are_named(write_study, tmp_path):
+    arms = "".join(f"  arm-{i}: {{data.train.upstream.shards: nowhere}}\n" for i in range(9))
+    path = write_study(ARMS + arms)
+    some, *_ = str(refusal(path)).splitlines()
+    assert some == (
+        f"arm-0/1, arm-1/1 and 16 more of 23 runs: {tmp_path}/nowhere: no such folder; expected "
+        "one that `rewarm shard` wrote"
+    )
+    shards = tmp_path / "shards"
+    path.write_text(path.read_text().replace("nowhere", str(shards)))
+    for recipe in (tmp_path / "base.yaml", tmp_path / "arm.yaml"):
+        lines = recipe.read_text().splitlines()
+        changed = [
+            re.sub(r"downstream: \{shards: [^,}]+", f"downstream: {{shards: {shards}", line)
+            for line in lines
+        ]
+        recipe.write_text("\n".join(changed) + "\n")
+    assert f"all 23 runs: {shards}: no such folder" in str(refusal(path))
 
 
 def test_problems_of_bases_are_listed_first(write_study, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,19 +13,16 @@ from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.errors import CheckpointError, Preempted, RecipeError
 from rewarm.model.architecture import PRESETS
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
+from rewarm.recipe import batch_split
+from rewarm.recipe.batch_split import divisors
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.runs.resolve_run import resolve
 from rewarm.training import microbatch_search
-from rewarm.training.microbatch_search import divisors, largest_that_fits, resolve_microbatch
+from rewarm.training.microbatch_search import largest_that_fits, resolve_microbatch
 
 CUDA = torch.device("cuda")
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-
-
-@pytest.mark.parametrize("number", [1, 2, 12, 97, 1104])
-def test_divisors(number):
-    assert divisors(number) == [n for n in range(1, number + 1) if number % n == 0]
 
 
 @pytest.mark.parametrize("guess", divisors(1104))
@@ -41,14 +39,14 @@ def test_largest_that_fits_is_found_from_any_guess(guess, most):
     assert len(tried) == len(set(tried))
 
 
-AUTO = {"batch": "{tokens: 1024, microbatch: auto}"}
+AUTO = {"batch": "{tokens: 1024}"}  # the default
 
 
 @pytest.fixture
 def at_most_four(monkeypatch):
     """Has the rule for a CPU choose 4 of the divisors of 16 sequences of 64 tokens."""
     with monkeypatch.context() as patch:
-        patch.setattr(microbatch_search, "_CPU_TOKENS", 300)
+        patch.setattr(batch_split, "_CPU_TOKENS", 300)
         yield patch
 
 
@@ -161,6 +159,25 @@ def test_a_recipe_of_which_nothing_fits_is_refused(thousand_steps, tried, monkey
     with pytest.raises(RecipeError, match="not even one sequence of 1,000 tokens fits") as error:
         search(thousand_steps)
     assert error.value.exit_code == 2
+
+
+def test_where_gpus_divide_the_weights_arithmetic_decides(thousand_steps, tried, monkeypatch):
+    def divided(free):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10**11))
+        recipe = recipe_of(thousand_steps, "batch.microbatch=auto", "parallel.shard=all")
+        four = SimpleNamespace(size=4, minimum=lambda number: number)
+        resolved, (line,) = resolve_microbatch(resolve(recipe), four)
+        return resolved.recipe.batch.microbatch, line
+
+    # 85 % of 5 GB hold 5 sequences of 0.64 GB; of 10, each GPU would run 9 of its 25 at once.
+    assert divided(5 * 10**9) == (
+        5,
+        "batch   at most 5 × 1,000 tokens at once (auto: fits NVIDIA X1 by arithmetic, which "
+        "`rewarm check --gpus 4` shows)",
+    )
+    assert tried == []
+    with pytest.raises(RecipeError, match="not even one sequence of 1,000 tokens fits"):
+        divided(5 * 10**8)
 
 
 @pytest.mark.gpu

@@ -66,16 +66,22 @@ def test_a_signal_saves_and_exits_with_its_own_code(recipe_text, tmp_path, numbe
     assert process.wait_for("\nstep 3/"), "ended before step 3"
     process.signal(number)
     assert process.wait() == code
-    assert "Traceback" not in process.errors
-    assert "--resume" in process.errors
+    name = signal.Signals(number).name
+    again = "; again to quit without saving" if number in (signal.SIGTERM, signal.SIGINT) else ""
+    receipt, message = process.errors.splitlines()[-2:]  # a stop that was asked for is no error
+    assert receipt == f"{name}: saving after this step{again}"
+    assert message.startswith(f"{name}: stopped after step ")
+    assert message.endswith("; continue with the same command and --resume")
     assert read_training_state(last_checkpoint(tmp_path / "run")).step >= 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_a_process_that_is_stuck(number):
-    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         try:
-            assert process.stdout.readline() == b"ready\n"
+            assert process.stdout.readline() == "ready\n"
             for _ in range(2):  # a closed terminal, a CPU limit: they repeat by themselves
                 process.send_signal(signal.SIGHUP)
                 process.send_signal(signal.SIGXCPU)
@@ -87,6 +93,8 @@ def test_a_second_signal_ends_a_process_that_is_stuck(number):
                 process.wait(timeout=0.5)
             process.send_signal(number)
             assert process.wait(timeout=5) == 128 + number
+            name = signal.Signals(number).name
+            assert process.stderr.read() == f"{name} again: stopped without saving\n"
         finally:
             process.kill()
 

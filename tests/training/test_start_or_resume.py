@@ -129,7 +129,7 @@ def test_what_is_printed_before_the_first_step(recipe_text, tmp_path, trained_ru
     assert headings == ["start", "", "", "", "", "model", "device", "memory", "steps"]
     assert run_parts.start_messages[5:7] == [
         "model   58,240 parameters, 512 embedding rows, 135 of them padding",
-        "device  cpu, fp32, flash attention",
+        "device  cpu, fp32, flash attention; no GPU was found, so the run is on the CPU",
     ]
 
 

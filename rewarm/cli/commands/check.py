@@ -29,7 +29,10 @@ def check(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Print what a recipe, or a study, will do, and refuse what training would refuse."""
+    """Print what a recipe, or a study, will do, and refuse what training would refuse.
+
+    Example: rewarm check recipe.yaml --set tokens=1B --gpus 8
+    """
     from rewarm.study.study_file import is_study
 
     if is_study(recipe):

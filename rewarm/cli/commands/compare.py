@@ -27,7 +27,10 @@ def compare(
     ] = 1,
     as_json: Json = False,
 ) -> None:
-    """Run every arm of a study with every seed, and print the results."""
+    """Run every arm of a study with every seed, and print the results.
+
+    Example: rewarm compare study.yaml --workers 2
+    """
     from rewarm.cli.study_output import run_and_print_study
     from rewarm.paths import short_path
     from rewarm.study.preflight_study import check_study

@@ -17,7 +17,10 @@ def doctor(
     ] = Path(),
     as_json: Json = False,
 ) -> None:
-    """Print versions, devices, limits and speeds of this machine, and what is wrong with it."""
+    """Print versions, devices, limits and speeds of this machine, and what is wrong with it.
+
+    Example: rewarm doctor runs
+    """
     from rewarm.diagnostics import report
 
     results = []

@@ -26,7 +26,7 @@ def evaluate(
     checkpoints: Annotated[
         list[str],
         typer.Argument(
-            metavar="CHECKPOINT...", help="A checkpoint, a run (its last one), or any NeoX base."
+            metavar="CHECKPOINT", help="A checkpoint, a run (its last one), or any NeoX base."
         ),
     ],
     data: Annotated[
@@ -38,6 +38,7 @@ def evaluate(
     context: Annotated[
         int | None,
         typer.Option(
+            metavar="N",
             help="Tokens in a sequence; by default as in the checkpoint's recipe, or else the "
             "model's positions.",
             min=1,
@@ -46,15 +47,20 @@ def evaluate(
     documents: Annotated[
         str | None,
         typer.Option(
-            help="attend-across or separate; by default as in the checkpoint's recipe, or else "
-            "attend-across."
+            metavar="attend-across|separate",
+            help="By default as in the checkpoint's recipe, or else attend-across.",
         ),
     ] = None,
-    microbatch: Annotated[int, typer.Option(help="Sequences at once.", min=1)] = 8,
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or fp16.")] = "fp32",
+    microbatch: Annotated[int, typer.Option(metavar="N", help="Sequences at once.", min=1)] = 8,
+    precision: Annotated[
+        str, typer.Option(metavar="fp32|bf16|fp16", help="Of the forward pass.")
+    ] = "fp32",
     as_json: Json = False,
 ) -> None:
-    """Measure loss, perplexity and bits per byte of checkpoints on shards."""
+    """Measure loss, perplexity and bits per byte of checkpoints on shards.
+
+    Example: rewarm eval runs/base runs/rewarm --data code=shards/code/val
+    """
     limit = _parse_tokens(tokens)
     sets = _parse_sets(data)
     if precision not in ("fp32", "bf16", "fp16"):

@@ -18,7 +18,10 @@ def lineage(
     ],
     as_json: Json = False,
 ) -> None:
-    """Show which model was trained from which, with learning rates and losses."""
+    """Show which model was trained from which, with learning rates and losses.
+
+    Example: rewarm lineage runs
+    """
     from rich.tree import Tree
 
     from rewarm.checkpoints.lineage import LineageNode, lineage_forest, read_lineages
@@ -35,7 +38,7 @@ def lineage(
         return tree
 
     console = Console(highlight=False, emoji=False, markup=False)
-    # Lines are not wrapped in a file, and not below 120 columns in a terminal.
-    console.width = max(console.width, 120) if console.is_terminal else 1000
+    if not console.is_terminal:
+        console.width = 1000  # a model is one line
     for root in lineage_forest(lineages):
         console.print(tree_of(root))

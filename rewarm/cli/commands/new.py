@@ -14,11 +14,14 @@ from rewarm.cli.terminal_tables import plain_table, print_table
 def new(
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="The template to copy; without it, list all."),
+        typer.Argument(metavar="NAME", help="The template to copy; without it, list all."),
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write to.")] = Path(),
 ) -> None:
-    """Copy a recipe or study template, with its JSON Schema for editors, or list all templates."""
+    """Copy a recipe or study template, with its JSON Schema for editors, or list all templates.
+
+    Example: rewarm new cpu-mini --out recipes
+    """
     from rewarm.cli.recipe_templates import list_templates, write_template
 
     if name is not None:

@@ -37,7 +37,10 @@ def plan(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print what a recipe, or a study, costs: tokens, FLOPs, hours, price, memory, disk."""
+    """Print what a recipe, or a study, costs: tokens, FLOPs, hours, price, memory, disk.
+
+    Example: rewarm plan recipe.yaml --gpu h100 --gpus 8 --price 2.5
+    """
     if price is not None and not (gpu or measure):
         raise typer.BadParameter("--price: needs hours; name a --gpu, or --measure")
     speed_of = _speed(gpu, measure=measure)

@@ -75,7 +75,10 @@ def plot_schedule(
         ),
     ] = None,
 ) -> None:
-    """Draw the learning rate of recipes, computed by the function that training uses."""
+    """Draw the learning rate of recipes, computed by the function that training uses.
+
+    Example: rewarm plot-schedule recipe.yaml other.yaml --zoom 0:2%
+    """
     _check_options(zoom, at, file_format, out)
     if out is not None and (out.is_dir() or not out.suffix):
         out = out / "schedule.png"

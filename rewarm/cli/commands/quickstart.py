@@ -15,7 +15,10 @@ def quickstart(
         Path, typer.Option(metavar="DIR", help="The folder for text, shards, recipes and runs.")
     ] = Path("rewarm-quickstart"),
 ) -> None:
-    """Run the whole workflow here in minutes: a small model, real text, no GPU, no download."""
+    """Run the whole workflow here in minutes: a small model, real text, no GPU, no download.
+
+    Example: rewarm quickstart --out try
+    """
     from rewarm.cli.quickstart_steps import run_quickstart
 
     output_is_summary()

@@ -18,7 +18,7 @@ def report(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="RUN_OR_STUDY...",
+            metavar="RUN_OR_STUDY",
             help="Run directories, folders of run directories, or studies.",
         ),
     ],
@@ -26,9 +26,8 @@ def report(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The file to write; its suffix sets the format: .html, .md, .csv, or a figure: "
-            ".png, .svg, .pdf. In a folder, report.html.",
-            show_default="report.html",
+            help="The file to write, report.html by default; its suffix sets the format: .html, "
+            ".md, .csv, or a figure: .png, .svg, .pdf. In a folder, report.html.",
         ),
     ] = None,
     report_format: Annotated[
@@ -38,7 +37,10 @@ def report(
         ),
     ] = None,
 ) -> None:
-    """Write the results of runs and studies to a self-contained page, or to another format."""
+    """Write the results of runs and studies to a self-contained page, or to another format.
+
+    Example: rewarm report study.yaml --out report.html
+    """
     out = out or Path(f"report.{report_format or 'html'}")
     if out.is_dir() or not (out.suffix or report_format):
         out = out / f"report.{report_format or 'html'}"

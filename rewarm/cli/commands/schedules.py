@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
 
+from rewarm.cli.help_pages import Command, Group
 from rewarm.cli.options import Json
 from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import plain_table, print_table
@@ -19,7 +19,7 @@ _SLOW_IMPORT = 1.0  # seconds; the list reports the time of slower imports
 _IMPORT_TIMEOUT = 10.0  # seconds
 
 
-class _ScheduleNames(TyperGroup):
+class _ScheduleNames(Group):
     """Interprets a word that is not a command as the name of a schedule to show."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -28,18 +28,21 @@ class _ScheduleNames(TyperGroup):
 
 
 schedules = typer.Typer(
-    cls=_ScheduleNames, invoke_without_command=True, subcommand_metavar="[NAME]"
+    cls=_ScheduleNames, invoke_without_command=True, subcommand_metavar="[NAME|new|test]"
 )
 
 
 @schedules.callback()
 def _schedules(context: typer.Context, as_json: Json = False) -> None:
-    """List the installed schedules; with a NAME, its settings."""
+    """List the installed schedules; with a NAME, its settings.
+
+    Example: rewarm schedules rewarm
+    """
     if context.invoked_subcommand is None:
         _list(as_json)
 
 
-@schedules.command(hidden=True)
+@schedules.command(cls=Command, hidden=True)
 def show(name: str, as_json: Json = False) -> None:
     """Show the settings of a schedule."""
     from rewarm.schedules import find, origin, settings_schema
@@ -63,14 +66,19 @@ def show(name: str, as_json: Json = False) -> None:
     print_table(table)
 
 
-@schedules.command("new")
+@schedules.command("new", cls=Command)
 def new_schedule(
-    name: Annotated[str, typer.Argument(help="The name of the schedule in recipes.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The name of the schedule in recipes.")
+    ],
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="The folder in which to create rewarm-NAME.")
     ] = Path(),
 ) -> None:
-    """Write a new schedule plug-in: a distribution that installs and passes its tests."""
+    """Write a new schedule plug-in: a distribution that installs and passes its tests.
+
+    Example: rewarm schedules new sawtooth --out plugins
+    """
     from rewarm.schedules.new_plugin import write_plugin
 
     output_is_summary()
@@ -80,16 +88,19 @@ def new_schedule(
     print(f"\nnext: pip install -e {root}, rewarm schedules test {name}, pytest {root}")
 
 
-@schedules.command("test")
+@schedules.command("test", cls=Command)
 def check_conformance(
-    name: str,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="An installed schedule.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="A=VALUE", help="A setting; may be repeated."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Check that a schedule fulfills the contract of schedules."""
+    """Check that a schedule fulfills the contract of schedules.
+
+    Example: rewarm schedules test rewarm --set peak_lr=3e-4 --set min_lr=3e-5
+    """
     from rewarm.recipe.yaml_document import YamlDocument
     from rewarm.testing import conformance
 

@@ -14,7 +14,10 @@ def schema(
         bool, typer.Option("--study", help="Print the schema of a study instead.")
     ] = False,
 ) -> None:
-    """Print the JSON Schema of a recipe, for editors."""
+    """Print the JSON Schema of a recipe, for editors.
+
+    Example: rewarm schema
+    """
     from rewarm.cli.recipe_templates import schema_json
     from rewarm.recipe.recipe import Recipe
     from rewarm.study.study_file import Study

@@ -26,7 +26,7 @@ def shard(
     inputs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="INPUT...",
+            metavar="INPUT",
             help="JSON lines and txt (.gz, .zst, .xz, .bz2), parquet, Arrow, tars and zips of "
             "text, datasets saved to disk, Megatron's .bin + .idx, .npy, and folders of these.",
         ),
@@ -35,7 +35,9 @@ def shard(
     tokenizer: Annotated[
         str, typer.Option(metavar="T", help="A tokenizer.json, a local folder, or a hub name.")
     ],
-    field: Annotated[str, typer.Option(help="The field or column that holds the text.")] = "text",
+    field: Annotated[
+        str, typer.Option(metavar="NAME", help="The field or column that holds the text.")
+    ] = "text",
     shard_size: Annotated[
         str, typer.Option(metavar="TOKENS", help="Approximate number of tokens in one shard.")
     ] = "16M",
@@ -94,7 +96,10 @@ def shard(
         typer.Option(metavar="N", min=1, help="Times its size that a file may decompress to."),
     ] = 1000,
 ) -> None:
-    """Turn text into token shards."""
+    """Turn text into token shards, which training reads.
+
+    Example: rewarm shard text --out data --tokenizer EleutherAI/pythia-410m
+    """
     from rewarm.data.document_readers import find_input_files, refuse_record
     from rewarm.data.shard_writer import write_shards
     from rewarm.data.tokenizer import load_tokenizer

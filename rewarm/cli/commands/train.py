@@ -52,7 +52,10 @@ def train_command(
         ),
     ] = 0,
 ) -> None:
-    """Run a recipe."""
+    """Train a model as a recipe says; continue an interrupted run with --resume.
+
+    Example: rewarm train recipe.yaml --set run=runs/longer --set tokens=1B
+    """
     from rewarm.quantities import parse_duration
     from rewarm.recipe.gpu_sharing import shard_size_on
 

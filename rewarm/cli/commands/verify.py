@@ -24,7 +24,10 @@ def verify(
         ),
     ] = None,
 ) -> None:
-    """Read every shard or checkpoint completely, and compare it with its index or manifest."""
+    """Read every shard or checkpoint completely, and compare it with its index or manifest.
+
+    Example: rewarm verify runs/rewarm
+    """
     from rewarm.checkpoints.find_checkpoint import later_checkpoints
     from rewarm.checkpoints.manifest import MANIFEST
     from rewarm.data.verify_shards import verify_shards

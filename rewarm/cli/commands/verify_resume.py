@@ -15,10 +15,15 @@ from rewarm.errors import CheckpointError
 def verify_resume_command(
     recipe: RecipeFile,
     overrides: Set = None,
-    steps: Annotated[int, typer.Option(help="Steps to run, interrupted half-way.", min=2)] = 40,
+    steps: Annotated[
+        int, typer.Option(metavar="N", help="Steps to run, interrupted half-way.", min=2)
+    ] = 40,
     gpus: GpuCount = None,
 ) -> None:
-    """Prove on this machine that an interrupted run ends, bit for bit, as an uninterrupted one."""
+    """Prove on this machine that an interrupted run ends, bit for bit, as an uninterrupted one.
+
+    Example: rewarm verify-resume recipe.yaml --steps 20
+    """
     import tempfile
 
     loaded = load_recipe_file(recipe, overrides)

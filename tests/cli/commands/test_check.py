@@ -40,12 +40,58 @@ def test_json_is_the_plan(recipe_file, command):
     assert len(json.loads(out)["problems"]) == 1
 
 
-def test_an_automatic_microbatch_is_planned_without_a_number(thousand_steps, tmp_path, command):
+def test_an_automatic_microbatch_is_the_default(thousand_steps, tmp_path, command, monkeypatch):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(thousand_steps.replace(", microbatch: 10", ""))
+    _, out, _ = command("check", path)
+    assert (  # the largest divisor of 100 with at most 2,048 tokens
+        "batch       2 sequences × 1,000 tokens × 50 accumulated = 100,000 tokens; "
+        "2 at once is auto on a CPU\n" in out
+    )
+    assert "1.21 GB logits\n" in out  # 12 bytes × 2,000 tokens × 50,304 rows
+    monkeypatch.setattr("rewarm.estimates.run_plan._has_gpu", lambda: True)
+    _, out, _ = command("check", path)
+    assert "100 sequences × 1,000 tokens = 100,000 tokens, as many at once as fit" in out
+    assert " logits, with one sequence at once\n" in out
+
+
+@pytest.mark.parametrize(
+    ("precision", "remark"),
+    [
+        ("fp32", ""),
+        ("bf16", "; bf16 is slower than fp32 on most of them"),
+        ("fp8", "; fp8 rounds as on a GPU there, and is slower than bf16 and fp32"),
+    ],
+)
+def test_a_machine_without_a_gpu_is_remarked_on(
+    thousand_steps, tmp_path, command, monkeypatch, precision, remark
+):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(thousand_steps.replace("1000", "1008").replace("100_000", "100_800"))
+    monkeypatch.setattr("rewarm.estimates.run_plan._has_gpu", lambda: False)
+    _, out, _ = command("check", path, "--set", f"precision={precision}")
+    assert f"device      no GPU was found, so the run is on the CPU{remark}\n" in out
+    assert "1 GPU" not in out
+    monkeypatch.setattr("rewarm.estimates.run_plan._has_gpu", lambda: True)
+    _, out, _ = command("check", path, "--set", f"precision={precision}")
+    assert "no GPU was found" not in out
+
+
+def test_check_and_plan_have_one_estimate_of_memory(thousand_steps, tmp_path, command, monkeypatch):
     path = tmp_path / "recipe.yaml"
     path.write_text(thousand_steps)
-    _, out, _ = command("check", path, "--set", "batch.microbatch=auto")
-    assert "100 sequences × 1,000 tokens = 100,000 tokens, as many at once as fit" in out
-    assert "603.65 MB logits, with one sequence at once\n" in out
+    by_device = {}
+    for has_gpu, device, other in ((False, "CPU", "GPU"), (True, "GPU", "CPU")):
+        monkeypatch.setattr("rewarm.estimates.run_plan._has_gpu", lambda found=has_gpu: found)
+        _, checked, _ = command("check", path)
+        _, planned, _ = command("plan", path)
+        (here,) = re.findall(rf"memory +([\d.]+ [GM]B) at the peak on a {device}: ", checked)
+        (elsewhere,) = re.findall(rf"\n +([\d.]+ [GM]B) on a {other}, ", checked)
+        assert re.search(rf" {here} +[\d.]+ [GM]B\n", planned)  # the column of memory
+        assert re.search(rf"\nmemory    on a {device}: .*; {elsewhere} on a {other}, ", planned)
+        by_device |= {device: here, f"not {other}": elsewhere}
+    assert by_device["CPU"] == by_device["not CPU"] != by_device["GPU"] == by_device["not GPU"]
+    assert f" {by_device['GPU']} " in command("plan", path, "--gpu", "h100")[1]
 
 
 def test_a_resume_is_planned(recipe_text, recipe_file, tmp_path, command):

@@ -4,6 +4,7 @@ import json
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -115,13 +116,15 @@ def test_a_second_call_takes_seconds_and_prints_the_same(finished_quickstart):
 
 def test_the_next_commands_that_it_suggests_run(finished_quickstart, tmp_path):
     folder, output, _ = finished_quickstart
-    commands = output.partition("Next, try\n")[2].split("\n  ")
+    change_folder, *commands = output.partition("Next, try\n")[2].strip().split("\n  ")
     assert [command.split()[1] for command in commands] == [
         "plot-schedule", "check", "train", "eval",
     ]  # fmt: skip
+    assert all(len(f"  {command}") <= 80 for command in commands)  # can be copied as one line
     for command in commands:
         shorter = " --set tokens=20480" if " train " in command else ""
-        code, printed = run_example(command.strip() + shorter, folder, tmp_path)
+        work = folder / change_folder.removeprefix("cd ")
+        code, printed = run_example(command + shorter, work, tmp_path)
         assert code == 0, (command, printed)
 
 
@@ -186,8 +189,16 @@ def test_the_shell_commands_of_the_readme_run(finished_quickstart, tmp_path):
     commands = re.findall(r"^rewarm .*rewarm-quickstart/.*$", blocks, re.MULTILINE)
     commands = [command for command in commands if " shard " not in command]  # see the next test
     assert [command.split()[1] for command in commands] == ["train", "eval"]
-    for command in commands:
-        code, output = run_example(command, finished_quickstart[0], tmp_path)
+    train, evaluate = commands
+    assert "stop with Ctrl-C, resume with the same command and `--resume`" in README.read_text()
+    folder = finished_quickstart[0]
+    process = RewarmProcess(tmp_path, *shlex.split(train)[1:], cwd=folder)
+    assert process.wait_for("step 0  evaluated")
+    time.sleep(3)  # as a reader would: it has not ended by then
+    process.signal(signal.SIGINT)
+    assert process.wait() == 130, process.errors
+    for command in (f"{train} --resume", evaluate):
+        code, output = run_example(command, folder, tmp_path)
         assert code == 0, (command, output)
 
 

@@ -35,14 +35,14 @@ _MAX_CALIBRATION_RUNS = 8
 _MIN_COMPUTE_CAPABILITY = (8, 9)  # Ada
 
 
-def check_fp8_device(device: torch.device) -> str:
-    """Checks that a device has fp8 matmuls; returns a note to append to the name of the device.
+def check_fp8_device(device: torch.device) -> None:
+    """Checks that a device has fp8 matmuls, or is a CPU, which rounds as a GPU does.
 
     Raises:
         RecipeError: the device has no fp8 matmuls.
     """
     if device.type == "cpu":
-        return ", which rounds as a GPU does, slower than in bf16"
+        return
     if torch.cuda.get_device_capability(device) < _MIN_COMPUTE_CAPABILITY:
         raise RecipeError(
             [
@@ -50,7 +50,6 @@ def check_fp8_device(device: torch.device) -> str:
                 "expected a Hopper GPU (H100, H200), Ada or later; set precision: bf16"
             ]
         )
-    return ""
 
 
 class TensorScale(NamedTuple):
