@@ -24,7 +24,8 @@ MODULES = {
 LAYERS = {
     "used everywhere": (
         "download_cache errors exit_codes files freed_memory once_per_node open_files "
-        "path_contents paths quantities reader_threads remote_storage safe_loading stop_signals table_cells version"
+        "path_contents paths quantities reader_threads remote_storage safe_loading "
+        "stop_signals table_cells version"
     ),
     "learning rates": "schedules",
     "kernels": "model.kernels",
