@@ -16,8 +16,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-from rich.console import Console
-
 from rewarm.cli.quickstart_steps import ARM_SCHEDULES, _print_results, _write_recipes
 from rewarm.plots.loss_figure import save_losses
 from rewarm.recipe.recipe import load_recipe
@@ -46,7 +44,7 @@ def printed_results(runs: dict[str, Path]) -> str:
     output = io.StringIO()
     with contextlib.redirect_stdout(output):
         figure = Path("rewarm-quickstart/curves.png")
-        _print_results(runs, figure, Console(highlight=False, soft_wrap=True))
+        _print_results(runs, figure)
     return "\n".join(line.rstrip() for line in output.getvalue().strip().splitlines()) + "\n"
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rewarm.errors import did_you_mean
 
@@ -18,11 +19,19 @@ class PathContents(NamedTuple):
     """`; name data/train or data/val`: what was probably meant; empty if that is not known."""
 
 
-def describe_path(path: Path) -> PathContents:
-    """Returns what is at a path, by the names of files there; none is read."""
+Wanted = Literal["shards", "runs"]
+
+
+def describe_path(path: Path, *wanted: Wanted) -> PathContents:
+    """Returns what is at a path, by the names of files there; none is read.
+
+    Args:
+        path: the path.
+        wanted: what is expected there, and so what may be named instead.
+    """
     try:
         if path.is_dir():
-            return _describe_folder(path)
+            return _describe_folder(path, wanted)
         if path.exists():
             return _describe_file(path)
     except (OSError, ValueError):  # not a path of this system, or not readable
@@ -47,7 +56,7 @@ def nearest_name(path: Path) -> str:
     return did_you_mean(str(path), [str(other) for other in beside if other.name[0] != "."])
 
 
-def _describe_folder(path: Path) -> PathContents:
+def _describe_folder(path: Path, wanted: Sequence[Wanted]) -> PathContents:
     if (path / "index.json").is_file():
         return PathContents("a folder of shards")
     if (path / "MANIFEST.json").is_file():
@@ -60,9 +69,11 @@ def _describe_folder(path: Path) -> PathContents:
     if indices:
         folders = [str(index.parent) for index in indices]
         name = " or ".join(folders) if len(folders) < 4 else f"one, such as {folders[0]}"
-        return PathContents("a folder with shards in its subfolders", f"; name {name}")
+        instead = f"; name {name}" if "shards" in wanted else ""
+        return PathContents("a folder with shards in its subfolders", instead)
     if runs := sorted(path.glob("*/checkpoints")):
-        return PathContents("a folder of runs", f"; name one, such as {runs[0].parent}")
+        instead = f"; name one, such as {runs[0].parent}" if "runs" in wanted else ""
+        return PathContents("a folder of runs", instead)
     return PathContents("a folder of something else" if any(path.iterdir()) else "an empty folder")
 
 

@@ -52,10 +52,15 @@ def folder(tmp_path, monkeypatch):
     ],
 )
 def test_what_is_at_a_path(folder, path, what, instead):
-    assert describe_path(Path(path)) == (
+    assert describe_path(Path(path), "shards", "runs") == (
         what.replace("HERE", str(folder)),
         instead,
     )
+
+
+def test_only_what_is_wanted_is_named_instead(folder):
+    assert describe_path(Path("runs"), "shards") == ("a folder of runs", "")
+    assert describe_path(Path("data"), "runs") == ("a folder with shards in its subfolders", "")
 
 
 def test_a_hidden_file_is_not_suggested(tmp_path):

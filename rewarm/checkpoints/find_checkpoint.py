@@ -245,7 +245,7 @@ def read_architecture(directory: Path) -> Architecture:
         check_files_inside(directory)
         config = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
-        found = describe_path(directory)
+        found = describe_path(directory, "runs")
         raise CheckpointError(
             f"{directory}: {found.what}; expected a model directory (config.json): a Hugging Face "
             "NeoX model, a rewarm checkpoint, a run that has one, or a global_step folder of "

@@ -115,7 +115,7 @@ def read_lineages(path: Path) -> list[list[Ancestor]]:
         if (lineage := read_last_checkpoint(run, partial(_checkpoint_lineage, str(run))))
     ]
     if not lineages:
-        found = describe_path(path)
+        found = describe_path(path, "runs")
         raise CheckpointError(
             f"{path}: {found.what}; expected a rewarm checkpoint, a run that has one, or a folder "
             f"of runs{found.instead}"

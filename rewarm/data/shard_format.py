@@ -140,7 +140,7 @@ def read_shard_index(folder: Path) -> ShardIndex:
             )
         return index
     except (FileNotFoundError, NotADirectoryError):
-        found = describe_path(folder)
+        found = describe_path(folder, "shards")
         is_text = folder.is_file() and folder.suffix != ".tar"
         remedy = f"; write one: rewarm shard {folder} --out DIR --tokenizer T" if is_text else ""
         raise DataError(

@@ -211,13 +211,17 @@ class StudyResults:
     def claimed_metric(self, request: MetricRequest, seed: int) -> float | None:
         """Returns a metric that a claim refers to, or None if it was not measured.
 
-        In a claim, `upstream` and `downstream` are the sets of that role, if there are any, also
-        where a set has this name.
+        In a claim, `upstream` and `downstream` are the set of this name, if that is its role too,
+        and else the mean of all sets of that role, if there are any.
         """
 
         def history_of(arm: str, name: str) -> LossHistory | None:
-            has_role = any(name == role and self._sets_of_role(role) for role in ROLES)
-            return self.history(arm, seed, f"{name} mean" if has_role else name)
+            others = [
+                role
+                for role in ROLES
+                if name == role != self.role(name) and self._sets_of_role(role)
+            ]
+            return self.history(arm, seed, _mean_name(others[0]) if others else name)
 
         return claimed_value(request, history_of)
 

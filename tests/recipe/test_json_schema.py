@@ -70,7 +70,7 @@ ACCEPTED = {
     "tokens": ["100M", "100_000_000", "1e8", "1.0e8", "100 M"],
     "data.lanes": ["16", "1_6"],
     "data.max_epochs": ["4", "4.5", "1_000", "1_000.5"],
-    "data.train.downstream.weight": ["95%", "0.95", "1_0", "[{from: 0, weight: 1_0}]"],
+    "data.train.downstream.weight": ["75%", "0.95", "1_0", "[{from: 0, weight: 1_0}]"],
     "data.validation": ["{a: {shards: x, tokens: 20_000}}", "{a: {shards: x, tokens: 20k}}"],
     "schedule.peak_lr": ["3e-4", "0.000_3"],
     "schedule.warmup": ["1%", "0.01", "1_00 steps", "1.5M tokens", "1e6 tokens", "1 M tokens"],

@@ -79,7 +79,9 @@ def test_an_unknown_name_is_an_error_that_lists_the_installed_ones():
         ("clipped-cosine", ": a decay, and no schedule; write name: rewarm (or no-warmup) and dec"),
     ],
 )
-def test_a_schedule_that_is_not_installed_is_named_with_what_to_do(name, hint):
+def test_a_schedule_that_is_not_installed_is_named_with_what_to_do(name, hint, monkeypatch):
+    builtin = [plugin for plugin in schedules.installed() if plugin.distribution == "rewarm"]
+    monkeypatch.setattr(registry, "installed", lambda: builtin)
     with pytest.raises(ScheduleError) as raised:
         schedules.find(name)
     assert f"no schedule named {name!r}{hint}" in str(raised.value)

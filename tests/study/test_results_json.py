@@ -108,7 +108,7 @@ recipe: recipe.yaml
 bases: {{books: base.yaml}}
 arms:
   low: {{schedule.peak_lr: 1e-4}}
-  replay: {{data.train.books: {{shards: {folder}/books/train, weight: 5%}}}}
+  replay: {{data.train.books: {{shards: {folder}/books/train, weight: 0.05}}}}
 seeds: [1, 2]
 claims:
   replay forgets less: "forgetting(upstream, replay) < forgetting(upstream, low)"

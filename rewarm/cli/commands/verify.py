@@ -43,7 +43,7 @@ def verify(
         return
     has_index = any((folder / name / "index.json").exists() for name in ("", "train", "val"))
     if folder.exists() and not has_index:
-        found = describe_path(folder)
+        found = describe_path(folder, "shards", "runs")
         is_recipe = folder.suffix in (".yaml", ".yml")
         remedy = f"; a recipe or a study: rewarm check {folder}" if is_recipe else ""
         raise DataError(

@@ -32,7 +32,7 @@ def test_a_time_limit_counts_from_the_start_of_the_process(recipe_file):
 
 @pytest.mark.parametrize(
     ("override", "message"),
-    [("sede=1", "sede: no such setting"), ("batch.microbatch=7", "a whole number of microbatches")],
+    [("sede=1", "sede: no such setting"), ("batch.microbatch=7", "should divide the 16 sequences")],
 )
 def test_a_wrong_recipe_is_refused_before_anything_is_created(
     recipe_file, command, tmp_path, override, message
