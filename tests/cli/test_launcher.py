@@ -119,7 +119,7 @@ def test_a_killed_process_is_restarted_and_a_signal_stops_all(endless, tmp_path)
     assert process.wait_for("step 240/")
     process.signal(signal.SIGTERM)
     assert process.wait(60) == 75
-    assert "shared  no GPU was found: 2 processes on CPUs, all weights on each" in process.errors
+    assert "shared  2 processes on the CPU, all weights on each" in process.errors
     assert not any(map(is_running, first))
     assert "SIGTERM: stopped after step" in process.errors
     assert process.errors.count("start   ") == 2

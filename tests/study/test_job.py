@@ -47,7 +47,7 @@ def run_all(study_runner, workers=1):
     """Runs a study; returns its error, and the arms that are done."""
     error = ""
     try:
-        study_runner.run_all(divide_gpus([], workers), lambda _: None)
+        study_runner.run_all(divide_gpus([], workers), lambda *_: None)
     except CheckpointError as raised:
         error = str(raised)
     return error, [arm for arm, _ in study_runner.results().outcomes]
