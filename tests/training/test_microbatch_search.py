@@ -97,8 +97,8 @@ def test_steps_are_known_before_the_microbatch_is(thousand_steps):
     with pytest.raises(RecipeError) as error:
         recipe_of(thousand_steps, "batch.microbatch=auto", "batch.tokens=100_400")
     assert (
-        "batch.tokens: should be a whole number of sequences of 1,000 tokens, got 100,400; "
-        "try 100,000" in str(error.value)
+        "batch.tokens: should be a whole number of sequences of 1,000 tokens (data.context), got "
+        "100,400; try 100,000" in str(error.value)
     )
     with pytest.raises(RecipeError, match=r"batch.microbatch: .*\(got 'most'\)"):
         recipe_of(thousand_steps, "batch.microbatch=most")
