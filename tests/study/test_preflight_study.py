@@ -71,9 +71,9 @@ def test_of_many_runs_with_a_problem_two_are_named(write_study, tmp_path):
     arms = "".join(f"  arm-{i}: {{data.train.upstream.shards: nowhere}}\n" for i in range(9))
     path = write_study(ARMS + arms)
     some, *_ = str(refusal(path)).splitlines()
-    assert some == (
+    assert some.startswith(
         f"arm-0/1, arm-1/1 and 16 more of 23 runs: {tmp_path}/nowhere: no such folder; expected "
-        "one that `rewarm shard` wrote"
+        "a folder that `rewarm shard` wrote"
     )
     shards = tmp_path / "shards"
     path.write_text(path.read_text().replace("nowhere", str(shards)))

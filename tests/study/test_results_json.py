@@ -175,14 +175,22 @@ def test_front_lines_and_claims_follow_the_roles_not_the_names(tmp_path, thousan
     ]
 
 
-def test_a_claim_about_a_role_is_about_all_its_sets_also_where_one_has_its_name():
-    roles = {"upstream": "upstream", "alt": "upstream"}
-    run = outcome(upstream=[2.0, 3.0], alt=[4.0, 6.0])._replace(roles=roles)
+@pytest.mark.parametrize(
+    ("roles", "final"),
+    [
+        ({"upstream": "upstream", "alt": "upstream"}, 3.0),  # as the table of this set says
+        ({"upstream": "downstream", "alt": "upstream"}, 6.0),
+        ({"upstream": "downstream"}, 3.0),
+        ({"books": "upstream", "alt": "upstream"}, 4.5),
+    ],
+)
+def test_a_claim_about_a_role_is_about_the_set_of_this_name_or_else_about_all_of_the_role(
+    roles, final
+):
+    name = "books" if "books" in roles else "upstream"
+    run = outcome(**{name: [2.0, 3.0], "alt": [4.0, 6.0]})._replace(roles=roles)
     results = StudyResults({("a", 1): run})
-    assert results.claimed_metric(MetricRequest("final", ("upstream",), ("a",)), 1) == 4.5
-    assert results.history("a", 1, "upstream").final == 3.0
-    named = StudyResults({("a", 1): run._replace(roles={"upstream": "downstream"})})
-    assert named.claimed_metric(MetricRequest("final", ("upstream",), ("a",)), 1) == 3.0
+    assert results.claimed_metric(MetricRequest("final", ("upstream",), ("a",)), 1) == final
 
 
 def test_a_claim_about_a_role_that_no_set_has_is_refused(tmp_path, thousand_steps):
