@@ -110,7 +110,9 @@ def test_a_killed_process_is_restarted_and_a_signal_stops_all(endless, tmp_path)
     words = ("train", endless, "--gpus", 2, "--max-restarts", 1)
     temporary = tmp_path / "tmp"
     temporary.mkdir()
-    process = RewarmProcess(tmp_path, *words, environment={"TMPDIR": str(temporary)})
+    # Torch keeps its cache in TMPDIR, unless a test before this one has set another folder.
+    environment = {"TMPDIR": str(temporary), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    process = RewarmProcess(tmp_path, *words, environment=environment)
     assert process.wait_for("step 120/")  # one checkpoint, of step 100, is complete
     first = workers_of(process)
     assert len(first) == 2
