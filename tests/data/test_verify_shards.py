@@ -48,7 +48,10 @@ def test_a_token_outside_the_vocabulary_is_named(tmp_path, tokenizer):
 
 
 def test_a_folder_without_an_index_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"no index\.json"):
+    with pytest.raises(DataError, match=r"an empty folder; expected .* \(index\.json\)"):
+        verify_shards(tmp_path)
+    (tmp_path / "00000.tar").touch()
+    with pytest.raises(DataError, match=r"something else; expected .* \(index\.json\)"):
         verify_shards(tmp_path)
 
 
