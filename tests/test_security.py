@@ -43,7 +43,6 @@ MAY_READ_JSON = {
     "rewarm/runs/metrics_file.py": "the metrics of the user's own run",
     "rewarm/data/input_records.py": "the user's texts, a line at a time",
     "rewarm/data/archive_readers.py": "the user's texts, a member of an archive at a time",
-    "rewarm/data/text_pieces.py": "what tokenizers has just written",
     "rewarm/data/tokenizer.py": "what tokenizers has just written",
 }
 MAY_READ_YAML = "rewarm/recipe/yaml_document.py"

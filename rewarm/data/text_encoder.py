@@ -18,6 +18,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from rewarm.data.normalizer_growth import check_normalizer
+from rewarm.data.text_pieces import can_cut_texts
 from rewarm.data.tokenizer import Tokenizer, tokenizer_document
 from rewarm.errors import DataError
 
@@ -43,6 +44,8 @@ class TextEncoder:
         self._joined_encoder = tokenizer.encoder
         self._eos_token, self._eos_token_id = tokenizer.eos_token, tokenizer.eos_token_id
         document = tokenizer_document(self._joined_encoder)
+        self.can_cut_texts = can_cut_texts(document)
+        """Whether the pieces that `cut_text` yields have the token ids of the text."""
         _check_dropout(document["model"])
         check_normalizer(document["normalizer"])
         special_tokens = [t["content"] for t in document["added_tokens"] if t["special"]]
@@ -56,7 +59,9 @@ class TextEncoder:
         self._may_panic = '"Regex"' in json.dumps(
             [document["pre_tokenizer"], document["normalizer"]]
         )
-        self.can_join = self._dropped is None and self._eos_token in special_tokens
+        self.can_join = (
+            self.can_cut_texts and self._dropped is None and self._eos_token in special_tokens
+        )
         """Whether `encode_joined` may be used."""
 
     @cached_property
@@ -97,10 +102,10 @@ class TextEncoder:
 
     def has_special_token(self, text: str) -> bool:
         """Returns whether a text contains a special token, such as `<|endoftext|>`."""
-        return any(
-            prefix in text and any(token in text for token in tokens)
-            for prefix, tokens in self._special_tokens.items()
-        )
+        for prefix, tokens in self._special_tokens.items():
+            if prefix in text and any(token in text for token in tokens):
+                return True
+        return False
 
     def _encode_batch(
         self, encoder: tokenizers.Tokenizer, texts: list[str]

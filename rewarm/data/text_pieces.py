@@ -12,13 +12,9 @@ them. Only characters are used whose kind is the same in all versions of Unicode
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import tokenizers
+from typing import Any
 
 _LETTERS = "A-Za-z0-9\u3041-\u3096\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
 _POINTS = ",.;:!?+/=\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f"  # no apostrophe: 's is one match
@@ -38,9 +34,12 @@ _PATTERNS = {
 }
 
 
-def can_cut_texts(encoder: tokenizers.Tokenizer) -> bool:
-    """Returns whether a tokenizer gives the pieces of a text the same token ids as the text."""
-    document = json.loads(encoder.to_str())
+def can_cut_texts(document: dict[str, Any]) -> bool:
+    """Returns whether a tokenizer gives the pieces of a text the same token ids as the text.
+
+    Args:
+        document: the content of its tokenizer.json.
+    """
     return (
         _cuts_between_words(document["pre_tokenizer"] or {})
         and (document["normalizer"] or {}).get("type") in _NORMALIZERS

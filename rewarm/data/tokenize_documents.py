@@ -22,7 +22,7 @@ import numpy.typing as npt
 from rewarm.data.document_readers import DEFAULT_OPTIONS, Document
 from rewarm.data.sample_layout import Positions, check_in_vocabulary
 from rewarm.data.text_encoder import TextEncoder
-from rewarm.data.text_pieces import can_cut_texts, cut_text
+from rewarm.data.text_pieces import cut_text
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.errors import DataError
 from rewarm.reader_threads import ReaderThreads
@@ -136,8 +136,6 @@ class DocumentTokenizer:
         self._tokenizer = tokenizer
         self._max_piece_bytes = max_piece_bytes
         self.encoder = TextEncoder(tokenizer)
-        self._can_cut_texts = can_cut_texts(tokenizer.encoder)
-        self._can_join_texts = self._can_cut_texts and self.encoder.can_join
 
     def tokenize(self, documents: list[Document]) -> TokenizedBatch:
         """Returns the token ids of documents.
@@ -154,7 +152,7 @@ class DocumentTokenizer:
         return _concatenate(batches)
 
     def _tokenize_texts(self, documents: list[Document]) -> TokenizedBatch:
-        batch = self._encode_texts(documents, may_join=self._can_join_texts)
+        batch = self._encode_texts(documents, may_join=self.encoder.can_join)
         if len(batch.ends) != len(documents):  # a text that is normalized to end-of-text
             batch = self._encode_texts(documents, may_join=False)
         return batch
@@ -195,7 +193,9 @@ class DocumentTokenizer:
                 yield self._join_texts(short)
                 short, characters = [], 0
             end = 0
-            for piece in cut_text(text, _PIECE_CHARACTERS) if self._can_cut_texts else [text]:
+            for piece in (
+                cut_text(text, _PIECE_CHARACTERS) if self.encoder.can_cut_texts else [text]
+            ):
                 self._check_size(piece, document.location)
                 end += len(piece)
                 yield _Piece(piece, documents=int(end == len(text)))

@@ -7,7 +7,7 @@ from repository import ROOT
 from tokenizers import Regex, models, pre_tokenizers, trainers
 
 from rewarm.data.text_pieces import can_cut_texts, cut_text
-from rewarm.data.tokenizer import load_tokenizer
+from rewarm.data.tokenizer import load_tokenizer, tokenizer_document
 
 NEOX = ROOT.parent / "shared" / "data" / "20B_tokenizer.json"
 # White space, marks, quotes, letters and digits of several scripts, and what looks like a token.
@@ -33,14 +33,14 @@ def check_pieces(encoder, texts):
 
 def test_pieces_have_the_token_ids_of_the_text(tokenizer_json):
     encoder = load_tokenizer(str(tokenizer_json)).encoder
-    assert can_cut_texts(encoder)
+    assert can_cut_texts(tokenizer_document(encoder))
     check_pieces(encoder, random_texts(1000))
 
 
 @pytest.mark.skipif(not NEOX.exists(), reason="the tokenizer of GPT-NeoX is not here")
 def test_pieces_have_the_token_ids_of_the_text_with_the_tokenizer_of_gpt_neox():
     encoder = load_tokenizer(str(NEOX)).encoder
-    assert can_cut_texts(encoder)
+    assert can_cut_texts(tokenizer_document(encoder))
     check_pieces(encoder, random_texts(1000))
 
 
@@ -79,13 +79,13 @@ def pattern_tokenizer(pattern):
 @pytest.mark.parametrize("pattern", [LLAMA_3, QWEN_2, GPT_4O, None])
 def test_pieces_have_the_token_ids_of_the_text_with_the_patterns_of_others(pattern):
     encoder = pattern_tokenizer(pattern)
-    assert can_cut_texts(encoder)
+    assert can_cut_texts(tokenizer_document(encoder))
     check_pieces(encoder, random_texts(1000))
     check_pieces(encoder, ["the 1234,56 they've,IT'S/said /\n\n, x"])
 
 
 def test_a_tokenizer_with_another_pattern_gets_whole_texts():
-    assert not can_cut_texts(pattern_tokenizer(LLAMA_3 + r"|x"))
+    assert not can_cut_texts(tokenizer_document(pattern_tokenizer(LLAMA_3 + r"|x")))
 
 
 def test_pieces_have_at_least_the_given_length():
@@ -117,4 +117,4 @@ def test_other_tokenizers_get_whole_texts(tokenizer_json, change):
     document["pre_tokenizer"] |= change.get("byte_level", {})
     document |= {key: change[key] for key in change.keys() & document.keys()}
     encoder = tokenizers.Tokenizer.from_str(json.dumps(document))
-    assert not can_cut_texts(encoder)
+    assert not can_cut_texts(tokenizer_document(encoder))
