@@ -10,10 +10,8 @@ recipe.yaml -> YamlDocument (data, source locations) -> pydantic -> Recipe -> st
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -32,6 +30,7 @@ from rewarm.errors import RecipeError, ScheduleError
 from rewarm.model.architecture import Architecture
 from rewarm.paths import short_path
 from rewarm.quantities import Count
+from rewarm.recipe.corpus_weights import steps_before, unread_corpus_problems, weight_problems
 from rewarm.recipe.fields import (
     BatchSettings,
     DataSettings,
@@ -41,10 +40,8 @@ from rewarm.recipe.fields import (
     ModelSettings,
     OptimizerSettings,
     ParallelSettings,
-    Percentage,
     Section,
     Text,
-    WeightFrom,
     field_problem,
 )
 from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
@@ -131,8 +128,7 @@ class Recipe(Section):
             self._check_budget_holds_a_batch,
             self._check_context_fits_positions,
             self._check_carry_needs_base_weights,
-            self._check_some_corpus_has_weight,
-            self._check_percentages_make_100,
+            self._check_weights,
         )
         problems = [problem for check in checks for problem in check()]
         if not problems:  # shares of the run are known
@@ -215,67 +211,13 @@ class Recipe(Section):
                     True,
                 )
 
-    def _check_some_corpus_has_weight(self) -> Iterator[InitErrorDetails]:
-        for step, weights in self._weights_by_step():
-            if not any(weights.values()):
-                yield field_problem(
-                    ("data", "train"),
-                    "should have a corpus with a weight above 0 at every step; from step "
-                    f"{step:,} on, all weights are 0",
-                    0,
-                )
-
-    def _check_percentages_make_100(self) -> Iterator[InitErrorDetails]:
-        for step, weights in self._weights_by_step():
-            total = sum(weights.values())
-            has_percentage = any(isinstance(weight, Percentage) for weight in weights.values())
-            if not has_percentage or abs(total - 1) < 1e-9:
-                continue
-            parts = [
-                f"{name} {100 * weight:.10g}%"
-                if isinstance(weight, Percentage)
-                else f"{name} {weight:.10g}"
-                for name, weight in weights.items()
-            ]
-            from_step = f" from step {step:,} on" if step > 1 else ""
-            yield field_problem(
-                ("data", "train"),
-                f"weights in percent should make 100%, and these make {100 * total:.10g}%"
-                f"{from_step}: {' + '.join(parts)}; write all in percent, or all as numbers, which "
-                "are relative to each other",
-                total,
-            )
+    def _check_weights(self) -> Iterator[InitErrorDetails]:
+        yield from weight_problems(self.data.train, self.steps)
 
     def _check_each_corpus_is_read(self) -> Iterator[InitErrorDetails]:
-        blocks = dict.fromkeys(self.data.train, 0.0)
-        stretches = [*self._weights_by_step(), (self.steps + 1, {})]
-        for (first, weights), (end, _) in pairwise(stretches):
-            steps = max(0, min(end, self.steps + 1) - first)
-            for name, weight in weights.items():
-                blocks[name] += steps * self.sequences_per_step * weight / sum(weights.values())
-        total = self.steps * self.sequences_per_step
-        for name, count in blocks.items():
-            if count < 1 - 1e-9:
-                yield field_problem(
-                    ("data", "train", name),
-                    f"its weight is {count / total:.2g} of the run, {count:.2g} of {total:,} "
-                    f"sequences of {self.data.context:,} tokens, and less than one cannot be read; "
-                    "give it more weight, or remove it",
-                    count,
-                )
-
-    def _weights_by_step(self) -> list[tuple[int, dict[str, float]]]:
-        """Returns the corpora's weights as (first step where they hold, weights), in order."""
-        changes: dict[int, dict[str, float]] = {}
-        for name, corpus in self.data.train.items():
-            for piece in corpus.weight:
-                changes.setdefault(self._steps_before(piece) + 1, {})[name] = piece.weight
-        weights: dict[str, float] = {}
-        by_step = []
-        for step in sorted(changes):
-            weights = weights | changes[step]
-            by_step.append((step, weights))
-        return by_step
+        yield from unread_corpus_problems(
+            self.data.train, self.steps, self.sequences_per_step, self.data.context
+        )
 
     def _check_rates(self) -> Iterator[InitErrorDetails]:
         try:
@@ -343,16 +285,11 @@ class Recipe(Section):
         """The (first block, weight) pieces of each corpus; each piece starts with a whole step."""
         return {
             name: [
-                (self._steps_before(piece) * self.sequences_per_step, piece.weight)
+                (steps_before(piece, self.steps) * self.sequences_per_step, piece.weight)
                 for piece in corpus.weight
             ]
             for name, corpus in self.data.train.items()
         }
-
-    def _steps_before(self, piece: WeightFrom) -> int:
-        """Returns the number of steps before a weight holds."""
-        # 1e-9: rounding in `start` should not delay a piece by a step.
-        return math.ceil(piece.start * self.steps - 1e-9)
 
     def progress(self, step: int) -> float:
         """Returns the fraction of the run that is done after `step`, in (0, 1]."""
