@@ -19,27 +19,27 @@ class PathContents(NamedTuple):
     """`; name data/train or data/val`: what was probably meant; empty if that is not known."""
 
 
-Wanted = Literal["shards", "runs"]
+Expected = Literal["shards", "runs"]
 
 
-def describe_path(path: Path, *wanted: Wanted) -> PathContents:
+def describe_path(path: Path, *expected: Expected) -> PathContents:
     """Returns what is at a path, by the names of files there; none is read.
 
     Args:
         path: the path.
-        wanted: what is expected there, and so what may be named instead.
+        expected: what should be there, and so what may be named instead.
     """
     try:
         if path.is_dir():
-            return _describe_folder(path, wanted)
+            return _describe_folder(path, expected)
         if path.exists():
             return _describe_file(path)
     except (OSError, ValueError):  # not a path of this system, or not readable
         pass
-    return PathContents(not_there(path), nearest_name(path))
+    return PathContents(no_such_folder(path), nearest_name(path))
 
 
-def not_there(path: Path) -> str:
+def no_such_folder(path: Path) -> str:
     """Returns `no such folder`, with the whole path that was looked for if `path` is relative."""
     return "no such folder" if path.is_absolute() else f"no such folder ({path.absolute()})"
 
@@ -56,7 +56,7 @@ def nearest_name(path: Path) -> str:
     return did_you_mean(str(path), [str(other) for other in beside if other.name[0] != "."])
 
 
-def _describe_folder(path: Path, wanted: Sequence[Wanted]) -> PathContents:
+def _describe_folder(path: Path, expected: Sequence[Expected]) -> PathContents:
     if (path / "index.json").is_file():
         return PathContents("a folder of shards")
     if (path / "MANIFEST.json").is_file():
@@ -69,10 +69,10 @@ def _describe_folder(path: Path, wanted: Sequence[Wanted]) -> PathContents:
     if indices:
         folders = [str(index.parent) for index in indices]
         name = " or ".join(folders) if len(folders) < 4 else f"one, such as {folders[0]}"
-        instead = f"; name {name}" if "shards" in wanted else ""
+        instead = f"; name {name}" if "shards" in expected else ""
         return PathContents("a folder with shards in its subfolders", instead)
     if runs := sorted(path.glob("*/checkpoints")):
-        instead = f"; name one, such as {runs[0].parent}" if "runs" in wanted else ""
+        instead = f"; name one, such as {runs[0].parent}" if "runs" in expected else ""
         return PathContents("a folder of runs", instead)
     return PathContents("a folder of something else" if any(path.iterdir()) else "an empty folder")
 

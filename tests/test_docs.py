@@ -21,7 +21,8 @@ from rewarm.cli.recipe_templates import schema_json
 from rewarm.plots.loss_figure import save_losses
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
-from rewarm.study.study_file import Study, load_study
+from rewarm.study.study_file import load_study
+from rewarm.study.study_plan import Study
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),

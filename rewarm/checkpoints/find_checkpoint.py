@@ -18,7 +18,7 @@ from rewarm.checkpoints.hub_download import download_from_hub, is_hub_name
 from rewarm.checkpoints.manifest import MANIFEST
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
-from rewarm.path_contents import describe_path, nearest_name, not_there
+from rewarm.path_contents import describe_path, nearest_name, no_such_folder
 from rewarm.paths import short_path
 from rewarm.quantities import parse_count
 from rewarm.recipe.saved_recipe import load_saved_recipe
@@ -102,7 +102,8 @@ def no_local_model(name: str) -> CheckpointError:
     folder = Path(short_path(path if at else name))
     remedy = "; for a model of the hub, also set model.base_lr" if is_hub_name(name) else ""
     return CheckpointError(
-        f"{short_path(name)}: {not_there(folder)}; correct the path{remedy}{nearest_name(folder)}"
+        f"{short_path(name)}: {no_such_folder(folder)}; correct the path{remedy}"
+        f"{nearest_name(folder)}"
     )
 
 
@@ -245,11 +246,11 @@ def read_architecture(directory: Path) -> Architecture:
         check_files_inside(directory)
         config = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
-        found = describe_path(directory, "runs")
+        contents = describe_path(directory, "runs")
         raise CheckpointError(
-            f"{directory}: {found.what}; expected a model directory (config.json): a Hugging Face "
-            "NeoX model, a rewarm checkpoint, a run that has one, or a global_step folder of "
-            f"GPT-NeoX{found.instead}"
+            f"{directory}: {contents.what}; expected a model directory (config.json): a Hugging "
+            "Face NeoX model, a rewarm checkpoint, a run that has one, or a global_step folder of "
+            f"GPT-NeoX{contents.instead}"
         ) from None
     except (OSError, ValueError) as error:
         raise CheckpointError(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rewarm.checkpoints.weight_files import SAFETENSORS_FILES
 from rewarm.errors import CheckpointError
-from rewarm.path_contents import nearest_name, not_there
+from rewarm.path_contents import nearest_name, no_such_folder
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -30,13 +30,12 @@ def download_from_hub(name: str, revision: str | None, *, weights: bool) -> Path
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     path = Path(name)
-    if (
-        path.parent.is_dir()
-    ):  # a mistake in a path is likely, and the hub is asked for half a minute
+    # A mistake in a path is likely then, and asking the hub takes half a minute.
+    if path.parent.is_dir():
         _logger.warning(
             "%s: %s; asking the hub for a model of that name%s",
             name,
-            not_there(path),
+            no_such_folder(path),
             nearest_name(path),
         )
 
@@ -55,7 +54,7 @@ def download_from_hub(name: str, revision: str | None, *, weights: bool) -> Path
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         at_revision = f" at revision {revision}" if revision else ""
         raise CheckpointError(
-            f"{name}{at_revision}: {not_there(path)}, and no model of the hub that can be "
+            f"{name}{at_revision}: {no_such_folder(path)}, and no model of the hub that can be "
             f"downloaded: {_reason(error)}; correct the path (one in a recipe is relative to the "
             f"recipe's folder) or the name, or name the folder of a download{nearest_name(path)}"
         ) from None
@@ -71,6 +70,6 @@ def _reason(error: Exception) -> str:
         "RemoteEntryNotFoundError": "the model lacks a file",
         "LocalEntryNotFoundError": "the hub cannot be reached, and the model is not in its cache",
     }
-    said = str(error.__cause__ or error).strip().split("\n")[0] or type(error).__name__
+    message = str(error.__cause__ or error).strip().split("\n")[0] or type(error).__name__
     kind = next((kinds[k.__name__] for k in type(error).__mro__ if k.__name__ in kinds), None)
-    return f"{kind} ({said})" if kind else said
+    return f"{kind} ({message})" if kind else message

@@ -115,10 +115,10 @@ def read_lineages(path: Path) -> list[list[Ancestor]]:
         if (lineage := read_last_checkpoint(run, partial(_checkpoint_lineage, str(run))))
     ]
     if not lineages:
-        found = describe_path(path, "runs")
+        contents = describe_path(path, "runs")
         raise CheckpointError(
-            f"{path}: {found.what}; expected a rewarm checkpoint, a run that has one, or a folder "
-            f"of runs{found.instead}"
+            f"{path}: {contents.what}; expected a rewarm checkpoint, a run that has one, or a "
+            f"folder of runs{contents.instead}"
         )
     return lineages
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import io
 import os
 import signal
@@ -69,22 +70,24 @@ app = typer.Typer(
 _PLANNING, _PREPARATION = "Before training", "Prepare"
 _TRAINING, _RESULTS = "Train and measure", "Results"
 
-app.command(cls=Command, rich_help_panel=_PLANNING)(check)
-app.command(cls=Command, rich_help_panel=_PLANNING)(plan)
-app.command(cls=Command, rich_help_panel=_PLANNING)(plot_schedule)
+_command = functools.partial(app.command, cls=Command)
+
+_command(rich_help_panel=_PLANNING)(check)
+_command(rich_help_panel=_PLANNING)(plan)
+_command(rich_help_panel=_PLANNING)(plot_schedule)
 app.add_typer(schedules, name="schedules", rich_help_panel=_PLANNING)
-app.command(cls=Command, rich_help_panel=_PLANNING)(schema)
-app.command(cls=Command, rich_help_panel=_PREPARATION)(new)
-app.command(cls=Command, rich_help_panel=_PREPARATION)(shard)
-app.command(cls=Command, rich_help_panel=_PREPARATION)(verify)
-app.command(cls=Command, rich_help_panel=_PREPARATION)(doctor)
-app.command(cls=Command, rich_help_panel=_TRAINING)(quickstart)
-app.command("train", cls=Command, rich_help_panel=_TRAINING)(train_command)
-app.command(cls=Command, rich_help_panel=_TRAINING)(compare)
-app.command("eval", cls=Command, rich_help_panel=_TRAINING)(evaluate)
-app.command(cls=Command, rich_help_panel=_RESULTS)(report)
-app.command(cls=Command, rich_help_panel=_RESULTS)(lineage)
-app.command("verify-resume", cls=Command, rich_help_panel=_RESULTS)(verify_resume_command)
+_command(rich_help_panel=_PLANNING)(schema)
+_command(rich_help_panel=_PREPARATION)(new)
+_command(rich_help_panel=_PREPARATION)(shard)
+_command(rich_help_panel=_PREPARATION)(verify)
+_command(rich_help_panel=_PREPARATION)(doctor)
+_command(rich_help_panel=_TRAINING)(quickstart)
+_command("train", rich_help_panel=_TRAINING)(train_command)
+_command(rich_help_panel=_TRAINING)(compare)
+_command("eval", rich_help_panel=_TRAINING)(evaluate)
+_command(rich_help_panel=_RESULTS)(report)
+_command(rich_help_panel=_RESULTS)(lineage)
+_command("verify-resume", rich_help_panel=_RESULTS)(verify_resume_command)
 
 
 def _print_version(is_requested: bool) -> None:

@@ -15,7 +15,7 @@ from rewarm.estimates.throughput import Speed, SpeedOf, gpu_memory, measured_gpu
 from rewarm.model.architecture import Architecture
 from rewarm.quantities import format_bytes, format_count, format_number, format_seconds
 from rewarm.recipe.recipe import Recipe
-from rewarm.study.study_file import StudyPlan
+from rewarm.study.study_plan import StudyPlan
 
 _FOLDED_NAME = 12
 """The narrowest column of names; a terminal that is narrower still wraps rows, and cuts nothing."""

@@ -9,7 +9,8 @@ from rewarm.errors import RecipeError, did_you_mean
 from rewarm.recipe.json_schema import accept_underscores, recipe_schema
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.yaml_document import YamlDocument
-from rewarm.study.study_file import Study, is_study
+from rewarm.study.study_file import is_study
+from rewarm.study.study_plan import Study
 
 SCHEMA_FILE = "rewarm.schema.json"
 """The JSON Schema that the first line of a recipe template names, for editors."""

@@ -9,7 +9,7 @@ from rewarm.study.decidable_claims import (
     smallest_decided_effect,
     undecidable_claims,
 )
-from rewarm.study.study_file import StudyPlan
+from rewarm.study.study_plan import StudyPlan
 
 
 def seed_notes(plan: StudyPlan, estimate: CostEstimate | None) -> list[tuple[str, str]]:

@@ -33,7 +33,7 @@ from rewarm.study.comparison_tables import claims_table, comparison_table
 from rewarm.study.results_json import StudySummary, results_as_json, study_pareto_front
 from rewarm.study.run_outcomes import StudyResults, outcome_notes, same_batches
 from rewarm.study.runner import RunStatus, StudyRunner
-from rewarm.study.study_file import StudyPlan, held_out_warnings_of_study, study_roles
+from rewarm.study.study_plan import StudyPlan, held_out_warnings_of_study, study_roles
 from rewarm.study.worker_gpus import WorkerGpus
 
 _COLUMNS = ("arm", "start", "final", "change", "peak rise", "recovered at")

@@ -140,12 +140,12 @@ def read_shard_index(folder: Path) -> ShardIndex:
             )
         return index
     except (FileNotFoundError, NotADirectoryError):
-        found = describe_path(folder, "shards")
+        contents = describe_path(folder, "shards")
         is_text = folder.is_file() and folder.suffix != ".tar"
         remedy = f"; write one: rewarm shard {folder} --out DIR --tokenizer T" if is_text else ""
         raise DataError(
-            f"{folder}: {found.what}; expected a folder that `rewarm shard` wrote (index.json)"
-            f"{remedy}{found.instead}"
+            f"{folder}: {contents.what}; expected a folder that `rewarm shard` wrote (index.json)"
+            f"{remedy}{contents.instead}"
         ) from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {error}") from None

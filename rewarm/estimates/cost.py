@@ -24,7 +24,7 @@ from rewarm.estimates.run_plan import RunPlan, plan_run
 from rewarm.estimates.throughput import Speed, SpeedOf
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.resolve_run import resolve
-from rewarm.study.study_file import StudyPlan
+from rewarm.study.study_plan import StudyPlan
 
 
 class RunHours(BaseModel):

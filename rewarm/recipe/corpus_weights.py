@@ -65,9 +65,9 @@ def unread_corpus_problems(
     for (first, weights), (next_first, _) in pairwise(
         [*_weights_by_step(corpora, steps), (steps + 1, {})]
     ):
-        count = max(0, min(next_first, steps + 1) - first) * sequences_per_step
+        read = max(0, min(next_first, steps + 1) - first) * sequences_per_step
         for name, weight in weights.items():
-            sequences[name] += count * weight / sum(weights.values())
+            sequences[name] += read * weight / sum(weights.values())
     total = steps * sequences_per_step
     for name, count in sequences.items():
         if count < 1 - 1e-9:

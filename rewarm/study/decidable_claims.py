@@ -8,7 +8,7 @@ from rewarm.recipe.recipe import Recipe
 from rewarm.study.claimed_metrics import RunPart
 from rewarm.study.claims import ONE_SEED, Claim
 from rewarm.study.intervals import interval_factor
-from rewarm.study.study_file import StudyPlan
+from rewarm.study.study_plan import StudyPlan
 
 USUAL_SEEDS = 3
 """With two, an interval is more than three times as wide."""

@@ -17,7 +17,7 @@ from rewarm.files import FileStamp, atomic_write
 from rewarm.runs.metrics_file import METRICS_FILE, LastStepReader
 from rewarm.study.run_outcomes import RunOutcome, read_outcome
 from rewarm.study.stale_runs import check_started_from_base, is_complete
-from rewarm.study.study_file import StudyRun
+from rewarm.study.study_plan import StudyRun
 
 _STOPPED = (exit_codes.STOPPED, exit_codes.INTERRUPTED, -signal.SIGTERM)
 """Exit codes of a run that was asked to stop: saved, or ended before it had begun."""

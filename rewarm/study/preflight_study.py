@@ -12,7 +12,7 @@ from rewarm.runs.preconditions import foreign_file, in_use
 from rewarm.runs.resolve_run import preflight
 from rewarm.study.job import recipe_file_of
 from rewarm.study.stale_runs import check_started_from_base, is_complete
-from rewarm.study.study_file import StudyPlan, StudyRun
+from rewarm.study.study_plan import StudyPlan, StudyRun
 
 _MOST_NAMES = 4
 """Runs of a problem that are all named."""

@@ -49,7 +49,7 @@ from rewarm.study.run_outcomes import (
     pareto_front,
     same_batches,
 )
-from rewarm.study.study_file import StudyPlan
+from rewarm.study.study_plan import StudyPlan
 
 
 class MeanWithInterval(BaseModel):

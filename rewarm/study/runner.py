@@ -26,7 +26,7 @@ from rewarm.files import create_folder, try_lock
 from rewarm.stop_signals import REPEATED_SIGNALS, signals_to_handle
 from rewarm.study.job import Job
 from rewarm.study.run_outcomes import StudyResults
-from rewarm.study.study_file import StudyPlan, StudyRun
+from rewarm.study.study_plan import StudyPlan, StudyRun
 from rewarm.study.worker_gpus import WorkerGpus, worker_environment
 
 _POLL_SECONDS = 0.5  # between two checks of the study's folder

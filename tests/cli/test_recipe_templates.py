@@ -13,7 +13,8 @@ from rewarm.cli.recipe_templates import SCHEMA_FILE, STUDY_SCHEMA_FILE, schema_j
 from rewarm.recipe.recipe import load_recipe
 from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.study.decidable_claims import undecidable_claims
-from rewarm.study.study_file import Study, is_study, load_study
+from rewarm.study.study_file import is_study, load_study
+from rewarm.study.study_plan import Study
 
 TEMPLATES = {path.stem: path for path in (ROOT / "recipes").glob("*.yaml")}
 STUDIES = {name: path for name, path in TEMPLATES.items() if is_study(path)}

@@ -17,7 +17,7 @@ from yaml_language_server import PROGRAM, problems_in_editor
 from recipes import recipe_of
 from rewarm.cli.recipe_templates import SCHEMA_FILE, STUDY_SCHEMA_FILE, list_templates, schema_json
 from rewarm.recipe.recipe import Recipe
-from rewarm.study.study_file import Study
+from rewarm.study.study_plan import Study
 
 SCHEMAS = {SCHEMA_FILE: Recipe, STUDY_SCHEMA_FILE: Study}
 

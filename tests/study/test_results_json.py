@@ -11,7 +11,8 @@ from rewarm.study.claimed_metrics import MetricRequest
 from rewarm.study.comparison_tables import start_to_end_table
 from rewarm.study.results_json import StudySummary, read_summary, results_as_json
 from rewarm.study.run_outcomes import StudyResults
-from rewarm.study.study_file import load_study, study_roles
+from rewarm.study.study_file import load_study
+from rewarm.study.study_plan import study_roles
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from rewarm.cli.standard_streams import print_json
 if TYPE_CHECKING:
     from rewarm.estimates.cost import CostEstimate
     from rewarm.estimates.throughput import SpeedOf
-    from rewarm.study.study_file import StudyPlan
+    from rewarm.study.study_plan import StudyPlan
 
 
 def plan(

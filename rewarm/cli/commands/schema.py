@@ -20,6 +20,6 @@ def schema(
     """
     from rewarm.cli.recipe_templates import schema_json
     from rewarm.recipe.recipe import Recipe
-    from rewarm.study.study_file import Study
+    from rewarm.study.study_plan import Study
 
     print_json(schema_json(Study if of_study else Recipe).rstrip("\n"))

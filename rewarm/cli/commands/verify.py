@@ -43,12 +43,12 @@ def verify(
         return
     has_index = any((folder / name / "index.json").exists() for name in ("", "train", "val"))
     if folder.exists() and not has_index:
-        found = describe_path(folder, "shards", "runs")
+        contents = describe_path(folder, "shards", "runs")
         is_recipe = folder.suffix in (".yaml", ".yml")
         remedy = f"; a recipe or a study: rewarm check {folder}" if is_recipe else ""
         raise DataError(
-            f"{folder}: {found.what}; expected a folder of shards, a run or a checkpoint"
-            f"{remedy}{found.instead}"
+            f"{folder}: {contents.what}; expected a folder of shards, a run or a checkpoint"
+            f"{remedy}{contents.instead}"
         )
     reports = verify_shards(folder)
     for report in reports:
