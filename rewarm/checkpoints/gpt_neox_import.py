@@ -30,6 +30,7 @@ from pydantic_core.core_schema import ValidationInfo
 from rewarm.checkpoints.torch_files import check_not_legacy
 from rewarm.errors import CheckpointError, RecipeError
 from rewarm.model.architecture import Activation, Architecture
+from rewarm.recipe.saved_recipe import load_saved_document
 from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.safe_loading import check_files_inside
 
@@ -280,7 +281,7 @@ def _load_config_file(path: Path) -> YamlDocument:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise CheckpointError(f"{path}: larger than {_MAX_BYTES:,} bytes; is it a config?")
-        return YamlDocument.load(path)
+        return load_saved_document(path)
     except (OSError, RecipeError) as error:
         raise CheckpointError(str(error)) from None
 

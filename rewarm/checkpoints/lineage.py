@@ -25,8 +25,8 @@ from rewarm.path_contents import describe_path
 from rewarm.recipe.fields import ModelSettings
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.resolution import base_lr_in_recipe
-from rewarm.recipe.saved_recipe import load_saved_recipe
-from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
+from rewarm.recipe.saved_recipe import load_saved_document, load_saved_recipe
+from rewarm.recipe.yaml_document import flatten_settings
 
 
 def model_lineage(
@@ -75,7 +75,7 @@ def _training_corpora(checkpoint: Path, state: TrainingState) -> dict[str, str]:
     """
     settings: dict[str, Any] = {}
     with contextlib.suppress(RecipeError):
-        settings = flatten_settings(YamlDocument.load(checkpoint / "recipe.yaml").data)
+        settings = flatten_settings(load_saved_document(checkpoint / "recipe.yaml").data)
     return {
         name: hide_credentials(str(settings.get(f"data.train.{name}.shards", "")))
         for name in state.corpora

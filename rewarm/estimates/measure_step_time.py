@@ -28,7 +28,8 @@ from rewarm.errors import RewarmError
 from rewarm.estimates.throughput import Speed
 from rewarm.model.architecture import Architecture
 from rewarm.recipe.recipe import Recipe
-from rewarm.recipe.yaml_document import YamlDocument, write_yaml
+from rewarm.recipe.saved_recipe import load_saved_document
+from rewarm.recipe.yaml_document import write_yaml
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.safe_loading import parse_json
 from rewarm.stop_signals import raise_if_stopped, stop_signals_noted
@@ -105,7 +106,7 @@ def _measure(path: Path, run: Path, output: IO[bytes], recipe: Recipe, evaluated
     step = fmean(recipe.batch.tokens / line["tokens_per_second"] for line in lines)
     (save,) = events["save"]
     evaluations = [event["seconds"] for event in events.get("evaluate", [])]
-    microbatch = YamlDocument.load(run / "recipe.yaml").data["batch"]["microbatch"]
+    microbatch = load_saved_document(run / "recipe.yaml").data["batch"]["microbatch"]
     unit = microbatch * recipe.data.context
     device = events["start"][0]["environment"]["device"]
     return Speed(

@@ -18,9 +18,19 @@ def load_saved_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: every problem, one line each with its source location.
     """
-    if path.exists() and not path.is_file():  # a pipe would be waited for
+    return validate_recipe(load_saved_document(path))
+
+
+def load_saved_document(path: Path) -> YamlDocument:
+    """Returns the document in a file of a run or a checkpoint, which is not checked.
+
+    Raises:
+        RecipeError: it cannot be read, or is no regular file, such as a pipe: that could block
+            forever.
+    """
+    if path.exists() and not path.is_file():
         raise RecipeError([f"{path}: not a regular file"])
-    return validate_recipe(YamlDocument.load(path))
+    return YamlDocument.load(path)
 
 
 def is_saved_recipe(path: Path) -> bool:

@@ -21,8 +21,8 @@ from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, DataError, RewarmError
 from rewarm.files import try_lock
 from rewarm.recipe.recipe import Recipe
-from rewarm.recipe.saved_recipe import is_saved_recipe, load_saved_recipe
-from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
+from rewarm.recipe.saved_recipe import is_saved_recipe, load_saved_document, load_saved_recipe
+from rewarm.recipe.yaml_document import flatten_settings
 from rewarm.runs.corpus_mixture import CorpusMixture
 from rewarm.runs.metrics_file import METRICS_FILE, read_events, read_metrics
 from rewarm.runs.resume_changes import changed_corpora, changed_settings, changed_validation_sets
@@ -139,7 +139,7 @@ def check_same_recipe(recipe: Recipe, directory: Path) -> None:
     path = directory / "recipe.yaml"
     if not (path.is_file() and (directory / METRICS_FILE).is_file()):
         return
-    saved = flatten_settings(YamlDocument.load(path).data)
+    saved = flatten_settings(load_saved_document(path).data)
     now = flatten_settings(recipe.document())
     if changes := changed_settings(saved, now):
         raise CheckpointError(

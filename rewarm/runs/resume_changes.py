@@ -22,6 +22,7 @@ from rewarm.files import FileStamp
 from rewarm.paths import short_path
 from rewarm.recipe.path_settings import make_paths_absolute
 from rewarm.recipe.recipe import Recipe, validate_recipe
+from rewarm.recipe.saved_recipe import load_saved_document
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.corpus_mixture import share_changes
 
@@ -70,7 +71,7 @@ def read_saved_recipe(checkpoint: Path) -> SavedRecipe:
     """
     verify_checkpoint(checkpoint, only="recipe.yaml")  # damage is no change of the recipe
     try:
-        document = YamlDocument.load(checkpoint / "recipe.yaml")
+        document = load_saved_document(checkpoint / "recipe.yaml")
     except RecipeError as error:
         raise CheckpointError(
             f"{checkpoint}: its recipe cannot be read: {error.problems[0]}; use another checkpoint"

@@ -13,7 +13,8 @@ from rewarm.checkpoints.find_checkpoint import later_checkpoints
 from rewarm.checkpoints.training_state import Ancestor, TrainingState
 from rewarm.errors import RecipeError
 from rewarm.recipe.fields import Role
-from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
+from rewarm.recipe.saved_recipe import load_saved_document
+from rewarm.recipe.yaml_document import flatten_settings
 from rewarm.runs.metrics_file import METRICS_FILE, comparable_evaluations
 from rewarm.runs.recorded_metrics import read_run_metrics
 from rewarm.runs.validation_roles import ROLES, merge_roles, saved_roles
@@ -65,7 +66,7 @@ def read_outcome(directory: Path) -> RunOutcome | None:
         return None
     settings: dict[str, Any] = {}
     with contextlib.suppress(RecipeError):
-        settings = flatten_settings(YamlDocument.load(directory / "recipe.yaml").data)
+        settings = flatten_settings(load_saved_document(directory / "recipe.yaml").data)
     return outcome_from_metrics(*read_run_metrics(directory), settings)
 
 

@@ -29,7 +29,7 @@ from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.data.tokenizer import check_model_matches_shards
 from rewarm.errors import CheckpointError, RecipeError
 from rewarm.model.attention_backend import choose_backend
-from rewarm.recipe.yaml_document import YamlDocument
+from rewarm.recipe.saved_recipe import load_saved_document
 from rewarm.runs.preconditions import check_open_files
 from rewarm.training.device_setup import find_device
 from rewarm.training.validation_loss import SetLoss, measure_losses
@@ -175,7 +175,7 @@ def _data_settings(base: BaseCheckpoint) -> dict[str, Any]:
     """
     path = base.directory / "recipe.yaml"
     try:
-        data = YamlDocument.load(path).data.get("data")
+        data = load_saved_document(path).data.get("data")
     except RecipeError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.problems[0]}") from None
     data = data if isinstance(data, dict) else {}

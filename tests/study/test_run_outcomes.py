@@ -1,11 +1,16 @@
 """Outcomes of runs and metrics over seeds, against hand-computed values."""
 
 import json
+import os
+import shutil
+from pathlib import Path
 
 import pytest
 from loss_histories import outcome
 
 from rewarm.checkpoints.training_state import Ancestor
+from rewarm.errors import RecipeError
+from rewarm.recipe.saved_recipe import load_saved_document
 from rewarm.study.claimed_metrics import MetricRequest
 from rewarm.study.loss_history import LossPoint, final_loss
 from rewarm.study.run_outcomes import (
@@ -78,3 +83,15 @@ def test_read_outcome(tmp_path):
     assert (run.stream_digest, run.steps_done, run.seconds_per_token) == ("bb", 2, 1 / 200)
     assert run.losses["x"].points == [LossPoint(0, 0, 3.0), LossPoint(2, 20, 2.0)]
     assert run.losses["y"].final == 4.0
+
+
+@pytest.mark.timeout(20)
+def test_a_recipe_that_cannot_be_read_is_not_waited_for(trained_run, tmp_path):
+    """A pipe would be, for ever: the benchmark of mutated files found that."""
+    run = Path(shutil.copytree(trained_run, tmp_path / "run"))
+    before = read_outcome(run)
+    (run / "recipe.yaml").unlink()
+    os.mkfifo(run / "recipe.yaml")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: not a regular file"):
+        load_saved_document(run / "recipe.yaml")
+    assert read_outcome(run).losses == before.losses
