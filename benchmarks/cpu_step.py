@@ -127,7 +127,7 @@ def trainer(work: Path, steps: int, run: str) -> tuple[list[StepEnd], Any]:
     import torch
     from transformers import GPTNeoXForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    from rewarm.recipe.fields import OptimizerSettings
+    from rewarm.recipe.training_settings import OptimizerSettings
 
     blocks = torch.from_numpy(np.load(work / "tokens.npy").reshape(-1, CONTEXT + 1))
     # Its loss would shift the labels and train on one position fewer, so they are shifted here.

@@ -24,7 +24,7 @@ from rewarm.checkpoints.write_checkpoint import TensorSnapshot, TokenizerSource,
 from rewarm.data.batch_loader import EMPTY_DIGEST
 from rewarm.model.architecture import Architecture
 from rewarm.model.neox import NeoX, initialize_weights
-from rewarm.recipe.fields import OptimizerSettings
+from rewarm.recipe.training_settings import OptimizerSettings
 from rewarm.training.optimizer import apply_update, build_adamw
 
 

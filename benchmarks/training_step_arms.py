@@ -92,7 +92,7 @@ def rewarm(
     from rewarm.model.attention_backend import set_first_backend
     from rewarm.model.kernels.selection import choose_kernels
     from rewarm.recipe.batch_split import split_batch
-    from rewarm.recipe.fields import GuardSettings, LossScaleSettings, OptimizerSettings
+    from rewarm.recipe.training_settings import GuardSettings, LossScaleSettings, OptimizerSettings
     from rewarm.training.device_setup import autocast, keep_freed_memory, set_up_device
     from rewarm.training.divergence_guard import DivergenceGuard
     from rewarm.training.loop import take_step
@@ -198,7 +198,7 @@ def _peer_step(
     import torch
     from torch.nn import functional
 
-    from rewarm.recipe.fields import OptimizerSettings
+    from rewarm.recipe.training_settings import OptimizerSettings
     from rewarm.training.device_setup import autocast
     from rewarm.training.optimizer import build_adamw, set_lr
 

@@ -22,7 +22,7 @@ from rewarm.checkpoints.weight_files import weights_digest
 from rewarm.errors import CheckpointError, RecipeError, RewarmError, hide_credentials
 from rewarm.model.published_pythia import published_training
 from rewarm.path_contents import describe_path
-from rewarm.recipe.fields import ModelSettings
+from rewarm.recipe.model_settings import ModelSettings
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.resolution import base_lr_in_recipe
 from rewarm.recipe.saved_recipe import load_saved_document, load_saved_recipe

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.files import free_name, sync_to_disk
-from rewarm.recipe.fields import KeepSettings
 from rewarm.recipe.recipe import Recipe
+from rewarm.recipe.training_settings import KeepSettings
 
 SET_ASIDE_SUFFIX = ".set-aside"
 """Suffix of a checkpoint directory that a run no longer uses, and that only a user deletes."""

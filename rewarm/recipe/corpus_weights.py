@@ -8,7 +8,8 @@ from itertools import pairwise
 
 from pydantic_core import InitErrorDetails
 
-from rewarm.recipe.fields import Percentage, TrainSet, WeightFrom, field_problem
+from rewarm.recipe.data_settings import Percentage, TrainSet, WeightFrom
+from rewarm.recipe.fields import field_problem
 
 TrainSets = Mapping[str, TrainSet]
 """The corpora of a recipe, by name."""

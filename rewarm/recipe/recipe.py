@@ -31,19 +31,9 @@ from rewarm.model.architecture import Architecture
 from rewarm.paths import short_path
 from rewarm.quantities import Count
 from rewarm.recipe.corpus_weights import steps_before, unread_corpus_problems, weight_problems
-from rewarm.recipe.fields import (
-    BatchSettings,
-    DataSettings,
-    GuardSettings,
-    KeepSettings,
-    LossScaleSettings,
-    ModelSettings,
-    OptimizerSettings,
-    ParallelSettings,
-    Section,
-    Text,
-    field_problem,
-)
+from rewarm.recipe.data_settings import DataSettings
+from rewarm.recipe.fields import Section, Text, field_problem
+from rewarm.recipe.model_settings import ModelSettings
 from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
 from rewarm.recipe.periodic_work import EverySettings
 from rewarm.recipe.resolution import (
@@ -51,6 +41,14 @@ from rewarm.recipe.resolution import (
     base_lr_in_recipe,
     resolution_context,
     resolve_spans,
+)
+from rewarm.recipe.training_settings import (
+    BatchSettings,
+    GuardSettings,
+    KeepSettings,
+    LossScaleSettings,
+    OptimizerSettings,
+    ParallelSettings,
 )
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, write_yaml

@@ -9,7 +9,8 @@ from pydantic import ValidationInfo
 
 from rewarm.paths import short_path
 from rewarm.quantities import Budget
-from rewarm.recipe.fields import ModelSettings, Section
+from rewarm.recipe.fields import Section
+from rewarm.recipe.model_settings import ModelSettings
 
 _Section = TypeVar("_Section", bound=Section)
 

@@ -25,7 +25,7 @@ from rewarm.checkpoints.weight_files import find_weight_files
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
 from rewarm.model.published_pythia import published_architecture
-from rewarm.recipe.fields import ModelSettings
+from rewarm.recipe.model_settings import ModelSettings
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import weight_change
 from rewarm.runs.preconditions import check_no_changes, check_training_state

@@ -32,7 +32,7 @@ from rewarm.checkpoints.lineage import last_lr_of_base
 from rewarm.errors import RecipeError
 from rewarm.paths import short_path
 from rewarm.quantities import parse_count
-from rewarm.recipe.fields import ModelSettings
+from rewarm.recipe.model_settings import ModelSettings
 from rewarm.recipe.path_settings import RECIPE_PATHS, STUDY_PATHS, resolve_paths
 from rewarm.recipe.recipe import Recipe, load_recipe_document, validate_recipe
 from rewarm.recipe.validation import source_order, validate_document

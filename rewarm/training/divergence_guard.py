@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from rewarm.data.batch_loader import DataPosition
-from rewarm.recipe.fields import GuardSettings, LossScaleSettings
+from rewarm.recipe.training_settings import GuardSettings, LossScaleSettings
 from rewarm.training.delayed_number import DelayedNumber
 from rewarm.training.fp16_loss_scale import LossScaler, LossScaleState
 from rewarm.training.stability_gap import GuardEvent, RateRise, StabilityGap

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from rewarm.recipe.fields import LossScaleSettings, PowerOfTwo
+from rewarm.recipe.training_settings import LossScaleSettings, PowerOfTwo
 
 _MAX_SCALE = 2**32  # gradients are of a mean over fewer tokens; a larger scale has no use
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from rewarm.errors import ScheduleError
 from rewarm.model.divided_tensors import own_part
 from rewarm.model.neox import NeoX
-from rewarm.recipe.fields import OptimizerSettings
+from rewarm.recipe.training_settings import OptimizerSettings
 from rewarm.training.processes import ALONE, Processes
 
 

@@ -11,8 +11,8 @@ from training_runs import run
 from recipes import recipe_of
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.retention import kept_steps, most_checkpoints_at_once, prune_checkpoints
-from rewarm.recipe.fields import KeepSettings
 from rewarm.recipe.periodic_work import EverySettings
+from rewarm.recipe.training_settings import KeepSettings
 
 STEPS = [2, 4, 6, 8, 10]
 

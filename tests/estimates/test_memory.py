@@ -18,7 +18,7 @@ from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.quantities import format_bytes
 from rewarm.recipe.batch_split import split_batch
-from rewarm.recipe.fields import OptimizerSettings
+from rewarm.recipe.training_settings import OptimizerSettings
 from rewarm.training.device_setup import autocast
 from rewarm.training.layer_compilation import run_trial_pass
 from rewarm.training.loop import take_step

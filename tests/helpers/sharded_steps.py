@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from rewarm.model.architecture import Architecture
 from rewarm.model.neox import NeoX, initialize_weights
-from rewarm.recipe.fields import OptimizerSettings
+from rewarm.recipe.training_settings import OptimizerSettings
 from rewarm.training.device_setup import autocast
 from rewarm.training.optimizer import build_adamw
 

@@ -18,7 +18,7 @@ from rewarm.checkpoints.retention import prune_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import CheckpointError, Preempted
 from rewarm.files import try_lock
-from rewarm.recipe.fields import KeepSettings
+from rewarm.recipe.training_settings import KeepSettings
 from rewarm.runs.run_directory import RunDirectory
 
 

@@ -8,7 +8,7 @@ from tiny_models import random_tokens, take_tiny_step, tiny_model
 from training_runs import measured_rates, run
 
 from rewarm.errors import Preempted, ScheduleError
-from rewarm.recipe.fields import OptimizerSettings
+from rewarm.recipe.training_settings import OptimizerSettings
 from rewarm.training.applied_rate_check import AppliedRateProbe
 from rewarm.training.optimizer import build_adamw, set_lr
 

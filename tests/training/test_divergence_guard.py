@@ -9,7 +9,7 @@ from training_runs import metrics, run, signal_in_step, trained_files
 
 from rewarm.data.batch_loader import DataPosition
 from rewarm.errors import Diverged, Preempted
-from rewarm.recipe.fields import GuardSettings
+from rewarm.recipe.training_settings import GuardSettings
 from rewarm.training import loop
 from rewarm.training.divergence_guard import DivergenceGuard
 

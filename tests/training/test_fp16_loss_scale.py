@@ -16,7 +16,7 @@ from recipes import recipe_problems
 from rewarm.checkpoints.manifest import build_manifest
 from rewarm.data.batch_loader import DataPosition
 from rewarm.errors import CheckpointError, Diverged, Preempted
-from rewarm.recipe.fields import GuardSettings, LossScaleSettings, OptimizerSettings
+from rewarm.recipe.training_settings import GuardSettings, LossScaleSettings, OptimizerSettings
 from rewarm.training.divergence_guard import DivergenceGuard
 from rewarm.training.fp16_loss_scale import LossScaler, LossScaleState
 from rewarm.training.optimizer import build_adamw

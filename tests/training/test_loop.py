@@ -14,8 +14,8 @@ from rewarm.checkpoints.find_checkpoint import last_checkpoint, list_checkpoints
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.data.corpus import Corpus
 from rewarm.errors import DataError, ScheduleError
-from rewarm.recipe.fields import OptimizerSettings
 from rewarm.recipe.recipe import Recipe
+from rewarm.recipe.training_settings import OptimizerSettings
 from rewarm.training import loop
 from rewarm.training.optimizer import build_adamw
 from rewarm.training.progress_line import ProgressLine

@@ -11,7 +11,7 @@ from training_runs import measured_rates, run
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
 from rewarm.errors import Preempted, ScheduleError
-from rewarm.recipe.fields import OptimizerSettings
+from rewarm.recipe.training_settings import OptimizerSettings
 from rewarm.training.optimizer import build_adamw, clip_gradient, set_lr
 
 

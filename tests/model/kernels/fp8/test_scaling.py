@@ -25,8 +25,8 @@ from rewarm.model.kernels.fp8.scaling import (
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
 from rewarm.recipe.batch_split import split_batch
-from rewarm.recipe.fields import OptimizerSettings
 from rewarm.recipe.recipe import load_recipe, validate_recipe
+from rewarm.recipe.training_settings import OptimizerSettings
 from rewarm.recipe.yaml_document import YamlDocument
 from rewarm.runs.resolve_run import preflight
 from rewarm.training import microbatch_search
