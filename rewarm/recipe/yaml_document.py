@@ -86,18 +86,21 @@ class YamlDocument:
                 problems += error.problems
         return problems
 
-    def apply_override(self, assignment: str, source: str | None = None) -> None:
+    def apply_override(
+        self, assignment: str, source: str | None = None, keys: KeyPath | None = None
+    ) -> None:
         """Changes one setting, written `a.b=value` with a YAML value.
 
         Args:
             assignment: the setting and its new value.
             source: what errors show as its location; by default `--set` and the assignment.
+            keys: the path, where some of its keys contain a dot.
 
         Raises:
             RecipeError: it is not an assignment, or its path goes through a value.
         """
         path, equals, written = assignment.partition("=")
-        keys = tuple(path.split("."))
+        keys = keys or tuple(path.split("."))
         source = source or f"--set {assignment}"
         if not equals or not all(keys):
             raise RecipeError([f"{source}: should be written --set section.setting=value"])

@@ -70,8 +70,9 @@ def load_study(path: Path, overrides: list[str] | None = None) -> StudyPlan:
             ]
         )
     problems = _Problems()
-    for problem in document.apply_overrides(overrides or []):
-        problems.add(problem)
+    for assignment in overrides or []:
+        with problems.collected():
+            _apply_override(document, assignment)
     for problem in resolve_paths(document, STUDY_PATHS):
         problems.add(problem)
     study = _valid_part(document, problems)
@@ -83,6 +84,30 @@ def load_study(path: Path, overrides: list[str] | None = None) -> StudyPlan:
     if problems:
         raise problems.error()
     return StudyPlan(study, bases, runs, claims)
+
+
+def _apply_override(document: YamlDocument, assignment: str) -> None:
+    """Changes a setting of a study, or of one of its arms.
+
+    Names may contain dots, and so does a setting of an arm, such as `schedule.peak_lr`, which is
+    one key. It replaces what the arm says of it, and of what is inside it.
+    """
+    path = assignment.partition("=")[0]
+    section, _, rest = path.partition(".")
+    names = document.data.get(section)
+    if section not in ("arms", "bases", "claims") or not isinstance(names, dict):
+        document.apply_override(assignment)
+        return
+    known = [str(name) for name in names if f"{rest}.".startswith(f"{name}.")]
+    if section != "arms":
+        document.apply_override(assignment, keys=(section, max(known, key=len, default=rest)))
+        return
+    arm = max(known, key=len, default=rest.partition(".")[0])
+    setting = rest[len(arm) + 1 :]
+    if isinstance(settings := names.get(arm), dict):
+        for name in [name for name in settings if f"{name}.".startswith(f"{setting}.")]:
+            del settings[name]
+    document.apply_override(assignment, keys=("arms", arm, setting) if setting else ("arms", arm))
 
 
 class _Problems:

@@ -164,6 +164,37 @@ def test_an_override_changes_an_arm_that_is_written_without_changes(write_study)
     assert [run.recipe.tokens for run in study.runs] == [200_000_000]
 
 
+@pytest.mark.parametrize(
+    ("arm", "override"),
+    [
+        ("{schedule.min_lr: 1e-5}", "schedule.peak_lr=1e-4"),
+        ("{schedule.peak_lr: 2e-4, schedule.min_lr: 1e-5}", "schedule.peak_lr=1e-4"),
+        (
+            "{schedule: {name: rewarm, peak_lr: 2e-4, min_lr: 1e-5, warmup: 1%}}",
+            "schedule.peak_lr=1e-4",
+        ),
+        (
+            "{schedule.peak_lr: 2e-4}",
+            "schedule={name: rewarm, peak_lr: 1e-4, min_lr: 1e-5, warmup: 1%}",
+        ),
+    ],
+)
+def test_an_override_changes_a_setting_of_an_arm_and_nothing_else(write_study, arm, override):
+    study = load_study(
+        write_study(f"arms:\n  warmup-0.5: {arm}\n"), [f"arms.warmup-0.5.{override}"]
+    )
+    [run] = study.runs
+    assert (run.recipe.schedule.peak_lr, run.recipe.schedule.min_lr) == (1e-4, 1e-5)
+
+
+def test_an_override_changes_a_claim_whose_name_has_dots(write_study):
+    path = write_study("arms: {a: }\nclaims:\n  at 0.5: final(old, a) < 1\n")
+    [problem] = problems(path, "claims.at 0.5=final(new, a) < 2")
+    assert problem.startswith(
+        "--set claims.at 0.5=final(new, a) < 2: claims.at 0.5: no validation set named 'new'"
+    )
+
+
 def test_a_recipe_is_not_a_study(write_study, tmp_path):
     write_study("arms: {a: }\n")
     [problem] = problems(tmp_path / "recipe.yaml")
