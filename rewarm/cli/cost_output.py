@@ -7,7 +7,7 @@ import json
 from rich.console import Console
 
 from rewarm.cli.seeds_output import seed_notes
-from rewarm.cli.terminal_tables import plain_table, print_notes, print_table
+from rewarm.cli.terminal_tables import print_notes, print_result_table
 from rewarm.estimates.cost import CostEstimate, RunCost
 from rewarm.estimates.gpu_plan import GpuPlan, padding_text, split_text
 from rewarm.estimates.run_plan import elsewhere_text
@@ -16,9 +16,7 @@ from rewarm.model.architecture import Architecture
 from rewarm.quantities import format_bytes, format_count, format_number, format_seconds
 from rewarm.recipe.recipe import Recipe
 from rewarm.study.study_plan import StudyPlan
-
-_FOLDED_NAME = 12
-"""The narrowest column of names; a terminal that is narrower still wraps rows, and cuts nothing."""
+from rewarm.table_cells import EMPTY, Cell, Table, count_cell, number_cell, tokens_cell
 
 
 def speed_by_measuring() -> SpeedOf:
@@ -56,39 +54,35 @@ def print_cost(estimate: CostEstimate, gpu: str | None, study: StudyPlan | None 
     """
     device = estimate.costs[0].device
     rows = [
-        _row(cost.name, cost, f"{cost.steps:,}", estimate.price, device) for cost in estimate.costs
+        _row(cost.name, cost, count_cell(cost.steps), estimate.price, device)
+        for cost in estimate.costs
     ]
     if estimate.runs > 1:
-        rows.append(_row("all", estimate, "", estimate.price, device))
-    shown = [name for name in rows[0] if any(row[name] for row in rows)]
-    table = plain_table(*shown)
-    names, *figures = table.columns
-    names.no_wrap, names.overflow = False, "fold"
-    for column in figures:
-        column.justify, column.no_wrap = "right", True
-    for row in rows:
-        table.add_row(*(row[name] for name in shown))
-    widths = [max(len(text) for text in (name, *(row[name] for row in rows))) for name in shown]
-    print_table(table, min_width=min(_FOLDED_NAME, widths[0]) + sum(2 + n for n in widths[1:]))
+        rows.append(_row("all", estimate, EMPTY, estimate.price, device))
+    shown = [name for name in rows[0] if any(row[name].text for row in rows)]
+    table = Table("Cost", "", shown, [[row[name] for name in shown] for row in rows])
+    print_result_table(table, show_title=False)
     notes = _notes(estimate, gpu) + (seed_notes(study, estimate) if study else [])
     print_notes((f"{heading:<10}{text}" for heading, text in notes), indent=10)
 
 
 def _row(
-    name: str, cost: RunCost | CostEstimate, steps: str, price: float | None, device: str
-) -> dict[str, str]:
-    gpu_hours, on_cpu = cost.gpu_hours, device == "CPU"
+    name: str, cost: RunCost | CostEstimate, steps: Cell, price: float | None, device: str
+) -> dict[str, Cell]:
+    gpu_hours = None if device == "CPU" else cost.gpu_hours
+    runs = cost.runs if isinstance(cost, CostEstimate) or cost.runs > 1 else None
+    price_of_run = cost.gpu_hours * price if cost.gpu_hours and price is not None else None
     return {
-        "run": name,
-        "runs": f"{cost.runs}" if isinstance(cost, CostEstimate) or cost.runs > 1 else "",
-        "tokens": format_count(cost.tokens),
+        "run": Cell(name),
+        "runs": number_cell(runs, ","),
+        "tokens": tokens_cell(cost.tokens),
         "steps": steps,
-        "FLOPs": f"{cost.flops:.2e}".replace("e+", "e"),
-        "time": _format_hours(cost.hours),
-        "GPU hours": "" if gpu_hours is None or on_cpu else format_number(gpu_hours),
-        "cost": format_number(gpu_hours * price) if gpu_hours and price is not None else "",
-        "memory": format_bytes(cost.memory),
-        "disk": format_bytes(cost.disk),
+        "FLOPs": Cell(f"{cost.flops:.2e}".replace("e+", "e"), cost.flops),
+        "time": Cell(_format_hours(cost.hours), cost.hours),
+        "GPU hours": EMPTY if gpu_hours is None else Cell(format_number(gpu_hours), gpu_hours),
+        "cost": EMPTY if price_of_run is None else Cell(format_number(price_of_run), price_of_run),
+        "memory": Cell(format_bytes(cost.memory), cost.memory),
+        "disk": Cell(format_bytes(cost.disk), cost.disk),
     }
 
 

@@ -95,7 +95,7 @@ def _apply_override(document: YamlDocument, assignment: str) -> None:
     path = assignment.partition("=")[0]
     section, _, rest = path.partition(".")
     names = document.data.get(section)
-    if section not in ("arms", "bases", "claims") or not isinstance(names, dict):
+    if not rest or section not in ("arms", "bases", "claims") or not isinstance(names, dict):
         document.apply_override(assignment)
         return
     known = [str(name) for name in names if f"{rest}.".startswith(f"{name}.")]

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from rewarm.cli.terminal_tables import (
     plain_table,
     print_notes,
@@ -41,6 +43,30 @@ def test_a_terminal_shows_long_lines_with_a_hanging_indent(capsys, monkeypatch):
         "          peak, of 80",
         "step   1  lr 3e-4",
     ]
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [
+        (60, ["runs/long-name/checkpoints/step-10  code  1.0000  2.0000"]),
+        (50, ["runs/long-name/checkpoints/  code  1.0000  2.0000", "step-10"]),
+        (36, [f"runs/long-name/  code  {i}.0000\ncheckpoints/\nstep-10" for i in (1, 2)]),
+    ],
+)
+def test_long_names_are_broken_after_slashes(capsys, monkeypatch, width, expected):
+    row = [
+        Cell("runs/long-name/checkpoints/step-10"),
+        Cell("code"),
+        *(Cell(f"{i}.0000", i) for i in (1, 2)),
+    ]
+    table = Table("Losses", "", ["checkpoint", "set", "loss", "rise"], [row])
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_result_table(table, show_title=False, names=2)
+    printed = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    lines = [line.rstrip() for line in printed.splitlines()]
+    lines = [line for line in lines if not line.startswith("checkpoint ")]
+    assert lines == "\n".join(expected).splitlines()
 
 
 def test_a_narrow_terminal_shows_a_wide_result_table_in_parts(capsys, monkeypatch):

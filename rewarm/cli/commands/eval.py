@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from rewarm.cli.options import Json
 from rewarm.cli.standard_streams import print_json
-from rewarm.cli.terminal_tables import print_table
+from rewarm.cli.terminal_tables import print_result_table
 from rewarm.errors import Diverged
 
 if TYPE_CHECKING:
+    from rewarm.table_cells import Table
     from rewarm.training.evaluate_checkpoint import MeasuredCheckpoint
 
     _Measured = tuple[str, MeasuredCheckpoint]  # a checkpoint as the user named it
@@ -85,7 +85,7 @@ def evaluate(
         content = [_as_json(name, result) for name, result in measured]
         print_json(json.dumps(content, indent=1, allow_nan=False))
     else:
-        print_table(_loss_table(measured))
+        print_result_table(_loss_table(measured), show_title=False, names=2)
     _check_finite(measured, precision)
 
 
@@ -130,27 +130,28 @@ def _as_json(checkpoint: str, measured: MeasuredCheckpoint) -> dict[str, Any]:
 
 
 def _loss_table(measured: list[_Measured]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("checkpoint", overflow="fold")
-    table.add_column("set", no_wrap=True)
-    for column in ("loss", "perplexity", "bits/byte", "tokens", "vs first"):
-        table.add_column(column, justify="right", no_wrap=True)
+    from rewarm.table_cells import Cell, Table, count_cell, number_cell
+
+    columns = ["checkpoint", "set", "loss", "perplexity", "bits/byte", "tokens", "vs first"]
+    rows = []
     _, reference = measured[0]
     for checkpoint, result in measured:
-        for row, (name, loss) in enumerate(result.losses.items()):
-            vs_first = ""
+        for name, loss in result.losses.items():
+            difference = None
             if result is not reference and _are_comparable(result, reference):
-                vs_first = f"{loss.loss - reference.losses[name].loss:+.4f}"
-            table.add_row(
-                checkpoint if row == 0 else "",
-                name,
-                f"{loss.loss:.4f}",
-                f"{loss.perplexity:,.2f}",
-                "—" if loss.bits_per_byte is None else f"{loss.bits_per_byte:.4f}",
-                f"{loss.tokens:,}",
-                vs_first,
+                difference = loss.loss - reference.losses[name].loss
+            rows.append(
+                [
+                    Cell(checkpoint),
+                    Cell(name),
+                    number_cell(loss.loss, ".4f"),
+                    number_cell(loss.perplexity, ",.2f"),
+                    number_cell(loss.bits_per_byte, ".4f"),
+                    count_cell(loss.tokens),
+                    number_cell(difference, "+.4f"),
+                ]
             )
-    return table
+    return Table("Losses", "", columns, rows)
 
 
 def _are_comparable(first: MeasuredCheckpoint, second: MeasuredCheckpoint) -> bool:

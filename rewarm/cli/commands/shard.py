@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from rewarm.cli.input_report import InputReport
 from rewarm.cli.standard_streams import output_is_summary
-from rewarm.cli.terminal_tables import print_table
+from rewarm.cli.terminal_tables import print_result_table
 from rewarm.errors import DataError
 from rewarm.freed_memory import keep_freed_blocks
 
@@ -205,20 +204,22 @@ def _parse_read_options(raw_tokens: str | None, sequences: str) -> ReadOptions:
 
 def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
     """Prints a table with one row for each folder written."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("folder", overflow="fold")  # where it is too long, the numbers stay
-    for column in ("shards", "documents", "tokens", "text bytes/token"):
-        table.add_column(column, justify="right", no_wrap=True)
+    from rewarm.table_cells import Cell, Table, count_cell, number_cell
+
+    rows = []
     for name, index in indices.items():
         text_bytes = index.text_bytes  # None of token ids
-        table.add_row(
-            str(out / name),
-            str(len(index.shards)),
-            f"{index.documents:,}",
-            f"{index.tokens:,}",
-            "" if text_bytes is None else f"{text_bytes / index.tokens:.2f}",
+        rows.append(
+            [
+                Cell(str(out / name)),
+                count_cell(len(index.shards)),
+                count_cell(index.documents),
+                count_cell(index.tokens),
+                number_cell(text_bytes and text_bytes / index.tokens, ".2f"),
+            ]
         )
-    print_table(table, min_width=60)
+    columns = ["folder", "shards", "documents", "tokens", "text bytes/token"]
+    print_result_table(Table("Shards", "", columns, rows), show_title=False)
 
 
 class _ProgressBar:
