@@ -11,14 +11,12 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Table as LiveTable
 
 from rewarm.cli.seeds_output import seed_notes
 from rewarm.cli.terminal_tables import (
-    plain_table,
     print_notes,
     print_result_table,
-    print_table,
 )
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.estimates.cost import CostEstimate, estimate_study_cost
@@ -35,6 +33,7 @@ from rewarm.study.run_outcomes import StudyResults, outcome_notes, same_batches
 from rewarm.study.runner import RunStatus, StudyRunner
 from rewarm.study.study_plan import StudyPlan, held_out_warnings_of_study, study_roles
 from rewarm.study.worker_gpus import WorkerGpus
+from rewarm.table_cells import Cell, Table, count_cell, tokens_cell
 
 _COLUMNS = ("arm", "start", "final", "change", "peak rise", "recovered at")
 """The columns of a comparison table that fit a terminal, besides the differences."""
@@ -99,17 +98,23 @@ def print_study_plan(plan: StudyPlan) -> None:
         for name, recipe in plan.bases.items()
     ]
     print_notes(bases, indent=10)
-    table = plain_table("arm", "steps", "tokens", "starts from", "changes")
+    rows = []
     for arm, changes in plan.study.arms.items():
         recipe = plan.runs_of(arm)[0].recipe
         changes_text = "; ".join(
             f"{setting}: {json.dumps(value)}" for setting, value in changes.items()
         )
-        tokens = format_count(_tokens(recipe))
-        table.add_row(
-            arm, f"{recipe.steps:,}", tokens, _initial_weights(recipe), changes_text or "nothing"
+        rows.append(
+            [
+                Cell(arm),
+                count_cell(recipe.steps),
+                tokens_cell(_tokens(recipe)),
+                Cell(_initial_weights(recipe)),
+                Cell(changes_text or "nothing"),
+            ]
         )
-    print_table(table)
+    columns = ["arm", "steps", "tokens", "starts from", "changes"]
+    print_result_table(Table("Arms", "", columns, rows), show_title=False)
     notes = [("batches", f"the same for {', '.join(group)}") for group in _arms_by_data(plan)]
     recipes = [run.recipe for run in plan.runs] + list(plan.bases.values())
     runs = (
@@ -204,9 +209,9 @@ def _status_display() -> Iterator[Callable[[list[RunStatus], str], None]]:
         )
 
 
-def _status_table(statuses: list[RunStatus], height: int) -> Table:
+def _status_table(statuses: list[RunStatus], height: int) -> LiveTable:
     """Returns a table with at most `height` rows: the runs, those at work first if not all fit."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = LiveTable(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "state", "step", "loss", "tokens/s", "left", ""):
         is_number = column in ("step", "loss", "tokens/s", "left")
         table.add_column(column, justify="right" if is_number else "left", no_wrap=column != "")

@@ -13,7 +13,7 @@ from rich.table import Table
 from rewarm.line_wrapping import wrap_line
 
 _NARROW_TEXT = 16
-"""The least width of a column of text that wraps."""
+"""The least width of a column of text that wraps, if none of its words is longer."""
 
 if TYPE_CHECKING:  # `rewarm --help` imports this module, and should not import pydantic
     from rewarm.table_cells import Table as ResultTable
@@ -102,19 +102,18 @@ def _parts(table: ResultTable, width: int, names: int) -> list[ResultTable]:
 
 
 def _widths(table: ResultTable, names: int) -> list[int]:
-    """Returns how wide each column has to be."""
-    widths = [
-        max(
-            len(line)
-            for text in (column, *(row[index].text for row in table.rows))
-            for line in text.split("\n")
-        )
-        for index, column in enumerate(table.columns)
-    ]
-    return [
-        widths[index] if is_numeric or index < names else min(widths[index], _NARROW_TEXT)
-        for index, is_numeric in enumerate(table.numeric_columns)
-    ]
+    """Returns how wide each column has to be: texts may wrap, but no word is broken."""
+    widths = []
+    for index, (column, is_numeric) in enumerate(
+        zip(table.columns, table.numeric_columns, strict=True)
+    ):
+        texts = [column, *(row[index].text for row in table.rows)]
+        width = max(len(line) for text in texts for line in text.split("\n"))
+        if index >= names and not is_numeric:
+            longest_word = max(len(word) for text in texts for word in text.split() or [""])
+            width = min(width, max(_NARROW_TEXT, longest_word))
+        widths.append(width)
+    return widths
 
 
 def _break_names(table: ResultTable, width: int) -> ResultTable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +11,7 @@ import typer
 
 from rewarm.cli.options import Json
 from rewarm.cli.standard_streams import print_json
-from rewarm.cli.terminal_tables import print_result_table
+from rewarm.cli.terminal_tables import print_notes, print_result_table
 from rewarm.errors import Diverged
 
 if TYPE_CHECKING:
@@ -79,8 +78,8 @@ def evaluate(
         precision=precision,
     )
     measured = [(name, evaluator.measure(name)) for name in checkpoints]
-    for line in [*_settings_lines(measured, precision), *_bytes_lines(measured)]:
-        print(line, file=sys.stderr)  # stdout has the results only
+    # stdout has the results only
+    print_notes([*_settings_lines(measured, precision), *_bytes_lines(measured)], stderr=True)
     if as_json:
         content = [_as_json(name, result) for name, result in measured]
         print_json(json.dumps(content, indent=1, allow_nan=False))
