@@ -44,7 +44,7 @@ def print_notes(lines: Iterable[str], *, indent: int | None = None, stderr: bool
     console = Console(stderr=stderr)
     for line in lines:
         text = wrap_line(line, console.width, indent=indent) if console.is_terminal else line
-        print(text, file=sys.stderr if stderr else sys.stdout)
+        print(text, file=sys.stderr if stderr else sys.stdout, flush=stderr)
 
 
 def print_result_table(table: ResultTable, *, show_title: bool = True, names: int = 1) -> None:

@@ -44,6 +44,8 @@ class Job:
         """What it has measured, once it is done."""
         self.gpus: list[str] = []
         """Of its last worker."""
+        self.step_at_start = 0
+        """The last step in its metrics when its last process started."""
         self.exit_code: Future[int] | None = None
         """Of its last process."""
         self.log = beside_run(run.directory, ".log")
@@ -139,6 +141,7 @@ class Job:
                     start_new_session=True,  # Ctrl-C reaches it only once, through `terminate`
                 )
             self.state, self.gpus, self._lock = "running", gpus, lock
+            self.step_at_start = self.last_step()
             self.exit_code = executor.submit(self._process.wait)
             stack.pop_all()  # `finish` releases the lock
             return True

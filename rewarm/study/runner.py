@@ -166,6 +166,8 @@ class StudyRunner:
         if not status.is_at_work:
             return status
         gpus = ",".join(job.gpus) if state != "elsewhere" else ""
+        if step == job.step_at_start:  # what is known of its speed is from an earlier start
+            return status._replace(gpus=gpus)
         speed = metrics.get("tokens_per_second")
         left = (steps - step) * job.run.recipe.batch.tokens / speed if speed else None
         return status._replace(gpus=gpus, tokens_per_second=speed, seconds_left=left)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from rewarm.errors import CheckpointError
+from rewarm.study.runner import StudyRunner
 from rewarm.study.stale_runs import is_complete
 from rewarm.study.study_file import load_study
 
@@ -81,6 +82,23 @@ def test_a_study_runs_completely_and_only_once(study, command):
     expected = "stale: already complete, but by another recipe: schedule.lr: 0.001 → 0.002"
     with pytest.raises(CheckpointError, match=expected):
         is_complete(changed.recipe)
+
+
+def test_a_resumed_run_shows_no_speed_of_its_earlier_start(study):
+    runner = StudyRunner(load_study(study))
+    job = runner._jobs[1]
+    job.run.directory.mkdir(parents=True)
+    metrics = job.run.directory / "metrics.jsonl"
+    line = {"kind": "train", "step": 2, "tokens": 9, "loss": 3.5, "tokens_per_second": 1024.0}
+    metrics.write_text(f"{json.dumps(line)}\n")
+    job.state, job.step_at_start = "running", 2
+    status = runner._status(job)
+    assert (status.step, status.loss) == (2, 3.5)
+    assert (status.tokens_per_second, status.seconds_left) == (None, None)
+    with metrics.open("a") as file:
+        file.write(f"{json.dumps({**line, 'step': 3})}\n")
+    status = runner._status(job)
+    assert (status.step, status.tokens_per_second, status.seconds_left) == (3, 1024.0, 2.0)
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from rewarm.cli.options import Json, Set
 from rewarm.cli.standard_streams import output_is_summary
+from rewarm.cli.terminal_tables import print_notes
 
 
 def compare(
@@ -49,5 +49,5 @@ def compare(
         threads, note = fix_threads(Path(short_path(plan.study.study)), workers)
         line = f"threads   {note}"
     with suppress(OSError):  # a closed terminal must not end the study
-        print(line, file=sys.stderr, flush=True)
+        print_notes([line], indent=10, stderr=True)
     run_and_print_study(plan, worker_gpus, threads=threads, as_json=as_json)
