@@ -4,7 +4,10 @@ import base64
 import json
 import shutil
 
+import numpy as np
 import pytest
+from PIL import Image
+from quickstart_in_readme import REPORT_PICTURE, photograph_report, runs_of_stored_metrics
 from written_runs import HOSTILE, write_run
 
 from rewarm.report.collect_runs import collect_runs
@@ -53,6 +56,16 @@ def study(tmp_path_factory):
     results = {"arms": {"rewarm": {}, "constant": {}}, "claims": {HOSTILE: claim}}
     (root / "results.json").write_text(json.dumps(results))
     return root
+
+
+def test_the_picture_of_the_report_in_the_readme_is_that_of_the_page(tmp_path):
+    """To store a new one: benchmarks/quickstart_in_readme.py."""
+    picture = photograph_report(runs_of_stored_metrics(tmp_path), tmp_path)
+    drawn, shown = (
+        np.asarray(Image.open(path).convert("L"), int) for path in (picture, REPORT_PICTURE)
+    )
+    assert drawn.shape == shown.shape
+    assert abs(drawn - shown).mean() < 4  # of 255: fonts may differ between machines
 
 
 class OpenPage:
