@@ -5,6 +5,27 @@ from __future__ import annotations
 import textwrap
 
 
+def wrap_parts(parts: list[str], width: int) -> str:
+    """Returns short texts joined by two spaces, with line breaks between them only.
+
+    Args:
+        parts: the texts.
+        width: columns of the terminal; a longer text stays whole.
+
+    >>> print(wrap_parts(["step 40", "lr 0.1 → 0.2", "loss 3.5"], 21))
+    step 40  lr 0.1 → 0.2
+    loss 3.5
+    """
+    lines = [""]
+    for part in parts:
+        joined = f"{lines[-1]}  {part}".lstrip()
+        if len(joined) <= width or not lines[-1]:
+            lines[-1] = joined
+        else:
+            lines.append(part)
+    return "\n".join(lines)
+
+
 def wrap_line(line: str, width: int, *, indent: int | None = None) -> str:
     """Returns a line with breaks between words, so that each part has at most `width` columns.
 

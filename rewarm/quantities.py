@@ -300,6 +300,20 @@ def format_seconds(seconds: float) -> str:
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{1000 * seconds:.1f} ms"
 
 
+def format_rates(first: float, highest: float, last: float) -> str:
+    """Formats the learning rates of a run: the first, the highest between them, and the last.
+
+    >>> format_rates(1e-4, 2e-3, 2e-4), format_rates(2e-3, 2e-3, 2e-4)
+    ('0.0001 → peak 0.002 → 0.0002', '0.002 → 0.0002')
+    >>> format_rates(1e-5, 1e-5, 1e-5)
+    '1e-05'
+    """
+    start, peak, end = (f"{rate:.4g}" for rate in (first, highest, last))
+    if start == peak == end:
+        return start
+    return f"{start} → {end}" if peak in (start, end) else f"{start} → peak {peak} → {end}"
+
+
 def format_clock(seconds: float) -> str:
     """Formats a duration as a clock does: `0:42`, `15:02`, `3:04:05`.
 

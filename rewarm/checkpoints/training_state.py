@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, Strict
 from rewarm.checkpoints.manifest import MANIFEST, verify_checkpoint
 from rewarm.data.batch_loader import DataPosition
 from rewarm.errors import CheckpointError, printable
-from rewarm.quantities import format_count
+from rewarm.quantities import format_count, format_rates
 from rewarm.safe_loading import read_json_as
 
 _NonNegative = Annotated[int, Strict(), Interval(ge=0, le=2**53)]
@@ -49,18 +49,23 @@ class Ancestor(BaseModel):
     """What its run trained on: the shards of each corpus, by name; empty if not known."""
 
     def one_line(self) -> str:
-        """Returns name, step, tokens, learning rates, schedule and losses as one line of text."""
+        """Returns `facts` as one line of text."""
+        return "  ".join(self.facts())
+
+    def facts(self) -> list[str]:
+        """Returns name, step, tokens, learning rates, schedule and losses, a text for each."""
         parts = [self.name + (f" at {self.revision}" if self.revision else "")]
         if self.step is not None:
             parts.append(f"step {self.step:,}")
         if self.tokens is not None:
             parts.append(f"{format_count(self.tokens)} tokens")
         if self.lrs:
-            parts.append("lr " + " → ".join(f"{lr:.3g}" for lr in self.lrs))
+            parts.append(f"lr {format_rates(*self.lrs)}")
         if self.schedule:
-            parts.append(" ".join(self.schedule.get(key, "?") for key in ("name", "version")))
+            name, version = (self.schedule.get(key, "?") for key in ("name", "version"))
+            parts.append(f"schedule {name} {version}")
         parts += [f"{name} {loss:.4f}" for name, loss in self.losses.items()]
-        return printable("  ".join(parts))  # the names come from an untrusted file
+        return [printable(part) for part in parts]  # the names come from an untrusted file
 
 
 class WeightChange(BaseModel):

@@ -150,7 +150,24 @@ def collect_runs(paths: list[Path]) -> CollectedRuns:
             f"{', '.join(map(str, paths))}: no metrics yet; wait for the first line of kind "
             "train or evaluate in metrics.jsonl"
         )
+    _check_seeds_differ(measured_runs)
     return _with_summaries(title, measured_runs, summaries)
+
+
+def _check_seeds_differ(records: list[RunRecord]) -> None:
+    """Makes sure that the runs of an arm have different seeds: results are by arm and seed.
+
+    Raises:
+        CheckpointError: two of them have the same.
+    """
+    directories: dict[tuple[str, int], Path] = {}
+    for record in records:
+        first = directories.setdefault((record.arm, record.seed), record.directory)
+        if first != record.directory:
+            raise CheckpointError(
+                f"{first} and {record.directory}: both have seed {record.seed}, and by their names "
+                f"both are of the arm {record.arm}; name only one of them, or rename one"
+            )
 
 
 def _with_summaries(
@@ -219,11 +236,11 @@ def _study_folder(path: Path) -> Path:
 def _find_runs(folder: Path, arm_order: list[str]) -> Iterator[tuple[Path, Path]]:
     """Yields, for each run, the folder whose name is the arm's, and the run directory.
 
-    A single run is an arm of its own; in a study's folder, an arm is the folder of its seeds.
+    Runs that are named by their seeds are those of the arm that is named by their folder; any other
+    run is an arm of its own.
     """
     if _is_run(folder):
-        absolute = folder.resolve()
-        yield absolute.parent if absolute.name.isdecimal() else folder, folder
+        yield _arm_folder(folder), folder
         return
     runs = [path for path in folder.glob("*") if _is_run(path)]
     runs += [
@@ -233,16 +250,21 @@ def _find_runs(folder: Path, arm_order: list[str]) -> Iterator[tuple[Path, Path]
         raise CheckpointError(
             f"{folder}: no run found (no metrics.jsonl in it or up to two levels below)"
         )
-    arm_folders = {run: run if run.parent == folder else run.parent for run in runs}
+    arm_folders = {run: _arm_folder(run) for run in runs}
     ranks = {arm: rank for rank, arm in enumerate(arm_order)}
 
     def sort_key(run: Path) -> tuple[Any, ...]:
-        name = arm_folders[run].name
+        name = arm_folders[run].resolve().name
         seed = int(run.name) if run.name.isdecimal() else 0
         return ranks.get(name, len(ranks)), name, seed, run.name
 
     for run in sorted(runs, key=sort_key):
         yield arm_folders[run], run
+
+
+def _arm_folder(run: Path) -> Path:
+    """Returns the folder whose name is that of a run's arm."""
+    return run.resolve().parent if run.resolve().name.isdecimal() else run
 
 
 def _is_study_base(run: Path, arms: list[str]) -> bool:

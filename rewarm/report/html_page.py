@@ -150,8 +150,9 @@ def _lineage(collected: CollectedRuns) -> Markup:
     roots = lineage_forest(record.lineage for record in collected.records if record.lineage)
     caption = tag(
         "p",
-        "Which model started from which, up to each run's last checkpoint: steps, tokens, first, "
-        "highest and last learning rate, last losses, sha256.",
+        "Which model started from which, up to each run's last checkpoint: steps, tokens, "
+        "learning rates (first, peak, last), schedule and the version of its package, last "
+        "losses, sha256.",
         class_="muted",
     )
     if not roots:

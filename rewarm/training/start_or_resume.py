@@ -30,6 +30,7 @@ from rewarm.model.attention_backend import observed_backend
 from rewarm.model.kernels.fp8.scaling import check_fp8_device
 from rewarm.model.kernels.selection import PYTORCH_KERNELS, Kernels, choose_kernels
 from rewarm.model.neox import NeoX, initialize_weights
+from rewarm.quantities import format_rates
 from rewarm.recipe.batch_split import BatchSplit
 from rewarm.recipe.gpu_sharing import split_on
 from rewarm.recipe.recipe import Recipe
@@ -311,7 +312,9 @@ def _memory_line(model: NeoX, recipe: Recipe, processes: int, *, triton: bool) -
 
 def _steps_line(recipe: Recipe, state: TrainingState) -> str:
     step = min(state.step + 1, recipe.steps)
+    later = [n for n in schedules.sampled_steps(recipe.schedule, recipe.steps) if n > step]
+    highest = max(map(recipe.lr, [step, *later]))
     return (
         f"steps   {step:,} to {recipe.steps:,} of {recipe.batch.tokens:,} tokens; "
-        f"lr {recipe.lr(step):.4g} → {recipe.lr(recipe.steps):.4g}"
+        f"lr {format_rates(recipe.lr(step), highest, recipe.lr(recipe.steps))}"
     )

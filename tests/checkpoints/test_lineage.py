@@ -25,7 +25,7 @@ def test_the_lineage_of_three_runs_is_stored_and_printed(recipe_text, tmp_path, 
     assert [line.lstrip("│├└─ ").split("  ")[0] for line in lines] == [
         f"{runs}/base@10", f"{runs}/arm", f"{runs}/leaf", f"{runs}/base",
     ]  # fmt: skip
-    assert "10.24k tokens  lr 0.005 → 0.01 →" in lines[0]
+    assert "10.24k tokens  lr 0.005 → peak 0.01 →" in lines[0]
     code, out, _ = command("lineage", f"{runs}/leaf", "--json")
     ((first, *_, last),) = json.loads(out)
     assert (first["step"], last["name"]) == (10, f"{runs}/leaf")

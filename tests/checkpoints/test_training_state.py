@@ -50,6 +50,6 @@ def test_an_ancestor_as_one_line():
     )
     assert ancestor.one_line() == (
         "EleutherAI/pythia-410m at step1000  step 1,000  2.1B tokens  "
-        "lr 0.0001 → 0.0003 → 3e-05  rewarm 1.0  upstream 2.5000"
+        "lr 0.0001 → peak 0.0003 → 3e-05  schedule rewarm 1.0  upstream 2.5000"
     )
     assert Ancestor(name="\x1b[2J", directory="/").one_line() == r"\x1b[2J"

@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import pytest
 from written_runs import write_run
 
+from rewarm.errors import CheckpointError
 from rewarm.report.collect_runs import collect_runs
 
 
@@ -79,6 +81,19 @@ def test_a_run_named_by_its_seed_belongs_to_the_arm_of_its_folder(tmp_path, monk
         ("high", 17),
     ]
     assert collected.arms == ["high", "low"]
+
+
+def test_runs_in_one_folder_with_other_names_are_arms_of_their_own(tmp_path):
+    for name in ("base", "constant"):
+        write_run(tmp_path / "quickstart" / "runs" / name, seed=2)
+    assert collect_runs([tmp_path / "quickstart"]).arms == ["base", "constant"]
+
+
+def test_two_runs_of_an_arm_with_the_same_seed_are_refused(tmp_path):
+    for name in ("17", "18"):
+        write_run(tmp_path / "a" / name, seed=17)
+    with pytest.raises(CheckpointError, match="a/17 and .*a/18: both have seed 17, and by their"):
+        collect_runs([tmp_path])
 
 
 def test_a_run_that_is_behind_is_collected_but_not_averaged(tmp_path):

@@ -27,7 +27,7 @@ def test_page_of_a_trained_run(recipe_text, tmp_path, command):
     assert "torch" in text
     assert "threads" in text
     assert "new weights" not in text
-    assert "step 4 4,096 tokens lr 0.0094 → 0.0094 → 0.001 rewarm 0.1.0" in text
+    assert "step 4 4,096 tokens lr 0.009397 → 0.001 schedule rewarm 0.1.0" in text
     [arm] = page.chart_data["arms"]
     assert arm["name"] == "run"
 

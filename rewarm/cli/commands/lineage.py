@@ -10,6 +10,10 @@ import typer
 from rich.console import Console
 
 from rewarm.cli.options import Json
+from rewarm.line_wrapping import wrap_parts
+
+_INDENT = 4
+"""Columns by which a tree is indented at each level."""
 
 
 def lineage(
@@ -32,13 +36,14 @@ def lineage(
         print(json.dumps(documents, indent=1))
         return
 
-    def tree_of(node: LineageNode) -> Tree:
-        tree = Tree(node.model.one_line())
-        tree.children += map(tree_of, node.children)
-        return tree
-
     console = Console(highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
         console.width = 1000  # a model is one line
+
+    def tree_of(node: LineageNode, width: int) -> Tree:
+        tree = Tree(wrap_parts(node.model.facts(), width))
+        tree.children += [tree_of(child, width - _INDENT) for child in node.children]
+        return tree
+
     for root in lineage_forest(lineages):
-        console.print(tree_of(root))
+        console.print(tree_of(root, console.width))
