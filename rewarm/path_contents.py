@@ -45,11 +45,15 @@ def no_such_folder(path: Path) -> str:
 
 
 def nearest_name(path: Path) -> str:
-    """Returns `; did you mean 'runs/base'?` with the most similar path beside a missing one.
+    """Returns `; did you mean 'runs/base'?` with what a missing path probably means.
 
-    An empty string if there is none.
+    It is the end of the path, if that exists (the working directory is one of its folders), or the
+    most similar name beside it. An empty string if there is neither.
     """
+    ends = (Path(*path.parts[start:]) for start in range(1, len(path.parts)))
     try:
+        if not path.is_absolute() and (end := next((end for end in ends if end.exists()), None)):
+            return f"; did you mean {str(end)!r}?"
         beside = [path.with_name(other.name) for other in path.parent.iterdir()]
     except (OSError, ValueError):
         return ""
@@ -74,6 +78,9 @@ def _describe_folder(path: Path, expected: Sequence[Expected]) -> PathContents:
     if runs := sorted(path.glob("*/checkpoints")):
         instead = f"; name one, such as {runs[0].parent}" if "runs" in expected else ""
         return PathContents("a folder of runs", instead)
+    if runs := sorted(path.glob("*/*/checkpoints")):
+        instead = f"; name a run, such as {runs[0].parent}" if "runs" in expected else ""
+        return PathContents("a folder of a study, or of runs in subfolders", instead)
     return PathContents("a folder of something else" if any(path.iterdir()) else "an empty folder")
 
 

@@ -63,6 +63,14 @@ def test_only_what_is_wanted_is_named_instead(folder):
     assert describe_path(Path("data"), "runs") == ("a folder with shards in its subfolders", "")
 
 
+def test_the_end_of_a_path_is_suggested_in_one_of_its_folders(tmp_path, monkeypatch):
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "rewarm.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    hint = nearest_name(Path("rewarm-quickstart/recipes/rewarm.yaml"))
+    assert hint == "; did you mean 'recipes/rewarm.yaml'?"
+
+
 def test_a_hidden_file_is_not_suggested(tmp_path):
     (tmp_path / ".base").touch()
     assert not nearest_name(tmp_path / "base")

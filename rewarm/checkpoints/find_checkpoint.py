@@ -17,7 +17,7 @@ from rewarm.checkpoints.gpt_neox_import import (
 from rewarm.checkpoints.hub_download import download_from_hub, is_hub_name
 from rewarm.checkpoints.manifest import MANIFEST
 from rewarm.errors import CheckpointError, RewarmError
-from rewarm.model.architecture import Architecture
+from rewarm.model.architecture import PRESETS, Architecture
 from rewarm.path_contents import describe_path, nearest_name, no_such_folder
 from rewarm.paths import short_path
 from rewarm.quantities import parse_count
@@ -101,6 +101,11 @@ def no_local_model(name: str) -> CheckpointError:
     path, at, _ = name.rpartition("@")
     folder = Path(short_path(path if at else name))
     remedy = "; for a model of the hub, also set model.base_lr" if is_hub_name(name) else ""
+    if name in PRESETS:
+        remedy = (
+            f", or write EleutherAI/{name} for the model of the hub, or model.preset: {name} for "
+            "one of its size with new weights"
+        )
     return CheckpointError(
         f"{short_path(name)}: {no_such_folder(folder)}; correct the path{remedy}"
         f"{nearest_name(folder)}"

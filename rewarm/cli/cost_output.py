@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
-
 from rewarm.cli.seeds_output import seed_notes
 from rewarm.cli.terminal_tables import print_notes, print_result_table
 from rewarm.estimates.cost import CostEstimate, RunCost
@@ -23,7 +21,6 @@ def speed_by_measuring() -> SpeedOf:
     """Returns a function that measures speeds here, each combination that matters to it once."""
     from rewarm.estimates.measure_step_time import measure_step_time
 
-    console = Console(stderr=True, highlight=False)
     speeds: dict[str, Speed] = {}
 
     def speed_of(recipe: Recipe, architecture: Architecture, evaluated: int) -> Speed:
@@ -33,11 +30,11 @@ def speed_by_measuring() -> SpeedOf:
         relevant += [settings["data"][name] for name in ("context", "documents", "workers")]
         key = json.dumps([architecture.model_dump(), *relevant, evaluated])
         if key not in speeds:
-            console.print(
+            line = (
                 f"measuring {architecture.parameters:,} parameters, {recipe.batch.tokens:,} tokens "
-                "a step: ten steps, or ten seconds if that is longer",
-                soft_wrap=True,
+                "a step: ten steps, or ten seconds if that is longer"
             )
+            print_notes([line], stderr=True)
             speeds[key] = measure_step_time(recipe, architecture, evaluated)
         return speeds[key]
 

@@ -167,4 +167,5 @@ Next, try
   rewarm plot-schedule recipes/rewarm.yaml recipes/constant.yaml
   rewarm check recipes/constant.yaml --set run=runs/high --set schedule.lr=1e-3
   rewarm train recipes/constant.yaml --set run=runs/high --set schedule.lr=1e-3
-  rewarm eval runs/base runs/high --data upstream=shards/upstream/val"""
+  rewarm eval runs/base runs/high --data upstream=shards/upstream/val
+  cd .."""

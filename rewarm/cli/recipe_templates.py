@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from rewarm.errors import RecipeError, did_you_mean
 from rewarm.recipe.json_schema import accept_underscores, recipe_schema
@@ -19,12 +20,23 @@ STUDY_SCHEMA_FILE = "rewarm-study.schema.json"
 """The JSON Schema that the first line of a study template names."""
 
 
-def list_templates() -> dict[str, str]:
-    """Returns the names of all templates, each with its one-line description."""
-    return {
-        path.stem: path.read_text(encoding="utf-8").splitlines()[1].removeprefix("# ")
-        for path in sorted(_template_folder().glob("*.yaml"))
-    }
+class Template(NamedTuple):
+    """A recipe or study template."""
+
+    kind: Literal["recipe", "study"]
+    description: str
+    """Its second line."""
+
+
+def list_templates() -> dict[str, Template]:
+    """Returns the templates by name: studies first, then recipes."""
+    templates = {}
+    for path in sorted(_template_folder().glob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        schema, comment, *_ = text.splitlines()
+        kind: Literal["recipe", "study"] = "study" if STUDY_SCHEMA_FILE in schema else "recipe"
+        templates[path.stem] = Template(kind, comment.removeprefix("# "))
+    return dict(sorted(templates.items(), key=lambda item: item[1].kind, reverse=True))
 
 
 def write_template(name: str, folder: Path) -> list[Path]:

@@ -247,8 +247,8 @@ def _print_results(plan: StudyPlan, results: StudyResults, summary: StudySummary
         print_result_table(table.select(*_COLUMNS, *differences))
         print()
     notes = [
-        f"front     {name}: no arm has a lower final loss on both it and {results.upstream} than "
-        + ", ".join(front)
+        f"front     {', '.join(front)}: the Pareto front of {results.upstream} and {name}, where a "
+        "lower loss on one costs loss on the other"
         for name in results.new_sets
         if (front := study_pareto_front(plan, results, name))
     ]

@@ -221,7 +221,12 @@ def _write_folders(
         raise DataError("no document left: all that the inputs hold is empty, or was skipped")
     for name, index in indices.items():
         if not index.tokens:
-            raise DataError(f"no document left for {job.out / name}: all documents are the same")
+            count = sum(index.documents for index in indices.values())
+            what = "there is only one document" if count == 1 else "all documents are the same"
+            raise DataError(
+                f"no document left for {job.out / name}: {what}, and equal ones are held out "
+                "together, or not at all; give more text, or leave out --validation"
+            )
     if validation:
         card = dataset_card({"train": "train/*.tar", "validation": "val/*.tar"})
         atomic_write(job.folder / CARD, card)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -18,7 +19,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from rewarm import exit_codes, schedules
-from rewarm.errors import RecipeError, did_you_mean
+from rewarm.errors import RecipeError, ScheduleError, did_you_mean
 from rewarm.paths import expand_path
 from rewarm.quantities import BASE_LR_UNKNOWN, BASE_UNUSABLE, SPAN_UNITS, Span, parse_count
 from rewarm.recipe.fields import Section
@@ -128,11 +129,14 @@ def _message(document: YamlDocument, error: ErrorDetails, model: type[Section]) 
     if kind == "extra_forbidden":
         known = _settings_at(model, document.data, key_path[:-1])
         suggestion = did_you_mean(str(key_path[-1]), known)
+        if not suggestion:
+            suggestion = _in_another_section(model, document.data, key_path)
         if known and not suggestion:
             suggestion = f" (settings here: {', '.join(known)})"
         return f"no such setting{suggestion}"
     if kind in ("model_type", "dict_type", "model_attributes_type"):
-        return f"should be settings (`key: value` lines), got {_shortened(value)}"
+        hint = f"; write model: {{base: {value}}}" if key_path == ("model",) and value else ""
+        return f"should be settings (`key: value` lines), got {_shortened(value)}{hint}"
     if kind == "string_pattern_mismatch" and key_path[-1:] == (_KEY,):
         return (
             "a name should consist of letters, digits, '.', '_' and '-', "
@@ -153,6 +157,21 @@ def _message(document: YamlDocument, error: ErrorDetails, model: type[Section]) 
     if kind in ("recipe", BASE_UNUSABLE, BASE_LR_UNKNOWN) or isinstance(value, dict):
         return message
     return f"{message} (got {_shortened(value)})"
+
+
+def _in_another_section(model: type[Section], data: Any, key_path: KeyPath) -> str:
+    """Returns `; did you mean schedule.peak_lr?` for a setting that another section has."""
+    setting = str(key_path[-1])
+    for section, field in model.model_fields.items():
+        kind = field.annotation
+        if kind is Schedule:
+            with suppress(KeyError, TypeError, ScheduleError):  # it is missing, or wrong itself
+                kind = schedules.find(data["schedule"]["name"])
+        if setting in getattr(kind, "model_fields", {}) and (section,) != key_path[:-1]:
+            return f"; did you mean {section}.{setting}?"
+    if "schedule" in model.model_fields and setting in ("lr", "learning_rate", "max_lr", "lr_peak"):
+        return "; learning rates are set in `schedule`, such as schedule.peak_lr"
+    return ""
 
 
 def _explain_long_span(
@@ -192,7 +211,7 @@ def _whole_of_span(document: YamlDocument, key_path: KeyPath) -> str:
 
 
 def _shortened(value: object) -> str:
-    text = repr(value)
+    text = "nothing" if value is None else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -24,6 +24,8 @@ _Value = TypeVar("_Value")
 
 _MAX_CHARACTERS = 1_000_000
 _MAX_DEPTH = 32
+_OTHER_FILES = {".jsonl", ".txt", ".csv", ".tsv", ".md"}
+"""Ends of names of texts that are no recipe, though YAML may accept some of them."""
 
 
 class YamlDocument:
@@ -58,7 +60,15 @@ class YamlDocument:
         """
         try:
             with path.open(encoding="utf-8") as file:
-                return cls(file.read(_MAX_CHARACTERS + 1), str(path), path.parent)
+                text = file.read(_MAX_CHARACTERS + 1)
+            if path.suffix.lower() in _OTHER_FILES:
+                raise RecipeError(
+                    [
+                        f"{path}: is not a recipe or a study, which are YAML files (.yaml); text "
+                        "becomes training data with `rewarm shard`, which data.train then names"
+                    ]
+                )
+            return cls(text, str(path), path.parent)
         except FileNotFoundError:
             hint = nearest_name(path)
             raise RecipeError([f"{path}: no such file; a recipe is a YAML file{hint}"]) from None
@@ -67,7 +77,9 @@ class YamlDocument:
             hint = f"; name {inner}" if inner.is_file() else ""
             raise RecipeError([f"{path}: is a folder; a recipe is a YAML file{hint}"]) from None
         except UnicodeDecodeError as error:
-            raise RecipeError([f"{path}: not UTF-8 text: {error.reason}"]) from None
+            raise RecipeError(
+                [f"{path}: not UTF-8 text ({error.reason}); a recipe or a study is a YAML file"]
+            ) from None
         except OSError as error:
             raise RecipeError([f"{path}: cannot be read: {error.strerror}"]) from None
 
@@ -179,6 +191,8 @@ def _parse(text: str, source: str) -> tuple[Any, dict[KeyPath, str]]:
 
 def _not_yaml(error: yaml.MarkedYAMLError, source: str) -> str:
     message = "; ".join(part for part in (error.context, error.problem) if part)
+    if message.endswith("but found '<block mapping start>'"):
+        message = "this line is indented more, or less, than those above that it belongs to"
     opening, problem = error.context_mark, error.problem_mark
     mark = problem or opening
     if message.startswith(_UNCLOSED) and opening and problem and opening.line < problem.line:

@@ -95,6 +95,12 @@ class Starting(BaseModel):
     last_lr: float | None = None
 
 
+def _not_downloaded(base: BaseCheckpoint) -> str:
+    if base.kind != "hub model" or base.directory.is_dir():
+        return ""
+    return ", not downloaded yet: whether its tokenizer is that of the shards is checked then"
+
+
 def describe_start(
     recipe: Recipe,
     ancestors: list[Ancestor],
@@ -179,7 +185,7 @@ def _from_base(
             "remove model.base_lr"
         )
     return Starting(
-        weights=f"weights of {base.name}{revision} ({base.kind}{step})",
+        weights=f"weights of {base.name}{revision} ({base.kind}{step}{_not_downloaded(base)})",
         sha256=parent.sha256 if parent else None,
         optimizer=optimizer,
         data=data,

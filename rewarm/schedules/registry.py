@@ -208,7 +208,13 @@ def read(settings: Any, context: dict[str, Any]) -> Schedule:
     name = settings.get("name")
     try:
         if not isinstance(name, str):
-            raise ScheduleError("required, but missing" if name is None else "should be text")
+            if name is not None:
+                raise ScheduleError("should be text")
+            setting = next((key for key in settings if key != "name"), "peak_lr")
+            raise ScheduleError(
+                "required, but missing, since `schedule: {...}` is a whole schedule; to change one "
+                f"setting of it, in an arm or after --set, write schedule.{setting}"
+            )
         kind = find(name)
     except ScheduleError as error:
         problem = PydanticCustomError("recipe", str(error))

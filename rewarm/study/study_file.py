@@ -94,6 +94,14 @@ def _apply_override(document: YamlDocument, assignment: str) -> None:
     """
     path = assignment.partition("=")[0]
     section, _, rest = path.partition(".")
+    if section in Recipe.model_fields and section not in Study.model_fields:
+        raise RecipeError(
+            [
+                f"--set {assignment}: {section} is a setting of the recipe, and this is a study; "
+                f"for one of its arms write --set arms.NAME.{assignment}, for all of them change "
+                f"{document.data.get('recipe', 'the recipe')}"
+            ]
+        )
     names = document.data.get(section)
     if not rest or section not in ("arms", "bases", "claims") or not isinstance(names, dict):
         document.apply_override(assignment)

@@ -50,7 +50,8 @@ every: {lgo: 5}
     [
         (
             "optimizer.lr=3e-4",
-            "optimizer.lr: no such setting (settings here: betas, eps, weight_decay, clip, carry)",
+            "optimizer.lr: no such setting; learning rates are set in `schedule`, such as "
+            "schedule.peak_lr",
         ),
         (
             "data.train={a b: {shards: x}}",
@@ -61,6 +62,19 @@ every: {lgo: 5}
         ("run=''", "run: should not be empty"),
         ("schedule.name={x}", "schedule.name: should be text"),
         ("schedule={}", "schedule.name: required, but missing"),
+        (
+            "schedule={peak_lr: 5e-4}",
+            "schedule.name: required, but missing, since `schedule: {...}` is a whole schedule; to "
+            "change one setting of it, in an arm or after --set, write schedule.peak_lr",
+        ),
+        ("peak_lr=1e-3", "peak_lr: no such setting; did you mean schedule.peak_lr?"),
+        ("clip=2", "clip: no such setting; did you mean optimizer.clip?"),
+        ("seed=", "seed: should be a valid integer (got nothing)"),
+        (
+            "model=runs/base",
+            "model: should be settings (`key: value` lines), got 'runs/base'; write model: {base: "
+            "runs/base}",
+        ),
         ("schedule=rewarm", "schedule: should be settings, such as {name: rewarm"),
         ("schedule.warmup=1001 steps", "schedule.warmup: 1001 steps are too many: should be less"),
     ],

@@ -114,7 +114,7 @@ def test_empty_document_has_no_settings():
         ("a: 1\nb: 'c\nd: 2\n", "r.yaml:2:4: not valid YAML: while scanning a quoted scalar"),
         ("a: 1\nb\nc: 2\n", "r.yaml:2:1: not valid YAML: while scanning a simple key"),
         ("a: 1\n\tb: 2\n", "r.yaml:2:1: not valid YAML: while scanning for the next token; found"),
-        ("a:\n  b: 1\n c: 2\n", "r.yaml:3:2: not valid YAML: while parsing a block mapping"),
+        ("a:\n  b: 1\n c: 2\n", "r.yaml:3:2: not valid YAML: this line is indented more, or less,"),
         ("a: b: c\n", "r.yaml:1:5: not valid YAML: mapping values are not allowed here"),
     ],
 )
@@ -144,11 +144,21 @@ def test_files_that_cannot_be_read(tmp_path):
     for name, message in (
         ("none.yaml", "no such file; a recipe is a YAML file"),
         ("closed", "is a folder; a recipe is a YAML file"),
-        ("latin.yaml", "not UTF-8 text: invalid continuation byte"),
+        (
+            "latin.yaml",
+            r"not UTF-8 text \(invalid continuation byte\); a recipe or a study is a YAML file",
+        ),
         ("latin.yaml/r.yaml", "cannot be read: Not a directory"),
     ):
         with pytest.raises(RecipeError, match=f"{name}: {message}"):
             YamlDocument.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["text.jsonl", "notes.txt", "README.md"])
+def test_other_texts_are_no_recipes(tmp_path, name):
+    (tmp_path / name).write_text("a: 1\n")
+    with pytest.raises(RecipeError, match="is not a recipe or a study, which are YAML files"):
+        YamlDocument.load(tmp_path / name)
 
 
 def test_override_replaces_a_section_and_is_its_source_location():

@@ -187,6 +187,15 @@ def test_an_override_changes_a_setting_of_an_arm_and_nothing_else(write_study, a
     assert (run.recipe.schedule.peak_lr, run.recipe.schedule.min_lr) == (1e-4, 1e-5)
 
 
+def test_an_override_of_a_setting_of_the_recipe_says_where_it_belongs(write_study):
+    [problem] = problems(write_study("arms: {a: }\n"), "schedule.peak_lr=1e-3")
+    assert problem == (
+        "--set schedule.peak_lr=1e-3: schedule is a setting of the recipe, and this is a study; "
+        "for one of its arms write --set arms.NAME.schedule.peak_lr=1e-3, for all of them change "
+        "recipe.yaml"
+    )
+
+
 def test_an_override_changes_a_claim_whose_name_has_dots(write_study):
     path = write_study("arms: {a: }\nclaims:\n  at 0.5: final(old, a) < 1\n")
     [problem] = problems(path, "claims.at 0.5=final(new, a) < 2")

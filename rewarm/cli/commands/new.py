@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rewarm.cli.standard_streams import output_is_summary
-from rewarm.cli.terminal_tables import plain_table, print_table
+from rewarm.cli.terminal_tables import plain_table, print_notes, print_table
 
 
 def new(
@@ -28,7 +28,8 @@ def new(
         output_is_summary()
         print("\n".join(str(path) for path in write_template(name, out)))
         return
-    table = plain_table("name", "description")
-    for template, description in list_templates().items():
-        table.add_row(template, description)
+    table = plain_table("name", "kind", "description")
+    for template, (kind, description) in list_templates().items():
+        table.add_row(template, kind, description)
     print_table(table)
+    print_notes(["recipes are for `rewarm train`, studies for `rewarm compare`"], stderr=True)

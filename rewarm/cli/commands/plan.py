@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe, or a study, in YAML.")],
+    file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe or a study.")],
     overrides: Set = None,
     gpus: Annotated[
         int,
@@ -71,10 +71,11 @@ def _speed(gpu: str | None, *, measure: bool) -> SpeedOf | None:
     if gpu and measure:
         raise typer.BadParameter("--gpu and --measure: choose one")
     known = measured_gpus()
+    alike = [name for name in known if gpu and name[0] == gpu[0].lower()]  # not h100 for a100
     if gpu and gpu not in known:
         raise typer.BadParameter(
-            f"--gpu {gpu}: was not measured{did_you_mean(gpu, known)} (measured: "
-            f"{', '.join(known)}); on such a machine, use --measure"
+            f"--gpu {gpu}: was not measured{did_you_mean(gpu, alike)} (measured: "
+            f"{', '.join(known)}); on a machine with such a GPU, use --measure"
         )
     if gpu:
         return speed_on_gpu(gpu)

@@ -85,7 +85,10 @@ def new_schedule(
     files = write_plugin(name, out)
     root = files[0].parent
     print("\n".join(str(path) for path in files))
-    print(f"\nnext: pip install -e {root}, rewarm schedules test {name}, pytest {root}")
+    print(
+        f"\nnext: pip install -e {root} pytest, rewarm schedules test {name}, "
+        f"python -m pytest {root}"
+    )
 
 
 @schedules.command("test", cls=Command)
@@ -105,8 +108,8 @@ def check_conformance(
     from rewarm.testing import conformance
 
     settings = YamlDocument("", "settings")
-    for override in overrides or []:
-        settings.apply_override(override)
+    for override in overrides or []:  # as after --set of other commands, or without the section
+        settings.apply_override(override.removeprefix("schedule."), f"--set {override}")
     results = conformance(name, settings.data)
     broken = sum(violation is not None for violation in results.values())
     if as_json:

@@ -9,6 +9,7 @@ import typer
 
 from rewarm.cli.launcher import count_processes
 from rewarm.cli.options import GpuCount, RecipeFile, Set, load_recipe_file
+from rewarm.cli.terminal_tables import print_notes
 from rewarm.errors import CheckpointError
 
 
@@ -35,7 +36,9 @@ def verify_resume_command(
     if differences:
         raise CheckpointError("the resumed run differs:\n  " + "\n  ".join(differences))
     deterministic = " with deterministic: true" if find_device().type == "cuda" else ""
-    print(
-        f"{min(steps, loaded.steps)} steps, uninterrupted and interrupted: weights, optimizer "
-        f"state, data and metrics are the same, bit for bit{deterministic}"
+    print_notes(
+        [
+            f"{min(steps, loaded.steps)} steps, uninterrupted and interrupted: weights, optimizer "
+            f"state, data and metrics are the same, bit for bit{deterministic}"
+        ]
     )

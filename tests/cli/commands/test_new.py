@@ -13,7 +13,8 @@ def test_lists_templates_without_a_name(command):
     assert code == 0
     rows = dict(line.split(maxsplit=1) for line in out.splitlines()[1:])
     assert rows.keys() == TEMPLATES.keys()
-    assert rows[DEFAULT].startswith("Continue Pythia-410M from the Pile onto SlimPajama")
+    assert rows[DEFAULT].startswith("recipe  Continue Pythia-410M from the Pile onto SlimPajama")
+    assert rows["paper"].startswith("study   arXiv:2308.04014 at full size")
 
 
 def test_writes_a_recipe_and_its_schema(command, tmp_path, monkeypatch):

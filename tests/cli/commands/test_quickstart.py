@@ -116,10 +116,11 @@ def test_a_second_call_takes_seconds_and_prints_the_same(finished_quickstart):
 
 def test_the_next_commands_that_it_suggests_run(finished_quickstart, tmp_path):
     folder, output, _ = finished_quickstart
-    change_folder, *commands = output.partition("Next, try\n")[2].strip().split("\n  ")
+    change_folder, *commands, back = output.partition("Next, try\n")[2].strip().split("\n  ")
     assert [command.split()[1] for command in commands] == [
         "plot-schedule", "check", "train", "eval",
     ]  # fmt: skip
+    assert back == "cd .."  # the README's next commands start where the quickstart did
     assert all(len(f"  {command}") <= 80 for command in commands)  # can be copied as one line
     for command in commands:
         shorter = " --set tokens=20480" if " train " in command else ""
