@@ -186,6 +186,7 @@ def train(
             for message in [*run.start_messages, *microbatch_messages, *cleanup_messages]:
                 progress_line.print(message)
             stop_requests.announce = progress_line.print
+            run_directory.start_trackers(run.recipe, progress_line.print)
             recorder = RunRecorder(run, run_directory, progress_line, stop_requests)
             return _run_steps(run, recorder)
 
