@@ -22,6 +22,7 @@ from rewarm.checkpoints.training_state import TrainingState, read_training_state
 from rewarm.errors import CheckpointError, Preempted
 from rewarm.files import atomic_write, create_folder, is_same_file, try_lock
 from rewarm.recipe.recipe import Recipe
+from rewarm.runs.metrics_file import METRICS_FILE
 from rewarm.runs.metrics_writer import MetricsWriter, cut_metrics
 from rewarm.runs.preconditions import had_checkpoint, in_use, unwritable
 from rewarm.trackers.run_trackers import RunTrackers, closing_warnings
@@ -134,7 +135,9 @@ class RunDirectory:
         """
         step = read_training_state(self.resumed_from).step if self.resumed_from else None
         try:
-            self._trackers = RunTrackers(recipe.trackers, self.path, recipe.document(), step)
+            self._trackers = RunTrackers(
+                recipe.trackers, self.path / METRICS_FILE, recipe.document(), step
+            )
         except OSError as error:
             raise unwritable(self.path, error.strerror) from None
         self._announce = announce

@@ -26,6 +26,8 @@ from rewarm.safe_loading import parse_json
 from rewarm.trackers.worker import TrackerRequest
 
 _QUEUED_LINES = 1000
+_START_SECONDS = 10.0
+"""The time in which a tracker need not answer after its start, as imports take long."""
 _LONGEST_STATUS = 1_000_000
 _NICENESS = 10
 """On a machine without a free core, the run goes first."""
@@ -77,7 +79,7 @@ class TrackerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._is_end_queued = False
         self._ended = threading.Event()
-        self._progress_time = time.monotonic()
+        self._progress_time = time.monotonic() + _START_SECONDS
         first = json.dumps(request).encode() + b"\n"
         self._start_thread(self._write, first)
 

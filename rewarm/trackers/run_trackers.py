@@ -82,7 +82,7 @@ class RunTrackers:
     def __init__(
         self,
         trackers: TrackerSettings,
-        directory: Path,
+        metrics: Path,
         recipe: dict[str, Any],
         resumed_from: int | None,
     ) -> None:
@@ -90,7 +90,7 @@ class RunTrackers:
 
         Args:
             trackers: their settings.
-            directory: the run directory.
+            metrics: the metrics.jsonl of the run, which has the lines of before a resume.
             recipe: the recipe of the run, which trackers show.
             resumed_from: the step of the checkpoint that is resumed; None for a new run.
 
@@ -99,19 +99,22 @@ class RunTrackers:
         """
         self._running: list[TrackerProcess] = []
         self._reported: set[str] = set()
-        folder = directory.absolute() / "trackers"
+        directory = metrics.absolute().parent
+        folder = directory / "trackers"
+        earlier_bytes = metrics.stat().st_size if trackers else 0
         run_id = _run_id(folder, is_new=resumed_from is None) if trackers else ""
         for name, settings in trackers.items():
             own_folder = folder / name
             own_folder.mkdir(exist_ok=True)
             run = {
                 "id": run_id,
-                "name": directory.absolute().name,
+                "name": directory.name,
                 "folder": str(own_folder),
                 "recipe": {key: value for key, value in recipe.items() if key != "trackers"},
                 "resumed_from": resumed_from,
             }
-            self._running.append(TrackerProcess(name, TrackerRequest(settings, run)))
+            request = TrackerRequest(settings, run, str(metrics.absolute()), earlier_bytes)
+            self._running.append(TrackerProcess(name, request))
 
     def send(self, line: bytes) -> list[str]:
         """Sends a line of metrics.jsonl; returns a warning for each tracker that has ended."""

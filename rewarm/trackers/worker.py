@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -36,6 +36,10 @@ class TrackerRequest(NamedTuple):
     settings: dict[str, Any]
     run: dict[str, Any] | None
     """The fields of TrackedRun, with a text for `folder`; None to only check the settings."""
+    metrics: str = ""
+    """The path of metrics.jsonl."""
+    earlier_bytes: int = 0
+    """The size of metrics.jsonl up to which its lines are of before a resume."""
 
 
 def main(name: str) -> None:
@@ -51,8 +55,8 @@ def main(name: str) -> None:
             _write(statuses, error="; ".join(problems))
         else:
             threading.Thread(target=_exit_without_parent, args=(os.getppid(),), daemon=True).start()
-            folder = Path(request.run["folder"])
-            _log_all(tracker, TrackedRun(**request.run | {"folder": folder}), lines, statuses)
+            run = TrackedRun(**request.run | {"folder": Path(request.run["folder"])})
+            _log_all(tracker, run, _earlier_lines(request), lines, statuses)
     except BaseException as error:  # third-party code may raise anything, also SystemExit
         if request.run:
             text = "".join(traceback.format_exception(error))
@@ -110,24 +114,38 @@ def _prepare(name: str, settings: dict[str, Any]) -> tuple[list[str], Tracker | 
     return [], tracker
 
 
-def _log_all(tracker: Tracker, run: TrackedRun, lines: BinaryIO, statuses: BinaryIO) -> None:
+def _earlier_lines(request: TrackerRequest) -> list[bytes]:
+    """Returns the lines of a resumed run that were written before this process was started."""
+    with Path(request.metrics).open("rb") as file:
+        return file.read(request.earlier_bytes).splitlines()
+
+
+def _log_all(
+    tracker: Tracker,
+    run: TrackedRun,
+    earlier: Iterable[bytes],
+    lines: BinaryIO,
+    statuses: BinaryIO,
+) -> None:
     """Sends lines to a tracker until there are no more, and closes it."""
-    memory = _SentLines(run, forget=tracker.removes_repeated_steps)
+    sent = _SentLines(run, removes_repeated_steps=tracker.removes_repeated_steps)
     with tracker.open(run) as log:
-        _write(statuses, sent=0)
+        # It may lack some of these: those that were queued when the run was killed, or all.
+        for line in earlier:
+            _log_unsent(log, sent, line)
+            _write(statuses, sent=0)
         for count, line in enumerate(lines, start=1):
-            metrics = parse_json(line)
-            kind, step = metrics.pop("kind"), metrics.pop("step")
-            if not memory.has(kind, step):
-                _log(log, kind, step, metrics)
-                memory.add(kind, step)
+            _log_unsent(log, sent, line)
             _write(statuses, sent=count)
 
 
-def _log(log: Log, kind: str, step: int, metrics: Mapping[str, Any]) -> None:
-    values = dict(_numbers(kind, metrics))
-    if values:
-        log(step, values)
+def _log_unsent(log: Log, sent: _SentLines, line: bytes) -> None:
+    metrics = parse_json(line)
+    kind, step = metrics.pop("kind"), metrics.pop("step")
+    if not sent.has(kind, step):
+        if values := dict(_numbers(kind, metrics)):
+            log(step, values)
+        sent.add(kind, step)
 
 
 def _numbers(kind: str, metrics: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
@@ -143,14 +161,17 @@ class _SentLines:
     Of each kind of line it is the last step: steps of one kind only rise, except on a resume.
     """
 
-    def __init__(self, run: TrackedRun, *, forget: bool) -> None:
+    def __init__(self, run: TrackedRun, *, removes_repeated_steps: bool) -> None:
         self._path = run.folder / "sent.json"
         self._id = run.id
         self._last: dict[str, int] = {}
-        if self._path.exists() and not forget:
+        if self._path.exists():
             stored = read_json(self._path)
             if stored["id"] == run.id:
                 self._last = stored["last"]
+        if removes_repeated_steps:
+            removed_after = run.resumed_from or 0
+            self._last = {kind: min(step, removed_after) for kind, step in self._last.items()}
 
     def has(self, kind: str, step: int) -> bool:
         """Returns whether a line was sent."""
