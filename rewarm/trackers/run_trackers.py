@@ -159,10 +159,9 @@ class RunTrackers:
 def closing_warnings(events: Iterable[dict[str, Any]]) -> list[str]:
     """Returns a warning for each tracker that does not have all lines."""
     return [
-        f"warning: tracker {event['name']}: {plural(event['dropped'], 'line')} of "
-        f"{event['sent'] + event['dropped']:,} dropped"
-        + (f" ({event['error']})" if event["error"] else ", as it was too slow")
-        + "; metrics.jsonl has them all"
+        f"warning: tracker {event['name']}: {event['error'] or 'too slow'}; "
+        f"{plural(event['dropped'], 'line')} of {event['sent'] + event['dropped']:,} dropped; "
+        "metrics.jsonl has them all"
         for event in events
         if event["dropped"] or event["error"]
     ]

@@ -1,4 +1,4 @@
-"""Reads the file of an offline run of W&B: its log format is LevelDB's, its records are protobuf."""
+"""Reads the files of offline runs of W&B: LevelDB's log format, with records in protobuf."""
 
 import json
 from collections.abc import Iterator
