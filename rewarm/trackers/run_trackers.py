@@ -62,17 +62,16 @@ def check_trackers(trackers: TrackerSettings) -> None:
 def _problems(name: str, settings_json: str) -> tuple[str, ...]:
     """Returns what prevents a tracker from being used; its code runs in a process of its own."""
     request = TrackerRequest(parse_json(settings_json.encode()), run=None)
-    process = start_worker(name)
-    try:
-        output, _ = process.communicate(json.dumps(request).encode() + b"\n", _CHECK_SECONDS)
-        return tuple(map(str, parse_json(output)["problems"]))
-    except subprocess.TimeoutExpired:
-        problem = f"did not answer for {_CHECK_SECONDS:g} s"
-    except (ValueError, KeyError, TypeError):
-        problem = f"its process ended with code {process.returncode}, without an answer"
-    finally:
-        kill_worker(process)
-        process.wait()
+    with start_worker(name) as process:
+        try:
+            output, _ = process.communicate(json.dumps(request).encode() + b"\n", _CHECK_SECONDS)
+            return tuple(map(str, parse_json(output)["problems"]))
+        except subprocess.TimeoutExpired:
+            problem = f"did not answer for {_CHECK_SECONDS:g} s"
+        except (ValueError, KeyError, TypeError):
+            problem = f"its process ended with code {process.returncode}, without an answer"
+        finally:
+            kill_worker(process)
     return (f"trackers.{name}: cannot be used: {problem}; fix it, or remove it from the recipe",)
 
 

@@ -36,7 +36,8 @@ class Wandb(Tracker):
     environment variable WANDB_MODE has precedence."""
 
     @property
-    def _actual_mode(self) -> _Mode:
+    def actual_mode(self) -> _Mode:
+        """The mode, in which the environment has precedence over the recipe."""
         mode = os.environ.get("WANDB_MODE") or self.mode
         if mode == "dryrun":  # W&B's older word
             mode = "offline"
@@ -49,8 +50,8 @@ class Wandb(Tracker):
 
     @override
     def check(self) -> None:
-        wandb = _import(self._actual_mode)
-        if self._actual_mode == "online" and not wandb.api.api_key:
+        wandb = _import(self.actual_mode)
+        if self.actual_mode == "online" and not wandb.api.api_key:
             raise ValueError(
                 "mode: online needs an account: run `wandb login`, set WANDB_API_KEY, or use "
                 "mode: offline"
@@ -59,7 +60,7 @@ class Wandb(Tracker):
     @override
     @contextmanager
     def open(self, run: TrackedRun) -> Iterator[Log]:
-        wandb = _import(self._actual_mode)
+        wandb = _import(self.actual_mode)
         session = wandb.init(
             project=self.project,
             entity=self.entity,
@@ -70,7 +71,7 @@ class Wandb(Tracker):
             dir=run.folder,
             id=run.id,
             resume="allow",
-            mode=self._actual_mode,
+            mode=self.actual_mode,
             save_code=False,
             settings=wandb.Settings(
                 console="off",

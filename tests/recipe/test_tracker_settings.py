@@ -31,6 +31,6 @@ def test_problems_have_a_location(thousand_steps, tmp_path):
     with pytest.raises(RecipeError) as raised:
         load_recipe(path)
     first, second, third = raised.value.problems
-    assert f"{path}:11:3: trackers.tensorbord: no tracker named 'tensorbord'; did you " in first
-    assert f"{path}:13:5: trackers.wandb.projct: no such setting; did you mean 'proj" in second
-    assert f"{path}:14:5: trackers.wandb.mode: should be 'offline', 'online' or 'disa" in third
+    assert f"{path}:12:3: trackers.tensorbord: no tracker named 'tensorbord'; did you " in first
+    assert f"{path}:14:5: trackers.wandb.projct: no such setting; did you mean 'proj" in second
+    assert f"{path}:15:5: trackers.wandb.mode: should be 'offline', 'online' or 'disa" in third

@@ -5,7 +5,7 @@ import pytest
 from tracked_lines import RECORDING, evaluate_line, send, train_line
 from training_runs import metrics, run
 
-from rewarm.errors import RecipeError
+from rewarm.errors import Preempted, RecipeError
 from rewarm.recipe.recipe import load_recipe
 from rewarm.runs.metrics_file import read_events
 from rewarm.runs.resolve_run import preflight
@@ -24,18 +24,18 @@ def recorded(folder):
 
 
 @pytest.mark.usefixtures("recording")
-def test_a_run_sends_its_metrics_to_a_third_party_tracker(recipe_text, tmp_path):
-    plain = run(recipe_text, tmp_path / "plain")
+def test_a_run_sends_its_metrics_to_a_third_party_tracker(recipe_text, trained_run, tmp_path):
     tracked = run(recipe_text, tmp_path / "run", trackers="{recording: {mode: x}}")
     lines = metrics(tmp_path / "run")
-    assert lines == metrics(tmp_path / "plain")
+    assert lines == metrics(trained_run)
+    plain = trained_run / "checkpoints" / tracked.name
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (tracked / name).read_bytes() == (plain / name).read_bytes()
     points = recorded(tmp_path / "run")
     losses = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
     assert [(step, v["train/loss"]) for step, v in points if "train/loss" in v] == losses
     assert "evaluate/upstream/loss" in points[0][1]
-    assert not any("stream" in name for _, values in points for name in values)
+    assert not any(name.endswith("/stream") for _, values in points for name in values)
     event = read_events(tmp_path / "run" / "events.jsonl").events[-1]
     assert event["kind"] == "tracker"
     assert (event["sent"], event["dropped"]) == (len(lines), 0)
@@ -44,8 +44,8 @@ def test_a_run_sends_its_metrics_to_a_third_party_tracker(recipe_text, tmp_path)
 @pytest.mark.usefixtures("recording")
 def test_a_resumed_run_sends_each_line_once(recipe_text, tmp_path):
     folder = tmp_path / "run"
-    run(recipe_text, folder, until=12, trackers="{recording: {}}")
-    # Lines of steps after the checkpoint were sent before the process was killed.
+    with pytest.raises(Preempted):
+        run(recipe_text, folder, until=12, trackers="{recording: {}}")
     run(recipe_text, folder, resume=True, trackers="{recording: {mode: changed}}")
     points = recorded(folder)
     assert len(points) == len(metrics(folder))
