@@ -20,7 +20,7 @@ class StepRange(NamedTuple):
         return f"{self.first}:{self.last}"
 
 
-def parse_step_range(text: str) -> StepRange:
+def parse_profiled_steps(text: str) -> StepRange:
     """Returns the steps in a text such as `10:20`.
 
     Raises:

@@ -1,13 +1,13 @@
 import pytest
 
 from rewarm.errors import RecipeError
-from rewarm.recipe.profiled_steps import StepRange, check_profiled_steps, parse_step_range
+from rewarm.recipe.profiled_steps import StepRange, check_profiled_steps, parse_profiled_steps
 
 
 def test_a_range_has_both_ends():
-    assert parse_step_range("10:20") == StepRange(10, 20)
+    assert parse_profiled_steps("10:20") == StepRange(10, 20)
     assert str(StepRange(10, 20)) == "10:20"
-    assert parse_step_range("3:3") == StepRange(3, 3)
+    assert parse_profiled_steps("3:3") == StepRange(3, 3)
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ def test_a_range_has_both_ends():
 )
 def test_bad_ranges_are_refused(text, message):
     with pytest.raises(ValueError, match=message):
-        parse_step_range(text)
+        parse_profiled_steps(text)
 
 
 def test_a_run_has_to_have_the_steps():

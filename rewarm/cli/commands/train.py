@@ -65,14 +65,14 @@ def train_command(
     """
     from rewarm.quantities import parse_duration
     from rewarm.recipe.gpu_sharing import shard_size_on
-    from rewarm.recipe.profiled_steps import check_profiled_steps, parse_step_range
+    from rewarm.recipe.profiled_steps import check_profiled_steps, parse_profiled_steps
 
     try:
         deadline = STARTED + parse_duration(time_limit) if time_limit else math.inf
     except ValueError as error:
         raise typer.BadParameter(f"--time-limit {time_limit}: {error}") from None
     try:
-        profiled_steps = parse_step_range(profile) if profile else None
+        profiled_steps = parse_profiled_steps(profile) if profile else None
     except ValueError as error:
         raise typer.BadParameter(f"--profile {profile}: {error}") from None
     loaded = load_recipe_file(
