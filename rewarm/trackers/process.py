@@ -28,6 +28,8 @@ from rewarm.trackers.worker import TrackerRequest
 _QUEUED_LINES = 1000
 _START_SECONDS = 10.0
 """The time in which a tracker need not answer after its start, as imports take long."""
+_HANGING_SECONDS = 60.0
+"""The time without progress after which a tracker whose queue is full is ended: it may be busy."""
 _LONGEST_STATUS = 1_000_000
 _NICENESS = 10
 """On a machine without a free core, the run goes first."""
@@ -91,9 +93,14 @@ class TrackerProcess:
     def send(self, line: bytes) -> None:
         """Sends a line of metrics.jsonl; drops it if the tracker is too slow or has ended."""
         self.lines += 1
-        if not self._ended.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put_nowait(line)
+        if self._ended.is_set():
+            return
+        try:
+            self._queue.put_nowait(line)
+        except queue.Full:
+            if time.monotonic() - self._progress_time > _HANGING_SECONDS and self._process:
+                self.error = self.error or f"did not answer for {_HANGING_SECONDS:g} s"
+                kill_worker(self._process)
 
     def _start_thread(self, function: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(

@@ -42,7 +42,7 @@ class TrackerRequest(NamedTuple):
     """The size of metrics.jsonl up to which its lines are of before a resume."""
 
 
-def run_worker(name: str) -> None:
+def serve_tracker(name: str) -> None:
     """Runs the tracker of that name."""
     lines, statuses = _own_streams()
     request = TrackerRequest(*parse_json(lines.readline()))
@@ -187,4 +187,4 @@ class _SentLines:
 
 
 if __name__ == "__main__":
-    run_worker(sys.argv[1])
+    serve_tracker(sys.argv[1])

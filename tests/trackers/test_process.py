@@ -71,6 +71,7 @@ def test_a_tracker_that_ends_is_reported_with_the_lines_it_lacks(hostile, how, e
         assert "in act" in (folder / "error.txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["hang", "flood"])
 def test_a_tracker_that_hangs_or_floods_is_killed(hostile, how, tmp_path, monkeypatch):
     monkeypatch.setattr(process, "_START_SECONDS", 0.0)
@@ -83,6 +84,21 @@ def test_a_tracker_that_hangs_or_floods_is_killed(hostile, how, tmp_path, monkey
         pid = Path(tmp_path / "run" / "trackers" / "hostile" / "pid").read_text()
         with pytest.raises(ProcessLookupError):
             os.kill(int(pid), 0)
+
+
+@pytest.mark.slow
+def test_a_tracker_that_hangs_is_ended_during_the_run(hostile, monkeypatch):
+    monkeypatch.setattr(process, "_START_SECONDS", 0.0)
+    monkeypatch.setattr(process, "_HANGING_SECONDS", 2.0)
+
+    def lines():
+        yield from LINES
+        time.sleep(4)
+        yield from LINES
+
+    event, _ = hostile("hang", lines())
+    assert event["error"] == "did not answer for 2 s"
+    assert event["sent"] == 2
 
 
 def test_handlers_of_the_exit_and_of_forks_are_not_waited_for(hostile):
