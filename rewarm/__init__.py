@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from rewarm.quantities import Rate, Span
     from rewarm.recipe import Recipe
     from rewarm.schedules import Schedule, cosine, linear
+    from rewarm.trackers.base import TrackedRun, Tracker
     from rewarm.version import __version__
 
 # Imported on first use: `rewarm --help` needs none of them.
@@ -17,12 +18,25 @@ _EXPORTS = {
     "RewarmError": "rewarm.errors",
     "Schedule": "rewarm.schedules",
     "Span": "rewarm.quantities",
+    "TrackedRun": "rewarm.trackers.base",
+    "Tracker": "rewarm.trackers.base",
     "__version__": "rewarm.version",
     "cosine": "rewarm.schedules",
     "linear": "rewarm.schedules",
 }
 
-__all__ = ["Rate", "Recipe", "RewarmError", "Schedule", "Span", "__version__", "cosine", "linear"]
+__all__ = [
+    "Rate",
+    "Recipe",
+    "RewarmError",
+    "Schedule",
+    "Span",
+    "TrackedRun",
+    "Tracker",
+    "__version__",
+    "cosine",
+    "linear",
+]
 
 
 def __getattr__(name: str) -> Any:

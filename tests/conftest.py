@@ -203,15 +203,15 @@ def reached(tmp_path):
 
 @pytest.fixture
 def distribution(tmp_path, monkeypatch):
-    """Puts real distributions on the path, each one module with the schedules that it offers."""
+    """Puts real distributions on the path, each one module with what it offers of a group."""
     site = tmp_path / "site"
 
-    def make(name: str, source: str, **offered: str) -> None:
+    def make(name: str, source: str, group: str = "rewarm.schedules", **offered: str) -> None:
         info = site / f"{name}-1.0.dist-info"
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         entries = "".join(f"{entry} = {name}:{kind}\n" for entry, kind in offered.items())
-        (info / "entry_points.txt").write_text(f"[rewarm.schedules]\n{entries}")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{entries}")
         (site / f"{name}.py").write_text(source)
         monkeypatch.syspath_prepend(site)
 

@@ -24,11 +24,11 @@ MODULES = {
 LAYERS = {
     "used everywhere": (
         "download_cache errors exit_codes files freed_memory line_wrapping markdown once_per_node "
-        "open_files path_contents paths quantities reader_threads remote_storage safe_loading "
-        "stop_signals "
-        "table_cells version"
+        "open_files path_contents paths plugins quantities reader_threads remote_storage "
+        "safe_loading stop_signals table_cells version"
     ),
     "learning rates": "schedules",
+    "where metrics go": "trackers",
     "kernels": "model.kernels",
     "the model": "model",
     "the document": "recipe",

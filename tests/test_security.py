@@ -18,12 +18,14 @@ SOURCES = {
 MODULES_THAT_RUN_CODE = {
     *("pickle", "cPickle", "dill", "joblib", "marshal", "shelve", "runpy", "subprocess", "pty"),
 }
-# These start rewarm itself in a process of its own; the doctor also asks for the driver.
+# These start rewarm itself, or its tracker, in another process; the doctor also asks the driver.
 MAY_START_PROCESSES = {
     "rewarm/estimates/measure_step_time.py",
     "rewarm/study/job.py",
     "rewarm/diagnostics/finding.py",
     "rewarm/training/verify_resume.py",
+    "rewarm/trackers/process.py",
+    "rewarm/trackers/run_trackers.py",
 }
 # This imports modules of rewarm itself, when one of their names is first used.
 MAY_IMPORT_BY_NAME = "rewarm/__init__.py"
@@ -92,11 +94,11 @@ def test_no_source_file_runs_what_it_reads(file):
         assert not name.endswith((".extractall", ".extract")), call.lineno
 
 
-def test_only_schedule_plugins_are_loaded_by_name():
+def test_only_plugins_are_loaded_by_name():
     loading = {
         file for file, path in SOURCES.items() for name, _ in calls(path) if "entry.load" in name
     }
-    assert loading == {"rewarm/schedules/registry.py"}
+    assert loading == {"rewarm/schedules/registry.py", "rewarm/trackers/registry.py"}
 
 
 def test_lazy_imports_are_of_rewarm_itself():

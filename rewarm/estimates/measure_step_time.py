@@ -94,6 +94,7 @@ def _stand_in(recipe: Recipe, architecture: Architecture, root: Path, evaluated:
     settings["optimizer"]["carry"] = False
     settings["schedule"] = {"name": "constant", "lr": 1e-4}
     settings["every"] = {"log": STEPS_PER_LINE, "evaluate": 2 * STEPS_PER_LINE, "save": None}
+    settings["trackers"] = {}  # it is not a run that anybody wants to see there
     return write_yaml(settings)
 
 

@@ -42,6 +42,7 @@ from rewarm.recipe.resolution import (
     resolution_context,
     resolve_spans,
 )
+from rewarm.recipe.tracker_settings import Trackers, tracker_problems
 from rewarm.recipe.training_settings import (
     BatchSettings,
     GuardSettings,
@@ -101,6 +102,8 @@ class Recipe(Section):
     """What to do when a checkpoint cannot be written, for example because the disk is full: report
     it and continue training, or stop. Failing to write the last checkpoint is always an error."""
     guard: GuardSettings = GuardSettings()
+    trackers: Trackers = Field(default_factory=dict)
+    """Programs that metrics are sent to, each with its settings: `{tensorboard: {}}`."""
 
     @field_validator("data", mode="plain", json_schema_input_type=DataSettings)
     @classmethod
@@ -353,7 +356,7 @@ def load_recipe(
     """
     document = load_recipe_document(path)
     problems = document.apply_overrides(overrides or [])
-    problems += resolve_paths(document, RECIPE_PATHS)
+    problems += [*resolve_paths(document, RECIPE_PATHS), *tracker_problems(document)]
     return validate_recipe(document, base_lr=base_lr, problems=problems)
 
 

@@ -74,8 +74,8 @@ class MetricsWriter:
         self._digest = hashlib.sha256(data)
         self._unwritten = b""
 
-    def add(self, kind: str, **values: Any) -> None:
-        """Adds a line, which `flush` writes; a number that is not finite is null there."""
+    def add(self, kind: str, **values: Any) -> bytes:
+        """Adds a line, which `flush` writes, and returns it; in it, NaN and infinity are null."""
         finite = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
@@ -84,6 +84,7 @@ class MetricsWriter:
         self._unwritten += line
         self._line_count += 1
         self._digest.update(line)
+        return line
 
     def record(self) -> MetricsRecord:
         """Returns the number of lines that were added so far, and their digest."""

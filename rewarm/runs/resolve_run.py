@@ -11,6 +11,7 @@ only by `train` (`thorough`).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ from rewarm.runs.preconditions import (
 from rewarm.runs.start_record import StartRecord, describe_start
 from rewarm.runs.validation_roles import SetRole, resolve_roles, with_roles
 from rewarm.safe_loading import check_files_inside
+from rewarm.trackers.run_trackers import check_trackers
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,9 @@ def resolve(
                 carried=dict(origin.carried),
                 resume_state=origin.resume_state and origin.resume_state[:2],
             )
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the one that sends metrics
+        with collect_errors(problems):
+            check_trackers(recipe.trackers)
     lineage = [ancestor.corpora for ancestor in origin.ancestors] if origin else []
     roles = resolve_roles(recipe, lineage)
     recipe = with_roles(recipe, roles)

@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -17,11 +18,14 @@ from typing_extensions import override
 from rewarm.checkpoints.find_checkpoint import later_checkpoints
 from rewarm.checkpoints.manifest import MetricsRecord
 from rewarm.checkpoints.retention import DELETING_SUFFIX, set_aside
-from rewarm.checkpoints.training_state import TrainingState
-from rewarm.errors import CheckpointError
+from rewarm.checkpoints.training_state import TrainingState, read_training_state
+from rewarm.errors import CheckpointError, Preempted
 from rewarm.files import atomic_write, create_folder, is_same_file, try_lock
+from rewarm.recipe.recipe import Recipe
+from rewarm.runs.metrics_file import METRICS_FILE
 from rewarm.runs.metrics_writer import MetricsWriter, cut_metrics
 from rewarm.runs.preconditions import had_checkpoint, in_use, unwritable
+from rewarm.trackers.run_trackers import RunTrackers, closing_warnings
 
 
 class RunDirectory:
@@ -44,6 +48,7 @@ class RunDirectory:
         self.path = path
         self.resumed_from = resumed_from
         self._skipped = skipped
+        self._trackers: RunTrackers | None = None
         try:
             create_folder(self.checkpoints)
             lock = try_lock(path / "lock")
@@ -113,8 +118,29 @@ class RunDirectory:
         Raises:
             CheckpointError: as for `flush_metrics`.
         """
-        self.metrics.add(kind, **values)
+        line = self.metrics.add(kind, **values)
+        for warning in self._trackers.send(line) if self._trackers else []:
+            self._announce(warning)
         self.flush_metrics()
+
+    def start_trackers(self, recipe: Recipe, announce: Callable[[str], object]) -> None:
+        """Starts the trackers of a recipe, which get each line of metrics from now on.
+
+        Args:
+            recipe: the recipe of the run.
+            announce: prints a message, while the run trains.
+
+        Raises:
+            CheckpointError: the directory cannot be written.
+        """
+        step = read_training_state(self.resumed_from).step if self.resumed_from else None
+        try:
+            self._trackers = RunTrackers(
+                recipe.trackers, self.path / METRICS_FILE, recipe.document(), step
+            )
+        except OSError as error:
+            raise unwritable(self.path, error.strerror) from None
+        self._announce = announce
 
     def flush_metrics(self) -> str | None:
         """Writes pending metric lines; returns an error message if that failed, else None.
@@ -183,8 +209,16 @@ class RunDirectory:
         return self
 
     def __exit__(
-        self, _kind: type[BaseException] | None, _e: BaseException | None, _t: TracebackType | None
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _t: TracebackType | None,
     ) -> None:
+        if self._trackers:
+            events = self._trackers.close(quickly=isinstance(error, Preempted))
+            for event in events:
+                self.log_event("tracker", **event)
+            print(*closing_warnings(events), sep="\n", end="\n" * bool(events), file=sys.stderr)
         self._lock.close()
         os.close(self._handle)
         os.close(self._checkpoints_handle)
@@ -206,6 +240,10 @@ class RunDirectoryOfRankZero(RunDirectory):
 
     @override
     def log_metrics(self, kind: str, **values: Any) -> None:
+        pass
+
+    @override
+    def start_trackers(self, recipe: Recipe, announce: Callable[[str], object]) -> None:
         pass
 
     @override

@@ -19,7 +19,6 @@ from rewarm.schedules.checked_rates import (
 from rewarm.schedules.final_decay import is_constant_before, sampled_steps, step_before_decay
 from rewarm.schedules.registry import (
     GROUP,
-    InstalledSchedule,
     find,
     identity,
     installed,
@@ -33,7 +32,6 @@ __all__ = [
     "GROUP",
     "Constant",
     "Decay",
-    "InstalledSchedule",
     "NoWarmup",
     "Rewarm",
     "Schedule",

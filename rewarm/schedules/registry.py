@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import EntryPoint, entry_points, version
+from importlib.metadata import version
 from inspect import isabstract
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rewarm.errors import ScheduleError, did_you_mean
+from rewarm.plugins import InstalledPlugin, installed_plugins
 from rewarm.schedules.base import CONTRACT, Schedule
 from rewarm.schedules.third_party_code import describe_error, within_time_limit
 
@@ -35,36 +36,12 @@ _MAX_IMPORT_SECONDS = 120.0
 """Importing a plug-in that needs a large library takes long from a slow network disk."""
 
 
-class InstalledSchedule(NamedTuple):
-    """A schedule's entry point and the distribution that it belongs to."""
-
-    name: str
-    distribution: str
-    version: str
-    entry: EntryPoint
-
-
-def installed() -> list[InstalledSchedule]:
+def installed() -> list[InstalledPlugin]:
     """Returns all installed schedules, sorted by name, without importing any."""
-    entries = {
-        (entry.name, _distribution_metadata(entry, "Name"), entry.value): entry
-        for entry in entry_points(group=GROUP)
-    }
-    return sorted(
-        (
-            InstalledSchedule(name, distribution, _distribution_metadata(entry, "Version"), entry)
-            for (name, distribution, _), entry in entries.items()
-        ),
-        key=lambda plugin: plugin[:3],
-    )
+    return installed_plugins(GROUP)
 
 
-def _distribution_metadata(entry: EntryPoint, key: str) -> str:
-    """Returns a field of a distribution's metadata, or `?` if it is missing."""
-    return next(iter((entry.dist and entry.dist.metadata.get_all(key)) or []), "?")
-
-
-def origin(name: str) -> InstalledSchedule:
+def origin(name: str) -> InstalledPlugin:
     """Returns the installed schedule of that name, without importing it.
 
     Raises:
@@ -148,7 +125,7 @@ def find(name: str, *, max_seconds: float = _MAX_IMPORT_SECONDS) -> type[Schedul
     return kind
 
 
-def _load(plugin: InstalledSchedule, label: str, max_seconds: float) -> Any:
+def _load(plugin: InstalledPlugin, label: str, max_seconds: float) -> Any:
     """Returns what a plug-in's entry point names.
 
     Raises:

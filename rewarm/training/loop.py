@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from rewarm.errors import CheckpointError
 from rewarm.model.neox import NeoX
 from rewarm.recipe.batch_split import BatchSplit
 from rewarm.recipe.gpu_sharing import shard_size_on
+from rewarm.recipe.profiled_steps import StepRange
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.metrics_writer import cut_metrics
 from rewarm.runs.model_origin import ResumeState
@@ -44,6 +45,7 @@ from rewarm.training.optimizer import apply_update, clip_gradient
 from rewarm.training.padding import padded
 from rewarm.training.preemption import StopRequested, StopRequests
 from rewarm.training.processes import ALONE, Processes
+from rewarm.training.profiler import profiled
 from rewarm.training.progress_line import NoProgressLine, ProgressLine
 from rewarm.training.run_recorder import RunRecorder
 from rewarm.training.start_or_resume import StartedRun, start_or_resume
@@ -130,6 +132,7 @@ def train(
     accept_changes: bool = False,
     stop_after_step: int | None = None,
     deadline: float = math.inf,
+    profile: StepRange | None = None,
     progress_line_class: type[ProgressLine] = ProgressLine,
 ) -> Path:
     """Runs a recipe to its end, and returns the path of the last checkpoint.
@@ -141,6 +144,7 @@ def train(
         accept_changes: resume even if the recipe has changed in a way that changes the result.
         stop_after_step: save and stop after this step, as on SIGTERM.
         deadline: a `time.monotonic()` value by which to save and exit.
+        profile: steps to record a trace of.
         progress_line_class: the class that displays progress.
 
     Raises:
@@ -186,8 +190,12 @@ def train(
             for message in [*run.start_messages, *microbatch_messages, *cleanup_messages]:
                 progress_line.print(message)
             stop_requests.announce = progress_line.print
+            run_directory.start_trackers(run.recipe, progress_line.print)
             recorder = RunRecorder(run, run_directory, progress_line, stop_requests)
-            return _run_steps(run, recorder)
+            steps = range(run.state.step + 1, recipe.steps + 1)
+            traced = profile if processes.is_main else None
+            steps_taken = profiled(steps, traced, run_directory.path, progress_line.print)
+            return _run_steps(run, recorder, steps_taken)
 
 
 def _join_processes(timeout_minutes: float) -> Processes:
@@ -234,7 +242,7 @@ def _finish_complete_run(recipe: Recipe, resume_state: ResumeState) -> None:
     print("\n".join(messages), file=sys.stderr)
 
 
-def _run_steps(run: StartedRun, recorder: RunRecorder) -> Path:
+def _run_steps(run: StartedRun, recorder: RunRecorder, steps: Generator[int, None, None]) -> Path:
     """Runs the remaining steps, with logging, evaluation and saving; returns the checkpoint."""
     recipe, model, optimizer, state = run.recipe, run.model, run.optimizer, run.state
     speed_meter, guard, every = recorder.speed_meter, recorder.guard, recipe.every
@@ -250,7 +258,7 @@ def _run_steps(run: StartedRun, recorder: RunRecorder) -> Path:
         if state.evaluation_owed:
             state = recorder.evaluate_again(state)
         speed_meter.reset()
-        for step in range(state.step + 1, recipe.steps + 1):
+        for step in steps:
             with speed_meter.waiting():
                 tokens, data_position = next(batches)
             lr, is_last = recipe.lr(step), step == recipe.steps
@@ -293,6 +301,7 @@ def _run_steps(run: StartedRun, recorder: RunRecorder) -> Path:
             raise
         raise report.error from None
     finally:
+        steps.close()
         batches.close()
     if write_error := recorder.flush_metrics():
         raise CheckpointError(write_error)

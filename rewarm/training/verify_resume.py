@@ -29,7 +29,8 @@ from rewarm.recipe.recipe import load_recipe
 from rewarm.training.loop import train
 path, run, resume, until = sys.argv[1:]
 try:
-    recipe = load_recipe(Path(path), [f"run={run}", "keep={}", "deterministic=true"])
+    settings = [f"run={run}", "keep={}", "deterministic=true", "trackers={}"]
+    recipe = load_recipe(Path(path), settings)
     train(recipe, resume=resume == "resume", stop_after_step=int(until))
 except Preempted:
     pass

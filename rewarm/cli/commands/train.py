@@ -51,6 +51,13 @@ def train_command(
             help="Start again from the last checkpoint, so many times, if a process is killed.",
         ),
     ] = 0,
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:LAST",
+            help="Write a trace of these steps, such as 10:20, which ui.perfetto.dev opens.",
+        ),
+    ] = None,
 ) -> None:
     """Train a model as a recipe says; continue an interrupted run with --resume.
 
@@ -58,14 +65,20 @@ def train_command(
     """
     from rewarm.quantities import parse_duration
     from rewarm.recipe.gpu_sharing import shard_size_on
+    from rewarm.recipe.profiled_steps import check_profiled_steps, parse_profiled_steps
 
     try:
         deadline = STARTED + parse_duration(time_limit) if time_limit else math.inf
     except ValueError as error:
         raise typer.BadParameter(f"--time-limit {time_limit}: {error}") from None
+    try:
+        profiled_steps = parse_profiled_steps(profile) if profile else None
+    except ValueError as error:
+        raise typer.BadParameter(f"--profile {profile}: {error}") from None
     loaded = load_recipe_file(
         recipe, overrides
     )  # a mistake in it is reported before torch is imported
+    check_profiled_steps(profiled_steps, loaded.steps)
     output_is_summary()
     if is_worker():
         check_launch_variables()
@@ -84,6 +97,7 @@ def train_command(
         resume_from=resume_from,
         accept_changes=accept_changes,
         deadline=deadline,
+        profile=profiled_steps,
     )
     if is_first():
         print(checkpoint)

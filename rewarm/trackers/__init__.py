@@ -1,0 +1,1 @@
+"""Trackers: programs such as TensorBoard and W&B that a run sends its metrics to."""
