@@ -71,6 +71,9 @@ class OptimizerSettings(Section):
     """Decoupled weight decay, applied to matrices only."""
     clip: PositiveFloat | None = 1.0
     """Maximum gradient norm; null for no clipping."""
+    z_loss: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
+    """Coefficient of the z-loss, z_loss · log(Z)² averaged over the tokens, which is minimized
+    beside the cross-entropy and keeps the logits from growing (PaLM: 1e-4); 0 for none."""
     carry: bool = False
     """Continue with the base model's optimizer state instead of a new one. It must have one."""
 

@@ -27,6 +27,7 @@ from rewarm.training.processes import Report
 from rewarm.training.progress_line import ProgressLine
 from rewarm.training.speed_meter import SpeedMeter
 from rewarm.training.start_or_resume import StartedRun
+from rewarm.training.tensor_norms import TensorNorms
 from rewarm.training.validation_loss import measure_losses
 
 _STARTUP_AND_EXIT = 2.0  # seconds: start of Python, before the time limit counts, plus its exit
@@ -156,7 +157,9 @@ class RunRecorder:
                 "too little to tell"
             )
 
-    def log(self, state: TrainingState, loss: Tensor, grad_norm: Tensor) -> None:
+    def log(
+        self, state: TrainingState, loss: Tensor, grad_norm: Tensor, z_loss: Tensor | None
+    ) -> None:
         """Logs the metrics of a step. Waits for the device."""
         stream = self._whole_digest(state)
         self._log_guard_events()
@@ -165,6 +168,7 @@ class RunRecorder:
             "lr": state.lr,
             "loss": loss.item(),
             "grad_norm": grad_norm.item(),
+            **({} if z_loss is None else {"z_loss": z_loss.item()}),
             "skipped": self.guard.skipped,
             **({"loss_scale": scale} if (scale := self.guard.loss_scale) else {}),
             **self.speed_meter.read(),
@@ -177,6 +181,10 @@ class RunRecorder:
             "train", step=state.step, **metrics, **tokens_per_corpus, stream=stream
         )
         self._progress_line.show_training(state.step, metrics)
+
+    def log_norms(self, state: TrainingState, norms: TensorNorms) -> None:
+        """Logs the norms of weights and gradients of a step. Waits for the device."""
+        self._run_directory.log_metrics("norms", step=state.step, **norms.by_name())
 
     def _whole_digest(self, state: TrainingState) -> str:
         """Returns the digest of the stream; each process has that of what it has read itself."""

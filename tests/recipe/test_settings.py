@@ -29,6 +29,7 @@ def test_every_default_is_written_out(thousand_steps):
         "eps": 1e-8,
         "weight_decay": 0.1,
         "clip": 1.0,
+        "z_loss": 0.0,
         "carry": False,
     }
     assert settings["schedule"] == {
@@ -40,7 +41,7 @@ def test_every_default_is_written_out(thousand_steps):
         "start_lr": 0.0,
         "warmup": "100 steps",
     }
-    assert settings["every"] == {"log": 10, "evaluate": 500, "save": 1000}
+    assert settings["every"] == {"log": 10, "evaluate": 500, "save": 1000, "norms": None}
     assert (settings["precision"], settings["compile"]) == ("bf16", True)
 
 
