@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     Strict,
+    StringConstraints,
     model_validator,
 )
 
@@ -128,6 +129,9 @@ class GuardSettings(Section):
     """Threshold of a spike: a robust z-score relative to the median of the last 64 losses."""
 
 
+_SUM_OF_NAMES = r"^[A-Za-z0-9][A-Za-z0-9_.-]*( *\+ *[A-Za-z0-9][A-Za-z0-9_.-]*)*$"
+
+
 class KeepSettings(Section):
     """Which checkpoints to keep when older ones are deleted.
 
@@ -139,6 +143,15 @@ class KeepSettings(Section):
     """Number of newest checkpoints to keep; null for all."""
     every: Steps | None = None
     """Also keep checkpoints whose step is a multiple of this number of steps."""
+    best: Annotated[str, StringConstraints(pattern=_SUM_OF_NAMES)] | None = None
+    """Also keep the checkpoint with the lowest loss on this validation set, or sum of losses, such
+    as upstream+downstream. Checkpoints of steps that were evaluated are compared; RUN@best is it.
+    null for none."""
+
+    @property
+    def best_sets(self) -> tuple[str, ...]:
+        """The validation sets whose losses are added up to find the best checkpoint."""
+        return tuple(name.strip() for name in self.best.split("+")) if self.best else ()
 
 
 def _check_shard_size(written: Any) -> Any:
