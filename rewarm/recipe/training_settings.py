@@ -55,6 +55,14 @@ def _check_two_numbers(written: Any) -> Any:
     return written
 
 
+class EmaSettings(Section):
+    """An exponential moving average of the weights, in fp32. It does not change training."""
+
+    decay: Annotated[float, Field(strict=True, gt=0, lt=1)]
+    """The share that the average keeps at each step: with 0.999 half of it is of the last 693
+    steps."""
+
+
 class OptimizerSettings(Section):
     """AdamW. The learning rate is set by the schedule only."""
 
@@ -75,6 +83,9 @@ class OptimizerSettings(Section):
     z_loss: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
     """Coefficient of the z-loss, z_loss · log(Z)² averaged over the tokens, which is minimized
     beside the cross-entropy and keeps the logits from growing (PaLM: 1e-4); 0 for none."""
+    ema: EmaSettings | None = None
+    """Keep an exponential moving average of the weights, which is evaluated beside them and saved
+    in each checkpoint (RUN@ema); null for none."""
     carry: bool = False
     """Continue with the base model's optimizer state instead of a new one. It must have one."""
 

@@ -31,7 +31,7 @@ REMEDY = (
 _LARGEST_INTEGER = 2**53
 _LONGEST_LINE = 2**18  # bytes; the norms of a model of 80 layers
 _NUMBERS = {"loss", "perplexity", "bits_per_byte", "forgetting"}
-_NUMBERS |= {"lr", "grad_norm", "tokens_per_second", "mfu"}
+_NUMBERS |= {"ema_loss", "z_loss", "lr", "grad_norm", "tokens_per_second", "mfu"}
 _COUNTS = {"step", "tokens", "skipped"}
 _MEASURED_KINDS = {"train", "evaluate", "baseline"}
 

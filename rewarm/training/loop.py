@@ -48,6 +48,7 @@ from rewarm.training.progress_line import NoProgressLine, ProgressLine
 from rewarm.training.run_recorder import RunRecorder
 from rewarm.training.start_or_resume import StartedRun, start_or_resume
 from rewarm.training.tensor_norms import TensorNorms
+from rewarm.training.weight_average import WeightAverage
 
 
 class StepResult(NamedTuple):
@@ -78,6 +79,7 @@ def take_step(
     loss_scale: Tensor | None = None,
     processes: Processes = ALONE,
     norms: TensorNorms | None = None,
+    average: WeightAverage | None = None,
 ) -> StepResult:
     """Takes one optimizer step, and returns its loss, gradient norm and whether it was skipped.
 
@@ -95,6 +97,7 @@ def take_step(
         loss_scale: the loss scale of fp16.
         processes: that share the batch.
         norms: measures weights and gradients before the gradient is clipped.
+        average: the average of the weights, which follows them.
 
     The first step in fp8 runs its first microbatch several extra times, to calibrate the scales.
     """
@@ -128,6 +131,8 @@ def take_step(
     norm = clip_gradient(model, max_grad_norm, loss_scale, processes)
     skipped = should_skip(loss, norm)
     apply_update(optimizer, lr, skipped)
+    if average:
+        average.update(skipped)
     optimizer.zero_grad()
     if model.fp8_scaling:
         model.fp8_scaling.update(skipped)
@@ -283,6 +288,7 @@ def _run_steps(run: StartedRun, recorder: RunRecorder) -> Path:
                 loss_scale=guard.scale,
                 processes=run.processes,
                 norms=norms,
+                average=run.average,
             )
             if probe and not result.skipped.item():
                 recorder.check_applied_rate(step, probe)

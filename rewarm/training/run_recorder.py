@@ -28,7 +28,7 @@ from rewarm.training.progress_line import ProgressLine
 from rewarm.training.speed_meter import SpeedMeter
 from rewarm.training.start_or_resume import StartedRun
 from rewarm.training.tensor_norms import TensorNorms
-from rewarm.training.validation_loss import measure_losses
+from rewarm.training.validation_loss import SetLoss, measure_losses
 
 _STARTUP_AND_EXIT = 2.0  # seconds: start of Python, before the time limit counts, plus its exit
 
@@ -74,6 +74,7 @@ class RunRecorder:
             sync_metrics=run_directory.sync_metrics,
             prune=lambda: prune_checkpoints(run_directory.path, recipe.keep, self.branch_step),
             processes=self._processes,
+            average=run.average.to_save() if run.average else None,
         )
         self._losses = DelayedNumber(self._device)
         self._last_loss: float | None = None
@@ -222,15 +223,11 @@ class RunRecorder:
         """Logs the loss on validation sets, and returns the state with these losses."""
         with self.speed_meter.paused(self._device):
             started = time.perf_counter()
-            measured = measure_losses(
-                self._run.model,
-                {name: self._run.validation[name] for name in names},
-                microbatch=self._run.split.microbatch,
-                precision=self._recipe.precision,
-                separator_id=self._run.separator_id,
-                wait=self.wait_for,
-                processes=self._processes,
-            )
+            measured = self._measure_losses(names)
+            of_average: dict[str, SetLoss] = {}
+            if self._run.average and state.step:  # before step 1 it is the weights
+                with self._run.average.in_model():
+                    of_average = self._measure_losses(names)
             seconds = self._evaluation_seconds = time.perf_counter() - started
         losses = {name: result.loss for name, result in measured.items()}
         baseline, steps = state.baseline, state.baseline_steps
@@ -244,6 +241,7 @@ class RunRecorder:
                 metrics[f"{name}/bits_per_byte"] = bits_per_byte
             if name in baseline:  # a baseline that was not finite is none
                 metrics[f"{name}/forgetting"] = result.loss - baseline[name]
+        metrics |= {f"{name}/ema_loss": result.loss for name, result in of_average.items()}
         kind = "baseline" if is_baseline and state.step else "evaluate"
         self._run_directory.log_metrics(kind, step=state.step, tokens=state.tokens, **metrics)
         self._run_directory.log_event("evaluate", step=state.step, seconds=seconds)
@@ -256,6 +254,17 @@ class RunRecorder:
                 "baseline_steps": steps,
                 **({} if is_baseline and state.step else {"losses_step": state.step}),
             }
+        )
+
+    def _measure_losses(self, names: list[str]) -> dict[str, SetLoss]:
+        return measure_losses(
+            self._run.model,
+            {name: self._run.validation[name] for name in names},
+            microbatch=self._run.split.microbatch,
+            precision=self._recipe.precision,
+            separator_id=self._run.separator_id,
+            wait=self.wait_for,
+            processes=self._processes,
         )
 
     def evaluate_again(self, state: TrainingState) -> TrainingState:
