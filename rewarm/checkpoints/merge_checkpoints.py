@@ -31,7 +31,7 @@ from rewarm.checkpoints.find_checkpoint import (
 )
 from rewarm.checkpoints.load_weights import all_finite
 from rewarm.checkpoints.manifest import sha256_in_manifest, verify_checkpoint
-from rewarm.checkpoints.merge_weights import MergeMethod, merge_weights
+from rewarm.checkpoints.merge_weights import MergeMethod, checkpoint_weights
 from rewarm.checkpoints.model_files import write_weight_index
 from rewarm.checkpoints.part_files import MODEL, part_name, part_paths
 from rewarm.checkpoints.training_state import (
@@ -164,7 +164,7 @@ def write_merged(
 
     Args:
         sources: what `find_merge_sources` returns.
-        method: how to weight them; see `merge_weights`.
+        method: how to weight them; see `checkpoint_weights`.
         directory: the new checkpoint, which must not exist.
         decay: for `ema`.
 
@@ -176,7 +176,7 @@ def write_merged(
             f"{directory}: already exists; name another directory with --out DIR, or delete it"
         )
     steps = [source.state.step for source in sources]
-    weights = merge_weights(method, steps, decay)
+    weights = checkpoint_weights(method, steps, decay)
     merged = [
         WeightedCheckpoint(
             directory=str(source.directory),

@@ -25,7 +25,9 @@ from typing import Literal
 MergeMethod = Literal["mean", "ema", "1-sqrt"]
 
 
-def merge_weights(method: MergeMethod, steps: Sequence[int], decay: float = 0.8) -> list[float]:
+def checkpoint_weights(
+    method: MergeMethod, steps: Sequence[int], decay: float = 0.8
+) -> list[float]:
     """Returns the weights of checkpoints, which sum to 1.
 
     * `mean`: c_j = 1 / (k + 1). The decay is linear: w_i = 1 - i / (k + 1).
@@ -35,9 +37,9 @@ def merge_weights(method: MergeMethod, steps: Sequence[int], decay: float = 0.8)
       an update u_i is the sum over many steps, w_i is the mean of that curve over them, from
       a = t_(i-1) to b = t_i: w_i = 1 - 2/3 (b^(3/2) - a^(3/2)) / (b - a).
 
-    >>> merge_weights("mean", [100, 200, 300, 400])
+    >>> checkpoint_weights("mean", [100, 200, 300, 400])
     [0.25, 0.25, 0.25, 0.25]
-    >>> [round(c, 4) for c in merge_weights("1-sqrt", [100, 200, 300])]
+    >>> [round(c, 4) for c in checkpoint_weights("1-sqrt", [100, 200, 300])]
     [0.4714, 0.3905, 0.1381]
 
     Args:

@@ -15,7 +15,7 @@ from rewarm.checkpoints.find_checkpoint import list_checkpoints, locate_base
 from rewarm.checkpoints.lineage import model_lineage, read_lineages
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.merge_checkpoints import find_merge_sources, rate_note, write_merged
-from rewarm.checkpoints.merge_weights import merge_weights, update_factors
+from rewarm.checkpoints.merge_weights import checkpoint_weights, update_factors
 from rewarm.checkpoints.training_state import read_training_state
 from rewarm.cli import app
 from rewarm.errors import CheckpointError
@@ -53,7 +53,7 @@ def by_hand(method, steps, d):
 @pytest.mark.parametrize("method", ["mean", "ema", "1-sqrt"])
 @pytest.mark.parametrize("steps", [[5, 10, 15, 20], [100, 400, 500], [7, 9]])
 def test_weights_are_those_of_the_definition_and_stand_for_a_decay(method, steps):
-    weights = merge_weights(method, steps, 0.7)
+    weights = checkpoint_weights(method, steps, 0.7)
     assert weights == pytest.approx(by_hand(method, steps, 0.7), abs=1e-5)
     assert sum(weights) == pytest.approx(1, abs=1e-15)
     # Σ c_j θ_j = θ_0 + Σ w_i u_i for any updates.
