@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rewarm import open_files
 from rewarm.checkpoints.background_writer import BackgroundWriter, SaveResult
-from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.retention import prune_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import Diverged, Preempted, RewarmError, out_of_memory
@@ -21,7 +20,8 @@ from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
 from rewarm.training.delayed_number import DelayedNumber
 from rewarm.training.device_setup import device_name
-from rewarm.training.divergence_guard import DivergenceGuard, StopReason
+from rewarm.training.divergence_guard import DivergenceGuard
+from rewarm.training.failure_messages import divergence_message, what_is_saved
 from rewarm.training.preemption import StopRequested, StopRequests, preempted
 from rewarm.training.processes import Report
 from rewarm.training.progress_line import ProgressLine
@@ -348,11 +348,7 @@ class RunRecorder:
                 problem = (
                     f"step {state.step:,} could not be saved: {out_of_memory(failure) or failure}"
                 )
-        checkpoints = list_checkpoints(self._run_directory.path)
-        last = max(checkpoints, default=None)
-        saved = "nothing is saved"
-        if last is not None:
-            saved = f"everything up to step {last:,} is saved in {checkpoints[last]}"
+        saved = what_is_saved(self._run_directory.path)
         message = f"{problem}; {saved}" if problem else saved
         if isinstance(error, RewarmError):
             error.args = (f"{error}; {message}",)
@@ -404,20 +400,8 @@ class RunRecorder:
             self._progress_line.print(event.message())
         if stop:
             self.writer.wait_for_save()
-            raise Diverged(self._divergence_message(stop))
-
-    def _divergence_message(self, stop: StopReason) -> str:
-        shards = "; ".join(
-            f"{name}: {', '.join(tars)}"
-            for name, tars in self._run.loader.shards_of_batch(stop.position_before_batch).items()
-        )
-        checkpoints = list_checkpoints(self._run_directory.path)
-        earlier = [path for step, path in checkpoints.items() if step < stop.first_bad_step]
-        last = f"the last checkpoint before it is {earlier[-1]}" if earlier else "nothing was saved"
-        return (
-            f"{self._run_directory.path}: {stop.reason}; the batch of that step was read from "
-            f"{shards}; {last}; try a lower peak_lr, a longer warmup, or check those shards"
-        )
+            run = self._run_directory.path
+            raise Diverged(divergence_message(run, self._run.loader, stop))
 
 
 def _finite(losses: dict[str, float]) -> dict[str, float]:
