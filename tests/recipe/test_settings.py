@@ -30,6 +30,7 @@ def test_every_default_is_written_out(thousand_steps):
         "weight_decay": 0.1,
         "clip": 1.0,
         "z_loss": 0.0,
+        "ema": None,
         "carry": False,
     }
     assert settings["schedule"] == {
@@ -52,7 +53,7 @@ def test_every_setting_has_help():
         for name, definition in definitions.items()
         if name.endswith("Settings") or name in ("TrainSet", "ValidationSet", "WeightFrom")
     }
-    assert len(sections) == 12
+    assert len(sections) == 13
     for name, section in sections.items():
         assert section["description"], name
         for setting, schema in section["properties"].items():
