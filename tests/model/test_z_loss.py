@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from sharded_steps import ResizedMemoryMeter
 from tiny_models import random_tokens, take_tiny_step, tiny_model
 from torch import nn
 
@@ -77,3 +78,16 @@ def test_without_a_z_loss_there_is_none():
     model = tiny_model()
     result = take_tiny_step(model, build_adamw(model, OptimizerSettings()), random_tokens())
     assert result.z_loss is None
+
+
+def test_a_z_loss_takes_no_more_memory_than_the_cross_entropy():
+    """Peaks of both passes, as the estimate of memory assumes."""
+
+    def peak(*z_loss):
+        x, head = torch.randn(1, 64, 16, requires_grad=True), nn.Linear(16, 4096, bias=False)
+        targets = torch.randint(0, 4096, (1, 64))
+        with ResizedMemoryMeter(x, head.weight, targets) as meter:
+            cross_entropy(x, head, targets, "sum", *z_loss).flatten()[0].backward()
+        return meter.peak
+
+    assert peak(Z_LOSS) <= peak()

@@ -7,9 +7,11 @@ N tokens, V vocabulary.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
-from torch import Tensor, cat, nn, stack
+import torch
+from torch import Tensor, cat, nn
 from torch.nn import functional
 
 IGNORED_TARGET = -100
@@ -121,12 +123,37 @@ def head_loss_with_z_loss(
 ) -> Tensor:
     """Returns what `cross_entropy` does with a `z_loss`, (2,), summed over the tokens."""
     logits_NV = functional.linear(x_ND, weight_VD).float()
-    counts_N = targets_N != IGNORED_TARGET
-    log_z_N = logits_NV.logsumexp(-1)
-    targets_N1 = targets_N.where(counts_N, 0).unsqueeze(1)
-    z_losses_N = z_loss * log_z_N.square()
-    losses_N = log_z_N - logits_NV.gather(1, targets_N1).squeeze(1) + z_losses_N
-    return stack((losses_N, z_losses_N.detach())).where(counts_N, 0).sum(1)
+    return _loss_with_z_loss(logits_NV, targets_N, z_loss)
+
+
+class _LossWithZLoss(torch.autograd.Function):
+    """By hand: PyTorch's own backward pass takes three more copies of the logits.
+
+    The gradient by logit j is (1 + 2 z_loss · log Z) · softmax_j - [j is the target].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, z_loss: float) -> Tensor:
+        counts_N = targets_N != IGNORED_TARGET
+        targets_N = targets_N.where(counts_N, 0)
+        log_z_N = logits_NV.logsumexp(-1)
+        ctx.save_for_backward(logits_NV, targets_N, counts_N, log_z_N)
+        ctx.z_loss = z_loss
+        z_losses_N = z_loss * log_z_N.square()
+        losses_N = log_z_N - logits_NV.gather(1, targets_N.unsqueeze(1)).squeeze(1) + z_losses_N
+        return torch.stack((losses_N, z_losses_N)).where(counts_N, 0).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        logits_NV, targets_N, counts_N, log_z_N = ctx.saved_tensors
+        scale_N = scale[0] * counts_N  # the z-loss alone has no gradient
+        gradient_NV = (logits_NV - log_z_N.unsqueeze(1)).exp_()
+        gradient_NV *= (scale_N * (1 + 2 * ctx.z_loss * log_z_N)).unsqueeze(1)
+        gradient_NV[torch.arange(len(targets_N), device=targets_N.device), targets_N] -= scale_N
+        return gradient_NV, None, None
+
+
+_loss_with_z_loss: Callable[[Tensor, Tensor, float], Tensor] = _LossWithZLoss.apply
 
 
 def reduced(total: Tensor, targets_N: Tensor, reduction: str) -> Tensor:
