@@ -17,12 +17,13 @@ from safetensors import SafetensorError
 from typing_extensions import override
 
 from rewarm.checkpoints.manifest import FileEntries, MetricsRecord
+from rewarm.checkpoints.model_files import TokenizerSource
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.checkpoints.write_checkpoint import (
+    AverageSource,
     OtherParts,
     Part,
     TensorSnapshot,
-    TokenizerSource,
     write_checkpoint,
     write_tensors,
 )
@@ -100,6 +101,7 @@ class BackgroundWriter:
         sync_metrics: Callable[[], None],
         prune: Callable[[], list[str]],
         processes: SavingProcesses,
+        average: AverageSource | None = None,
     ) -> None:
         """Stores the arguments; nothing is saved yet.
 
@@ -114,6 +116,7 @@ class BackgroundWriter:
             prune: function that deletes older checkpoints and returns their names; called after
                 each save.
             processes: the processes of the run; rank 0 writes what is not a tensor.
+            average: the average of the weights, which is saved too; None if there is none.
         """
         self._checkpoint_path = checkpoint_path
         self._model = model
@@ -123,7 +126,7 @@ class BackgroundWriter:
         self._sync_metrics = sync_metrics
         self._prune = prune
         self._processes = processes
-        self._snapshot = TensorSnapshot(Part(processes.rank, processes.size))
+        self._snapshot = TensorSnapshot(Part(processes.rank, processes.size), average)
         self._saves = 0
         self._pending: Future[SaveResult] | None = None
         self._slowest_seconds = 0.0

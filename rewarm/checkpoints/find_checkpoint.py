@@ -9,18 +9,20 @@ from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
 
+from rewarm.checkpoints.best_checkpoint import best_step
 from rewarm.checkpoints.gpt_neox_import import (
     GPT_NEOX_KIND,
     find_gpt_neox_checkpoint,
     read_gpt_neox_architecture,
 )
 from rewarm.checkpoints.hub_download import download_from_hub, is_hub_name
-from rewarm.checkpoints.manifest import MANIFEST
+from rewarm.checkpoints.manifest import AVERAGE, MANIFEST
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import PRESETS, Architecture
 from rewarm.path_contents import describe_path, nearest_name, no_such_folder
 from rewarm.paths import short_path
 from rewarm.quantities import parse_count
+from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.saved_recipe import load_saved_recipe
 from rewarm.safe_loading import check_files_inside, read_json
 
@@ -50,8 +52,8 @@ def locate_base(name: str, revision: str | None = None, *, weights: bool = True)
 
     Args:
         name: a model directory, a run directory (its last checkpoint), a checkpoint reference
-            (RUN@40000, RUN@last, RUN@before-decay), a checkpoint of the GPT-NeoX library or a
-            folder whose `latest` file names one, or a hub name.
+            (RUN@40000, RUN@last, RUN@before-decay, RUN@best, RUN@ema), a checkpoint of the GPT-NeoX
+            library or a folder whose `latest` file names one, or a hub name.
         revision: branch, tag or commit of a hub model.
         weights: whether to download the weights of a hub model, and not only its configuration.
 
@@ -113,15 +115,16 @@ def no_local_model(name: str) -> CheckpointError:
 
 
 def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
-    """Returns the checkpoint that a reference names: a step, `last`, or `before-decay`.
+    """Returns the checkpoint that a reference names: a step, `last`, `before-decay`, `best`, `ema`.
 
-    `before-decay` is the newest checkpoint before the final decay of the learning rate.
+    `before-decay` is the newest checkpoint before the final decay of the learning rate, `best` that
+    of `keep.best`, and `ema` the average of the weights in the last one (`optimizer.ema`).
 
     Raises:
         CheckpointError: there is no such checkpoint, or the reference is invalid.
     """
     checkpoints = list_checkpoints(run)
-    if reference == "last":
+    if reference in ("last", "ema"):
         last_checkpoint(run)  # refuses to use an older one than the last
     if not checkpoints:
         raise CheckpointError(
@@ -129,13 +132,19 @@ def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
         )
     if reference == "last":
         return checkpoints[max(checkpoints)]
-    if reference == "before-decay":
-        try:
-            last_step = load_saved_recipe(run / "recipe.yaml").step_before_decay
-        except RewarmError as error:
+    if reference == "ema":
+        return _average_in(checkpoints[max(checkpoints)])
+    if reference == "best":
+        names = _recipe_of(run, reference).keep.best_sets
+        step = best_step(checkpoints, names) if names else None
+        expected = "whose step was evaluated (keep.best)"
+        if not names:
             raise CheckpointError(
-                f"{run}@{reference}: cannot read the recipe of this run: {error}"
-            ) from None
+                f"{run}@best: the run's recipe has no keep.best, which says which losses to "
+                "compare; name a step"
+            )
+    elif reference == "before-decay":
+        last_step = _recipe_of(run, reference).step_before_decay
         step = max((n for n in checkpoints if n <= last_step), default=None)
         expected = f"at or before step {last_step:,}, where the decay begins"
     else:
@@ -144,7 +153,7 @@ def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
         except ValueError:
             raise CheckpointError(
                 f"{run}@{reference}: not a checkpoint reference; expected a step, such as 40000 "
-                "or step-00040000, `last` or `before-decay`"
+                "or step-00040000, `last`, `before-decay`, `best` or `ema`"
             ) from None
         expected = f"at step {step:,}"
     if step is None or step not in checkpoints:
@@ -153,6 +162,29 @@ def resolve_checkpoint_reference(run: Path, reference: str) -> Path:
             f"{', '.join(f'{n:,}' for n in checkpoints)}"
         )
     return checkpoints[step]
+
+
+def _recipe_of(run: Path, reference: str) -> Recipe:
+    try:
+        return load_saved_recipe(run / "recipe.yaml")
+    except RewarmError as error:
+        raise CheckpointError(
+            f"{run}@{reference}: cannot read the recipe of this run: {error}"
+        ) from None
+
+
+def _average_in(checkpoint: Path) -> Path:
+    """Returns the folder with the average of the weights in a checkpoint.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    if not (checkpoint / AVERAGE).is_dir():
+        raise CheckpointError(
+            f"{checkpoint}: has no average of the weights; it is saved with optimizer.ema: "
+            "{decay: 0.999}, or made of several checkpoints by `rewarm merge`"
+        )
+    return checkpoint / AVERAGE
 
 
 class _StepFolders(NamedTuple):

@@ -65,6 +65,7 @@ def _checkpoint_as_ancestor(
         schedule=state.schedule,
         losses=state.losses,
         corpora=_training_corpora(directory, state),
+        averaging=state.averaging,
     )
 
 

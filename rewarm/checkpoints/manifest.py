@@ -17,6 +17,8 @@ from rewarm.errors import CheckpointError
 from rewarm.safe_loading import check_files_inside, is_plain_file_name, read_json, read_json_as
 
 MANIFEST = "MANIFEST.json"
+AVERAGE = "ema"
+"""Folder of the average of the weights in a checkpoint of a run with `optimizer.ema`."""
 MODEL_CARD = "README.md"
 """Name of the model card. It is for people, who add a license to it: it may change."""
 _REQUIRED_FILES = ("config.json", "progress.json", "recipe.yaml")
@@ -43,6 +45,8 @@ class _Manifest(BaseModel):
     files: dict[str, _FileEntry]
     metrics: MetricsRecord | None = None
     """None in checkpoints of earlier versions of rewarm."""
+    weights_only: bool = False
+    """Whether the weights are an average, which has no optimizer state."""
 
 
 FileEntries = dict[str, dict[str, Any]]
@@ -50,7 +54,11 @@ FileEntries = dict[str, dict[str, Any]]
 
 
 def build_manifest(
-    directory: Path, metrics: MetricsRecord | None = None, known: FileEntries | None = None
+    directory: Path,
+    metrics: MetricsRecord | None = None,
+    known: FileEntries | None = None,
+    *,
+    weights_only: bool = False,
 ) -> dict[str, Any]:
     """Returns the content of the manifest for the files in a directory, and a run's metrics.
 
@@ -58,12 +66,16 @@ def build_manifest(
         directory: that of the checkpoint.
         metrics: the lines that belong to it.
         known: entries that other processes have computed for the files that they wrote.
+        weights_only: whether the weights are an average, which has no optimizer state.
     """
     known = known or {}
     files = {
-        path.name: known.get(path.name) or file_entry(path) for path in sorted(directory.iterdir())
+        path.name: known.get(path.name) or file_entry(path)
+        for path in sorted(directory.iterdir())
+        if path.name != AVERAGE
     }
-    return {"files": files, "metrics": metrics and metrics.model_dump()}
+    manifest = {"files": files, "metrics": metrics and metrics.model_dump()}
+    return manifest | ({"weights_only": True} if weights_only else {})
 
 
 def file_entry(path: Path) -> dict[str, Any]:
@@ -73,6 +85,8 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool = True) -> None:
     """Checks that the files of a checkpoint match its manifest, except its model card.
+
+    Those of the average of the weights in it, if it has one, are checked too.
 
     Args:
         directory: directory of the checkpoint.
@@ -86,7 +100,8 @@ def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool
     path = directory / MANIFEST
     try:
         check_files_inside(directory)
-        files = read_json_as(_Manifest, path).files
+        manifest = read_json_as(_Manifest, path)
+        files = manifest.files
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointError(
             f"{directory}: not a rewarm checkpoint (no {MANIFEST}); to start from these weights, "
@@ -98,7 +113,7 @@ def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool
         for name in _REQUIRED_FILES:
             if name not in files:
                 raise ValueError(name)
-        for stem in (MODEL, OPTIMIZER):
+        for stem in (MODEL,) if manifest.weights_only else (MODEL, OPTIMIZER):
             part_names(files, stem)
     except ValueError as missing:
         raise CheckpointError(f"{path}: does not list {missing}; use another checkpoint") from None
@@ -116,6 +131,11 @@ def verify_checkpoint(directory: Path, only: str | None = None, *, digests: bool
             raise CheckpointError(
                 f"{file}: changed since it was written (size or sha256); use another checkpoint"
             )
+    average = directory / AVERAGE
+    if not only and average.is_dir():
+        if average.is_symlink():
+            raise CheckpointError(f"{average}: a link; replace it with the folder itself")
+        verify_checkpoint(average, digests=digests)
 
 
 def metrics_record(directory: Path) -> MetricsRecord | None:

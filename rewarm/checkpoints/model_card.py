@@ -47,6 +47,8 @@ def model_card(architecture: Architecture, state: TrainingState, recipe_yaml: st
         f"{steps:,} of continual pre-training with rewarm {escape_markdown(state.rewarm)}. "
         "`recipe.yaml` has all settings."
     )
+    if state.averaging:
+        introduction += f" The weights are averaged: {state.averaging.one_line()}."
     if not state.lineage:
         introduction = introduction.replace("continual pre-training", "pre-training")
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items())

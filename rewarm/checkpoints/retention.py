@@ -6,7 +6,9 @@ import math
 import shutil
 from pathlib import Path
 
+from rewarm.checkpoints.best_checkpoint import best_step
 from rewarm.checkpoints.find_checkpoint import list_checkpoints
+from rewarm.errors import CheckpointError
 from rewarm.files import free_name, sync_to_disk
 from rewarm.recipe.recipe import Recipe
 from rewarm.recipe.training_settings import KeepSettings
@@ -17,7 +19,9 @@ DELETING_SUFFIX = ".deleting"
 """Suffix of a checkpoint directory while its files are being deleted."""
 
 
-def kept_steps(keep: KeepSettings, steps: list[int], branch_step: int | None) -> set[int]:
+def kept_steps(
+    keep: KeepSettings, steps: list[int], branch_step: int | None, best: int | None = None
+) -> set[int]:
     """Returns the steps whose checkpoints are kept.
 
     Args:
@@ -25,10 +29,11 @@ def kept_steps(keep: KeepSettings, steps: list[int], branch_step: int | None) ->
         steps: the steps that have a checkpoint, in ascending order.
         branch_step: the last step before the decay, whose checkpoint is always kept; None if the
             schedule has no such step.
+        best: the step of the best checkpoint (`keep.best`), which is kept.
     """
     if keep.last is None:
         return set(steps)
-    others = (n for n in steps if n == branch_step or (keep.every and n % keep.every == 0))
+    others = (n for n in steps if n in (branch_step, best) or (keep.every and n % keep.every == 0))
     return {*steps[-keep.last :], *others}
 
 
@@ -44,7 +49,7 @@ def most_checkpoints_at_once(recipe: Recipe) -> int:
     kept_before = (oldest - 1) // interval if interval else 0
     if branch is not None and branch < oldest and not (interval and branch % interval == 0):
         kept_before += 1
-    return keep.last + kept_before + 1
+    return min(keep.last + kept_before + bool(keep.best), earlier) + 1
 
 
 def _newest(saves: range, branch: int | None, number: int) -> int:
@@ -63,10 +68,16 @@ def prune_checkpoints(
     """Deletes the checkpoints that need not be kept (see `kept_steps`), and returns their names.
 
     Only complete checkpoints named step-NNNNNNNN are deleted; a renamed checkpoint is always kept.
+    None is deleted while one cannot be read that may be the best.
     """
     checkpoints = list_checkpoints(run_directory)
+    try:
+        best = best_step(checkpoints, keep.best_sets) if keep.best else None
+    except CheckpointError:
+        return []
     deleted = []
-    for step in sorted(checkpoints.keys() - kept_steps(keep, list(checkpoints), branch_step)):
+    kept = kept_steps(keep, list(checkpoints), branch_step, best)
+    for step in sorted(checkpoints.keys() - kept):
         path = checkpoints[step]
         # Renamed before its first file is deleted, so that it is not mistaken for a checkpoint.
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
 from pydantic import BaseModel, ConfigDict, Field, Strict
@@ -16,6 +16,40 @@ from rewarm.quantities import format_count, format_rates
 from rewarm.safe_loading import read_json_as
 
 _NonNegative = Annotated[int, Strict(), Interval(ge=0, le=2**53)]
+
+
+class WeightedCheckpoint(BaseModel):
+    """A checkpoint that was merged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    directory: str
+    """Its directory at that time."""
+    step: _NonNegative
+    sha256: str
+    """sha256 of its weights."""
+    weight: Annotated[float, Field(ge=0, le=1)]
+
+
+class Averaging(BaseModel):
+    """How averaged weights were made of those of a run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: Literal["mean", "ema", "1-sqrt"]
+    decay: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Of `ema`: the share that an older average keeps."""
+    checkpoints: list[WeightedCheckpoint] = []
+    """The checkpoints that were merged, the oldest first; none if all steps were averaged."""
+
+    def one_line(self) -> str:
+        """Returns the way of averaging, and what was averaged, as text."""
+        decay = "" if self.decay is None else f" with decay {self.decay:g}"
+        if not self.checkpoints:
+            return f"{self.method}{decay} of the weights of all steps"
+        first, last = self.checkpoints[0].step, self.checkpoints[-1].step
+        count = len(self.checkpoints)
+        return f"{self.method}{decay} of {count} checkpoints, steps {first:,} to {last:,}"
 
 
 class Ancestor(BaseModel):
@@ -47,6 +81,8 @@ class Ancestor(BaseModel):
     """Its last measured loss on each validation set, in nats."""
     corpora: dict[str, str] = {}
     """What its run trained on: the shards of each corpus, by name; empty if not known."""
+    averaging: Averaging | None = None
+    """How its weights were made of those of its run; None for the weights of the step."""
 
     def one_line(self) -> str:
         """Returns `facts` as one line of text."""
@@ -57,6 +93,8 @@ class Ancestor(BaseModel):
         parts = [self.name + (f" at {self.revision}" if self.revision else "")]
         if self.step is not None:
             parts.append(f"step {self.step:,}")
+        if self.averaging:
+            parts.append(self.averaging.one_line())
         if self.tokens is not None:
             parts.append(f"{format_count(self.tokens)} tokens")
         if self.lrs:
@@ -120,12 +158,20 @@ class TrainingState(BaseModel):
     """Learning rate at each hundredth of the run, to detect that a plug-in has changed."""
     lineage: list[Ancestor]
     """The ancestors of this run, the oldest first."""
+    averaging: Averaging | None = None
+    """How the weights beside this state were made of those of the run; None for those of the
+    step."""
     processes: Annotated[int, Strict(), Interval(ge=1, le=2**24)] = 1
     """Processes that trained the last step, on which the last bits depend too."""
     cpu_threads: _NonNegative | None = None
     """Threads that computed, on which the last bits depend; None on a GPU, or where not known."""
     rewarm: str
     """Version of rewarm that wrote this state."""
+
+    def of_average(self, averaging: Averaging) -> TrainingState:
+        """Returns the state beside averaged weights, of which no losses are known."""
+        update = {"averaging": averaging, "losses": {}, "losses_step": None, "guard": {}}
+        return self.model_copy(update={**update, "evaluation_owed": False})
 
     def after_step(
         self, step: int, tokens: int, lr: float, position: DataPosition, *, evaluation_owed: bool

@@ -6,6 +6,7 @@ step-00001000/  config.json  generation_config.json  model.safetensors  tokenize
                 optimizer.safetensors  progress.json  recipe.yaml                         to resume
                 README.md           a model card
                 MANIFEST.json       size and sha256 of every file, digest of the metrics so far
+                ema/                with `optimizer.ema`: a checkpoint of the averaged weights
 ```
 Of several processes, each writes some of the tensors, whole, into files of its own:
 `model-00001-of-00004.safetensors`, `optimizer-00001-of-00004.safetensors`.
@@ -15,19 +16,21 @@ contains only safetensors, JSON, YAML and text files: none of them can run code 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import stat
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from rewarm.checkpoints.averaged_files import complete_averaged
 from rewarm.checkpoints.manifest import (
+    AVERAGE,
     MANIFEST,
     MODEL_CARD,
     FileEntries,
@@ -36,34 +39,17 @@ from rewarm.checkpoints.manifest import (
     file_entry,
 )
 from rewarm.checkpoints.model_card import model_card
+from rewarm.checkpoints.model_files import TokenizerSource, write_json, write_model_files
 from rewarm.checkpoints.optimizer_state import optimizer_state_tensors
 from rewarm.checkpoints.part_files import MODEL, OPTIMIZER, part_name
 from rewarm.checkpoints.retention import set_aside
-from rewarm.checkpoints.training_state import TrainingState, read_training_state
+from rewarm.checkpoints.training_state import Averaging, TrainingState, read_training_state
 from rewarm.errors import CheckpointError
 from rewarm.files import exchange, sync_to_disk
 from rewarm.model.architecture import Architecture
 from rewarm.model.divided_tensors import whole
 from rewarm.model.neox import NeoX
 from rewarm.quantities import format_bytes
-from rewarm.safe_loading import read_json
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-)
-
-
-class TokenizerSource(NamedTuple):
-    """The tokenizer of a run's data; its files are copied into each checkpoint."""
-
-    directory: Path
-    """Directory from which the tokenizer files are copied."""
-    eos_token_id: int
-    eos_token: str
 
 
 class Part(NamedTuple):
@@ -78,16 +64,26 @@ class Part(NamedTuple):
 _ALL_TENSORS = Part()
 
 
+class AverageSource(NamedTuple):
+    """The average of the weights that a run keeps beside them (`optimizer.ema`)."""
+
+    tensors: Mapping[str, Tensor]
+    """By the names of the weights; their values change while the run trains."""
+    averaging: Averaging
+
+
 class TensorSnapshot:
-    """A copy of the weights and the optimizer state in host memory: of those that are written here.
+    """A copy of weights, their average and the optimizer state in host memory, as written here.
 
     A thread can write it while training continues. The memory is reused for the next copy; it is
     pinned for tensors on a GPU, so that copies run at the full speed of the bus.
     """
 
-    def __init__(self, part: Part = _ALL_TENSORS) -> None:
+    def __init__(self, part: Part = _ALL_TENSORS, average: AverageSource | None = None) -> None:
         self.part = part
+        self._average = average
         self.weights: dict[str, Tensor] = {}
+        self.averages: dict[str, Tensor] = {}
         self.optimizer_state: dict[str, Tensor] = {}
         self.total_bytes = 0
         """Size of all tensors of the checkpoint."""
@@ -112,11 +108,19 @@ class TensorSnapshot:
         self.weight_bytes = sum(tensor.nbytes for tensor in weights.values())
         self.total_bytes = self.weight_bytes + sum(tensor.nbytes for tensor in state.values())
         self._copy(weights, self.weights)
+        if self._average:
+            self.total_bytes += self.weight_bytes
+            self._copy(self._average.tensors, self.averages)
         self._copy(state, self.optimizer_state)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
 
-    def _copy(self, tensors: dict[str, Tensor], copies: dict[str, Tensor]) -> None:
+    @property
+    def averaging(self) -> Averaging | None:
+        """How the average was made; None if there is none."""
+        return self._average and self._average.averaging
+
+    def _copy(self, tensors: Mapping[str, Tensor], copies: dict[str, Tensor]) -> None:
         """Copies tensors into `copies`, whose memory is allocated at the first call."""
         for name, divided in tensors.items():
             tensor = whole(divided)  # one at a time
@@ -149,12 +153,15 @@ def write_tensors(folder: Path, snapshot: TensorSnapshot) -> FileEntries:
     for stem, tensors, metadata in (
         (MODEL, snapshot.weights, {"format": "pt"}),
         (OPTIMIZER, snapshot.optimizer_state, None),
+        (f"{AVERAGE}/{MODEL}", snapshot.averages, {"format": "pt"}),
     ):
         if tensors:
-            path = folder / part_name(stem, snapshot.part.number, snapshot.file_count)
-            _save_tensors(tensors, path, metadata=metadata)
+            name = part_name(stem, snapshot.part.number, snapshot.file_count)
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            save_tensors(tensors, path, metadata=metadata)
             sync_to_disk(path)
-            entries[path.name] = file_entry(path)
+            entries[name] = file_entry(path)
     return entries
 
 
@@ -211,14 +218,22 @@ def write_checkpoint(
         _check_free_space(partial, snapshot.total_bytes)
         other_parts.start(partial)
         entries = write_tensors(partial, snapshot)
-        _write_model_files(partial, architecture, snapshot, tokenizer)
+        weight_files = {
+            name: part_name(MODEL, number, snapshot.file_count)
+            for name, number in snapshot.writers.items()
+        }
+        write_model_files(partial, architecture, tokenizer, weight_files, snapshot.weight_bytes)
         (partial / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
-        _write_json(partial / "progress.json", state.model_dump())
+        write_json(partial / "progress.json", state.model_dump())
         card = model_card(architecture, state, recipe_yaml)
         (partial / MODEL_CARD).write_text(card, encoding="utf-8")
         entries |= other_parts.wait()
-        _write_json(partial / MANIFEST, build_manifest(partial, metrics, entries))
-        for path in [*partial.iterdir(), partial]:
+        write_json(partial / MANIFEST, build_manifest(partial, metrics, entries))
+        if snapshot.averaging:
+            of_average = {name.removeprefix(f"{AVERAGE}/"): entries[name] for name in entries}
+            averaged_state = state.of_average(snapshot.averaging)
+            complete_averaged(partial / AVERAGE, partial, averaged_state, of_average)
+        for path in [*partial.rglob("*"), partial]:
             sync_to_disk(path)
         moved = None
         if _lacks_evaluation(directory):
@@ -255,21 +270,7 @@ def _check_free_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-def _write_model_files(
-    folder: Path, architecture: Architecture, snapshot: TensorSnapshot, tokenizer: TokenizerSource
-) -> None:
-    """Writes the files of a Hugging Face model, except its weights."""
-    eos_token_id = tokenizer.eos_token_id
-    ids = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id}
-    _write_json(folder / "config.json", architecture.to_hugging_face() | ids)
-    # generate() pads with end-of-text by default, but older transformers warn if this is not set.
-    _write_json(folder / "generation_config.json", ids | {"pad_token_id": eos_token_id})
-    _write_tokenizer(folder, tokenizer, architecture.positions)
-    # Without an index, vLLM loads each *.safetensors here as weights, also the optimizer state.
-    _write_json(folder / "model.safetensors.index.json", _weight_index(snapshot))
-
-
-def _save_tensors(
+def save_tensors(
     tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None
 ) -> None:
     """Writes a safetensors file with the permissions of any new file here, as the umask says.
@@ -280,50 +281,3 @@ def _save_tensors(
     mode = stat.S_IMODE(path.stat().st_mode)
     save_file(tensors, path, metadata=metadata)
     path.chmod(mode)
-
-
-def _write_json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-
-
-def _write_tokenizer(folder: Path, source: TokenizerSource, positions: int) -> None:
-    for name in _TOKENIZER_FILES:
-        if (source.directory / name).is_file():
-            shutil.copyfile(source.directory / name, folder / name)
-    config = folder / "tokenizer_config.json"
-    if config.exists():
-        _make_readable_by_transformers_4(config)
-    else:
-        _write_json(
-            config,
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "bos_token": source.eos_token,
-                "eos_token": source.eos_token,
-                "unk_token": source.eos_token,
-                "clean_up_tokenization_spaces": False,
-                "model_max_length": positions,
-            },
-        )
-
-
-def _make_readable_by_transformers_4(config: Path) -> None:
-    """Replaces two names that transformers 5 writes by older ones, which all versions read."""
-    try:
-        settings = read_json(config)
-    except ValueError:  # it stays as it was copied
-        return
-    if not isinstance(settings, dict) or settings.get("tokenizer_class") != "TokenizersBackend":
-        return
-    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    if isinstance(settings.get("extra_special_tokens"), list):
-        settings["additional_special_tokens"] = settings.pop("extra_special_tokens")
-    _write_json(config, settings)
-
-
-def _weight_index(snapshot: TensorSnapshot) -> dict[str, Any]:
-    files = [part_name(MODEL, n, snapshot.file_count) for n in range(snapshot.file_count)]
-    return {
-        "metadata": {"total_size": snapshot.weight_bytes},
-        "weight_map": {name: files[number] for name, number in snapshot.writers.items()},
-    }

@@ -21,6 +21,7 @@ from rewarm.cli.commands.compare import compare
 from rewarm.cli.commands.doctor import doctor
 from rewarm.cli.commands.eval import evaluate
 from rewarm.cli.commands.lineage import lineage
+from rewarm.cli.commands.merge import merge
 from rewarm.cli.commands.new import new
 from rewarm.cli.commands.plan import plan
 from rewarm.cli.commands.plot_schedule import plot_schedule
@@ -85,6 +86,7 @@ _command(rich_help_panel=_TRAINING)(quickstart)
 _command("train", rich_help_panel=_TRAINING)(train_command)
 _command(rich_help_panel=_TRAINING)(compare)
 _command("eval", rich_help_panel=_TRAINING)(evaluate)
+_command(rich_help_panel=_TRAINING)(merge)
 _command(rich_help_panel=_RESULTS)(report)
 _command(rich_help_panel=_RESULTS)(lineage)
 _command("verify-resume", rich_help_panel=_RESULTS)(verify_resume_command)

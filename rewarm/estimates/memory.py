@@ -5,6 +5,7 @@ H heads, V embedding rows; h is 2 in bf16, fp16 and fp8, 4 in fp32:
 
 ```
  weights      4 P                          Adam moments   8 P         both all the time
+ average      4 P                          only with `optimizer.ema`, all the time
  gradients    4 P                          while an earlier microbatch left some (accumulation > 1)
  copies       2 · parameters in matmuls    the matrices, rounded; none in fp32
  activations  n · layers · (4 D + h (9 D + 2 F) + 16 + 4 H)   saved for the backward pass, of which
@@ -75,6 +76,8 @@ class MemoryEstimate(BaseModel):
     weights: int
     gradients: int
     moments: int
+    average: int = 0
+    """The average of the weights (`optimizer.ema`)."""
     copies: int
     """The weights as matmuls read them: in half precision, or 8 bits."""
     activations: int
@@ -90,8 +93,8 @@ class MemoryEstimate(BaseModel):
 
     @property
     def resting(self) -> int:
-        """Weights, gradients and Adam moments."""
-        return self.weights + self.gradients + self.moments
+        """Weights, their average, gradients and Adam moments."""
+        return self.weights + self.average + self.gradients + self.moments
 
     @property
     def peak(self) -> int:
@@ -106,12 +109,14 @@ class MemoryEstimate(BaseModel):
         else:
             transient = {"activations": self.activations, "recomputed": self.recomputed}
         gradients = {"gradients of whole layers": self.unsharded}
-        always = {"weights, gradients, optimizer state": self.resting}
+        always = {"weights, gradients, optimizer state": self.resting - self.average}
         if not self.accumulates:
             # Gradients grow as activations are freed: the peak is at one end of the backward pass.
             always = {"weights, optimizer state": self.weights + self.moments}
             gradients = {"gradients": self.gradients, **gradients}
         largest = max(transient, gradients, key=lambda parts: sum(parts.values()))
+        if self.average:
+            always["averaged weights"] = self.average
         return {**always, "gathered weights": self.gathered, **largest}
 
     def as_text(self, device: str) -> str:
@@ -160,6 +165,7 @@ def estimate_recipe_memory(
         lean=recipe.memory == "lean" if lean is None else lean,
         gpus=gpus,
         shard=shard,
+        averages=recipe.optimizer.ema is not None,
     )
 
 
@@ -173,6 +179,7 @@ def estimate_step_memory(
     lean: bool = False,
     gpus: int = 1,
     shard: int = 1,
+    averages: bool = False,
 ) -> MemoryEstimate:
     """Returns the memory of a step: the sum at the head of this file.
 
@@ -185,6 +192,7 @@ def estimate_step_memory(
         lean: whether a part of the activations is recomputed.
         gpus: that share the run.
         shard: among how many of them weights, gradients and Adam moments are divided.
+        averages: whether an average of the weights is kept.
     """
     D, F, V = architecture.hidden, architecture.inner, architecture.vocabulary
     # Bytes of a stored number, of its rounded copy, and of a number that a layer's matmul reads.
@@ -216,6 +224,7 @@ def estimate_step_memory(
         weights=4 * held,
         gradients=4 * held,
         moments=8 * held,
+        average=4 * held if averages else 0,
         copies=copies,
         activations=tokens * (architecture.layers * layer + last_norm),
         logits=logits,

@@ -166,7 +166,8 @@ def plan_run(resolved: ResolvedRun, *, on_gpu: bool | None = None, gpus: int = 1
         evaluations=_evaluations(recipe),
         checkpoints=recipe.checkpoint_count,
         checkpoints_at_once=most_checkpoints_at_once(recipe),
-        checkpoint_bytes=architecture and 12 * architecture.parameters,
+        checkpoint_bytes=architecture
+        and (16 if recipe.optimizer.ema else 12) * architecture.parameters,
         device="GPU" if on_gpu else "CPU",
         device_note=note,
         memory=(memory := architecture and memory_of(architecture)),

@@ -87,7 +87,11 @@ def with_chunked_loss(kernels: Kernels) -> Kernels:
 
 
 def chunked_cross_entropy(
-    x_BTD: Tensor, embed_out: nn.Linear, targets_BT: Tensor, reduction: str
+    x_BTD: Tensor,
+    embed_out: nn.Linear,
+    targets_BT: Tensor,
+    reduction: str,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """Returns the cross-entropy, computed in chunks of tokens.
 
@@ -97,30 +101,34 @@ def chunked_cross_entropy(
         ValueError: the reduction is neither `sum` nor `mean`.
     """
     targets_N = targets_BT.flatten()
-    total = _chunked_head_loss(x_BTD.flatten(0, 1), embed_out.weight, targets_N)
-    match reduction:
-        case "sum":
-            return total
-        case "mean":
-            return total / (targets_N != pytorch_reference.IGNORED_TARGET).sum()
-    raise ValueError(f"no reduction named {reduction!r}")
+    total = _chunked_head_loss(x_BTD.flatten(0, 1), embed_out.weight, targets_N, z_loss)
+    return pytorch_reference.reduced(total, targets_N, reduction)
+
+
+def _head_loss_sum(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, z_loss: float) -> Tensor:
+    if z_loss:
+        return pytorch_reference.head_loss_with_z_loss(x_ND, weight_VD, targets_N, z_loss)
+    return pytorch_reference.head_loss(x_ND, weight_VD, targets_N, "sum")
 
 
 class _ChunkedHeadLoss(torch.autograd.Function):
     """The loss summed over all tokens; the backward pass recomputes each chunk's logits."""
 
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, z_loss: float
+    ) -> Tensor:
         ctx.save_for_backward(x_ND, weight_VD, targets_N)
+        ctx.z_loss = z_loss
         device_type = x_ND.device.type
         ctx.autocast = torch.autocast(
             device_type,
             torch.get_autocast_dtype(device_type),
             enabled=torch.is_autocast_enabled(device_type),
         )
-        total = torch.zeros((), device=x_ND.device)
+        total = torch.zeros((2,) if z_loss else (), device=x_ND.device)
         for chunk in _chunks(x_ND, weight_VD):
-            total += pytorch_reference.head_loss(x_ND[chunk], weight_VD, targets_N[chunk], "sum")
+            total += _head_loss_sum(x_ND[chunk], weight_VD, targets_N[chunk], z_loss)
         return total
 
     @staticmethod
@@ -131,14 +139,14 @@ class _ChunkedHeadLoss(torch.autograd.Function):
         for chunk in _chunks(x_ND, weight_VD):
             x = x_ND[chunk].requires_grad_()
             with torch.enable_grad(), ctx.autocast:
-                total = pytorch_reference.head_loss(x, weight_VD, targets_N[chunk], "sum")
+                total = _head_loss_sum(x, weight_VD, targets_N[chunk], ctx.z_loss)
             dx_ND[chunk], chunk_dweight = torch.autograd.grad(total, (x, weight_VD), scale)
             dweight_VD = chunk_dweight if dweight_VD is None else dweight_VD.add_(chunk_dweight)
             del chunk_dweight  # before the next one is allocated
-        return dx_ND, dweight_VD, None
+        return dx_ND, dweight_VD, None, None
 
 
-_chunked_head_loss: Callable[[Tensor, Tensor, Tensor], Tensor] = _ChunkedHeadLoss.apply
+_chunked_head_loss: Callable[[Tensor, Tensor, Tensor, float], Tensor] = _ChunkedHeadLoss.apply
 
 
 def _chunks(x_ND: Tensor, weight_VD: Tensor) -> Iterator[slice]:

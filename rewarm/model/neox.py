@@ -151,10 +151,14 @@ class NeoX(nn.Module):
         *,
         separator_id: int | None = None,
         reduction: str = "mean",
+        z_loss: float = 0.0,
     ) -> Tensor:
-        """Returns the cross-entropy in nats, in fp32; targets of -100 are ignored."""
+        """Returns the cross-entropy in nats, in fp32; targets of -100 are ignored.
+
+        With a `z_loss`, shape (2,): the sum of both, and the z-loss (see `cross_entropy`).
+        """
         x_BTD = self._hidden_states(inputs_BT, separator_id)
-        return self.kernels.cross_entropy(x_BTD, self.embed_out, targets_BT, reduction)
+        return self.kernels.cross_entropy(x_BTD, self.embed_out, targets_BT, reduction, z_loss)
 
     def configure(self, kernels: Kernels, *, memory: str = "fast", precision: str = "fp32") -> None:
         """Sets how layers and loss are computed.

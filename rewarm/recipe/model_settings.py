@@ -17,8 +17,9 @@ class ModelSettings(Section):
     base: Text | None = None
     """Base model to continue from: a Hugging Face model name, a NeoX model directory, a GPT-NeoX
     library checkpoint, a rewarm checkpoint, or a run directory RUN (its last checkpoint; another
-    one as RUN@40000, RUN@last or RUN@before-decay). A path is relative to the folder of this file;
-    ./OWNER/NAME is always a path, OWNER/NAME a model name unless that folder exists."""
+    one as RUN@40000, RUN@last, RUN@before-decay, RUN@best or RUN@ema). A path is relative to the
+    folder of this file; ./OWNER/NAME is always a path, OWNER/NAME a model name unless that folder
+    exists."""
     revision: Text | None = None
     """Branch, tag or commit of a base model from Hugging Face, such as step143000."""
     preset: str | None = None

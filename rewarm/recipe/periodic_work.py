@@ -66,6 +66,9 @@ class EverySettings(Section):
     list of {until: SPAN, every: STEPS} changes it during the run, such as more at the start."""
     save: Steps | None = 1000
     """Steps between checkpoints; null to save only after the last step."""
+    norms: Steps | None = None
+    """Steps between records of the norm of each weight tensor and of its gradient; null for
+    none."""
 
     def evaluations(self, steps: int) -> list[range]:
         """Returns the steps of a run of `steps` after which it evaluates, besides the last."""

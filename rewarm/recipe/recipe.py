@@ -30,6 +30,7 @@ from rewarm.errors import RecipeError, ScheduleError
 from rewarm.model.architecture import Architecture
 from rewarm.paths import short_path
 from rewarm.quantities import Count
+from rewarm.recipe.best_setting import best_problems
 from rewarm.recipe.corpus_weights import steps_before, unread_corpus_problems, weight_problems
 from rewarm.recipe.data_settings import DataSettings
 from rewarm.recipe.fields import Section, Text, field_problem
@@ -130,6 +131,7 @@ class Recipe(Section):
             self._check_context_fits_positions,
             self._check_carry_needs_base_weights,
             self._check_weights,
+            lambda: best_problems(self.keep, self.data.validation, self.every, self.steps),
         )
         problems = [problem for check in checks for problem in check()]
         if not problems:  # shares of the run are known

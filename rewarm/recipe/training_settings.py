@@ -11,6 +11,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     Strict,
+    StringConstraints,
     model_validator,
 )
 
@@ -54,6 +55,14 @@ def _check_two_numbers(written: Any) -> Any:
     return written
 
 
+class EmaSettings(Section):
+    """An exponential moving average of the weights, in fp32. It does not change training."""
+
+    decay: Annotated[float, Field(strict=True, gt=0, lt=1)]
+    """The share that the average keeps at each step: with 0.999 half of it is of the last 693
+    steps."""
+
+
 class OptimizerSettings(Section):
     """AdamW. The learning rate is set by the schedule only."""
 
@@ -71,6 +80,12 @@ class OptimizerSettings(Section):
     """Decoupled weight decay, applied to matrices only."""
     clip: PositiveFloat | None = 1.0
     """Maximum gradient norm; null for no clipping."""
+    z_loss: Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)] = 0.0
+    """Coefficient of the z-loss, z_loss · log(Z)² averaged over the tokens, which is minimized
+    beside the cross-entropy and keeps the logits from growing (PaLM: 1e-4); 0 for none."""
+    ema: EmaSettings | None = None
+    """Keep an exponential moving average of the weights, which is evaluated beside them and saved
+    in each checkpoint (RUN@ema); null for none."""
     carry: bool = False
     """Continue with the base model's optimizer state instead of a new one. It must have one."""
 
@@ -125,6 +140,9 @@ class GuardSettings(Section):
     """Threshold of a spike: a robust z-score relative to the median of the last 64 losses."""
 
 
+_SUM_OF_NAMES = r"^[A-Za-z0-9][A-Za-z0-9_.-]*( *\+ *[A-Za-z0-9][A-Za-z0-9_.-]*)*$"
+
+
 class KeepSettings(Section):
     """Which checkpoints to keep when older ones are deleted.
 
@@ -136,6 +154,15 @@ class KeepSettings(Section):
     """Number of newest checkpoints to keep; null for all."""
     every: Steps | None = None
     """Also keep checkpoints whose step is a multiple of this number of steps."""
+    best: Annotated[str, StringConstraints(pattern=_SUM_OF_NAMES)] | None = None
+    """Also keep the checkpoint with the lowest loss on this validation set, or sum of losses, such
+    as upstream+downstream. Checkpoints of steps that were evaluated are compared; RUN@best is it.
+    null for none."""
+
+    @property
+    def best_sets(self) -> tuple[str, ...]:
+        """The validation sets whose losses are added up to find the best checkpoint."""
+        return tuple(name.strip() for name in self.best.split("+")) if self.best else ()
 
 
 def _check_shard_size(written: Any) -> Any:

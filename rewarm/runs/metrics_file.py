@@ -4,6 +4,7 @@
 line kind   what it records
 train       a step: loss, gradient norm, rate, tokens
 evaluate    the loss on every validation set
+norms       of each weight tensor, and of its gradient
 baseline    the loss on validation sets that were added or changed when the run was resumed
 gap         that lines before it are missing: the file was damaged, and the user accepted that
 others      events of the divergence guard
@@ -28,9 +29,9 @@ REMEDY = (
     "that can be used, and marks the gap"
 )
 _LARGEST_INTEGER = 2**53
-_LONGEST_LINE = 2**16  # bytes
+_LONGEST_LINE = 2**18  # bytes; the norms of a model of 80 layers
 _NUMBERS = {"loss", "perplexity", "bits_per_byte", "forgetting"}
-_NUMBERS |= {"lr", "grad_norm", "tokens_per_second", "mfu"}
+_NUMBERS |= {"ema_loss", "z_loss", "lr", "grad_norm", "tokens_per_second", "mfu"}
 _COUNTS = {"step", "tokens", "skipped"}
 _MEASURED_KINDS = {"train", "evaluate", "baseline"}
 

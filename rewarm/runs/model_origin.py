@@ -78,6 +78,11 @@ def collect_errors(problems: list[Problem]) -> Iterator[None]:
 
 def checkpoint_to_resume(run: Path, resume_from: str | None) -> Path | None:
     """Returns the checkpoint that a run is resumed from; None if it has saved none yet."""
+    if resume_from == "ema":
+        raise CheckpointError(
+            f"{run}@ema: an average of weights, which has no optimizer state to resume with; start "
+            "a new run from it with model.base"
+        )
     return resolve_checkpoint_reference(run, resume_from) if resume_from else last_checkpoint(run)
 
 

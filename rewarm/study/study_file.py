@@ -314,7 +314,7 @@ def _base_lr(model: ModelSettings, study: Study, bases: dict[str, Recipe]) -> fl
     if study_base is None:
         return last_lr_of_base(model)
     base, checkpoint = bases[study_base[0]], study_base[1]
-    if checkpoint == "last":
+    if checkpoint in ("last", "ema"):
         return base.lr(base.steps)
     if checkpoint == "before-decay":
         return base.lr(base.step_before_decay)
@@ -323,5 +323,5 @@ def _base_lr(model: ModelSettings, study: Study, bases: dict[str, Recipe]) -> fl
     except ValueError:
         raise ValueError(
             f"{short_path(str(model.base))}: not a checkpoint reference; expected a step, such as "
-            "@40000, @last or @before-decay"
+            "@40000, @last, @before-decay or @ema; with @best, write rates as numbers"
         ) from None

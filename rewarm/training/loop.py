@@ -49,17 +49,21 @@ from rewarm.training.profiler import profiled
 from rewarm.training.progress_line import NoProgressLine, ProgressLine
 from rewarm.training.run_recorder import RunRecorder
 from rewarm.training.start_or_resume import StartedRun, start_or_resume
+from rewarm.training.tensor_norms import TensorNorms
+from rewarm.training.weight_average import WeightAverage
 
 
 class StepResult(NamedTuple):
     """Results of a step, still on the device: reading them waits for the step to finish."""
 
     loss: Tensor
-    """Mean cross-entropy of the batch before the update, in nats."""
+    """Mean cross-entropy of the batch before the update, in nats, without the z-loss."""
     grad_norm: Tensor
     """Norm of the whole gradient before clipping."""
     skipped: Tensor
     """1 if the update was not applied, else 0."""
+    z_loss: Tensor | None = None
+    """Mean z-loss of the batch before the update; None without one."""
 
 
 def take_step(
@@ -70,11 +74,14 @@ def take_step(
     split: BatchSplit,
     lr: float,
     max_grad_norm: float | None,
+    z_loss: float = 0.0,
     autocast_context: AbstractContextManager[object],
     should_skip: Callable[[Tensor, Tensor], Tensor] = not_finite,
     separator_id: int | None = None,
     loss_scale: Tensor | None = None,
     processes: Processes = ALONE,
+    norms: TensorNorms | None = None,
+    average: WeightAverage | None = None,
 ) -> StepResult:
     """Takes one optimizer step, and returns its loss, gradient norm and whether it was skipped.
 
@@ -85,43 +92,53 @@ def take_step(
         split: how the batch is divided among processes, and into forward and backward passes.
         lr: the learning rate of this step.
         max_grad_norm: the norm that the gradient is clipped to; None for no clipping.
+        z_loss: the coefficient of the z-loss; 0 for none.
         autocast_context: the precision of the forward pass.
         should_skip: is given loss and gradient norm; returns 1 to skip the update, else 0.
         separator_id: the end-of-text token, if documents must not attend to each other.
         loss_scale: the loss scale of fp16.
         processes: that share the batch.
+        norms: measures weights and gradients before the gradient is clipped.
+        average: the average of the weights, which follows them.
 
     The first step in fp8 runs its first microbatch several extra times, to calibrate the scales.
     """
     device = next(model.parameters()).device
     tokens = tokens.to(device, non_blocking=True)
     targets = split.sequences * (tokens.shape[1] - 1)
-    loss = torch.zeros((), device=device)
+    losses = torch.zeros(2 if z_loss else 1, device=device)
 
     def add_gradient(part: int) -> Tensor:
         rows = tokens[part * split.microbatch :][: split.microbatch]
         inputs, part_targets = padded(rows, split.microbatch)
         with autocast_context:
-            part_loss = model.loss(inputs, part_targets, separator_id=separator_id, reduction="sum")
+            part_losses = model.loss(
+                inputs, part_targets, separator_id=separator_id, reduction="sum", z_loss=z_loss
+            ).reshape(-1)
             # Gradients are averaged over the processes, so that they are those of the mean loss.
-            part_loss = part_loss * (processes.size / targets)
-        torch.autograd.backward(part_loss, loss_scale)
-        return part_loss.detach()
+            part_losses = part_losses * (processes.size / targets)
+        torch.autograd.backward(part_losses[0], loss_scale)
+        return part_losses.detach()
 
     if model.fp8_scaling and model.fp8_scaling.needs_calibration:
         processes.set_last_microbatch(model, True)
         model.fp8_scaling.calibrate(lambda: (add_gradient(0), optimizer.zero_grad()))
     for part in range(split.parts):
         processes.set_last_microbatch(model, part == split.parts - 1)
-        loss += add_gradient(part)
-    loss = processes.sum(loss) / processes.size
+        losses += add_gradient(part)
+    minimized, *z_losses = processes.sum(losses) / processes.size
+    loss = minimized - z_losses[0] if z_losses else minimized
+    if norms:
+        norms.measure(loss_scale)
     norm = clip_gradient(model, max_grad_norm, loss_scale, processes)
     skipped = should_skip(loss, norm)
     apply_update(optimizer, lr, skipped)
+    if average:
+        average.update(skipped)
     optimizer.zero_grad()
     if model.fp8_scaling:
         model.fp8_scaling.update(skipped)
-    return StepResult(loss, norm, skipped)
+    return StepResult(loss, norm, skipped, *z_losses)
 
 
 def train(
@@ -263,6 +280,7 @@ def _run_steps(run: StartedRun, recorder: RunRecorder, steps: Generator[int, Non
                 tokens, data_position = next(batches)
             lr, is_last = recipe.lr(step), step == recipe.steps
             probe = AppliedRateProbe(model, optimizer) if recorder.checks_rate(step) else None
+            norms = TensorNorms(model, run.processes) if _is_due(step, every.norms) else None
             guard.start_step(step, lr, state.position)
             result = take_step(
                 model,
@@ -271,11 +289,14 @@ def _run_steps(run: StartedRun, recorder: RunRecorder, steps: Generator[int, Non
                 split=run.split,
                 lr=lr,
                 max_grad_norm=recipe.optimizer.clip,
+                z_loss=recipe.optimizer.z_loss,
                 autocast_context=autocast_context,
                 should_skip=guard.should_skip,
                 separator_id=run.separator_id,
                 loss_scale=guard.scale,
                 processes=run.processes,
+                norms=norms,
+                average=run.average,
             )
             if probe and not result.skipped.item():
                 recorder.check_applied_rate(step, probe)
@@ -285,7 +306,9 @@ def _run_steps(run: StartedRun, recorder: RunRecorder, steps: Generator[int, Non
             )
             recorder.count_step()
             if is_last or _is_due(step, every.log):
-                recorder.log(state, result.loss, result.grad_norm)
+                recorder.log(state, result.loss, result.grad_norm, result.z_loss)
+            if norms:
+                recorder.log_norms(state, norms)
             if state.evaluation_owed:
                 state = recorder.evaluate(state)
             if is_last or _is_due(step, every.save) or step == recorder.branch_step:

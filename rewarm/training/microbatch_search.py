@@ -122,6 +122,7 @@ def _cache_key(recipe: Recipe, architecture: Architecture, device: str) -> str:
     """Returns everything that decides how many sequences fit, as one string."""
     settings = [recipe.precision, "compiled" if recipe.compile else "eager", recipe.data.documents]
     settings += [recipe.kernels, recipe.memory, str(recipe.deterministic)]
+    settings += [] if recipe.optimizer.ema is None else ["average"]
     sizes = [architecture.model_dump(), device, recipe.data.context]
     return json.dumps([*sizes, *settings, recipe.sequences_per_step])
 
@@ -194,7 +195,9 @@ def _peak_of_trial(
     with device:
         model = NeoX(architecture)
         model.configure(kernels, memory=recipe.memory, precision=recipe.precision)
-        adam_moments = torch.empty(2 * architecture.parameters, dtype=torch.float32)
+        # The Adam moments, and the average of the weights.
+        copies = 2 if recipe.optimizer.ema is None else 3
+        resting = torch.empty(copies * architecture.parameters, dtype=torch.float32)
     attempt = partial(
         run_trial_pass,
         model,
@@ -207,7 +210,7 @@ def _peak_of_trial(
         compile_or_run_eagerly(model, attempt)
     torch.cuda.reset_peak_memory_stats(device)
     attempt(parts=min(2, recipe.sequences_per_step // microbatch))
-    del adam_moments
+    del resting
     return torch.cuda.max_memory_allocated(device) - before
 
 

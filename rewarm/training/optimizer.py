@@ -47,13 +47,13 @@ def clip_gradient(
     gradients = [own_part(p.grad) for p in model.parameters() if p.grad is not None]
     if scale is not None:
         torch._foreach_mul_(gradients, 1 / scale)
-    norm = processes.sum_of_parts(_sum_of_squares(gradients)).sqrt().float()
+    norm = processes.sum_of_parts(sum_of_squares(gradients)).sqrt().float()
     if max_norm is not None:
         torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
-def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
+def sum_of_squares(tensors: list[Tensor]) -> Tensor:
     """Returns the sum of the squares of all elements; shape (), in double precision."""
     if tensors[0].is_cuda:
         norms = torch.stack(torch._foreach_norm(tensors))

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from rewarm import open_files
 from rewarm.checkpoints.background_writer import BackgroundWriter, SaveResult
-from rewarm.checkpoints.find_checkpoint import list_checkpoints
 from rewarm.checkpoints.retention import prune_checkpoints
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.errors import Diverged, Preempted, RewarmError, out_of_memory
@@ -21,13 +20,15 @@ from rewarm.runs.run_directory import RunDirectory
 from rewarm.training.applied_rate_check import AppliedRateProbe
 from rewarm.training.delayed_number import DelayedNumber
 from rewarm.training.device_setup import device_name
-from rewarm.training.divergence_guard import DivergenceGuard, StopReason
+from rewarm.training.divergence_guard import DivergenceGuard
+from rewarm.training.failure_messages import divergence_message, what_is_saved
 from rewarm.training.preemption import StopRequested, StopRequests, preempted
 from rewarm.training.processes import Report
 from rewarm.training.progress_line import ProgressLine
 from rewarm.training.speed_meter import SpeedMeter
 from rewarm.training.start_or_resume import StartedRun
-from rewarm.training.validation_loss import measure_losses
+from rewarm.training.tensor_norms import TensorNorms
+from rewarm.training.validation_loss import SetLoss, measure_losses
 
 _STARTUP_AND_EXIT = 2.0  # seconds: start of Python, before the time limit counts, plus its exit
 
@@ -73,6 +74,7 @@ class RunRecorder:
             sync_metrics=run_directory.sync_metrics,
             prune=lambda: prune_checkpoints(run_directory.path, recipe.keep, self.branch_step),
             processes=self._processes,
+            average=run.average.to_save() if run.average else None,
         )
         self._losses = DelayedNumber(self._device)
         self._last_loss: float | None = None
@@ -156,7 +158,9 @@ class RunRecorder:
                 "too little to tell"
             )
 
-    def log(self, state: TrainingState, loss: Tensor, grad_norm: Tensor) -> None:
+    def log(
+        self, state: TrainingState, loss: Tensor, grad_norm: Tensor, z_loss: Tensor | None
+    ) -> None:
         """Logs the metrics of a step. Waits for the device."""
         stream = self._whole_digest(state)
         self._log_guard_events()
@@ -165,6 +169,7 @@ class RunRecorder:
             "lr": state.lr,
             "loss": loss.item(),
             "grad_norm": grad_norm.item(),
+            **({} if z_loss is None else {"z_loss": z_loss.item()}),
             "skipped": self.guard.skipped,
             **({"loss_scale": scale} if (scale := self.guard.loss_scale) else {}),
             **self.speed_meter.read(),
@@ -177,6 +182,10 @@ class RunRecorder:
             "train", step=state.step, **metrics, **tokens_per_corpus, stream=stream
         )
         self._progress_line.show_training(state.step, metrics)
+
+    def log_norms(self, state: TrainingState, norms: TensorNorms) -> None:
+        """Logs the norms of weights and gradients of a step. Waits for the device."""
+        self._run_directory.log_metrics("norms", step=state.step, **norms.by_name())
 
     def _whole_digest(self, state: TrainingState) -> str:
         """Returns the digest of the stream; each process has that of what it has read itself."""
@@ -214,15 +223,11 @@ class RunRecorder:
         """Logs the loss on validation sets, and returns the state with these losses."""
         with self.speed_meter.paused(self._device):
             started = time.perf_counter()
-            measured = measure_losses(
-                self._run.model,
-                {name: self._run.validation[name] for name in names},
-                microbatch=self._run.split.microbatch,
-                precision=self._recipe.precision,
-                separator_id=self._run.separator_id,
-                wait=self.wait_for,
-                processes=self._processes,
-            )
+            measured = self._measure_losses(names)
+            of_average: dict[str, SetLoss] = {}
+            if self._run.average and state.step:  # before step 1 it is the weights
+                with self._run.average.in_model():
+                    of_average = self._measure_losses(names)
             seconds = self._evaluation_seconds = time.perf_counter() - started
         losses = {name: result.loss for name, result in measured.items()}
         baseline, steps = state.baseline, state.baseline_steps
@@ -236,6 +241,7 @@ class RunRecorder:
                 metrics[f"{name}/bits_per_byte"] = bits_per_byte
             if name in baseline:  # a baseline that was not finite is none
                 metrics[f"{name}/forgetting"] = result.loss - baseline[name]
+        metrics |= {f"{name}/ema_loss": result.loss for name, result in of_average.items()}
         kind = "baseline" if is_baseline and state.step else "evaluate"
         self._run_directory.log_metrics(kind, step=state.step, tokens=state.tokens, **metrics)
         self._run_directory.log_event("evaluate", step=state.step, seconds=seconds)
@@ -248,6 +254,17 @@ class RunRecorder:
                 "baseline_steps": steps,
                 **({} if is_baseline and state.step else {"losses_step": state.step}),
             }
+        )
+
+    def _measure_losses(self, names: list[str]) -> dict[str, SetLoss]:
+        return measure_losses(
+            self._run.model,
+            {name: self._run.validation[name] for name in names},
+            microbatch=self._run.split.microbatch,
+            precision=self._recipe.precision,
+            separator_id=self._run.separator_id,
+            wait=self.wait_for,
+            processes=self._processes,
         )
 
     def evaluate_again(self, state: TrainingState) -> TrainingState:
@@ -331,11 +348,7 @@ class RunRecorder:
                 problem = (
                     f"step {state.step:,} could not be saved: {out_of_memory(failure) or failure}"
                 )
-        checkpoints = list_checkpoints(self._run_directory.path)
-        last = max(checkpoints, default=None)
-        saved = "nothing is saved"
-        if last is not None:
-            saved = f"everything up to step {last:,} is saved in {checkpoints[last]}"
+        saved = what_is_saved(self._run_directory.path)
         message = f"{problem}; {saved}" if problem else saved
         if isinstance(error, RewarmError):
             error.args = (f"{error}; {message}",)
@@ -387,20 +400,8 @@ class RunRecorder:
             self._progress_line.print(event.message())
         if stop:
             self.writer.wait_for_save()
-            raise Diverged(self._divergence_message(stop))
-
-    def _divergence_message(self, stop: StopReason) -> str:
-        shards = "; ".join(
-            f"{name}: {', '.join(tars)}"
-            for name, tars in self._run.loader.shards_of_batch(stop.position_before_batch).items()
-        )
-        checkpoints = list_checkpoints(self._run_directory.path)
-        earlier = [path for step, path in checkpoints.items() if step < stop.first_bad_step]
-        last = f"the last checkpoint before it is {earlier[-1]}" if earlier else "nothing was saved"
-        return (
-            f"{self._run_directory.path}: {stop.reason}; the batch of that step was read from "
-            f"{shards}; {last}; try a lower peak_lr, a longer warmup, or check those shards"
-        )
+            run = self._run_directory.path
+            raise Diverged(divergence_message(run, self._run.loader, stop))
 
 
 def _finite(losses: dict[str, float]) -> dict[str, float]:

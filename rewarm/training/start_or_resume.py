@@ -17,10 +17,11 @@ from pydantic import ValidationError
 
 from rewarm import open_files, schedules
 from rewarm.checkpoints.load_weights import load_weights
+from rewarm.checkpoints.manifest import AVERAGE
+from rewarm.checkpoints.model_files import TokenizerSource
 from rewarm.checkpoints.optimizer_state import load_optimizer_state
 from rewarm.checkpoints.training_state import TrainingState
 from rewarm.checkpoints.weight_files import find_weight_files
-from rewarm.checkpoints.write_checkpoint import TokenizerSource
 from rewarm.data.batch_loader import EMPTY_DIGEST, BatchLoader
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, printable
@@ -44,6 +45,7 @@ from rewarm.training.divergence_guard import GuardState
 from rewarm.training.layer_compilation import compile_or_run_eagerly, run_trial_pass
 from rewarm.training.optimizer import build_adamw
 from rewarm.training.processes import ALONE, Processes
+from rewarm.training.weight_average import WeightAverage
 from rewarm.version import __version__
 
 
@@ -63,6 +65,8 @@ class StartedRun(NamedTuple):
     """How the batch is divided among the processes, and into microbatches."""
     attention: str
     """The backend of attention that ran, or `flex`."""
+    average: WeightAverage | None
+    """The average of the weights, if the run keeps one."""
     state: TrainingState
     start_record: StartRecord
     start_messages: list[str]
@@ -86,6 +90,7 @@ def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> Star
     with processes.agreement("the weights"):
         model.allocate(device)
         tensors = _fill_weights(model, resolved)
+        average = _weight_average(model, resolved)
     start = start.model_copy(update={"tensors": tensors})
     optimizer = build_adamw(model, recipe.optimizer)
     kernels, kernels_text = choose_kernels(recipe.kernels, device)
@@ -126,6 +131,7 @@ def start_or_resume(resolved: ResolvedRun, processes: Processes = ALONE) -> Star
         processes,
         split,
         attention,
+        average,
         state,
         start,
         [
@@ -153,6 +159,27 @@ def _fill_weights(model: NeoX, resolved: ResolvedRun) -> str | None:
     if counts.derived:
         tensors += f", {counts.derived:,} that follow from the configuration ignored"
     return tensors
+
+
+def _weight_average(model: NeoX, resolved: ResolvedRun) -> WeightAverage | None:
+    """Returns the average of the weights that the run keeps: a new one, or the checkpoint's.
+
+    Raises:
+        CheckpointError: the checkpoint should have one, and does not.
+    """
+    settings, resume = resolved.recipe.optimizer.ema, resolved.resume_state
+    if settings is None:
+        return None
+    average = WeightAverage(model, settings.decay)
+    if resume and (resume.checkpoint / AVERAGE).is_dir():
+        with average.in_model():
+            load_weights(model, resume.checkpoint / AVERAGE)
+    elif resume and not any(line.startswith("optimizer.ema") for line in resume.changes):
+        raise CheckpointError(
+            f"{resume.checkpoint}: has no folder {AVERAGE}, with the average of the weights; copy "
+            "the checkpoint again, or use another one"
+        )
+    return average
 
 
 def _one_layer(model: NeoX, recipe: Recipe, kernels: Kernels) -> NeoX:

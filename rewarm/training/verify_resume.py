@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from rewarm.checkpoints.find_checkpoint import last_checkpoint
+from rewarm.checkpoints.manifest import AVERAGE
 from rewarm.checkpoints.part_files import MODEL, OPTIMIZER, part_paths
 from rewarm.errors import RewarmError
 from rewarm.recipe.recipe import Recipe
@@ -106,7 +107,9 @@ def _differences(one: Path, other: Path) -> list[str]:
     if a is None or b is None or a.name != b.name:
         return [f"the last checkpoint: {a and a.name} and {b and b.name}"]
     differences = []
-    for file in (path.name for stem in (MODEL, OPTIMIZER) for path in part_paths(a, stem)):
+    files = [path.name for stem in (MODEL, OPTIMIZER) for path in part_paths(a, stem)]
+    files += sorted(str(path.relative_to(a)) for path in a.glob(f"{AVERAGE}/*.safetensors"))
+    for file in files:
         if (a / file).read_bytes() == (b / file).read_bytes():
             continue
         first, second = load_file(a / file), load_file(b / file)

@@ -357,3 +357,13 @@ def test_the_estimate_as_text(thousand_steps):
     lean = estimate_recipe_memory(recipe, architecture, triton=False)
     assert lean.as_text("a CPU").endswith(" activations + 604.16 MB logits")
     assert lean.model_dump(by_alias=True)["again"] == lean.recomputed > 0
+
+
+def test_an_average_of_the_weights_takes_as_much_as_they_do(thousand_steps):
+    plain, averaged = (
+        estimate_recipe_memory(recipe_of(thousand_steps, ema), PRESETS["pythia-14m"], triton=False)
+        for ema in ("optimizer.ema=null", "optimizer.ema={decay: 0.99}")
+    )
+    assert averaged.average == plain.weights
+    assert averaged.peak == plain.peak + plain.weights
+    assert "averaged weights" in averaged.as_text("a CPU")

@@ -29,6 +29,8 @@ def test_every_default_is_written_out(thousand_steps):
         "eps": 1e-8,
         "weight_decay": 0.1,
         "clip": 1.0,
+        "z_loss": 0.0,
+        "ema": None,
         "carry": False,
     }
     assert settings["schedule"] == {
@@ -40,7 +42,7 @@ def test_every_default_is_written_out(thousand_steps):
         "start_lr": 0.0,
         "warmup": "100 steps",
     }
-    assert settings["every"] == {"log": 10, "evaluate": 500, "save": 1000}
+    assert settings["every"] == {"log": 10, "evaluate": 500, "save": 1000, "norms": None}
     assert (settings["precision"], settings["compile"]) == ("bf16", True)
 
 
@@ -51,7 +53,7 @@ def test_every_setting_has_help():
         for name, definition in definitions.items()
         if name.endswith("Settings") or name in ("TrainSet", "ValidationSet", "WeightFrom")
     }
-    assert len(sections) == 12
+    assert len(sections) == 13
     for name, section in sections.items():
         assert section["description"], name
         for setting, schema in section["properties"].items():

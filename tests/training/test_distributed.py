@@ -4,7 +4,7 @@ import process_group
 import pytest
 import torch
 from process_group import run_processes, started_processes
-from training_runs import metrics
+from training_runs import metrics, run
 from transformers import AutoModelForCausalLM
 
 from rewarm.checkpoints.find_checkpoint import (
@@ -195,3 +195,32 @@ def test_a_restart_continues_after_the_last_checkpoint_whatever_was_resumed_from
     assert restarted.codes == [0, 0]
     assert "complete: step 20 of 20 is saved" in restarted.errors
     assert list(list_checkpoints(tmp_path / "run")) == [10, 20]
+
+
+def test_average_z_loss_and_norms_of_divided_weights_are_those_of_one_process(
+    recipe, recipe_text, tmp_path
+):
+    words = ("optimizer.ema={decay: 0.8}", "optimizer.z_loss=0.01", "every.norms=6")
+    run(
+        recipe_text,
+        tmp_path / "alone",
+        **{k.replace(".", "__"): v for k, _, v in (word.partition("=") for word in words)},
+    )
+    sets = [part for word in ("parallel.shard=all", *words) for part in ("--set", word)]
+    fault = process_group.terminate_in_step_7
+    assert train(tmp_path, 2, recipe, "run", *sets, fault=fault).codes == [75, 75]
+    assert train(tmp_path, 2, recipe, "run", "--resume", *sets).codes == [0, 0]
+    alone, shared = (metrics(tmp_path / name) for name in ("alone", "run"))
+    assert [line["step"] for line in shared if line["kind"] == "norms"] == [6, 12, 18]
+    for line, expected in zip(shared, alone, strict=True):
+        assert line.keys() == expected.keys()
+        for name, value in line.items():
+            if "_norm" in name or name.endswith("_loss"):
+                assert value == pytest.approx(expected[name], rel=2e-4, abs=1e-6), name
+    folders = [last_checkpoint(tmp_path / name) / "ema" for name in ("alone", "run")]
+    verify_checkpoint(folders[1])
+    weights = [load_model(read_architecture(folder), folder)[0].state_dict() for folder in folders]
+    for name, expected in weights[0].items():
+        # The gradient of a key's bias is rounding alone, of which Adam makes whole steps.
+        if not name.endswith("query_key_value.bias"):
+            torch.testing.assert_close(weights[1][name], expected, rtol=1e-3, atol=1e-4)

@@ -8,6 +8,12 @@ The forward pass computes the gradients too, as if the loss were the plain sum; 
 scales them. So the numbers in half precision are differences of probabilities, and neither the
 number of tokens nor fp16's loss scale moves them out of its range.
 
+With a z-loss, z · log(Z)² for Z = Σ exp(logit), a token's loss and its gradient by logit j are
+
+```
+ log Z - target's logit + z · log(Z)²            (1 + 2 z · log Z) · softmax_j - [j is the target]
+```
+
 Shapes: B sequences, T positions, D hidden, N = B · T tokens, V vocabulary.
 """
 
@@ -21,7 +27,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from rewarm.model.kernels.launch import autocast_dtype, launch_options, next_power_of_two
-from rewarm.model.kernels.pytorch_reference import IGNORED_TARGET
+from rewarm.model.kernels.pytorch_reference import IGNORED_TARGET, reduced
 
 _CHUNK_LOGITS = 2**28  # 4,096 tokens of Pythia's vocabulary, 412 MB in half precision
 _IGNORED = tl.constexpr(IGNORED_TARGET)
@@ -29,7 +35,7 @@ _IGNORED = tl.constexpr(IGNORED_TARGET)
 
 @triton.jit
 def _cross_entropy_grad(
-    logits, targets, losses, vocabulary, BACKWARD: tl.constexpr, COLUMNS: tl.constexpr
+    logits, targets, losses, vocabulary, z_loss, BACKWARD: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0).to(tl.int64)
     row_logits = logits + row * vocabulary
@@ -48,9 +54,12 @@ def _cross_entropy_grad(
         )
         previous, largest = largest, tl.maximum(largest, tl.max(x, 0))
         total = total * tl.exp(previous - largest) + tl.sum(tl.exp(x - largest), 0)
-    tl.store(losses + row, tl.where(counts, tl.log(total) + largest - target_logit, 0.0))
+    log_z = tl.log(total) + largest
+    row_z_loss = z_loss * log_z * log_z
+    tl.store(losses + row, tl.where(counts, log_z - target_logit + row_z_loss, 0.0))
+    tl.store(losses + tl.num_programs(0) + row, tl.where(counts, row_z_loss, 0.0))
     if BACKWARD:
-        scale = 1.0 / total
+        scale = (1.0 + 2.0 * z_loss * log_z) / total
         for start in range(0, vocabulary, COLUMNS):
             column = start + columns
             inside = column < vocabulary
@@ -61,20 +70,23 @@ def _cross_entropy_grad(
 
 
 @torch.library.custom_op("rewarm::softmax_grad_", mutates_args=("logits",))
-def softmax_grad_(logits: Tensor, targets: Tensor, backward: bool) -> Tensor:
-    """Returns each row's loss, (N,) in fp32; if `backward`, writes the gradient over the logits."""
+def softmax_grad_(logits: Tensor, targets: Tensor, backward: bool, z_loss: float) -> Tensor:
+    """Returns each row's loss, and the z-loss in it, (2, N) in fp32.
+
+    If `backward`, writes the gradient over the logits.
+    """
     rows, vocabulary = logits.shape
-    losses = logits.new_empty(rows, dtype=torch.float32)
+    losses = logits.new_empty(2, rows, dtype=torch.float32)
     _cross_entropy_grad[(rows,)](
-        logits, targets, losses, vocabulary,
+        logits, targets, losses, vocabulary, z_loss,
         BACKWARD=backward, COLUMNS=min(8192, next_power_of_two(vocabulary)), **launch_options(8),
     )  # fmt: skip
     return losses
 
 
 @softmax_grad_.register_fake
-def _(logits: Tensor, targets: Tensor, backward: bool) -> Tensor:
-    return logits.new_empty(logits.shape[0], dtype=torch.float32)
+def _(logits: Tensor, targets: Tensor, backward: bool, z_loss: float) -> Tensor:
+    return logits.new_empty(2, logits.shape[0], dtype=torch.float32)
 
 
 @torch.library.custom_op("rewarm::add_matmul_", mutates_args=("total",))
@@ -97,34 +109,35 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, dtype: torch.dtype,
-        backward: bool,
+        backward: bool, z_loss: float,
     ) -> Tensor:  # fmt: skip
         needs_dx, needs_dweight, *_ = ctx.needs_input_grad
         weight = weight_VD.to(dtype)
         dx = torch.empty_like(x_ND, dtype=dtype) if backward and needs_dx else None
         dweight = torch.zeros_like(weight_VD) if backward and needs_dweight else None
-        losses = torch.empty(len(x_ND), dtype=torch.float32, device=x_ND.device)
+        losses = torch.empty(2, len(x_ND), dtype=torch.float32, device=x_ND.device)
         rows = _chunk_rows(len(x_ND), len(weight))
         for start in range(0, len(x_ND), rows):
             chunk = slice(start, start + rows)
             x = x_ND[chunk].to(dtype)
             logits = x @ weight.t()
-            losses[chunk] = softmax_grad_(logits, targets_N[chunk], backward)
+            losses[:, chunk] = softmax_grad_(logits, targets_N[chunk], backward, z_loss)
             if dx is not None:
                 torch.mm(logits, weight, out=dx[chunk])
             if dweight is not None:
                 add_matmul_(dweight, logits.t(), x)
         ctx.save_for_backward(dx, dweight)
         ctx.dtypes = x_ND.dtype, weight_VD.dtype
-        return losses.sum()
+        return losses.sum(1) if z_loss else losses[0].sum()
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        scale = scale.reshape(-1)[0]  # the z-loss alone has no gradient
         scaled = (
             None if gradient is None else (gradient.float() * scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None
 
 
 def _chunk_rows(tokens: int, vocabulary: int) -> int:
@@ -134,15 +147,15 @@ def _chunk_rows(tokens: int, vocabulary: int) -> int:
 
 
 def cross_entropy(
-    x_BTD: Tensor, embed_out: nn.Linear, targets_BT: Tensor, reduction: str
+    x_BTD: Tensor,
+    embed_out: nn.Linear,
+    targets_BT: Tensor,
+    reduction: str,
+    z_loss: float = 0.0,
 ) -> Tensor:
     """The Triton version of `pytorch_reference.cross_entropy`."""
     x, targets = x_BTD.flatten(0, 1), targets_BT.flatten()
     dtype, backward = autocast_dtype(x), torch.is_grad_enabled()
-    total: Tensor = _LinearCrossEntropy.apply(x, embed_out.weight, targets, dtype, backward)
-    match reduction:
-        case "sum":
-            return total
-        case "mean":
-            return total / (targets != IGNORED_TARGET).sum()
-    raise ValueError(f"no reduction named {reduction!r}")
+    weight = embed_out.weight
+    total: Tensor = _LinearCrossEntropy.apply(x, weight, targets, dtype, backward, z_loss)
+    return reduced(total, targets, reduction)

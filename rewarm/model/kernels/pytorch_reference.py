@@ -7,8 +7,10 @@ N tokens, V vocabulary.
 
 from __future__ import annotations
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
+import torch
 from torch import Tensor, cat, nn
 from torch.nn import functional
 
@@ -89,10 +91,23 @@ def activate(x: Tensor, name: str) -> Tensor:
 
 
 def cross_entropy(
-    x_BTD: Tensor, embed_out: nn.Linear, targets_BT: Tensor, reduction: str
+    x_BTD: Tensor,
+    embed_out: nn.Linear,
+    targets_BT: Tensor,
+    reduction: str,
+    z_loss: float = 0.0,
 ) -> Tensor:
-    """Returns the cross-entropy of the head's logits in nats, in fp32; ignores targets of -100."""
-    return head_loss(x_BTD.flatten(0, 1), embed_out.weight, targets_BT.flatten(), reduction)
+    """Returns the cross-entropy of the head's logits in nats, in fp32; ignores targets of -100.
+
+    Its shape is (). With a `z_loss` it is (2,): the cross-entropy plus the z-loss
+    z_loss · log(Z)², Z = Σ exp(logit) (PaLM, arXiv:2204.02311, section 5), to minimize; and the
+    z-loss alone, which has no gradient. Both are reduced alike.
+    """
+    x_ND, targets_N = x_BTD.flatten(0, 1), targets_BT.flatten()
+    if z_loss:
+        total = head_loss_with_z_loss(x_ND, embed_out.weight, targets_N, z_loss)
+        return reduced(total, targets_N, reduction)
+    return head_loss(x_ND, embed_out.weight, targets_N, reduction)
 
 
 def head_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, reduction: str) -> Tensor:
@@ -101,3 +116,55 @@ def head_loss(x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, reduction: str
     return functional.cross_entropy(
         logits, targets_N, reduction=reduction, ignore_index=IGNORED_TARGET
     )
+
+
+def head_loss_with_z_loss(
+    x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, z_loss: float
+) -> Tensor:
+    """Returns what `cross_entropy` does with a `z_loss`, (2,), summed over the tokens."""
+    logits_NV = functional.linear(x_ND, weight_VD).float()
+    return _loss_with_z_loss(logits_NV, targets_N, z_loss)
+
+
+class _LossWithZLoss(torch.autograd.Function):
+    """By hand: PyTorch's own backward pass takes three more copies of the logits.
+
+    The gradient by logit j is (1 + 2 z_loss · log Z) · softmax_j - [j is the target].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, z_loss: float) -> Tensor:
+        counts_N = targets_N != IGNORED_TARGET
+        targets_N = targets_N.where(counts_N, 0)
+        log_z_N = logits_NV.logsumexp(-1)
+        ctx.save_for_backward(logits_NV, targets_N, counts_N, log_z_N)
+        ctx.z_loss = z_loss
+        z_losses_N = z_loss * log_z_N.square()
+        losses_N = log_z_N - logits_NV.gather(1, targets_N.unsqueeze(1)).squeeze(1) + z_losses_N
+        return torch.stack((losses_N, z_losses_N)).where(counts_N, 0).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        logits_NV, targets_N, counts_N, log_z_N = ctx.saved_tensors
+        scale_N = scale[0] * counts_N  # the z-loss alone has no gradient
+        gradient_NV = (logits_NV - log_z_N.unsqueeze(1)).exp_()
+        gradient_NV *= (scale_N * (1 + 2 * ctx.z_loss * log_z_N)).unsqueeze(1)
+        gradient_NV[torch.arange(len(targets_N), device=targets_N.device), targets_N] -= scale_N
+        return gradient_NV, None, None
+
+
+_loss_with_z_loss: Callable[[Tensor, Tensor, float], Tensor] = _LossWithZLoss.apply
+
+
+def reduced(total: Tensor, targets_N: Tensor, reduction: str) -> Tensor:
+    """Returns a sum over tokens, or for `mean` its mean over those that are not ignored.
+
+    Raises:
+        ValueError: the reduction is neither `sum` nor `mean`.
+    """
+    match reduction:
+        case "sum":
+            return total
+        case "mean":
+            return total / (targets_N != IGNORED_TARGET).sum()
+    raise ValueError(f"no reduction named {reduction!r}")

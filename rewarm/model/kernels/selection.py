@@ -31,7 +31,7 @@ class Kernels(NamedTuple):
     norms: Callable[[Tensor, nn.LayerNorm, nn.LayerNorm], tuple[Tensor, Tensor, Tensor]]
     linear_layer: Callable[[Tensor, nn.Linear], Tensor]
     mlp: Callable[[Tensor, nn.Linear, nn.Linear, str], Tensor]
-    cross_entropy: Callable[[Tensor, nn.Linear, Tensor, str], Tensor]
+    cross_entropy: Callable[[Tensor, nn.Linear, Tensor, str, float], Tensor]
 
     def without(self, *names: str) -> Kernels:
         """Returns these kernels with the named ones in plain PyTorch: `kernels.without("mlp")`."""

@@ -17,6 +17,17 @@ def test_cross_entropy_equals_the_reference(reduction, dtype, monkeypatch):
     compare(TRITON.cross_entropy, PYTORCH_KERNELS.cross_entropy, arguments, x, [head], dtype)
 
 
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_z_loss_equals_the_reference(reduction, dtype, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "_CHUNK_LOGITS", 16 * 1003)  # three chunks, one short
+    head = make_linear(24, 1003, bias=False)
+    targets = torch.randint(0, 1003, (2, 19), generator=torch.Generator().manual_seed(3))
+    targets[0, ::3] = -100
+    x, arguments = normal(2, 19, 24), (head, targets, reduction, 0.03)
+    compare(TRITON.cross_entropy, PYTORCH_KERNELS.cross_entropy, arguments, x, [head], dtype)
+
+
 def test_a_vocabulary_wider_than_a_tile():
     head = make_linear(4, 20_001, bias=False)
     targets = torch.tensor([[0, 20_000, 8192, -100]])
