@@ -26,7 +26,7 @@ from rewarm.study.study_plan import Study
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 HEADINGS = [
     *("Install", "Quick start", "Recipes", "Schedules", "Data", "Studies", "Reports"),
@@ -103,7 +103,7 @@ def test_yaml_blocks_are_valid_and_so_are_they_in_editors(name, tmp_path):
     document = YamlDocument(RECIPE, name)
     for section, values in settings.items():
         document.set_value((section,), values, name)
-    validate_recipe(document)
+    validate_recipe(document, base_lr=lambda model: 3e-5)
     editor = read_yaml_1_2(RECIPE) | read_yaml_1_2(block)
     jsonschema.validate(editor, json.loads(schema_json()))
 
