@@ -105,11 +105,13 @@ def import_ms(python: Path, module: str) -> float:
     return int(microseconds) / 1000
 
 
-def help_seconds(program: Path) -> float:
-    """Returns the wall-clock seconds of `PROGRAM --help`."""
-    started = time.monotonic()
+def help_seconds(program: Path) -> tuple[float, float]:
+    """Returns the seconds of `PROGRAM --help`: by the clock, and of CPU time."""
+    started, before = time.monotonic(), os.times()
     run([program, "--help"], cwd="/", env={**os.environ, "COLUMNS": "80"})
-    return time.monotonic() - started
+    seconds, after = time.monotonic() - started, os.times()
+    cpu_before, cpu_after = (t.children_user + t.children_system for t in (before, after))
+    return seconds, cpu_after - cpu_before
 
 
 def cells(row: dict[str, Any]) -> list[str]:
@@ -123,7 +125,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{row['bytes_without_torch'] / 1e6:,.0f} MB",
         f"{row['install_seconds']:.0f} s",
         f"{spread(row['import_ms'], 0)} ms",
-        f"{spread(row['help_seconds'], 2)} s",
+        *(f"{spread(list(values), 2)} s" for values in zip(*row["help_seconds"], strict=True)),
     ]
 
 
@@ -137,7 +139,7 @@ def main() -> None:
     arguments = parser.parse_args()
     columns = [
         *("tool", "direct dependencies", "packages", "download", "installed"),
-        *("of it without torch", "install", "import", "`--help`"),
+        *("of it without torch", "install", "import", "`--help`", "CPU time of it"),
     ]
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load "

@@ -59,8 +59,8 @@ NAVIGATION = {
         "docs/reference/exit-codes.md",
         "docs/run-directory.md",
         "docs/schedules-reference.md",
-        "plugins/README.md",
     ],
+    "Plug-ins": ["plugins/README.md"],
     "Explanation": [
         "docs/paper.md",
         "docs/paper-study.md",
@@ -70,11 +70,12 @@ NAVIGATION = {
     "Measurements": ["docs/measured.md", "docs/gpu.md"],
     "Project": ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docs/releasing.md"],
 }
-"""The order of the pages. A page of docs/ that is not here is put at the end of Guides."""
+"""The order of the pages. Others are added: those of docs/ to Guides, of plugins/ to Plug-ins."""
 
 _FILES = (
     *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "CITATION.cff", "LICENSE"),
     *("plugins/README.md", "recipes/slurm", "recipes/kubernetes", "docs"),
+    *(path.relative_to(ROOT).as_posix() for path in sorted(ROOT.glob("plugins/*/README.md"))),
 )
 """What is copied: pages, and the files that they link to."""
 
@@ -128,12 +129,15 @@ def write_sources(work: Path) -> None:
 
 
 def navigation(pages: Path) -> dict[str, str | list[str]]:
-    """Returns `NAVIGATION`, with the pages of docs/ that it does not name at the end of Guides."""
+    """Returns `NAVIGATION` with the pages that it does not name."""
     parts = (part if isinstance(part, list) else [part] for part in NAVIGATION.values())
     named = {name for part in parts for name in part}
-    found = [path.relative_to(pages).as_posix() for path in sorted((pages / "docs").rglob("*.md"))]
-    others = [name for name in found if name not in named]
-    return {**NAVIGATION, "Guides": [*NAVIGATION["Guides"], *others]}
+    found = [path.relative_to(pages).as_posix() for path in sorted(pages.rglob("*.md"))]
+    complete: dict[str, str | list[str]] = dict(NAVIGATION)
+    for title, folder in (("Guides", "docs/"), ("Plug-ins", "plugins/")):
+        others = [name for name in found if name.startswith(folder) and name not in named]
+        complete[title] = [*NAVIGATION[title], *others]
+    return complete
 
 
 def navigation_entries(pages: Path) -> Iterator[str]:

@@ -9,7 +9,6 @@ import ast
 import importlib
 import inspect
 import json
-import re
 import sys
 import textwrap
 import tomllib
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from docstrings import definition, markdown, one_line, page
 
 from rewarm import errors, exit_codes, schedules, testing
 from rewarm.cli.app import app
@@ -50,10 +50,12 @@ def commands_page() -> str:
         "`rewarm COMMAND --help` prints the same."
     ]
     for name, command in commands():
-        parts += [f"## rewarm {name}", markdown(command.help or command.callback.__doc__ or "")]
+        text, _, example = inspect.cleandoc(command.help).partition("\n\nExample: ")
+        parts += [f"## rewarm {name}", markdown(text)]
         parts.append(f"```text\nrewarm {name} {_usage(command)}\n```")
         parts += [_parameter(parameter) for parameter in command.params if not parameter.hidden]
-    return _page(parts)
+        parts.append(f"Example:\n\n```sh\n{example}\n```" if example else "")
+    return page(parts)
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -85,7 +87,7 @@ def _parameter(parameter: Any) -> str:
         title = ", ".join([*parameter.opts, *parameter.secondary_opts]) + value
     default = parameter.default
     is_shown = default not in (None, False, (), []) and not callable(default)
-    return _definition(title, f"default `{default}`" if is_shown else "", parameter.help or "")
+    return definition(title, f"default `{default}`" if is_shown else "", parameter.help or "")
 
 
 # Settings
@@ -102,7 +104,7 @@ def settings_page() -> str:
     for title, kind in (("Recipe", Recipe), ("Study", Study)):
         schema = kind.model_json_schema()
         parts += [f"## {title}", *_section(schema, schema, "", level=3)]
-    return _page(parts)
+    return page(parts)
 
 
 def _section(schema: dict[str, Any], root: dict[str, Any], prefix: str, level: int) -> list[str]:
@@ -149,7 +151,7 @@ def _setting(name: str, schema: dict[str, Any], root: dict[str, Any], *, require
     if "default" in schema:
         facts.append(f"default `{json.dumps(schema['default'], ensure_ascii=False)}`")
     text = schema.get("description") or _resolved(schema, root).get("description", "")
-    return _definition(name, ", ".join(filter(None, facts)), text)
+    return definition(name, ", ".join(filter(None, facts)), text)
 
 
 def _values(schema: dict[str, Any], root: dict[str, Any]) -> str:
@@ -201,7 +203,7 @@ def schedules_page() -> str:
             for setting, values in schema["properties"].items()
             if setting != "name"
         ]
-    return _page(parts)
+    return page(parts)
 
 
 def all_schedules() -> Iterator[tuple[str, type[Schedule]]]:
@@ -229,10 +231,10 @@ def exit_codes_page() -> str:
     kinds = [errors.RewarmError, *errors.RewarmError.__subclasses__()]
     for name, code, text in described_exit_codes():
         raised = [kind for kind in kinds if kind.exit_code == code]
-        listed = "".join(f"\n* `{kind.__name__}`: {_one_line(kind.__doc__)}" for kind in raised)
+        listed = "".join(f"\n* `{kind.__name__}`: {one_line(kind.__doc__)}" for kind in raised)
         parts.append(f"## {code}\n\n{text or 'Done.'}\n\n`rewarm.exit_codes.{name}`")
         parts.append(f"Errors:\n{listed}" if listed else "")
-    return _page(parts)
+    return page(parts)
 
 
 def described_exit_codes() -> Iterator[tuple[str, int, str]]:
@@ -251,16 +253,25 @@ def python_page() -> str:
         "# Python API\n\nWhat schedules and their tests use. Everything else in the package may "
         "change between versions."
     ]
+    shown = ""
     for module, name, value in python_names():
-        parts.append(f"## {module}.{name}")
+        if module != shown:
+            parts += [f"## {module}", markdown(sys.modules[module].__doc__ or "")]
+            shown = module
+        parts.append(f"### {name}")
         if inspect.isclass(value) or inspect.isfunction(value):
-            parts.append(f"```python\n{_signature(name, value)}\n```")
+            parts.append(f"```python\n{_wrapped(_signature(name, value))}\n```")
             parts.append(markdown(inspect.getdoc(value) or ""))
             parts += _methods(value)
         else:
             text = _described_constant(module, name) or "A type of settings."
-            parts.append(f"```python\n{name} = {value!r}\n```\n\n{markdown(text)}")
-    return _page(parts)
+            code = f"{name} = {value!r}".replace("typing.", "")
+            parts.append(f"```python\n{_wrapped(code)}\n```\n\n{markdown(text)}")
+    return page(parts)
+
+
+def _wrapped(code: str) -> str:
+    return textwrap.fill(code, 76, subsequent_indent="    ", break_long_words=False)
 
 
 def python_names() -> Iterator[tuple[str, str, Any]]:
@@ -274,6 +285,9 @@ def python_names() -> Iterator[tuple[str, str, Any]]:
 
 
 def _signature(name: str, value: Any) -> str:
+    if hasattr(value, "_fields"):
+        fields = (f"{field}: {kind}" for field, kind in value.__annotations__.items())
+        return f"class {name}({', '.join(fields)})".replace("'", "")
     if inspect.isclass(value):
         bases = ", ".join(base.__name__ for base in value.__bases__ if base is not object)
         return f"class {name}({bases})"
@@ -287,7 +301,7 @@ def _methods(kind: Any) -> Iterator[str]:
         is_public = name == "__call__" or not name.startswith("_")
         if is_public and inspect.isfunction(method) and inspect.getdoc(method):
             signature = str(inspect.signature(method)).replace("'", "")
-            yield _definition(f"{name}{signature}", "", inspect.getdoc(method) or "")
+            yield definition(f"{name}{signature}", "", inspect.getdoc(method) or "")
 
 
 def _described_constant(module: str, name: str) -> str:
@@ -306,48 +320,3 @@ def _described_assignments(source: str) -> Iterator[tuple[ast.Assign, str]]:
         if isinstance(statement, ast.Assign):
             is_text = isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant)
             yield statement, str(following.value.value) if is_text else ""
-
-
-# Markdown
-
-
-def markdown(docstring: str) -> str:
-    r"""Returns a docstring as Markdown: its sections as lists, its examples as blocks.
-
-    >>> print(markdown('Adds.\n\nRaises:\n    ValueError: no number,\n        or none.'))
-    Adds.
-    <BLANKLINE>
-    **Raises**
-    <BLANKLINE>
-    * `ValueError`: no number, or none.
-    """
-    text = inspect.cleandoc(docstring)
-    text = re.sub(
-        r"^(Args|Raises|Returns|Yields):\n((?:[ ].*\n?|\n(?= ))+)", _list, text, flags=re.M
-    )
-    text = re.sub(r"(?:^>>>.*\n?(?:^(?!```)\S.*\n?)*)+", _block, text, flags=re.M)
-    return re.sub(r"^Example: (.*)$", r"```sh\n\1\n```", text, flags=re.M).strip()
-
-
-def _list(match: re.Match[str]) -> str:
-    entries = re.split(r"\n(?! )", textwrap.dedent(match[2]).strip())
-    items = [re.sub(r"^([\w.*]+):", r"`\1`:", " ".join(entry.split())) for entry in entries]
-    return f"**{match[1]}**\n\n" + "\n".join(f"* {item}" for item in items) + "\n"
-
-
-def _block(match: re.Match[str]) -> str:
-    return f"```pycon\n{match[0].strip()}\n```\n"
-
-
-def _definition(term: str, facts: str, text: str) -> str:
-    """Returns an entry of a definition list: a term, and what is known of it."""
-    body = "\n\n".join(filter(None, [f"*{facts}*" if facts else "", markdown(text)])) or "–"
-    return f"`{term}`\n\n:   " + body.replace("\n", "\n    ")
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())
-
-
-def _page(parts: list[str]) -> str:
-    return "\n\n".join(filter(None, parts)) + "\n"
