@@ -249,8 +249,8 @@ def test_every_block_of_the_tutorial_runs(finished_quickstart, tmp_path):
             )
             assert code == 0, (line, outputs[line])
     assert next(files, None) is None
-    assert "60 steps" in outputs["rewarm check first.yaml"]
-    assert "complete: step 60 of 60" in outputs["rewarm train first.yaml --resume"]
+    assert "40 steps" in outputs["rewarm check first.yaml"]
+    assert "complete: step 40 of 40" in outputs["rewarm train first.yaml --resume"]
     first, replay = (outputs[f"rewarm train {name}.yaml"] for name in ("first", "replay"))
     assert last_change(first, "downstream") < -0.1  # what the text says: it adapts,
     assert 0 < last_change(replay, "upstream") < last_change(first, "upstream")  # and forgets less
