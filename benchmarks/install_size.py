@@ -1,7 +1,8 @@
 """Size and time of an installation, imports and `--help`, of rewarm and its peers, as a table.
 
-    python benchmarks/install_size.py [--tools rewarm litgpt==0.5.13 axolotl==0.19.0] [--json FILE]
+    python benchmarks/install_size.py [--tools rewarm litgpt==0.5.13,requests] [--json FILE]
 
+What follows a comma is installed too: litgpt imports requests and does not require it.
 Each is installed into a new environment from files that were downloaded before, so that `install`
 has no network in it. Constraints choose PyTorch's CPU build, as in .ci/run.
 """
@@ -25,7 +26,11 @@ from spread import spread
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / ".ci" / "constraints.txt"
-TOOLS = ("rewarm", "litgpt==0.5.13", "axolotl==0.19.0")
+TOOLS = ("rewarm", "litgpt==0.5.13,requests", "axolotl==0.19.0")
+COLUMNS = (
+    *("tool", "direct dependencies", "packages", "download", "installed", "of it without torch"),
+    *("install", "import", "`--help`", "CPU time of it"),
+)
 _DIRECT = """
 import json, re, sys
 from importlib.metadata import distributions, requires
@@ -62,6 +67,7 @@ def measure(tool: str, work: Path, repeats: int) -> dict[str, Any]:
     Raises:
         RuntimeError: it cannot be installed.
     """
+    tool, *others = tool.split(",")
     name = tool.partition("==")[0]
     source = ROOT if name == "rewarm" else tool
     files, environment = work / "files", work / "environment"
@@ -70,16 +76,18 @@ def measure(tool: str, work: Path, repeats: int) -> dict[str, Any]:
     # pip and setuptools of the environment count for no tool.
     empty, packages_before = folder_bytes(environment), 2
     pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
-    run([*pip, "wheel", "--constraint", CONSTRAINTS, "--wheel-dir", files, source])
+    run([*pip, "wheel", "--constraint", CONSTRAINTS, "--wheel-dir", files, source, *others])
     started = time.monotonic()
     offline = ["--no-index", "--find-links", files, "--no-compile"]
-    run([*pip, "install", *offline, "--constraint", CONSTRAINTS, name])
+    run([*pip, "install", *offline, "--constraint", CONSTRAINTS, name, *others])
     seconds = time.monotonic() - started
     facts = json.loads(run([python, "-c", _DIRECT, name]).stdout)
     size = folder_bytes(environment) - empty
     program = environment / "bin" / name
     return {
-        "tool": f"rewarm {version(python)}" if name == "rewarm" else tool.replace("==", " "),
+        "tool": f"rewarm {version(python)}"
+        if name == "rewarm"
+        else " + ".join([tool.replace("==", " "), *others]),
         "torch": facts["torch"],
         "direct": facts["direct"],
         "packages": facts["packages"] - packages_before,
@@ -137,15 +145,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="a folder with 10 GB; default: a temporary one")
     parser.add_argument("--json", type=Path, help="write all measured values")
     arguments = parser.parse_args()
-    columns = [
-        *("tool", "direct dependencies", "packages", "download", "installed"),
-        *("of it without torch", "install", "import", "`--help`", "CPU time of it"),
-    ]
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, load "
         f"{os.getloadavg()[0]:.1f}; {arguments.repeats} repeats: median (lowest to highest)\n"
     )
-    print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     rows = []
     for tool in arguments.tools:
         work = Path(tempfile.mkdtemp(prefix="install-size-", dir=arguments.work))
@@ -153,7 +157,7 @@ def main() -> None:
             rows.append(measure(tool, work, arguments.repeats))
             print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
         except RuntimeError as error:
-            print(f"| {tool} | not installed: {error} |{' |' * (len(columns) - 2)}", flush=True)
+            print(f"| {tool} | not installed: {error} |{' |' * (len(COLUMNS) - 2)}", flush=True)
         finally:
             shutil.rmtree(work)
     if arguments.json:
