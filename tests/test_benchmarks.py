@@ -8,10 +8,12 @@ import subprocess
 import sys
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import audit
 import communication_model
+import install_size
 import pytest
 import shared_cache
 import training_step as step
@@ -327,3 +329,24 @@ def test_the_audit_judges_claims_by_itself(tmp_path):
     assert verdict("final(x, a, first 50%) < 3")[0] == "not held"
     assert verdict("overtakes(b, a, x) after 10%")[0] == "not held"
     assert verdict("abs(gap(x, a, b, after 60%) - 1) < 0.1")[0] == "held"
+
+
+def test_import_time_and_help_are_measured():
+    python = Path(sys.executable)
+    assert 0 < install_size.import_ms(python, "rewarm") < 60_000
+    seconds, cpu_seconds = install_size.help_seconds(python.with_name("rewarm"))
+    assert 0 < cpu_seconds < 60
+    assert seconds > 0
+    with pytest.raises(RuntimeError, match="No module named 'no_such_module'"):
+        install_size.import_ms(python, "no_such_module")
+
+
+def test_a_row_of_install_sizes_has_a_cell_for_each_column():
+    sizes = dict.fromkeys(("download_bytes", "bytes", "bytes_without_torch"), 2_000_000)
+    times = {"install_seconds": 3.0, "import_ms": [1.0, 3.0], "help_seconds": [(1.0, 0.5)]}
+    row = install_size.cells(
+        {"tool": "x 1", "torch": None, "direct": 4, "packages": 9} | sizes | times
+    )
+    assert len(row) == len(install_size.COLUMNS)
+    assert row[:4] == ["x 1", "4", "9", "2 MB"]
+    assert row[-3:] == ["2 (1 to 3) ms", "1.00 (1.00 to 1.00) s", "0.50 (0.50 to 0.50) s"]

@@ -6,16 +6,19 @@ Console blocks are run by tests/cli/commands/test_{quickstart,plan,check}.py.
 import html
 import json
 import re
+import shlex
 import tomllib
 
 import jsonschema
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from quickstart_in_readme import PICTURE, printed_results, runs_of_stored_metrics
 from repository import ROOT
 from yaml_1_2 import read_yaml_1_2
 
+from rewarm.cli.app import app
 from rewarm.cli.quickstart_steps import _write_recipes
 from rewarm.cli.recipe_templates import schema_json
 from rewarm.plots.loss_figure import save_losses
@@ -26,7 +29,7 @@ from rewarm.study.study_plan import Study
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 HEADINGS = [
     *("Install", "Quick start", "Recipes", "Schedules", "Data", "Studies", "Reports"),
@@ -103,7 +106,7 @@ def test_yaml_blocks_are_valid_and_so_are_they_in_editors(name, tmp_path):
     document = YamlDocument(RECIPE, name)
     for section, values in settings.items():
         document.set_value((section,), values, name)
-    validate_recipe(document)
+    validate_recipe(document, base_lr=lambda model: 3e-5)
     editor = read_yaml_1_2(RECIPE) | read_yaml_1_2(block)
     jsonschema.validate(editor, json.loads(schema_json()))
 
@@ -183,3 +186,22 @@ def test_architecture_names_every_package():
     for package in (ROOT / "rewarm").iterdir():
         if (package / "__init__.py").exists():
             assert f"`{package.name}/`" in text, package.name
+
+
+SHELL_LINES = {
+    line: page.name
+    for page in PAGES
+    for block in blocks(page, "sh")
+    for line in re.sub(r"\\\n\s*", "", block).splitlines()
+    if line.startswith("rewarm ")
+}
+
+
+@pytest.mark.parametrize("line", SHELL_LINES, ids=lambda line: f"{SHELL_LINES[line]}: {line}")
+def test_commands_of_shell_blocks_have_only_known_options(line):
+    words = [word for word in shlex.split(line, comments=True)[1:] if word not in ("&&", ";")]
+    command = typer.main.get_command(app)
+    while hasattr(command, "commands") and words and words[0] in command.commands:
+        command = command.commands[words.pop(0)]
+    assert command.name != "rewarm", line
+    command.make_context(command.name, words)

@@ -230,6 +230,48 @@ def test_your_own_text_goes_from_jsonl_to_a_report(finished_quickstart, tmp_path
     assert last["upstream/loss"] < first["upstream/loss"] + 1.5  # and keeps most of the old text
 
 
+def test_every_block_of_the_tutorial_runs(finished_quickstart, tmp_path):
+    """In an empty folder, except that the quickstart is complete: its blocks one after another."""
+    (tmp_path / "rewarm-quickstart").symlink_to(finished_quickstart[0] / "rewarm-quickstart")
+    page = (ROOT / "docs" / "tutorial.md").read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    files = iter(re.findall(r"Save this as `(.*?)`", page))
+    outputs = {}
+    for kind, text in blocks:
+        if kind == "yaml":
+            (tmp_path / next(files)).write_text(text)
+            continue
+        lines = {"sh": text.splitlines(), "python": [text]}[kind]  # there are no other kinds
+        for line in lines:
+            code, outputs[line] = (
+                run_example(line, tmp_path, tmp_path)
+                if kind == "sh"
+                else run_python(line, tmp_path)
+            )
+            assert code == 0, (line, outputs[line])
+    assert next(files, None) is None
+    assert "40 steps" in outputs["rewarm check first.yaml"]
+    assert "complete: step 40 of 40" in outputs["rewarm train first.yaml --resume"]
+    first, replay = (outputs[f"rewarm train {name}.yaml"] for name in ("first", "replay"))
+    assert last_change(first, "downstream") < -0.1  # what the text says: it adapts,
+    assert 0 < last_change(replay, "upstream") < last_change(first, "upstream")  # and forgets less
+    assert last_change(replay, "downstream") < last_change(first, "downstream") / 2
+    assert "def __init__(self" in outputs[blocks[-1][1]]
+
+
+def run_python(code, folder):
+    """Returns the exit code and the output of a block of Python."""
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    return ended.returncode, ended.stderr + ended.stdout
+
+
+def last_change(output, name):
+    """Returns the change of a loss since before step 1, as the last evaluation prints it."""
+    return float(re.findall(rf"{name} [\d.]+ \(([-+][\d.]+)\)", output)[-1])
+
+
 def without_digits(text):
     """Returns text without its numbers, which depend on the standard library of a Python."""
     text = re.sub(r"(sha256|digest) [0-9a-f]{12}", r"\1 #", text)  # differ by CPU and by Python
