@@ -29,6 +29,7 @@ RECIPE_PATHS: tuple[Pattern, ...] = (
     _BASE,
     ("data", "train", _ANY, "shards"),
     ("data", "validation", _ANY, "shards"),
+    ("tasks", "include"),
 )
 STUDY_PATHS: tuple[Pattern, ...] = (("study",), ("recipe",), ("bases", _ANY))
 

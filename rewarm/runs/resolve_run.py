@@ -23,6 +23,7 @@ from rewarm.model.architecture import Architecture
 from rewarm.paths import short_path
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture
+from rewarm.runs.measurement_preconditions import recipe_prompts, task_problems
 from rewarm.runs.model_origin import (
     ModelOrigin,
     Problem,
@@ -148,6 +149,10 @@ def resolve(
     is_model_intact = len(problems) == problems_so_far
     corpora, validation = _open_datasets(recipe, origin, problems)
     folder = _match_model_and_data(recipe, origin, corpora, problems, accept_changes=accept_changes)
+    problems += task_problems(recipe)
+    if folder:
+        with collect_errors(problems):
+            recipe_prompts(recipe, folder, next(iter(corpora.values())).index.tokenizer.eos_token)
     if origin and origin.resume_state and not accept_changes:
         with collect_errors(problems):
             check_same_validation(recipe, validation, origin.resume_state.state)
