@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import random
 import warnings
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ Figures = dict[str, float]
 `TASK/METRIC_stderr`, if it is known."""
 
 _STDERR = "_stderr"
+_NO_PROCESSES = "DISABLE_MULTIPROC"
 
 
 def stderr_name(name: str) -> str:
@@ -110,7 +112,7 @@ class HarnessTasks:
         return digest.hexdigest()
 
     def measure(
-        self, language_model: Any, name: str | None = None, *, bootstraps: int = 100_000
+        self, language_model: Any, name: str | None = None, *, bootstraps: int = 1000
     ) -> Figures:
         """Returns the figures of one task, or of all; empty on all ranks but the first.
 
@@ -193,9 +195,12 @@ def kept_random_state() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the harness from writing to the terminal: lines, warnings and progress bars."""
+    """Keeps the harness from writing to the terminal, and from starting processes."""
     from tqdm import tqdm
 
+    # It would fork processes for standard errors, which hang if this one has threads that compute.
+    processes = os.environ.get(_NO_PROCESSES)
+    os.environ[_NO_PROCESSES] = "1"
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
     levels = [logger.level for logger in loggers]
     init = tqdm.__init__
@@ -208,5 +213,8 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             tqdm.__init__ = init
+            os.environ.pop(_NO_PROCESSES)
+            if processes is not None:
+                os.environ[_NO_PROCESSES] = processes
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
