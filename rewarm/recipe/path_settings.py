@@ -27,6 +27,7 @@ _BASE = ("model", "base")
 RECIPE_PATHS: tuple[Pattern, ...] = (
     ("run",),
     _BASE,
+    ("model", "tokenizer"),
     ("data", "train", _ANY, "shards"),
     ("data", "validation", _ANY, "shards"),
     ("tasks", "include"),

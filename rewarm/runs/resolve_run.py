@@ -164,6 +164,7 @@ def resolve(
                 base=origin.base,
                 carried=dict(origin.carried),
                 resume_state=origin.resume_state and origin.resume_state[:2],
+                vocabulary=str(origin.growth) if origin.growth else None,
             )
     lineage = [ancestor.corpora for ancestor in origin.ancestors] if origin else []
     roles = resolve_roles(recipe, lineage)
@@ -234,7 +235,7 @@ def _match_model_and_data(
         info, shards = corpus.index.tokenizer, str(corpus.source)
         with collect_errors(problems):
             check_model_matches_shards(
-                origin.architecture, origin.directory, info, shards, recipe.data.context
+                origin.architecture, origin.tokenizer_directory, info, shards, recipe.data.context
             )
         is_resume = origin.resume_state is not None
         earlier_state = origin.resume_state.state if origin.resume_state else origin.base_state
@@ -242,7 +243,7 @@ def _match_model_and_data(
             with collect_errors(problems):
                 check_same_shards(recipe, corpora, earlier_state, is_resume=is_resume)
     with collect_errors(problems):
-        model = origin.directory if origin else None
+        model = origin.tokenizer_directory if origin else None
         has_tokenizer = model is not None and (model / "tokenizer.json").is_file()
         folder = model if model and has_tokenizer else corpus.source.tokenizer_folder()
         check_files_inside(folder)  # its tokenizer files are copied into every checkpoint

@@ -17,7 +17,6 @@ import os
 import random
 import warnings
 from collections.abc import Iterator
-from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ Figures = dict[str, float]
 
 _STDERR = "_stderr"
 _NO_PROCESSES = "DISABLE_MULTIPROC"
+_SEED = 1234
 
 
 def stderr_name(name: str) -> str:
@@ -45,6 +45,13 @@ def stderr_name(name: str) -> str:
 def values_of(figures: Figures) -> Figures:
     """Returns the figures without their standard errors."""
     return {name: value for name, value in figures.items() if not name.endswith(_STDERR)}
+
+
+def is_figures(data: Any) -> bool:
+    """Returns whether data from a file are figures."""
+    return isinstance(data, dict) and all(
+        isinstance(name, str) and type(value) is float for name, value in data.items()
+    )
 
 
 class HarnessTasks:
@@ -58,7 +65,7 @@ class HarnessTasks:
             RecipeError: there is no such task.
         """
         self._settings = settings
-        with _quiet():
+        with quiet_harness():
             try:
                 from lm_eval.tasks import TaskManager
             except ImportError:
@@ -69,7 +76,8 @@ class HarnessTasks:
     def _load(self, name: str) -> list[Any]:
         """Returns the tasks, or the group of tasks, of a name."""
         try:
-            loaded = self._manager.load([name])
+            with _harness_seeds():
+                loaded = self._manager.load([name])
         except Exception as error:  # of the harness, or of the download
             reason = str(error).strip().split("\n")[0] or type(error).__name__
             raise DataError(
@@ -77,14 +85,20 @@ class HarnessTasks:
                 "network and the paths in its YAML file, or download its data where there is a "
                 "network (HF_HOME is the cache)"
             ) from None
+        for task in loaded["tasks"].values():
+            # As `simple_evaluate`: a task that states 0 examples keeps them.
+            stated, asked = task.config.num_fewshot, self._settings.few_shot
+            examples = stated if asked is None or stated == 0 else asked
+            task.set_config(key="num_fewshot", value=examples or 0)
+            task.set_fewshot_seed(seed=_SEED)
         group = loaded.get("groups", {}).get(name)
         return [group] if group is not None else list(loaded["tasks"].values())
 
     def identity(self, name: str) -> dict[str, Any]:
-        """Returns all that decides the figures of a task besides the model, as JSON holds it."""
+        """Returns all that decides the figures of a task besides the model."""
         from lm_eval import __version__ as harness_version
 
-        with _quiet():
+        with quiet_harness():
             tasks = self._manager.load(self._specs[name])["tasks"]
             return {
                 "harness": harness_version,
@@ -111,30 +125,42 @@ class HarnessTasks:
                 digest.update(_as_json(example))
         return digest.hexdigest()
 
+    def load_model(self, **arguments: Any) -> Any:
+        """Returns a checkpoint as the harness's `hf` model; arguments as for its `HFLM`."""
+        from lm_eval.models.huggingface import HFLM
+
+        with quiet_harness():
+            return HFLM(**arguments)
+
     def measure(
-        self, language_model: Any, name: str | None = None, *, bootstraps: int = 1000
+        self,
+        language_model: Any,
+        name: str | None = None,
+        *,
+        bootstraps: int = 1000,
+        show_progress: bool = False,
     ) -> Figures:
-        """Returns the figures of one task, or of all; empty on all ranks but the first.
+        """Returns the figures of one task, or of all.
 
         Args:
             language_model: an `lm_eval.api.model.LM`.
             name: of the task or group; None for all of them.
             bootstraps: resamples for the standard error of metrics that have no formula for it.
+            show_progress: whether to show the harness's progress bars.
         """
-        from lm_eval import simple_evaluate
+        # Not `simple_evaluate`, which also runs git and pip to describe the machine.
+        from lm_eval.evaluator import evaluate
 
-        names = [name] if name else list(self._specs)
-        with _quiet(), kept_random_state():
-            results = simple_evaluate(
-                model=language_model,
-                tasks=[spec for each in names for spec in self._specs[each]],
-                task_manager=self._manager,
-                num_fewshot=self._settings.few_shot,
+        specs = [spec for each in ([name] if name else self._specs) for spec in self._specs[each]]
+        with quiet_harness(show_progress=show_progress), _harness_seeds():
+            results = evaluate(
+                lm=language_model,
+                task_dict=self._manager.load(specs),
                 limit=self._settings.limit,
                 bootstrap_iters=bootstraps,
                 log_samples=False,
             )
-        return _figures_of(results) if results else {}
+        return _figures_of(results)
 
 
 def _manager_of(manager_class: Any, settings: TaskSettings) -> Any:
@@ -181,12 +207,14 @@ def _as_json(data: Any) -> bytes:
 
 
 @contextlib.contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Restores the state of all random numbers that the harness seeds."""
+def _harness_seeds() -> Iterator[None]:
+    """Seeds all random numbers as the harness's own command does, and restores them at the end."""
     python, numpy = random.getstate(), np.random.get_state()
-    devices = list(range(torch.cuda.device_count()))
-    with torch.random.fork_rng(devices):
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
         try:
+            random.seed(0)
+            np.random.seed(_SEED)
+            torch.manual_seed(_SEED)
             yield
         finally:
             random.setstate(python)
@@ -194,7 +222,7 @@ def kept_random_state() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_harness(*, show_progress: bool = False) -> Iterator[None]:
     """Keeps the harness from writing to the terminal, and from starting processes."""
     from tqdm import tqdm
 
@@ -203,16 +231,20 @@ def _quiet() -> Iterator[None]:
     os.environ[_NO_PROCESSES] = "1"
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
     levels = [logger.level for logger in loggers]
-    init = tqdm.__init__
+    show = tqdm.__init__
+
+    def hide(bar: Any, *arguments: Any, **settings: Any) -> None:
+        show(bar, *arguments, **settings | {"disable": True})
+
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
-            tqdm.__init__ = partialmethod(init, disable=True)
+            tqdm.__init__ = show if show_progress else hide
             for logger in loggers:
                 logger.setLevel(logging.ERROR)
             yield
         finally:
-            tqdm.__init__ = init
+            tqdm.__init__ = show
             os.environ.pop(_NO_PROCESSES)
             if processes is not None:
                 os.environ[_NO_PROCESSES] = processes

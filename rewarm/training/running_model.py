@@ -23,6 +23,7 @@ from torch import Tensor
 from rewarm.checkpoints.write_checkpoint import TokenizerSource, write_tokenizer
 from rewarm.model.neox import NeoX
 from rewarm.training.device_setup import autocast
+from rewarm.training.harness_tasks import quiet_harness
 from rewarm.training.layer_compilation import without_compilation
 from rewarm.training.processes import Processes
 from rewarm.training.text_samples import FINISHED, continue_tokens
@@ -114,10 +115,11 @@ def as_language_model(
             rows = [ids + [self.eot_token_id] * (longest - len(ids)) for ids in continuations]
             return torch.cat((context, torch.tensor(rows, device=context.device)), 1)
 
-    return RunningModel(
-        pretrained=CallableModel(model, precision, wait),
-        tokenizer=own_tokenizer,
-        batch_size=microbatch,
-        # Requests with the same context share a pass, which makes the number of batches differ.
-        logits_cache=processes.size == 1,
-    )
+    with quiet_harness():
+        return RunningModel(
+            pretrained=CallableModel(model, precision, wait),
+            tokenizer=own_tokenizer,
+            batch_size=microbatch,
+            # Requests with the same context share a pass, so that the number of batches differs.
+            logits_cache=processes.size == 1,
+        )
