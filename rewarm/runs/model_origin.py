@@ -23,7 +23,7 @@ from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.training_state import Ancestor, TrainingState, read_training_state
 from rewarm.checkpoints.weight_files import find_weight_files
 from rewarm.data.vocabulary_growth import VocabularyGrowth, find_growth
-from rewarm.errors import CheckpointError, RecipeError, RewarmError
+from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
 from rewarm.model.published_pythia import published_architecture
 from rewarm.recipe.model_settings import ModelSettings
@@ -154,6 +154,11 @@ def origin_of_new_run(recipe: Recipe, problems: list[Problem], *, thorough: bool
             origin = origin._replace(ancestors=tuple(lineage))
         if model.tokenizer:
             origin = _with_new_tokens(recipe, origin, base)
+            if recipe.optimizer.carry:
+                raise CheckpointError(
+                    "optimizer.carry: should be false with model.tokenizer: the base's optimizer "
+                    "state has no rows for the new tokens; remove it"
+                )
         if recipe.data.carry:
             origin = origin._replace(carried=carried_blocks(recipe, base, state))
     return origin
@@ -163,16 +168,8 @@ def _with_new_tokens(recipe: Recipe, origin: ModelOrigin, base: BaseCheckpoint) 
     """Returns the origin with the rows for the new entries of `model.tokenizer`.
 
     Raises:
-        RecipeError: the optimizer state, which has no such rows, is to be carried over.
         CheckpointError, DataError: the tokenizer does not extend the base's.
     """
-    if recipe.optimizer.carry:
-        raise RecipeError(
-            [
-                "optimizer.carry: should be false with model.tokenizer: the base's optimizer state "
-                "has no rows for the new tokens; remove it"
-            ]
-        )
     assert recipe.model.tokenizer
     growth = find_growth(
         recipe.model.tokenizer,

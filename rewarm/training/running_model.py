@@ -26,7 +26,7 @@ from rewarm.training.device_setup import autocast
 from rewarm.training.harness_tasks import quiet_harness
 from rewarm.training.layer_compilation import without_compilation
 from rewarm.training.processes import Processes
-from rewarm.training.text_samples import FINISHED, continue_tokens
+from rewarm.training.text_samples import NO_READ, continue_tokens
 
 
 class CallableModel:
@@ -42,7 +42,7 @@ class CallableModel:
 
     def __call__(self, tokens_BT: Tensor) -> SimpleNamespace:
         """Returns the logits, (B, T, V), in fp32."""
-        self._wait(FINISHED)
+        self._wait(NO_READ)
         with autocast(self._precision, self.device), without_compilation(self.device):
             return SimpleNamespace(logits=self._model(tokens_BT).float())
 

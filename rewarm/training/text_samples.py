@@ -24,9 +24,9 @@ from rewarm.training.processes import ALONE, Processes
 
 _LENGTH_MULTIPLE = 16
 
-FINISHED: Future[None] = Future()
+NO_READ: Future[None] = Future()
 """A read that is complete, for a `wait` that only has to notice a request to stop."""
-FINISHED.set_result(None)
+NO_READ.set_result(None)
 
 
 def continue_prompts(
@@ -96,7 +96,7 @@ def continue_tokens(
     open_rows = set(range(len(prompts)))
     try:
         while open_rows and len(continuations[min(open_rows)]) < tokens:
-            wait(FINISHED)
+            wait(NO_READ)
             texts = [[*prompt, *ids] for prompt, ids in zip(prompts, continuations, strict=True)]
             inputs_BT, last_B = _right_padded(texts, model.architecture.positions)
             with autocast(precision, device), without_compilation(device):

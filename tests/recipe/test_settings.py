@@ -22,6 +22,7 @@ def test_every_default_is_written_out(thousand_steps):
         "architecture": None,
         "base_lr": None,
         "fresh": False,
+        "tokenizer": None,
         "activation": None,
     }
     assert settings["optimizer"] == {
@@ -40,7 +41,7 @@ def test_every_default_is_written_out(thousand_steps):
         "start_lr": 0.0,
         "warmup": "100 steps",
     }
-    assert settings["every"] == {"log": 10, "evaluate": 500, "save": 1000}
+    assert settings["every"] == {"log": 10, "evaluate": 500, "tasks": None, "save": 1000}
     assert (settings["precision"], settings["compile"]) == ("bf16", True)
 
 
@@ -51,7 +52,7 @@ def test_every_setting_has_help():
         for name, definition in definitions.items()
         if name.endswith("Settings") or name in ("TrainSet", "ValidationSet", "WeightFrom")
     }
-    assert len(sections) == 12
+    assert len(sections) == 14
     for name, section in sections.items():
         assert section["description"], name
         for setting, schema in section["properties"].items():
@@ -66,6 +67,8 @@ def test_every_setting_has_help():
         "loss_scale",
         "parallel",
         "every",
+        "tasks",
+        "sample",
         "keep",
         "guard",
     }

@@ -75,9 +75,13 @@ def test_tasks_of_a_run_have_the_figures_of_the_harness_and_change_nothing(
     assert samples[0]["texts"] != samples[20]["texts"]
 
 
-def test_a_task_that_does_not_exist_or_has_no_data_is_one_error(recipe_text, tmp_path, tasks):
+@pytest.mark.slow  # the harness reads the definitions of all its tasks
+def test_a_task_that_does_not_exist_is_one_error(recipe_text, tmp_path, tasks):
     with pytest.raises(RecipeError, match="task tiny_choise: the harness has no such task; did y"):
         run(recipe_text, tmp_path / "a", tasks=f"{{names: [tiny_choise], include: {tasks}}}")
+
+
+def test_a_task_without_its_data_is_one_error(recipe_text, tmp_path):
     folder = write_tasks(tmp_path / "tasks")
     (folder / "questions.jsonl").unlink()
     with pytest.raises(DataError, match="task tiny_choice: its data or its definition cannot be"):
