@@ -126,6 +126,15 @@ def test_every_setting_has_help():
             "data.train.downstream.weight: should start with `from: 0`, and each `from` should be",
         ),
         ("data.train.downstream.weight=[]", "data.train.downstream.weight: should start with `fro"),
+        (
+            "model.tokenizer=x",
+            "model: tokenizer extends the vocabulary of a base's weights; new weights take that",
+        ),
+        # tasks
+        (
+            "every.tasks=100",
+            "tasks: every.tasks is 100, and no task is named; set tasks.names, such as [lambada_",
+        ),
         # loss scale
         (
             "loss_scale.initial=1000",
