@@ -35,6 +35,7 @@ Figures = dict[str, float]
 _STDERR = "_stderr"
 _NO_PROCESSES = "DISABLE_MULTIPROC"
 _SEED = 1234
+_LOGGERS = ("lm_eval", "datasets", "transformers", "huggingface_hub")
 
 
 def stderr_name(name: str) -> str:
@@ -224,12 +225,13 @@ def _harness_seeds() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_harness(*, show_progress: bool = False) -> Iterator[None]:
     """Keeps the harness from writing to the terminal, and from starting processes."""
+    import huggingface_hub.utils  # noqa: F401  # it sets the level of its logger when it is imported
     from tqdm import tqdm
 
     # It would fork processes for standard errors, which hang if this one has threads that compute.
     processes = os.environ.get(_NO_PROCESSES)
     os.environ[_NO_PROCESSES] = "1"
-    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "transformers")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     show = tqdm.__init__
 

@@ -62,22 +62,22 @@ def sample(
             tokenizer=tokenizer,
             precision=precision,
         )
+        if len(checkpoints) > 1 and not as_json:
+            print(f"{name}:\n")
         for prompt, text in samples:
             entries.append({"checkpoint": name, "prompt": prompt, "text": text})
             if not as_json:
-                _print_sample(name, prompt, text, with_name=len(checkpoints) > 1)
+                _print_sample(prompt, text)
     if as_json:
         print_json(json.dumps(entries, indent=1))
 
 
-def _print_sample(name: str, prompt: str, text: str, *, with_name: bool) -> None:
+def _print_sample(prompt: str, text: str) -> None:
     """Prints a prompt, in bold on a terminal, and its continuation."""
     from rewarm.errors import escape_unprintable
 
     def shown(part: str) -> str:  # a model may write anything, such as terminal commands
         return "\n".join(map(escape_unprintable, part.split("\n")))
 
-    if with_name:
-        print(f"{name}:", file=sys.stderr)
     bold, plain = ("\x1b[1m", "\x1b[0m") if sys.stdout.isatty() else ("", "")
     print(f"{bold}{shown(prompt)}{plain}{shown(text)}\n")
