@@ -225,7 +225,7 @@ def _harness_seeds() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_harness(*, show_progress: bool = False) -> Iterator[None]:
     """Keeps the harness from writing to the terminal, and from starting processes."""
-    import huggingface_hub.utils  # noqa: F401  # it sets the level of its logger when it is imported
+    import huggingface_hub.utils.logging  # noqa: F401  # importing it sets its level
     from tqdm import tqdm
 
     # It would fork processes for standard errors, which hang if this one has threads that compute.
