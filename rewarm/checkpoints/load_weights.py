@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from rewarm.checkpoints.gpt_neox_import import find_gpt_neox_checkpoint, gpt_neox_layer_files
+from rewarm.checkpoints.new_rows import with_new_rows
 from rewarm.checkpoints.torch_files import check_not_legacy
 from rewarm.checkpoints.weight_files import find_weight_files, list_weight_files
+from rewarm.data.vocabulary_growth import VocabularyGrowth
 from rewarm.errors import CheckpointError
 from rewarm.model.architecture import Architecture
 from rewarm.model.divided_tensors import copy_whole, own_part
@@ -53,7 +55,9 @@ def load_model(architecture: Architecture, directory: Path) -> tuple[NeoX, Tenso
     return model, load_weights(model, directory)
 
 
-def load_weights(model: NeoX, directory: Path) -> TensorCounts:
+def load_weights(
+    model: NeoX, directory: Path, growth: VocabularyGrowth | None = None
+) -> TensorCounts:
     """Loads weights into a model, converted to fp32, and returns the numbers of tensors.
 
     Of a model that is divided among processes, each reads its own part: files are mapped.
@@ -61,6 +65,7 @@ def load_weights(model: NeoX, directory: Path) -> TensorCounts:
     Args:
         model: the model to load the weights into.
         directory: model directory in the format of Hugging Face or GPT-NeoX.
+        growth: new tokens, whose rows the model has and the directory has not.
 
     Raises:
         CheckpointError: weights are missing, damaged, unknown to the model, of another shape, or
@@ -71,6 +76,9 @@ def load_weights(model: NeoX, directory: Path) -> TensorCounts:
     counts = TensorCounts(loaded=len(weights), derived=len(stored) - len(weights))
     if _OUTPUT_LAYER not in weights and _OUTPUT_LAYER_IN_MEMORY in weights:
         weights[_OUTPUT_LAYER] = weights.pop(_OUTPUT_LAYER_IN_MEMORY)
+    if growth:
+        for name in weights.keys() & {_EMBEDDING, _OUTPUT_LAYER}:
+            weights[name] = with_new_rows(weights[name], growth)
     if model.architecture.tied and _EMBEDDING in weights:
         weights.setdefault(_OUTPUT_LAYER, weights[_EMBEDDING])
     _check_tensors_match(weights, model, directory)

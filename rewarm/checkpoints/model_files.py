@@ -49,7 +49,7 @@ def write_model_files(
     write_json(folder / "config.json", architecture.to_hugging_face() | ids)
     # generate() pads with end-of-text by default, but older transformers warn if this is not set.
     write_json(folder / "generation_config.json", ids | {"pad_token_id": eos_token_id})
-    _write_tokenizer(folder, tokenizer, architecture.positions)
+    write_tokenizer(folder, tokenizer, architecture.positions)
     # Without an index, vLLM loads each *.safetensors here as weights, also the optimizer state.
     write_weight_index(folder, weight_files, weight_bytes)
 
@@ -65,7 +65,14 @@ def write_json(path: Path, data: Any) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(folder: Path, source: TokenizerSource, positions: int) -> None:
+def write_tokenizer(folder: Path, source: TokenizerSource, positions: int) -> None:
+    """Writes the tokenizer files of a Hugging Face model into a folder.
+
+    Args:
+        folder: where to write them.
+        source: what to copy.
+        positions: that the model has.
+    """
     for name in _TOKENIZER_FILES:
         if (source.directory / name).is_file():
             shutil.copyfile(source.directory / name, folder / name)

@@ -27,6 +27,7 @@ from rewarm.cli.commands.plan import plan
 from rewarm.cli.commands.plot_schedule import plot_schedule
 from rewarm.cli.commands.quickstart import quickstart
 from rewarm.cli.commands.report import report
+from rewarm.cli.commands.sample import sample
 from rewarm.cli.commands.schedules import schedules
 from rewarm.cli.commands.schema import schema
 from rewarm.cli.commands.shard import shard
@@ -87,6 +88,7 @@ _command("train", rich_help_panel=_TRAINING)(train_command)
 _command(rich_help_panel=_TRAINING)(compare)
 _command("eval", rich_help_panel=_TRAINING)(evaluate)
 _command(rich_help_panel=_TRAINING)(merge)
+_command(rich_help_panel=_TRAINING)(sample)
 _command(rich_help_panel=_RESULTS)(report)
 _command(rich_help_panel=_RESULTS)(lineage)
 _command("verify-resume", rich_help_panel=_RESULTS)(verify_resume_command)

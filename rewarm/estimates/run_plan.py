@@ -265,7 +265,7 @@ def _evaluations(recipe: Recipe) -> int:
     """Returns how many evaluations a run makes: before step 1, at its end, and in between."""
     if not recipe.data.validation:
         return 0
-    return 2 + sum(map(len, recipe.every.evaluations(recipe.steps)))
+    return 2 + len(set[int]().union(*recipe.every.evaluations(recipe.steps)))
 
 
 def plan_as_text(plan: RunPlan) -> str:

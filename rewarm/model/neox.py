@@ -124,12 +124,22 @@ class NeoX(nn.Module):
         self.register_buffer("cos", cos.to(device), persistent=False)
         self.register_buffer("sin", sin.to(device), persistent=False)
 
-    def forward(self, tokens_BT: Tensor, separator_id: int | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        separator_id: int | None = None,
+        *,
+        positions_B: Tensor | None = None,
+    ) -> Tensor:
         """Returns logits, (B, T, V), for T up to the architecture's positions.
 
         With a `separator_id`, the token that ends documents, each attends to its own document only.
+        With `positions_B`, the logits of one position of each sequence, (B, V).
         """
-        return cast(Tensor, self.embed_out(self._hidden_states(tokens_BT, separator_id)))
+        x_BTD = self._hidden_states(tokens_BT, separator_id)
+        if positions_B is not None:
+            x_BTD = x_BTD[torch.arange(len(x_BTD), device=x_BTD.device), positions_B]
+        return cast(Tensor, self.embed_out(x_BTD))
 
     def _hidden_states(self, tokens_BT: Tensor, separator_id: int | None) -> Tensor:
         """Returns the input of the output head, (B, T, D)."""

@@ -27,8 +27,10 @@ _BASE = ("model", "base")
 RECIPE_PATHS: tuple[Pattern, ...] = (
     ("run",),
     _BASE,
+    ("model", "tokenizer"),
     ("data", "train", _ANY, "shards"),
     ("data", "validation", _ANY, "shards"),
+    ("tasks", "include"),
 )
 STUDY_PATHS: tuple[Pattern, ...] = (("study",), ("recipe",), ("bases", _ANY))
 

@@ -64,6 +64,9 @@ class EverySettings(Section):
     evaluate: Evaluations = (EvaluateUntil(every=500),)
     """Steps between evaluations; null to evaluate only before the first step and after the last. A
     list of {until: SPAN, every: STEPS} changes it during the run, such as more at the start."""
+    tasks: Steps | None = None
+    """Steps between evaluations that also measure `tasks`; null to measure these only before the
+    first step and after the last."""
     save: Steps | None = 1000
     """Steps between checkpoints; null to save only after the last step."""
     norms: Steps | None = None
@@ -79,4 +82,8 @@ class EverySettings(Section):
             first = (before // piece.every + 1) * piece.every
             ranges.append(range(first, min(end, steps - 1) + 1, piece.every))
             before = max(before, end)
-        return ranges
+        return [*ranges, self.task_steps(steps)] if self.tasks else ranges
+
+    def task_steps(self, steps: int) -> range:
+        """Returns the steps of a run of `steps` after which it measures tasks, besides the last."""
+        return range(self.tasks, steps, self.tasks) if self.tasks else range(0)

@@ -34,6 +34,7 @@ from rewarm.recipe.best_setting import best_problems
 from rewarm.recipe.corpus_weights import steps_before, unread_corpus_problems, weight_problems
 from rewarm.recipe.data_settings import DataSettings
 from rewarm.recipe.fields import Section, Text, field_problem
+from rewarm.recipe.measurement_settings import SampleSettings, Tasks, TaskSettings
 from rewarm.recipe.model_settings import ModelSettings
 from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
 from rewarm.recipe.periodic_work import EverySettings
@@ -98,6 +99,8 @@ class Recipe(Section):
     backward pass, so that a larger model or microbatch fits; `check` shows the memory saved."""
     parallel: ParallelSettings = ParallelSettings()
     every: SerializeAsAny[EverySettings] = EverySettings()
+    tasks: Tasks = TaskSettings()
+    sample: SampleSettings = SampleSettings()
     keep: KeepSettings = KeepSettings()
     on_save_error: Literal["continue", "stop"] = "continue"
     """What to do when a checkpoint cannot be written, for example because the disk is full: report

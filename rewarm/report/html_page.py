@@ -36,6 +36,7 @@ from rewarm.report.run_tables import (
     settings_table,
 )
 from rewarm.report.summary import applied_rates_sentence, summary_sentences
+from rewarm.report.task_tables import sample_section, tasks_table
 from rewarm.study.comparison_tables import claims_table
 from rewarm.table_cells import plural
 from rewarm.version import __version__
@@ -112,6 +113,7 @@ def _sections(collected: CollectedRuns) -> list[PageSection]:
     metrics = html_tables(
         *(validation_set_table(collected, name) for name in collected.validation_sets),
         overtaking_table(collected),
+        tasks_table(collected),
     )
     runs = html_tables(
         runs_table(collected), same_batches_table(collected), events_table(collected)
@@ -121,6 +123,7 @@ def _sections(collected: CollectedRuns) -> list[PageSection]:
         PageSection("curves", "Curves", chart_section(collected)),
         PageSection("losses", "Both losses", loss_scatter_section(collected)),
         PageSection("metrics", "Metrics", metrics),
+        PageSection("samples", "Samples", sample_section(collected)),
         PageSection("settings", "Settings", _settings(collected)),
         PageSection("runs", "Runs", runs),
         PageSection("lineage", "Lineage", _lineage(collected)),

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from rewarm.report.collect_runs import CollectedRuns, JsonLine, RunRecord
+from rewarm.runs.metrics_file import NOT_EVENTS
 from rewarm.study.run_outcomes import same_batches
 from rewarm.table_cells import EMPTY, Cell, Table, count_cell, number_cell, tokens_cell
 
@@ -133,7 +134,7 @@ def events_table(collected: CollectedRuns) -> Table:
         ]
         for record in collected.records
         for line in record.lines
-        if line["kind"] not in ("train", "evaluate", "baseline", "gap")
+        if line["kind"] not in NOT_EVENTS
     ]
     caption = (
         "Steps that were not applied, spikes of the loss, and stability gaps after re-warming."

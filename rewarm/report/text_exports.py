@@ -6,7 +6,7 @@ import csv
 import io
 
 from rewarm.markdown import escape_markdown, markdown_row
-from rewarm.report.collect_runs import CollectedRuns
+from rewarm.report.collect_runs import CollectedRuns, JsonLine
 from rewarm.report.loss_tables import (
     final_losses_table,
     fitted_lines_table,
@@ -21,6 +21,8 @@ from rewarm.report.run_tables import (
     settings_table,
 )
 from rewarm.report.summary import applied_rates_sentence, summary_sentences
+from rewarm.report.task_tables import tasks_table
+from rewarm.runs.metrics_file import samples_in
 from rewarm.study.comparison_tables import claims_table
 from rewarm.table_cells import Table
 
@@ -48,11 +50,18 @@ def as_csv(collected: CollectedRuns) -> str:
     for record in collected.records:
         for line in record.lines:
             prefix = [record.arm, record.seed, record.directory, line["kind"], line["step"]]
-            for name, value in line.items():
+            for name, value in _values(line).items():
                 if name not in ("kind", "step", "tokens") and value is not None:
                     cells = (value, None) if isinstance(value, int | float) else (None, value)
                     writer.writerow([*prefix, line.get("tokens"), name, *cells])
     return file.getvalue()
+
+
+def _values(line: JsonLine) -> JsonLine:
+    """Returns the values of a line; of text samples, each continuation by its prompt."""
+    if line["kind"] != "sample":
+        return line
+    return {f"continuation of {prompt}": text for prompt, text in samples_in(line)}
 
 
 def _tables(collected: CollectedRuns) -> list[Table]:
@@ -62,6 +71,7 @@ def _tables(collected: CollectedRuns) -> list[Table]:
         claims_table(collected.claims),
         *(validation_set_table(collected, name) for name in collected.validation_sets),
         overtaking_table(collected),
+        tasks_table(collected),
         fitted_lines_table(collected),
         settings_table(collected),
         runs_table(collected),

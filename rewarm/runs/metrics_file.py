@@ -6,6 +6,8 @@ train       a step: loss, gradient norm, rate, tokens
 evaluate    the loss on every validation set
 norms       of each weight tensor, and of its gradient
 baseline    the loss on validation sets that were added or changed when the run was resumed
+tasks       the figures of the tasks of the LM Evaluation Harness
+sample      how the model continues the prompts of the recipe
 gap         that lines before it are missing: the file was damaged, and the user accepted that
 others      events of the divergence guard
 ```
@@ -33,7 +35,9 @@ _LONGEST_LINE = 2**18  # bytes; the norms of a model of 80 layers
 _NUMBERS = {"loss", "perplexity", "bits_per_byte", "forgetting"}
 _NUMBERS |= {"ema_loss", "z_loss", "lr", "grad_norm", "tokens_per_second", "mfu"}
 _COUNTS = {"step", "tokens", "skipped"}
-_MEASURED_KINDS = {"train", "evaluate", "baseline"}
+_MEASURED_KINDS = {"train", "evaluate", "baseline", "tasks", "sample"}
+NOT_EVENTS = {*_MEASURED_KINDS, "gap"}
+"""The kinds of lines that are none of the divergence guard's events."""
 
 
 def comparable_evaluations(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -166,7 +170,23 @@ def parse_line(line: bytes) -> dict[str, Any]:
     required = {"step": None} | ({"tokens": None} if parsed["kind"] in _MEASURED_KINDS else {})
     for key, value in (required | parsed).items():
         _check_value(key, value)
+    if parsed["kind"] == "sample":
+        samples_in(parsed)
     return parsed
+
+
+def samples_in(line: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the prompts and continuations in a line of kind `sample`.
+
+    Raises:
+        ValueError: it has none, or not as many of each.
+    """
+    prompts, texts = line.get("prompts"), line.get("texts")
+    if not (isinstance(prompts, list) and isinstance(texts, list) and len(prompts) == len(texts)):
+        raise ValueError("prompts and texts should be lists of the same length")
+    if not all(isinstance(text, str) for text in (*prompts, *texts)):
+        raise ValueError("prompts and texts should be lists of texts")
+    return list(zip(prompts, texts, strict=True))
 
 
 def _refuse_constant(constant: str) -> float:

@@ -22,6 +22,7 @@ from rewarm.checkpoints.lineage import model_lineage, recipe_of_checkpoint
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.training_state import Ancestor, TrainingState, read_training_state
 from rewarm.checkpoints.weight_files import find_weight_files
+from rewarm.data.vocabulary_growth import VocabularyGrowth, find_growth
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
 from rewarm.model.published_pythia import published_architecture
@@ -65,6 +66,13 @@ class ModelOrigin(NamedTuple):
     """The models that the weights descend from, the direct parent last."""
     carried: Mapping[str, int] = MappingProxyType({})
     """Blocks of each corpus that the base has read (data.carry)."""
+    growth: VocabularyGrowth | None = None
+    """New entries of the base's tokenizer (model.tokenizer)."""
+
+    @property
+    def tokenizer_directory(self) -> Path | None:
+        """Directory with the model's tokenizer, if it has one; None without a base."""
+        return self.growth.directory if self.growth else self.directory
 
 
 @contextmanager
@@ -149,9 +157,33 @@ def origin_of_new_run(recipe: Recipe, problems: list[Problem], *, thorough: bool
                 find_weight_files(base.directory, base.architecture)
             lineage = model_lineage(base, state, compute_digest=thorough)
             origin = origin._replace(ancestors=tuple(lineage))
+        if model.tokenizer:
+            origin = _with_new_tokens(recipe, origin, base)
+            if recipe.optimizer.carry:
+                raise CheckpointError(
+                    "optimizer.carry: should be false with model.tokenizer: the base's optimizer "
+                    "state has no rows for the new tokens; remove it"
+                )
         if recipe.data.carry:
             origin = origin._replace(carried=carried_blocks(recipe, base, state))
     return origin
+
+
+def _with_new_tokens(recipe: Recipe, origin: ModelOrigin, base: BaseCheckpoint) -> ModelOrigin:
+    """Returns the origin with the rows for the new entries of `model.tokenizer`.
+
+    Raises:
+        CheckpointError, DataError: the tokenizer does not extend the base's.
+    """
+    assert recipe.model.tokenizer
+    growth = find_growth(
+        recipe.model.tokenizer,
+        base.directory,
+        base.architecture.vocabulary,
+        is_here=base.directory.is_dir(),
+    )
+    architecture = origin.architecture.model_copy(update={"vocabulary": growth.rows})
+    return origin._replace(architecture=architecture, growth=growth)
 
 
 def _locate(model: ModelSettings, *, weights: bool) -> BaseCheckpoint:

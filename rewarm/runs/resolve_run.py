@@ -24,6 +24,7 @@ from rewarm.model.architecture import Architecture
 from rewarm.paths import short_path
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture
+from rewarm.runs.measurement_preconditions import recipe_prompts, task_problems
 from rewarm.runs.model_origin import (
     ModelOrigin,
     Problem,
@@ -150,6 +151,10 @@ def resolve(
     is_model_intact = len(problems) == problems_so_far
     corpora, validation = _open_datasets(recipe, origin, problems)
     folder = _match_model_and_data(recipe, origin, corpora, problems, accept_changes=accept_changes)
+    problems += task_problems(recipe)
+    if folder:
+        with collect_errors(problems):
+            recipe_prompts(recipe, folder, next(iter(corpora.values())).index.tokenizer.eos_token)
     if origin and origin.resume_state and not accept_changes:
         with collect_errors(problems):
             check_same_validation(recipe, validation, origin.resume_state.state)
@@ -161,6 +166,7 @@ def resolve(
                 base=origin.base,
                 carried=dict(origin.carried),
                 resume_state=origin.resume_state and origin.resume_state[:2],
+                vocabulary=str(origin.growth) if origin.growth else None,
             )
     if os.environ.get("RANK", "0") == "0":  # of several processes, the one that sends metrics
         with collect_errors(problems):
@@ -234,7 +240,7 @@ def _match_model_and_data(
         info, shards = corpus.index.tokenizer, str(corpus.source)
         with collect_errors(problems):
             check_model_matches_shards(
-                origin.architecture, origin.directory, info, shards, recipe.data.context
+                origin.architecture, origin.tokenizer_directory, info, shards, recipe.data.context
             )
         is_resume = origin.resume_state is not None
         earlier_state = origin.resume_state.state if origin.resume_state else origin.base_state
@@ -242,7 +248,7 @@ def _match_model_and_data(
             with collect_errors(problems):
                 check_same_shards(recipe, corpora, earlier_state, is_resume=is_resume)
     with collect_errors(problems):
-        model = origin.directory if origin else None
+        model = origin.tokenizer_directory if origin else None
         has_tokenizer = model is not None and (model / "tokenizer.json").is_file()
         folder = model if model and has_tokenizer else corpus.source.tokenizer_folder()
         check_files_inside(folder)  # its tokenizer files are copied into every checkpoint

@@ -29,7 +29,7 @@ from rewarm.runs.corpus_mixture import share_changes
 # Settings that may change on --resume without a question: they decide what is written, not what is
 # learned.
 _HARMLESS = (
-    *("run", "every", "keep", "on_save_error", "guard.patience", "trackers"),
+    *("run", "every", "tasks", "sample", "keep", "on_save_error", "guard.patience", "trackers"),
     *("data.validation", "data.workers", "data.cache", "data.verify"),
     *("batch.microbatch", "parallel"),  # they decide how sums are grouped: the last bits
 )

@@ -35,6 +35,8 @@ class StartRecord(BaseModel):
     """Digest of the weights, if it is known."""
     tensors: str | None = None
     """How many of the model's tensors were in the weights, once they are loaded."""
+    vocabulary: str | None = None
+    """The new tokens of a base (model.tokenizer); None if it keeps its tokenizer."""
     optimizer: str
     """Whether the optimizer state is fresh or carried over."""
     data: str
@@ -60,6 +62,8 @@ class StartRecord(BaseModel):
         lines = [("start", self.weights + digest)]
         if self.tensors:
             lines.append(("", self.tensors))
+        if self.vocabulary:
+            lines.append(("", f"new tokens: {self.vocabulary}"))
         lines.append(("", f"{self.optimizer}; {self.data}"))
         if self.base_lr is not None:
             lines.append(("", f"lr {self.base_lr:.4g} at the last step → {self.first_lr:.4g} next"))
@@ -108,6 +112,7 @@ def describe_start(
     base: BaseCheckpoint | None = None,
     carried: dict[str, int] | None = None,
     resume_state: tuple[Path, TrainingState] | None = None,
+    vocabulary: str | None = None,
 ) -> StartRecord:
     """Returns the record of a start.
 
@@ -117,6 +122,7 @@ def describe_start(
         base: the base model that weights or architecture come from, if any.
         carried: blocks of each corpus that the base has read (data.carry).
         resume_state: the run's own checkpoint and training state, on --resume.
+        vocabulary: the new tokens of the base, in words.
 
     Raises:
         CheckpointError: optimizer state is to be carried and the base has none, or
@@ -134,6 +140,7 @@ def describe_start(
     return StartRecord(
         weights=start.weights,
         sha256=start.sha256,
+        vocabulary=vocabulary,
         optimizer=start.optimizer,
         data=start.data,
         base_lr=start.last_lr,

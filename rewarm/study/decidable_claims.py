@@ -44,7 +44,7 @@ def _evaluations_in(part: RunPart, recipe: Recipe) -> int:
     """Returns how often a run evaluates in a part of it; step 0 is before the first update."""
     steps = recipe.steps
     periodic = (step for due in recipe.every.evaluations(steps) for step in due)
-    evaluated = (0, *periodic, steps) if recipe.data.validation else ()
+    evaluated = {0, *periodic, steps} if recipe.data.validation else ()
     first, last = (part.start - 1e-9) * steps, (part.end + 1e-9) * steps
     return sum(first <= step <= last for step in evaluated)
 

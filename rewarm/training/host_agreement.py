@@ -152,12 +152,10 @@ class AgreeingProcesses(Processes):
         return self.await_post(key)
 
     @override
-    def minimum(self, number: int) -> int:
+    def gather(self, value: Any) -> list[Any]:
         self._shared += 1
-        self.post(f"shared/{self._shared}/{self.rank}", number)
-        return min(
-            int(self.await_post(f"shared/{self._shared}/{rank}")) for rank in range(self.size)
-        )
+        self.post(f"shared/{self._shared}/{self.rank}", value)
+        return [self.await_post(f"shared/{self._shared}/{rank}") for rank in range(self.size)]
 
     @override
     def check_same(self, values: dict[str, str | None]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -39,6 +39,17 @@ def compile_or_run_eagerly(model: NeoX, attempt: Callable[[], object]) -> list[s
             f"{reason[:200]}; fix the compiler, or set compile: false"
         )
     ]
+
+
+def without_compilation(device: torch.device) -> AbstractContextManager[object]:
+    """Returns a context in which compiled layers run eagerly: they are compiled for one shape.
+
+    Layers are compiled on a GPU only; elsewhere this need not import the compiler.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    stance: AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def run_trial_pass(

@@ -66,7 +66,7 @@ def resolve_microbatch(
             microbatch, source = _estimated(recipe, resolved.architecture, device, processes.size)
         else:
             microbatch, source = _remembered_or_searched(recipe, resolved.architecture, device)
-    microbatch = processes.minimum(microbatch)
+    microbatch = min(processes.gather(microbatch))
     at_most = "at most " if processes.size > 1 else ""
     tokens = f"{at_most}{microbatch} × {recipe.data.context:,} tokens at once"
     line = f"batch   {tokens} (auto: {source})"

@@ -88,9 +88,9 @@ class Processes:
         """Returns rank 0's value, which JSON can hold."""
         return value
 
-    def minimum(self, number: int) -> int:
-        """Returns the smallest of the numbers that the ranks have."""
-        return number
+    def gather(self, value: Any) -> list[Any]:
+        """Returns the values of all ranks, which JSON can hold, in their order."""
+        return [value]
 
     def check_same(self, values: dict[str, str | None]) -> None:
         """Makes sure that all ranks have the same values, by what they are.

@@ -25,6 +25,7 @@ from rewarm.training.failure_messages import divergence_message, what_is_saved
 from rewarm.training.preemption import StopRequested, StopRequests, preempted
 from rewarm.training.processes import Report
 from rewarm.training.progress_line import ProgressLine
+from rewarm.training.side_measurements import SideMeasurements
 from rewarm.training.speed_meter import SpeedMeter
 from rewarm.training.start_or_resume import StartedRun
 from rewarm.training.tensor_norms import TensorNorms
@@ -76,6 +77,7 @@ class RunRecorder:
             processes=self._processes,
             average=run.average.to_save() if run.average else None,
         )
+        self._side = SideMeasurements(run, self.wait_for)
         self._losses = DelayedNumber(self._device)
         self._last_loss: float | None = None
         self._last_step = run.state.step
@@ -133,7 +135,8 @@ class RunRecorder:
         self._progress_line.show_step(step, self._recipe.lr(step), self._last_loss)
         self._taken_step = self._last_step = step
         if self.is_evaluation_due(step + 1):
-            self._seconds_of_next_evaluation = self._evaluation_seconds
+            seconds = self._evaluation_seconds + self._side.seconds_of(step + 1)
+            self._seconds_of_next_evaluation = seconds
 
     def checks_rate(self, step: int) -> bool:
         """Returns whether the applied learning rate of a step is measured."""
@@ -203,18 +206,30 @@ class RunRecorder:
         digests = {name: blocks.digest() for name, blocks in self._run.validation.items()}
         new_sets = [name for name in digests if digests[name] != state.validation.get(name)]
         state = state.model_copy(update={"validation": {**state.validation, **digests}})
-        if new_sets:
-            state = self._measure(state, new_sets, is_baseline=True)
-        return state if state.step else state.model_copy(update={"evaluation_owed": False})
+        if not state.step:
+            return self._evaluate(state, new_sets, is_baseline=True)
+        return self._measure(state, new_sets, is_baseline=True) if new_sets else state
 
     def evaluate(self, state: TrainingState) -> TrainingState:
-        """Logs the loss on every validation set, and returns the state with these losses.
+        """Logs all that is due after a step, and returns the state with the losses.
 
         Raises:
             StopRequested: the run has to stop; nothing is logged, and a resume evaluates again.
         """
-        if self._run.validation:
-            state = self._measure(state, list(self._run.validation), is_baseline=False)
+        return self._evaluate(state, list(self._run.validation), is_baseline=False)
+
+    def _evaluate(
+        self, state: TrainingState, names: list[str], *, is_baseline: bool
+    ) -> TrainingState:
+        """Logs losses, tasks and samples; a stop comes before any of them is logged."""
+        with self.speed_meter.paused(self._device):
+            measurement = self._side.measure(state.step)
+        if names:
+            state = self._measure(state, names, is_baseline=is_baseline)
+        for kind, values in measurement.metric_lines().items():
+            self._run_directory.log_metrics(kind, step=state.step, tokens=state.tokens, **values)
+        for message in measurement.messages:
+            self._progress_line.print(f"step {state.step:,}  {message}")
         return state.model_copy(update={"evaluation_owed": False})
 
     def _measure(

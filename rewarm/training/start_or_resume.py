@@ -153,8 +153,12 @@ def _fill_weights(model: NeoX, resolved: ResolvedRun) -> str | None:
     if resolved.weights_directory is None:
         initialize_weights(model, resolved.recipe.seed)
         return None
-    find_weight_files(resolved.weights_directory, model.architecture)
-    counts = load_weights(model, resolved.weights_directory)
+    growth = resolved.origin.growth if resolved.origin else None
+    stored = model.architecture
+    if growth:  # the base's files are without the new rows
+        stored = stored.model_copy(update={"vocabulary": growth.base_rows})
+    find_weight_files(resolved.weights_directory, stored)
+    counts = load_weights(model, resolved.weights_directory, growth)
     tensors = f"{counts.loaded:,} of {len(model.state_dict()):,} tensors matched"
     if counts.derived:
         tensors += f", {counts.derived:,} that follow from the configuration ignored"

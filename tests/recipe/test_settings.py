@@ -22,6 +22,7 @@ def test_every_default_is_written_out(thousand_steps):
         "architecture": None,
         "base_lr": None,
         "fresh": False,
+        "tokenizer": None,
         "activation": None,
     }
     assert settings["optimizer"] == {
@@ -42,7 +43,9 @@ def test_every_default_is_written_out(thousand_steps):
         "start_lr": 0.0,
         "warmup": "100 steps",
     }
-    assert settings["every"] == {"log": 10, "evaluate": 500, "save": 1000, "norms": None}
+    assert settings["every"] == {
+        **{"log": 10, "evaluate": 500, "tasks": None, "save": 1000, "norms": None},
+    }
     assert (settings["precision"], settings["compile"]) == ("bf16", True)
 
 
@@ -53,7 +56,7 @@ def test_every_setting_has_help():
         for name, definition in definitions.items()
         if name.endswith("Settings") or name in ("TrainSet", "ValidationSet", "WeightFrom")
     }
-    assert len(sections) == 13
+    assert len(sections) == 15
     for name, section in sections.items():
         assert section["description"], name
         for setting, schema in section["properties"].items():
@@ -68,6 +71,8 @@ def test_every_setting_has_help():
         "loss_scale",
         "parallel",
         "every",
+        "tasks",
+        "sample",
         "keep",
         "guard",
     }
@@ -125,6 +130,15 @@ def test_every_setting_has_help():
             "data.train.downstream.weight: should start with `from: 0`, and each `from` should be",
         ),
         ("data.train.downstream.weight=[]", "data.train.downstream.weight: should start with `fro"),
+        (
+            "model.tokenizer=x",
+            "model: tokenizer extends the vocabulary of a base's weights; new weights take that",
+        ),
+        # tasks
+        (
+            "every.tasks=100",
+            "tasks: every.tasks is 100, and no task is named; set tasks.names, such as [lambada_",
+        ),
         # loss scale
         (
             "loss_scale.initial=1000",

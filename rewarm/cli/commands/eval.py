@@ -1,4 +1,4 @@
-"""`rewarm eval`: loss, perplexity and bits per byte of checkpoints on shards."""
+"""`rewarm eval`: checkpoints on shards (loss, bits per byte) and on tasks of lm-eval."""
 
 from __future__ import annotations
 
@@ -29,8 +29,28 @@ def evaluate(
         ),
     ],
     data: Annotated[
-        list[str], typer.Option(metavar="NAME=DIR", help="Shards to measure on; may be repeated.")
-    ],
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="Shards to measure on; may be repeated."),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B", help="Tasks of the LM Evaluation Harness: lambada_openai,hellaswag."
+        ),
+    ] = None,
+    include_path: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Tasks of your own, as YAML files.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first questions of a task.", min=1)
+    ] = None,
+    few_shot: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Examples before a question; as the task says.", min=0),
+    ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Repeat tasks that were measured before.")
+    ] = False,
     tokens: Annotated[
         str | None, typer.Option(metavar="COUNT", help="Measure on the first so many of each.")
     ] = None,
@@ -56,12 +76,14 @@ def evaluate(
     ] = "fp32",
     as_json: Json = False,
 ) -> None:
-    """Measure loss, perplexity and bits per byte of checkpoints on shards.
+    """Measure loss, perplexity and bits per byte of checkpoints on shards, or tasks.
 
-    Example: rewarm eval runs/base runs/rewarm --data code=shards/code/val
+    Example: rewarm eval runs/base runs/rewarm --data code=shards/code/val --tasks piqa
     """
-    limit = _parse_tokens(tokens)
-    sets = _parse_sets(data)
+    if not (data or tasks):
+        raise typer.BadParameter("nothing to measure: give --data NAME=DIR, or --tasks A,B")
+    token_limit = _parse_tokens(tokens)
+    sets = _parse_sets(data or [])
     if precision not in ("fp32", "bf16", "fp16"):
         raise typer.BadParameter(f"--precision {precision}: should be fp32, bf16 or fp16")
     if documents not in (None, "attend-across", "separate"):
@@ -74,17 +96,37 @@ def evaluate(
         context=context,
         documents=documents,
         microbatch=microbatch,
-        tokens=limit,
+        tokens=token_limit,
         precision=precision,
     )
-    measured = [(name, evaluator.measure(name)) for name in checkpoints]
+    measured = [(name, evaluator.measure(name)) for name in checkpoints] if sets else []
+    task_figures = []
+    if tasks:
+        from rewarm.cli.task_output import measure_tasks, task_table
+
+        task_figures = measure_tasks(
+            checkpoints,
+            tasks,
+            include=include_path,
+            limit=limit,
+            few_shot=few_shot,
+            microbatch=microbatch,
+            precision=precision,
+            again=again,
+        )
     # stdout has the results only
     print_notes([*_settings_lines(measured, precision), *_bytes_lines(measured)], stderr=True)
     if as_json:
         content = [_as_json(name, result) for name, result in measured]
+        content = content or [{"checkpoint": name} for name in checkpoints]
+        for entry, (_, result) in zip(content, task_figures, strict=False):
+            entry |= {k: v if math.isfinite(v) else None for k, v in result.figures.items()}
         print_json(json.dumps(content, indent=1, allow_nan=False))
     else:
-        print_result_table(_loss_table(measured), show_title=False, names=2)
+        if measured:
+            print_result_table(_loss_table(measured), show_title=False, names=2)
+        if task_figures:
+            print_result_table(task_table(task_figures), show_title=False, names=3)
     _check_finite(measured, precision)
 
 
@@ -163,6 +205,8 @@ def _are_comparable(first: MeasuredCheckpoint, second: MeasuredCheckpoint) -> bo
 
 def _settings_lines(measured: list[_Measured], precision: str) -> Iterator[str]:
     """Yields how the checkpoints were measured, a line for all or one for each."""
+    if not measured:
+        return
     if len({result.settings for _, result in measured}) == 1:
         yield f"measured with {measured[0][1].settings}, {precision}"
         return
@@ -177,6 +221,8 @@ def _settings_lines(measured: list[_Measured], precision: str) -> Iterator[str]:
 
 def _bytes_lines(measured: list[_Measured]) -> Iterator[str]:
     """Yields which sets have bytes that are no count of exactly the measured tokens."""
+    if not measured:
+        return
     _, first = measured[0]
     for name, result in first.losses.items():
         if result.text_bytes is None:
