@@ -10,7 +10,7 @@ recipe.yaml -> YamlDocument (data, source locations) -> pydantic -> Recipe -> st
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,17 +23,16 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
 
 from rewarm import schedules
-from rewarm.errors import RecipeError, ScheduleError
+from rewarm.errors import RecipeError
 from rewarm.model.architecture import Architecture
 from rewarm.paths import short_path
 from rewarm.quantities import Count
 from rewarm.recipe.best_setting import best_problems
 from rewarm.recipe.corpus_weights import steps_before, unread_corpus_problems, weight_problems
 from rewarm.recipe.data_settings import DataSettings
-from rewarm.recipe.fields import Section, Text, field_problem
+from rewarm.recipe.fields import Section, Text
 from rewarm.recipe.measurement_settings import SampleSettings, Tasks, TaskSettings
 from rewarm.recipe.model_settings import ModelSettings
 from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
@@ -43,6 +42,15 @@ from rewarm.recipe.resolution import (
     base_lr_in_recipe,
     resolution_context,
     resolve_spans,
+)
+from rewarm.recipe.settings_together import (
+    FP8_TILE,
+    batch_problems,
+    budget_problems,
+    carry_problems,
+    position_problems,
+    precision_problems,
+    rate_problems,
 )
 from rewarm.recipe.tracker_settings import Trackers, tracker_problems
 from rewarm.recipe.training_settings import (
@@ -56,9 +64,6 @@ from rewarm.recipe.training_settings import (
 from rewarm.recipe.validation import validate_document
 from rewarm.recipe.yaml_document import YamlDocument, write_yaml
 from rewarm.schedules import Schedule
-
-_FP8_TILE = 16
-"""Both sides of a matrix in an fp8 matmul have to be multiples of this."""
 
 
 class Recipe(Section):
@@ -126,119 +131,25 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _check_settings_together(self) -> Recipe:
-        checks = (
-            self._check_batch_is_whole_microbatches,
-            self._check_tf32_needs_fp32,
-            self._check_fp8_context,
-            self._check_budget_holds_a_batch,
-            self._check_context_fits_positions,
-            self._check_carry_needs_base_weights,
-            self._check_weights,
-            lambda: best_problems(self.keep, self.data.validation, self.every, self.steps),
-        )
-        problems = [problem for check in checks for problem in check()]
+        data, steps = self.data, self.steps
+        problems = [
+            *batch_problems(self.batch, data.context),
+            *precision_problems(self.precision, tf32=self.tf32, context=data.context),
+            *budget_problems(self.tokens, self.batch),
+            *position_problems(self.model, data.context),
+            *carry_problems(self.model, self.optimizer, data),
+            *weight_problems(data.train, steps),
+            *best_problems(self.keep, data.validation, self.every, steps),
+        ]
         if not problems:  # shares of the run are known
-            problems = list(self._check_each_corpus_is_read())
+            problems = list(
+                unread_corpus_problems(data.train, steps, self.sequences_per_step, data.context)
+            )
         if not problems:  # only a valid recipe has a meaningful number of steps
-            problems = list(self._check_rates())
+            problems = list(rate_problems(self.schedule, steps))
         if problems:
             raise ValidationError.from_exception_data("Recipe", problems)
         return self
-
-    def _check_batch_is_whole_microbatches(self) -> Iterator[InitErrorDetails]:
-        batch, context = self.batch, self.data.context
-        sequences, rest = divmod(batch.tokens, context)
-        if rest:
-            nearest = max(1, round(batch.tokens / context)) * context
-            yield field_problem(
-                ("batch", "tokens"),
-                f"should be a whole number of sequences of {context:,} tokens (data.context), got "
-                f"{batch.tokens:,}; try {nearest:,}",
-                batch.tokens,
-            )
-        elif batch.microbatch and sequences % batch.microbatch:
-            fitting = [n for n in range(1, batch.microbatch) if sequences % n == 0]
-            yield field_problem(
-                ("batch", "microbatch"),
-                f"should divide the {sequences:,} sequences of a batch ({batch.tokens:,} tokens / "
-                f"{context:,}), got {batch.microbatch:,}; try {fitting[-1]:,}, or auto",
-                batch.microbatch,
-            )
-
-    def _check_tf32_needs_fp32(self) -> Iterator[InitErrorDetails]:
-        if self.tf32 and self.precision != "fp32":
-            yield field_problem(
-                ("tf32",),
-                f"should be false with precision: {self.precision}, since TF32 is a way to compute "
-                "fp32 matmuls; remove it, or set precision: fp32",
-                True,
-            )
-
-    def _check_fp8_context(self) -> Iterator[InitErrorDetails]:
-        context = self.data.context
-        if self.precision == "fp8" and context % _FP8_TILE:
-            nearest = max(1, round(context / _FP8_TILE)) * _FP8_TILE
-            yield field_problem(
-                ("data", "context"),
-                f"should be a multiple of {_FP8_TILE} for fp8 matmuls, got {context:,}; "
-                f"try {nearest:,}",
-                context,
-            )
-
-    def _check_budget_holds_a_batch(self) -> Iterator[InitErrorDetails]:
-        if self.tokens < self.batch.tokens:
-            yield field_problem(
-                ("tokens",),
-                f"should be at least one batch of {self.batch.tokens:,} tokens, "
-                f"got {self.tokens:,}",
-                self.tokens,
-            )
-
-    def _check_context_fits_positions(self) -> Iterator[InitErrorDetails]:
-        architecture, context = self.model.explicit_architecture, self.data.context
-        if architecture and context > architecture.positions:
-            yield field_problem(
-                ("data", "context"),
-                f"should be at most the model's {architecture.positions:,} positions, "
-                f"got {context:,}",
-                context,
-            )
-
-    def _check_carry_needs_base_weights(self) -> Iterator[InitErrorDetails]:
-        if self.model.base is not None and not self.model.fresh:
-            return
-        for section, state in (("optimizer", "optimizer state"), ("data", "data position")):
-            if getattr(self, section).carry:
-                yield field_problem(
-                    (section, "carry"),
-                    f"should be false: the run starts from newly initialized weights, so there is "
-                    f"no {state} to carry over; remove it, or start from a rewarm checkpoint "
-                    "(model.base)",
-                    True,
-                )
-
-    def _check_weights(self) -> Iterator[InitErrorDetails]:
-        yield from weight_problems(self.data.train, self.steps)
-
-    def _check_each_corpus_is_read(self) -> Iterator[InitErrorDetails]:
-        yield from unread_corpus_problems(
-            self.data.train, self.steps, self.sequences_per_step, self.data.context
-        )
-
-    def _check_rates(self) -> Iterator[InitErrorDetails]:
-        try:
-            schedules.check_rates(self.schedule, 1 / self.steps)
-            learns = any(map(self.lr, schedules.sampled_steps(self.schedule, self.steps)))
-        except ScheduleError as error:
-            yield field_problem(("schedule",), str(error), self.schedule.name)
-            return
-        if not learns:
-            yield field_problem(
-                ("schedule",),
-                "should have a learning rate above 0 at some step; it is 0 throughout, so nothing "
-                "would be learned",
-                self.schedule.name,
-            )
 
     def check_fp8_widths(self, architecture: Architecture) -> None:
         """Checks that the widths of a model's matrices allow fp8 matmuls, if the recipe uses fp8.
@@ -248,10 +159,10 @@ class Recipe(Section):
         """
         for name in ("hidden", "inner"):
             width = getattr(architecture, name)
-            if self.precision == "fp8" and width % _FP8_TILE:
+            if self.precision == "fp8" and width % FP8_TILE:
                 problem = (
                     f"precision: fp8: the model's {name} width of {width:,} should be a multiple "
-                    f"of {_FP8_TILE} for fp8 matmuls; try precision: bf16"
+                    f"of {FP8_TILE} for fp8 matmuls; try precision: bf16"
                 )
                 raise RecipeError([problem])
 
