@@ -271,7 +271,7 @@ def _run_steps(run: StartedRun, recorder: RunRecorder, steps: Generator[int, Non
         wait=recorder.wait_for,
     )
     try:
-        state = recorder.measure_baseline(state)
+        state = recorder.evaluations.measure_baseline(state)
         if state.evaluation_owed:
             state = recorder.evaluate_again(state)
         speed_meter.reset()
@@ -300,7 +300,7 @@ def _run_steps(run: StartedRun, recorder: RunRecorder, steps: Generator[int, Non
             )
             if probe and not result.skipped.item():
                 recorder.check_applied_rate(step, probe)
-            owed = recorder.is_evaluation_due(step)
+            owed = recorder.evaluations.is_due(step)
             state = state.after_step(
                 step, recipe.batch.tokens, lr, data_position, evaluation_owed=owed
             )
@@ -310,7 +310,7 @@ def _run_steps(run: StartedRun, recorder: RunRecorder, steps: Generator[int, Non
             if norms:
                 recorder.log_norms(state, norms)
             if state.evaluation_owed:
-                state = recorder.evaluate(state)
+                state = recorder.evaluations.measure(state)
             if is_last or _is_due(step, every.save) or step == recorder.branch_step:
                 recorder.save(state, even_if_unhealthy=is_last)
             recorder.finish_save(wait=is_last)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,10 @@ from rewarm.training.failure_messages import divergence_message, what_is_saved
 from rewarm.training.preemption import StopRequested, StopRequests, preempted
 from rewarm.training.processes import Report
 from rewarm.training.progress_line import ProgressLine
-from rewarm.training.side_measurements import SideMeasurements
+from rewarm.training.run_evaluations import RunEvaluations
 from rewarm.training.speed_meter import SpeedMeter
 from rewarm.training.start_or_resume import StartedRun
 from rewarm.training.tensor_norms import TensorNorms
-from rewarm.training.validation_loss import SetLoss, measure_losses
 
 _STARTUP_AND_EXIT = 2.0  # seconds: start of Python, before the time limit counts, plus its exit
 
@@ -47,7 +44,6 @@ class RunRecorder:
         """Takes an open run directory and progress line."""
         recipe = run.recipe
         self._stop_requests = stop_requests
-        self._evaluation_seconds = 0.0
         self._run, self._recipe = run, recipe
         self._run_directory, self._progress_line = run_directory, progress_line
         self._processes = run.processes
@@ -77,7 +73,9 @@ class RunRecorder:
             processes=self._processes,
             average=run.average.to_save() if run.average else None,
         )
-        self._side = SideMeasurements(run, self.wait_for)
+        self.evaluations = RunEvaluations(
+            run, run_directory, progress_line, self.speed_meter, self.wait_for
+        )
         self._losses = DelayedNumber(self._device)
         self._last_loss: float | None = None
         self._last_step = run.state.step
@@ -89,11 +87,6 @@ class RunRecorder:
     def _seconds_to_exit(self) -> float:
         """Estimated seconds for one more step, a checkpoint and the exit, based on earlier ones."""
         return self.speed_meter.step_seconds + self.writer.seconds_to_finish + _STARTUP_AND_EXIT
-
-    def is_evaluation_due(self, step: int) -> bool:
-        """Returns whether the losses are measured after a step."""
-        steps = self._recipe.steps
-        return step == steps or any(step in due for due in self._recipe.every.evaluations(steps))
 
     def wait_for(self, read: Future[Any]) -> Any:
         """Returns the result of a read, when every process has one.
@@ -134,9 +127,7 @@ class RunRecorder:
             self._last_loss = losses[-1]
         self._progress_line.show_step(step, self._recipe.lr(step), self._last_loss)
         self._taken_step = self._last_step = step
-        if self.is_evaluation_due(step + 1):
-            seconds = self._evaluation_seconds + self._side.seconds_of(step + 1)
-            self._seconds_of_next_evaluation = seconds
+        self._seconds_of_next_evaluation = self.evaluations.seconds_of(step + 1)
 
     def checks_rate(self, step: int) -> bool:
         """Returns whether the applied learning rate of a step is measured."""
@@ -195,99 +186,12 @@ class RunRecorder:
         digest = self._processes.agree(f"step {state.step:,}", digest=int(state.stream, 16))
         return f"{digest:032x}"
 
-    def measure_baseline(self, state: TrainingState) -> TrainingState:
-        """Logs the loss on every validation set without a baseline, and returns the state with it.
-
-        Before the first step these are all sets; on a resume, those that were added or changed.
-
-        Raises:
-            StopRequested: the run has to stop; nothing is logged, and a resume measures again.
-        """
-        digests = {name: blocks.digest() for name, blocks in self._run.validation.items()}
-        new_sets = [name for name in digests if digests[name] != state.validation.get(name)]
-        state = state.model_copy(update={"validation": {**state.validation, **digests}})
-        if not state.step:
-            return self._evaluate(state, new_sets, is_baseline=True)
-        return self._measure(state, new_sets, is_baseline=True) if new_sets else state
-
-    def evaluate(self, state: TrainingState) -> TrainingState:
-        """Logs all that is due after a step, and returns the state with the losses.
-
-        Raises:
-            StopRequested: the run has to stop; nothing is logged, and a resume evaluates again.
-        """
-        return self._evaluate(state, list(self._run.validation), is_baseline=False)
-
-    def _evaluate(
-        self, state: TrainingState, names: list[str], *, is_baseline: bool
-    ) -> TrainingState:
-        """Logs losses, tasks and samples; a stop comes before any of them is logged."""
-        with self.speed_meter.paused(self._device):
-            measurement = self._side.measure(state.step)
-        if names:
-            state = self._measure(state, names, is_baseline=is_baseline)
-        for kind, values in measurement.metric_lines().items():
-            self._run_directory.log_metrics(kind, step=state.step, tokens=state.tokens, **values)
-        for message in measurement.messages:
-            self._progress_line.print(f"step {state.step:,}  {message}")
-        return state.model_copy(update={"evaluation_owed": False})
-
-    def _measure(
-        self, state: TrainingState, names: list[str], *, is_baseline: bool
-    ) -> TrainingState:
-        """Logs the loss on validation sets, and returns the state with these losses."""
-        with self.speed_meter.paused(self._device):
-            started = time.perf_counter()
-            measured = self._measure_losses(names)
-            of_average: dict[str, SetLoss] = {}
-            if self._run.average and state.step:  # before step 1 it is the weights
-                with self._run.average.in_model():
-                    of_average = self._measure_losses(names)
-            seconds = self._evaluation_seconds = time.perf_counter() - started
-        losses = {name: result.loss for name, result in measured.items()}
-        baseline, steps = state.baseline, state.baseline_steps
-        if is_baseline:
-            baseline = {**baseline, **losses}
-            steps = {**steps, **(dict.fromkeys(names, state.step) if state.step else {})}
-        metrics: dict[str, float] = {}
-        for name, result in measured.items():
-            metrics |= {f"{name}/loss": result.loss, f"{name}/perplexity": result.perplexity}
-            if (bits_per_byte := result.bits_per_byte) is not None:
-                metrics[f"{name}/bits_per_byte"] = bits_per_byte
-            if name in baseline:  # a baseline that was not finite is none
-                metrics[f"{name}/forgetting"] = result.loss - baseline[name]
-        metrics |= {f"{name}/ema_loss": result.loss for name, result in of_average.items()}
-        kind = "baseline" if is_baseline and state.step else "evaluate"
-        self._run_directory.log_metrics(kind, step=state.step, tokens=state.tokens, **metrics)
-        self._run_directory.log_event("evaluate", step=state.step, seconds=seconds)
-        self._progress_line.show_evaluation(state.step, losses, baseline)
-        # JSON has no NaN: a checkpoint that held one could not be read again.
-        return state.model_copy(
-            update={
-                "losses": _finite({**state.losses, **losses} if is_baseline else losses),
-                "baseline": _finite(baseline),
-                "baseline_steps": steps,
-                **({} if is_baseline and state.step else {"losses_step": state.step}),
-            }
-        )
-
-    def _measure_losses(self, names: list[str]) -> dict[str, SetLoss]:
-        return measure_losses(
-            self._run.model,
-            {name: self._run.validation[name] for name in names},
-            microbatch=self._run.split.microbatch,
-            precision=self._recipe.precision,
-            separator_id=self._run.separator_id,
-            wait=self.wait_for,
-            processes=self._processes,
-        )
-
     def evaluate_again(self, state: TrainingState) -> TrainingState:
         """Logs the evaluation that a stop prevented, and returns the new state.
 
         The checkpoint that was saved without it is replaced by what it would have been.
         """
-        state = self.evaluate(state)
+        state = self.evaluations.measure(state)
         self.save(state, even_if_unhealthy=True)
         self.finish_save(wait=True)
         return state
@@ -417,7 +321,3 @@ class RunRecorder:
             self.writer.wait_for_save()
             run = self._run_directory.path
             raise Diverged(divergence_message(run, self._run.loader, stop))
-
-
-def _finite(losses: dict[str, float]) -> dict[str, float]:
-    return {name: loss for name, loss in losses.items() if math.isfinite(loss)}

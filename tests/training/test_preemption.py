@@ -23,7 +23,7 @@ from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import Preempted
 from rewarm.recipe.recipe import load_recipe
 from rewarm.study.stale_runs import is_complete
-from rewarm.training import loop, run_recorder
+from rewarm.training import loop, run_evaluations
 from rewarm.training.loop import train
 from rewarm.training.preemption import StopRequests
 
@@ -247,13 +247,13 @@ def test_an_evaluation_stops_between_its_microbatches(recipe_text, tmp_path, mon
 @pytest.mark.usefixtures("warm_process")
 def test_a_time_limit_counts_the_next_evaluation(recipe_text, tmp_path, monkeypatch):
     """The first evaluation takes 5 s, and step 5 has the next one: there is time for step 4."""
-    measure_losses = run_recorder.measure_losses
+    measure_losses = run_evaluations.measure_losses
 
     def measure_slowly(*args, **kwargs):
         time.sleep(5)
         return measure_losses(*args, **kwargs)
 
-    monkeypatch.setattr(run_recorder, "measure_losses", measure_slowly)
+    monkeypatch.setattr(run_evaluations, "measure_losses", measure_slowly)
     signal_in_step(monkeypatch, 19)  # nothing that takes long: the run is not to get that far
     recipe = recipe_with(recipe_text, tmp_path / "run")
     with pytest.raises(Preempted, match="time limit: stopped after step 4, saved in"):

@@ -16,7 +16,7 @@ from rewarm.data.shard_source import ShardSource
 from rewarm.errors import DataError, Diverged, Preempted
 from rewarm.runs.metrics_file import read_metrics
 from rewarm.study.run_outcomes import read_outcome
-from rewarm.training import run_recorder
+from rewarm.training import run_evaluations
 from rewarm.training.validation_loss import SetLoss
 
 
@@ -104,7 +104,7 @@ def test_a_loss_that_is_not_finite_leaves_a_checkpoint_that_can_be_read(
     recipe_text, tmp_path, monkeypatch
 ):
     losses = {"downstream": SetLoss(math.nan, 1), "upstream": SetLoss(2.0, 1)}
-    monkeypatch.setattr(run_recorder, "measure_losses", lambda *_, **__: losses)
+    monkeypatch.setattr(run_evaluations, "measure_losses", lambda *_, **__: losses)
     checkpoint = run(recipe_text, tmp_path / "run", tokens=2048)
     assert read_training_state(checkpoint).losses == {"upstream": 2.0}
 
