@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rewarm.recipe.recipe import Recipe
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="The recipe, a YAML file.")]
+RecipeOrStudy = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe or a study.")]
 Set = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,7 +9,7 @@ import typer
 from rewarm.cli.options import (
     AcceptChanges,
     Json,
-    RecipeFile,
+    RecipeOrStudy,
     Resume,
     ResumeFrom,
     Set,
@@ -19,7 +19,7 @@ from rewarm.cli.standard_streams import print_json
 
 
 def check(
-    recipe: RecipeFile,
+    recipe: RecipeOrStudy,
     overrides: Set = None,
     resume: Resume = False,
     resume_from: ResumeFrom = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rewarm.cli.options import Json, Set, load_recipe_file
+from rewarm.cli.options import Json, RecipeOrStudy, Set, load_recipe_file
 from rewarm.cli.standard_streams import print_json
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    file: Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe or a study.")],
+    file: RecipeOrStudy,
     overrides: Set = None,
     gpus: Annotated[
         int,
