@@ -46,7 +46,7 @@ def train(folder: Path, data: Path, name: str, **settings: object) -> None:
     """Runs a recipe; the run is folder/name."""
     recipe = folder / f"{name}.yaml"
     recipe.write_text(RECIPE.format(run=folder / name, data=data, **settings))
-    subprocess.run(["rewarm", "train", recipe], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(["rewarm", "train", recipe], check=True, capture_output=True)
 
 
 def losses(checkpoint: str, data: Path) -> dict[str, float]:

@@ -74,7 +74,7 @@ def main() -> None:
             recipe = folder / "recipe.yaml"
             setting = "" if source == base else f", tokenizer: {source}"
             recipe.write_text(RECIPE.format(run=run, base=base, tokenizer=setting, shards=shards))
-            subprocess.run(["rewarm", "train", recipe], check=True, stderr=subprocess.DEVNULL)
+            subprocess.run(["rewarm", "train", recipe], check=True, capture_output=True)
             metrics = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
             evaluations = [line for line in metrics if line["kind"] == "evaluate"]
             cells = [

@@ -2,7 +2,7 @@
 
 Checkpoints θ_0, ..., θ_k of a run at a constant learning rate differ by its updates:
 θ_j = θ_0 + u_1 + ... + u_j, where u_i is all that training changed between checkpoints i - 1 and i.
-A merge with weights c_0, ..., c_k that sum to 1 is then (arXiv:2507.17634, section 3)
+A merge with weights c_0, ..., c_k that sum to 1 is then (arXiv:2507.17634)
 
 ```
  Σ_j c_j θ_j = θ_0 + Σ_i w_i u_i        w_i = c_i + c_(i+1) + ... + c_k,    1 ≥ w_1 ≥ ... ≥ w_k ≥ 0
