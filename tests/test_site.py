@@ -47,7 +47,7 @@ def test_every_page_of_docs_is_in_the_navigation(tmp_path):
     assert len(listed) == len(set(listed))
     assert all((pages / name).is_file() for name in listed)
     assert {path.relative_to(pages).as_posix() for path in pages.rglob("*.md")} == set(listed)
-    assert build_site.navigation(pages)["Guides"][-1] == "docs/newer.md"
+    assert "docs/newer.md" in build_site.navigation(pages)["Guides"]
 
 
 class _Fetched(HTMLParser):

@@ -48,6 +48,8 @@ NAVIGATION = {
         "docs/checkpoints.md",
         "docs/studies.md",
         "docs/reports.md",
+        "docs/evaluation.md",
+        "docs/trackers.md",
         "docs/plan.md",
         "docs/multi-gpu.md",
     ],

@@ -111,8 +111,8 @@ def test_results_are_printed_and_written(plan, finished_runs, capsys, tmp_path):
         "  +0.4000 ± 0.1000",
     ]
     assert (
-        "front     downstream: no arm has a lower final loss on both it and upstream than a, b"
-        in lines
+        "front     a, b: the Pareto front of upstream and downstream, where a lower loss on one "
+        "costs loss on the other" in lines
     )
     assert "batches   seed 1: the same tokens for a, b" in lines
     assert lines[-1] == f"results   {tmp_path}/runs/results.json"

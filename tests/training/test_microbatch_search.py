@@ -165,7 +165,7 @@ def test_where_gpus_divide_the_weights_arithmetic_decides(thousand_steps, tried,
     def divided(free):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free, 10**11))
         recipe = recipe_of(thousand_steps, "batch.microbatch=auto", "parallel.shard=all")
-        four = SimpleNamespace(size=4, minimum=lambda number: number)
+        four = SimpleNamespace(size=4, gather=lambda number: [number])
         resolved, (line,) = resolve_microbatch(resolve(recipe), four)
         return resolved.recipe.batch.microbatch, line
 

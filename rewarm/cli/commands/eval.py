@@ -78,7 +78,7 @@ def evaluate(
 ) -> None:
     """Measure loss, perplexity and bits per byte of checkpoints on shards, or tasks.
 
-    Example: rewarm eval runs/base runs/rewarm --data code=shards/code/val --tasks piqa
+    Example: rewarm eval runs/base runs/rewarm --data code=shards/code/val
     """
     if not (data or tasks):
         raise typer.BadParameter("nothing to measure: give --data NAME=DIR, or --tasks A,B")

@@ -45,7 +45,7 @@ def sample(
 ) -> None:
     """Print how checkpoints continue prompts: the same text each time.
 
-    Example: rewarm sample runs/rewarm@1000 runs/rewarm --prompt "Once upon a time"
+    Example: rewarm sample runs/rewarm --prompt "Once upon a time"
     """
     from rewarm.training.sample_checkpoint import sample_checkpoint
 
