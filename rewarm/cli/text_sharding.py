@@ -97,8 +97,8 @@ def _shard(unsharded: UnshardedText, number: str, check_stop: Callable[[], None]
         return
     per_token = index.text_bytes and f", {index.text_bytes / index.tokens:.2f} text bytes/token"
     _say(
-        f"sharded  {number_of(len(index.shards), 'shard')}, {index.documents:,} documents, {index.tokens:,} "
-        f"tokens{per_token or ''}"
+        f"sharded  {number_of(len(index.shards), 'shard')}, {index.documents:,} documents, "
+        f"{index.tokens:,} tokens{per_token or ''}"
     )
     report.print([Path(file.name) for file in text.files], folder, stderr=True)
     _say(f"speed    {bar.summary()}")

@@ -62,7 +62,7 @@ class TextFile(NamedTuple):
     """As the hub states it; None where it does not."""
 
 
-class Text(NamedTuple):
+class InputText(NamedTuple):
     """Files of text that a recipe names in the place of shards."""
 
     location: str
@@ -107,7 +107,7 @@ def has_shards(folder: Path) -> bool:
     return (folder / "index.json").is_file()
 
 
-def find_text(location: str, field: str = "text", split: str | None = None) -> Text | None:
+def find_text(location: str, field: str = "text", split: str | None = None) -> InputText | None:
     """Returns the files of a text; None if what is at a path or URL is something else.
 
     Args:
@@ -129,7 +129,7 @@ def find_text(location: str, field: str = "text", split: str | None = None) -> T
     try:
         with _advice_for_recipes():
             files = find_input_files([path], split=split).files
-        return Text(location, field, split, tuple(map(_text_file, _with_indices(files))))
+        return InputText(location, field, split, tuple(map(_text_file, _with_indices(files))))
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
@@ -157,7 +157,7 @@ def _with_indices(files: list[Path]) -> list[Path]:
     return files + sorted(path for path in indices if path.exists())
 
 
-def _find_on_hub(url: str, field: str, split: str | None) -> Text | None:
+def _find_on_hub(url: str, field: str, split: str | None) -> InputText | None:
     listed = list_files(url)
     if "index.json" in listed:
         return None
@@ -179,7 +179,7 @@ def _find_on_hub(url: str, field: str, split: str | None) -> Text | None:
         skipped = [s._replace(location=s.location.replace(temporary, url)) for s in skipped]
     location = f"{url}/{names[0]}" if is_file else url
     chosen = tuple(_hub_file(name, listed[name]) for name in names)
-    return Text(location, field, split, chosen, tuple(skipped))
+    return InputText(location, field, split, chosen, tuple(skipped))
 
 
 def _write_stand_in(path: Path, url: str, name: str) -> None:
@@ -197,7 +197,7 @@ def _hub_file(name: str, file: RemoteFile) -> TextFile:
 
 
 def shard_text(
-    text: Text,
+    text: InputText,
     tokenizer: Tokenizer,
     *,
     on_skipped: Callable[[SkippedInput], None] = lambda _: None,
@@ -250,6 +250,7 @@ def shard_text(
                 new,
                 tokenizer,
                 field=text.field,
+                shard_tokens=SHARD_TOKENS,
                 split=None if text.is_on_hub else text.split,
                 options=DEFAULT_OPTIONS._replace(end_of_text=tokenizer.eos_token_id),
                 on_skipped=on_skipped,
@@ -284,7 +285,7 @@ def _download_folder(folder: Path) -> Path:
     return folder.with_name(f"{folder.name}.download")
 
 
-def _download(text: Text, folder: Path, check_stop: Callable[[], None]) -> list[Path]:
+def _download(text: InputText, folder: Path, check_stop: Callable[[], None]) -> list[Path]:
     """Downloads the files of a text that are not here yet, and returns those to read, in order."""
     is_file = text.location.endswith(f"/{text.files[0].name}")
     url = text.location.removesuffix(f"/{text.files[0].name}") if is_file else text.location

@@ -20,18 +20,17 @@ def held_out_warnings(recipe: Recipe, lineage: Sequence[Corpora]) -> list[str]:
         lineage: what each model was trained on that the weights descend from, the oldest first;
             empty for new weights.
     """
-    warnings = [
-        f"{name}: {short_path(settings.shards)} is text that this run trains on"
-        for name, settings in recipe.data.validation.items()
-        if any(_is_in(settings, corpus) for corpus in recipe.data.train.values())
-    ]
-    if not lineage:
-        return warnings
     corpora = {shards for corpora in lineage for shards in corpora.values()}
+    warnings = []
     for name, settings in recipe.data.validation.items():
         folder = settings.shards.rstrip("/")
         if folder in corpora and settings.split is None:
             warnings.append(f"{name}: {short_path(folder)} is text that the base was trained on")
+            continue
+        if any(_is_in(settings, corpus) for corpus in recipe.data.train.values()):
+            warnings.append(f"{name}: {short_path(folder)} is text that this run trains on")
+            continue
+        if not lineage:
             continue
         train = _other_part_of_split(Path(folder))
         if settings.role == "upstream" and train and str(train) not in corpora:
