@@ -51,7 +51,9 @@ def shard_texts(
         def check_stop() -> None:
             raise_if_stopped(noted)
             if time.monotonic() >= deadline:
-                raise Preempted("the time limit was reached while text is sharded; run it again")
+                raise Preempted(
+                    "the time limit was reached while text is sharded; run the same command again"
+                )
 
         for number, text in enumerate(texts, start=1):
             check_stop()
@@ -104,8 +106,8 @@ def _shard(unsharded: UnshardedText, number: str, check_stop: Callable[[], None]
     _say(f"speed    {bar.summary()}")
     if older := [path for path in folder.parent.iterdir() if has_shards(path) and path != folder]:
         _say(
-            f"older    {len(older)} folders beside it have shards of what the text was before; "
-            "delete those that no run uses any more"
+            f"older    {number_of(len(older), 'folder')} beside it with shards of the text as it "
+            "was before; delete those that no run uses"
         )
 
 

@@ -80,7 +80,7 @@ def _find_text(
     text = find_text(location, settings.field, settings.split)
     if text is None:
         return None
-    folder = _find_tokenizer(recipe, location, download=download)
+    folder = _find_tokenizer(recipe, download=download)
     if folder is None:
         return UnshardedText(text, None, str(recipe.model.base))
     tokenizer = _load_tokenizer(folder, _stamps(folder))
@@ -125,7 +125,7 @@ def unsharded_texts(recipes: Iterable[Recipe], *, download: bool) -> list[Unshar
     return list(texts.values())
 
 
-def _find_tokenizer(recipe: Recipe, text: str, *, download: bool) -> Path | None:
+def _find_tokenizer(recipe: Recipe, *, download: bool) -> Path | None:
     """Returns a folder with the tokenizer of a recipe's model; None if it is not downloaded yet.
 
     Raises:
@@ -153,9 +153,9 @@ def _find_tokenizer(recipe: Recipe, text: str, *, download: bool) -> Path | None
         what = f"{short_path(model.base)} has no tokenizer.json"
     if folder is None:
         raise DataError(
-            f"{text}: text, and no tokenizer is known with which to shard it: {what}; "
+            f"no tokenizer is known with which to shard text: {what}; "
             + ("copy it there" if model.base else "set model.tokenizer to a folder with one")
-            + f", or write shards with `rewarm shard {text} --out DIR --tokenizer T`, and name DIR"
+            + ", or write shards with `rewarm shard TEXT --out DIR --tokenizer T`, and name DIR"
         )
     return folder
 
