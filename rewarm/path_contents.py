@@ -20,6 +20,8 @@ class PathContents(NamedTuple):
 
 
 Expected = Literal["shards", "runs"]
+FILE, OTHER_FOLDER = "a file", "a folder of something else"
+"""What a path is at which there is nothing that rewarm wrote."""
 
 
 def describe_path(path: Path, *expected: Expected) -> PathContents:
@@ -81,7 +83,7 @@ def _describe_folder(path: Path, expected: Sequence[Expected]) -> PathContents:
     if runs := sorted(path.glob("*/*/checkpoints")):
         instead = f"; name a run, such as {runs[0].parent}" if "runs" in expected else ""
         return PathContents("a folder of a study, or of runs in subfolders", instead)
-    return PathContents("a folder of something else" if any(path.iterdir()) else "an empty folder")
+    return PathContents(OTHER_FOLDER if any(path.iterdir()) else "an empty folder")
 
 
 def _describe_file(path: Path) -> PathContents:
@@ -89,4 +91,4 @@ def _describe_file(path: Path) -> PathContents:
         return PathContents("a YAML file, such as a recipe or a study")
     if path.suffix == ".tar" and (path.parent / "index.json").is_file():
         return PathContents("a shard", f"; name its folder, {path.parent}")
-    return PathContents("a file")
+    return PathContents(FILE)

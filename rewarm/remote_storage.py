@@ -9,11 +9,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import IO, Any, TypeVar
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple, TypeVar
 
 from rewarm.download_cache import DownloadCache
 from rewarm.errors import DataError, hide_credentials
@@ -60,6 +60,49 @@ def check_no_credentials(address: str) -> None:
             "checkpoints and reports; give credentials in the environment, or in fsspec's "
             "configuration (docs/data.md, Credentials)"
         )
+
+
+class RemoteFile(NamedTuple):
+    """What a storage states about a file."""
+
+    bytes: int
+    version: str
+    """What changes with its content: a digest, or the time of its last modification."""
+    sha256: str | None
+
+
+def list_files(url: str) -> dict[str, RemoteFile]:
+    """Returns the files in a folder at a URL and in the folders there, by name, in order.
+
+    The name is relative to the folder; it is empty if the URL is that of a file.
+
+    Raises:
+        DataError: the folder does not exist, is empty, or cannot be listed.
+    """
+    import fsspec
+
+    try:
+        storage, root = fsspec.core.url_to_fs(url)
+        found = storage.find(root, detail=True)
+    except ImportError as error:
+        raise DataError(f"{url}: cannot be read: {error}") from None
+    except Exception as error:  # each protocol raises its own errors
+        raise DataError(
+            f"{url}: cannot be listed: {_describe(error)}; check the address and the network, or "
+            "copy the folder to this machine and name its path"
+        ) from None
+    files = {path[len(root) :].strip("/"): info for path, info in sorted(found.items())}
+    if not files or any(".." in PurePosixPath(name).parts for name in files):
+        raise DataError(f"{url}: no file there; check the address")
+    return {name: _remote_file(info) for name, info in files.items()}
+
+
+def _remote_file(info: Mapping[str, Any]) -> RemoteFile:
+    sha256 = (info.get("lfs") or {}).get("sha256")  # of the hub's large files
+    version = sha256 or next(
+        (info[key] for key in ("blob_id", "ETag", "etag", "mtime") if info.get(key)), ""
+    )
+    return RemoteFile(info["size"], str(version), sha256)
 
 
 @dataclass(frozen=True, kw_only=True)

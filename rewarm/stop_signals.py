@@ -27,15 +27,19 @@ def signals_to_handle() -> tuple[signal.Signals, ...]:
 
 
 @contextlib.contextmanager
-def stop_signals_noted() -> Iterator[list[int]]:
+def stop_signals_noted(*, interrupts: bool = True) -> Iterator[list[int]]:
     """Yields a list to which signals are added inside, where a process has to be ended first.
 
     An error that a handler raised while the process is being started would leave it behind.
+
+    Args:
+        interrupts: also SIGINT, which else raises KeyboardInterrupt at once.
     """
     noted: list[int] = []
     handlers = {
         number: signal.signal(number, lambda received, _frame: noted.append(received))
         for number in signals_to_handle()
+        if interrupts or number != signal.SIGINT
     }
     try:
         yield noted

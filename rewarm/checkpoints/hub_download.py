@@ -52,13 +52,42 @@ def download_from_hub(name: str, revision: str | None, *, weights: bool) -> Path
             patterns = ["*.json", "pytorch_model*.bin", "tokenizer*"]
             directory = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        at_revision = f" at revision {revision}" if revision else ""
-        raise CheckpointError(
-            f"{name}{at_revision}: {no_such_folder(path)}, and no model of the hub that can be "
-            f"downloaded: {_reason(error)}; correct the path (one in a recipe is relative to the "
-            f"recipe's folder) or the name, or name the folder of a download{nearest_name(path)}"
-        ) from None
+        raise _download_failed(name, revision, error) from None
     return directory
+
+
+def find_hub_tokenizer(name: str, revision: str | None, *, download: bool) -> Path | None:
+    """Returns a folder with the tokenizer of a hub model; None if it is not in the hub's cache.
+
+    Args:
+        name: of the model.
+        revision: of the model.
+        download: it if it is not there.
+
+    Raises:
+        CheckpointError: the download failed, or the model has no tokenizer.json.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    cached = try_to_load_from_cache(name, "tokenizer.json", revision=revision)
+    if isinstance(cached, str) or not download:
+        return Path(cached).parent if isinstance(cached, str) else None
+    try:
+        patterns = ["config.json", "tokenizer*"]
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        raise _download_failed(name, revision, error) from None
+    return folder
+
+
+def _download_failed(name: str, revision: str | None, error: Exception) -> CheckpointError:
+    path, at_revision = Path(name), f" at revision {revision}" if revision else ""
+    return CheckpointError(
+        f"{name}{at_revision}: {no_such_folder(path)}, and no model of the hub that can be "
+        f"downloaded: {_reason(error)}; correct the path (one in a recipe is relative to the "
+        f"recipe's folder) or the name, or name the folder of a download{nearest_name(path)}"
+    )
 
 
 def _reason(error: Exception) -> str:

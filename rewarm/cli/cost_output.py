@@ -104,6 +104,14 @@ def _notes(estimate: CostEstimate, gpu: str | None) -> list[tuple[str, str]]:
     if estimate.price is not None:
         hours = "hours" if first.device == "CPU" else "GPU hours"
         notes.append(("cost", f"{hours} × {estimate.price:g}"))
+    if any(cost.unsharded for cost in estimate.costs):
+        notes.append(
+            (
+                "text",
+                "some corpora are text that is not sharded yet, so their tokens are not known: "
+                "validation sets among them count as none; --measure shards them first",
+            )
+        )
     if problems := sum(cost.problems for cost in estimate.costs):
         what = "1 problem prevents" if problems == 1 else f"{problems} problems prevent"
         notes.append(("problems", f"{what} training here; `rewarm check` lists them"))

@@ -51,14 +51,14 @@ class InputReport:
         """Adds a sentence on how a file was read."""
         self._notices[notice] = None
 
-    def print(self, files: list[Path], out: Path) -> None:
+    def print(self, files: list[Path], out: Path, *, stderr: bool = False) -> None:
         """Prints what was read, what was skipped and why, and how many records were bad."""
         from rewarm.data.bad_records import BAD_RECORDS_FILE
 
         names = ", ".join(map(str, files[:_FILES]))
         more = f", and {len(files) - _FILES:,} more" if len(files) > _FILES else ""
-        read = f"read     {_number(len(files), 'file')}: {names}{more}"
-        self._print([read, *self._lines(f"see {out / BAD_RECORDS_FILE}")], stderr=False)
+        read = f"read     {number_of(len(files), 'file')}: {names}{more}"
+        self._print([read, *self._lines(f"see {out / BAD_RECORDS_FILE}")], stderr=stderr)
 
     def print_after_error(self) -> None:
         """Prints what was skipped until then, and why, to stderr: it may explain the error."""
@@ -72,7 +72,7 @@ class InputReport:
             more = f", and {count - _EXAMPLES:,} more" if count > _EXAMPLES else ""
             lines.append(f"skipped  {count:,} ({reason}): {examples}{more}")
         if self.bad_records:
-            records = _number(self.bad_records, "record")
+            records = number_of(self.bad_records, "record")
             lines.append(f"skipped  {records} without text: {bad_records}")
         if self._left_out:
             values = ", ".join(f"{count:,} {value}" for value, count in self._left_out.items())
@@ -90,5 +90,6 @@ class InputReport:
         return is_new
 
 
-def _number(count: int, noun: str) -> str:
+def number_of(count: int, noun: str) -> str:
+    """Returns `1 file` or `2 files`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")

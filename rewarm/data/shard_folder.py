@@ -33,6 +33,10 @@ from rewarm.files import atomic_write
 FINISHED = "finished.jsonl"
 
 
+class InputChangedError(DataError):
+    """The documents are other ones than those of the finished shards."""
+
+
 class _FinishedShard(BaseModel):
     """One line of finished.jsonl."""
 
@@ -80,7 +84,7 @@ class ShardWriter:
             digest: of its content.
 
         Raises:
-            DataError: these are other documents than when the shards were written.
+            InputChangedError: these are other documents than when the shards were written.
         """
         self._content.update(digest)
         self.documents_read += 1
@@ -92,7 +96,7 @@ class ShardWriter:
         """Checks that the input had all documents of the finished shards; call it at its end.
 
         Raises:
-            DataError: it had fewer.
+            InputChangedError: it had fewer.
         """
         if self.documents_read < self.finished_documents:
             raise self._input_changed(f"it ends after {self.documents_read:,}")
@@ -180,8 +184,8 @@ class ShardWriter:
             contents[documents] = record.content
         return contents
 
-    def _input_changed(self, where: str) -> DataError:
-        return DataError(
+    def _input_changed(self, where: str) -> InputChangedError:
+        return InputChangedError(
             f"{self.folder}: the input has changed since its first {len(self._finished):,} shards "
             f"were written ({self.finished_documents:,} documents; {where}); restore the input, "
             "or delete the folder to write all shards again"

@@ -264,6 +264,11 @@ def _count_range(text: str) -> int | None:
     return abs(last - first) // (int(match[3] or 1) or 1) + 1
 
 
+def names_some_shards(location: str) -> bool:
+    """Returns whether a location is a pattern of shards in a folder: data/x/{00000..00003}.tar."""
+    return bool(_split_pattern(location)[1])
+
+
 def _is_folder(location: str) -> bool:
     try:
         return Path(location).is_dir()

@@ -45,6 +45,9 @@ from rewarm.data.validation_split import SplitInputChangedError, ValidationSplit
 from rewarm.errors import DataError
 from rewarm.files import atomic_write
 
+SHARD_TOKENS = 16_000_000
+"""Tokens after which a new shard is started, by default."""
+
 
 class ShardingProgress(NamedTuple):
     """Counts of what was read and written so far."""
@@ -73,7 +76,7 @@ def write_shards(
     tokenizer: Tokenizer,
     *,
     field: str = "text",
-    shard_tokens: int = 16_000_000,
+    shard_tokens: int = SHARD_TOKENS,
     validation: float = 0.0,
     split: str | None = None,
     options: ReadOptions = DEFAULT_OPTIONS,
@@ -185,10 +188,11 @@ def _with_finished_shards(error: DataError, job: ShardJob) -> DataError:
         with contextlib.suppress(OSError):  # which may be the error
             job.remove()
         return error
-    return DataError(
+    error.args = (
         f"{error}; the {finished:,} finished shards in {job.folder} are kept: the same command "
-        "continues after them"
+        "continues after them",
     )
+    return error
 
 
 def _write_folders(

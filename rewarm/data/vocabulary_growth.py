@@ -52,6 +52,22 @@ class VocabularyGrowth(NamedTuple):
         )
 
 
+def tokenizer_folder(tokenizer: str) -> Path:
+    """Returns the folder of `model.tokenizer`, which may be that of its tokenizer.json.
+
+    Raises:
+        DataError: there is no tokenizer.json.
+    """
+    path = Path(short_path(tokenizer))
+    folder = path.parent if path.name == "tokenizer.json" and path.is_file() else path
+    if not (folder / "tokenizer.json").is_file():
+        raise DataError(
+            f"{short_path(tokenizer)}: expected a folder with a tokenizer.json, or that file "
+            "(model.tokenizer)"
+        )
+    return folder
+
+
 def find_growth(
     tokenizer: str, base_directory: Path, base_rows: int, *, is_here: bool = True
 ) -> VocabularyGrowth:
@@ -67,13 +83,7 @@ def find_growth(
         DataError: a tokenizer cannot be read.
         CheckpointError: an entry of the base is missing or has another id, or none is new.
     """
-    path = Path(short_path(tokenizer))
-    folder = path.parent if path.name == "tokenizer.json" and path.is_file() else path
-    if not (folder / "tokenizer.json").is_file():
-        raise DataError(
-            f"{short_path(tokenizer)}: expected a folder with a tokenizer.json, or that file "
-            "(model.tokenizer)"
-        )
+    folder = tokenizer_folder(tokenizer)
     new = load_tokenizer(str(folder))
     rows = _rows_for(new.vocabulary, base_rows)
     if not is_here:

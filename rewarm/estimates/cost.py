@@ -86,6 +86,8 @@ class RunCost(BaseModel):
     """Where the speed is known from."""
     problems: int
     """How many problems prevent the run from starting here; `rewarm check` lists them."""
+    unsharded: int = 0
+    """Corpora that are text which is not sharded yet: their tokens are not known."""
 
 
 class CostEstimate(BaseModel):
@@ -235,6 +237,7 @@ def _run_cost(
         disk=plan.checkpoints_at_once * plan.checkpoint_bytes,
         source=speed and speed.source,
         problems=len(plan.problems),
+        unsharded=len(resolved.unsharded),
     )
 
 

@@ -63,6 +63,8 @@ class DatasetPlan(BaseModel):
     """Tokens read before these weights began to hold; None if they hold from step 1 on."""
     role: str | None = None
     """Of a validation set, and how it is known."""
+    text: str | None = None
+    """The text that is sharded before training, with its size; its tokens are not known before."""
 
 
 class RunPlan(BaseModel):
@@ -247,7 +249,7 @@ def _corpus(
         },
     )
     if name not in resolved.corpora:
-        return plan
+        return plan.model_copy(update={"text": resolved.text_of(f"train.{name}")})
     index = resolved.corpora[name].index
     epochs = blocks / sum(index.shard_blocks(recipe.data.context))  # as `data.max_epochs` counts
     return plan.model_copy(update={"available": index.tokens, "epochs": epochs})
@@ -256,7 +258,8 @@ def _corpus(
 def _validation_set(resolved: ResolvedRun, name: str) -> DatasetPlan:
     tokens, role = resolved.recipe.data.validation[name].tokens, str(resolved.roles[name])
     if name not in resolved.validation:
-        return DatasetPlan(needed=tokens or 0, role=role)
+        text = resolved.text_of(f"validation.{name}")
+        return DatasetPlan(needed=tokens or 0, role=role, text=text)
     available = resolved.validation[name].source.index.tokens
     return DatasetPlan(needed=min(tokens or available, available), available=available, role=role)
 
@@ -340,9 +343,13 @@ def _datasets(datasets: dict[str, DatasetPlan]) -> list[str]:
     for name, plan in datasets.items():
         share = f"{plan.share:>6.1%} of the tokens: " if plan.share is not None else ""
         needed = f"{format_count(plan.needed)} tokens"
-        available = (
-            f" of {format_count(plan.available)}" if plan.available else "; see the error below"
-        )
+        if plan.text:
+            needed = needed if plan.needed else "all tokens"
+            available = f" of text that is sharded before training: {plan.text}"
+        elif plan.available:
+            available = f" of {format_count(plan.available)}"
+        else:
+            available = "; see the error below"
         epochs = f" = {plan.epochs:.2f} epochs" if plan.epochs is not None and plan.share else ""
         role = f", {plan.role}" if plan.role else ""
         lines.append(f"{name:<{width}}  {share}{needed}{available}{epochs}{role}")

@@ -95,7 +95,13 @@ class TrainSet(Section):
 
     shards: Shards
     """A folder that `rewarm shard` wrote, some of its shards (data/x/{00000..00003}.tar), or a URL
-    (https://, s3://, gs://, hf://). A path is relative to the folder of this file."""
+    (https://, s3://, gs://, hf://). A path is relative to the folder of this file. Or text: a file
+    or a folder that `rewarm shard` reads, or hf://datasets/OWNER/NAME, which is sharded into
+    ~/.cache/rewarm before training."""
+    field: Text = "text"
+    """Of text: the JSON field or table column that holds it."""
+    split: Text | None = None
+    """Of a folder of text that holds several splits: the one to read."""
     weight: Weight = (WeightFrom.model_validate({"from": 0, "weight": 1.0}),)
     """Share of every batch: percentages that make 100%, or numbers that are relative to each other.
     A list of {from: SPAN, weight: SHARE} changes the weight during the run."""
@@ -108,7 +114,11 @@ class ValidationSet(Section):
     """A corpus to evaluate on, in its stored order."""
 
     shards: Shards
-    """A folder of shards, some of its shards, or a URL, as for a training corpus."""
+    """A folder of shards, some of its shards, a URL, or text, as for a training corpus."""
+    field: Text = "text"
+    """Of text: the JSON field or table column that holds it."""
+    split: Text | None = None
+    """Of a folder of text that holds several splits: the one to read."""
     tokens: Count | None = None
     """Number of tokens to evaluate on, from the start of the corpus; null for all."""
     role: Role | None = None

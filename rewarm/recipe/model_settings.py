@@ -36,7 +36,8 @@ class ModelSettings(Section):
     tokenizer: Text | None = None
     """A tokenizer with the base's entries, under the same ids, and new ones after them: a folder
     with a tokenizer.json, or that file. New rows of the embedding and of the head are the mean of
-    those that the base's entries have. It is in each checkpoint."""
+    those that the base's entries have. It is in each checkpoint. Without a base: the tokenizer of
+    new weights, with which text among the corpora is sharded."""
     activation: Activation | None = None
     """The non-linearity of a base or a preset, if not its own, by Hugging Face's names: `gelu` is
     exact, `gelu_pytorch_tanh` the approximation with which GPT-NeoX trained Pythia. It is written
@@ -60,10 +61,10 @@ class ModelSettings(Section):
             raise ValidationError.from_exception_data("Model", [problem])
         if self.base is None and (self.revision or self.fresh or self.base_lr is not None):
             raise ValueError("revision, fresh and base_lr need a base; set base, or remove them")
-        if self.tokenizer is not None and (self.base is None or self.fresh):
+        if self.tokenizer is not None and self.fresh:
             raise ValueError(
-                "tokenizer extends the vocabulary of a base's weights; new weights take that of "
-                "their shards: remove it, or start from a base without fresh"
+                "tokenizer extends the vocabulary of a base's weights, and with fresh these are "
+                "not used; remove it, or fresh"
             )
         if self.architecture is not None and self.activation is not None:
             raise ValueError("activation is for a base or a preset; set architecture.activation")

@@ -22,7 +22,7 @@ from rewarm.checkpoints.lineage import model_lineage, recipe_of_checkpoint
 from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.checkpoints.training_state import Ancestor, TrainingState, read_training_state
 from rewarm.checkpoints.weight_files import find_weight_files
-from rewarm.data.vocabulary_growth import VocabularyGrowth, find_growth
+from rewarm.data.vocabulary_growth import VocabularyGrowth, find_growth, tokenizer_folder
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.model.architecture import Architecture
 from rewarm.model.published_pythia import published_architecture
@@ -68,11 +68,13 @@ class ModelOrigin(NamedTuple):
     """Blocks of each corpus that the base has read (data.carry)."""
     growth: VocabularyGrowth | None = None
     """New entries of the base's tokenizer (model.tokenizer)."""
+    tokenizer: Path | None = None
+    """The folder of the tokenizer of new weights (model.tokenizer)."""
 
     @property
     def tokenizer_directory(self) -> Path | None:
-        """Directory with the model's tokenizer, if it has one; None without a base."""
-        return self.growth.directory if self.growth else self.directory
+        """Directory with the model's tokenizer, if it has one; None if it is that of the shards."""
+        return self.growth.directory if self.growth else self.tokenizer or self.directory
 
 
 @contextmanager
@@ -142,7 +144,8 @@ def origin_of_new_run(recipe: Recipe, problems: list[Problem], *, thorough: bool
     model = recipe.model
     if model.base is None:
         assert model.explicit_architecture
-        return ModelOrigin(model.explicit_architecture)
+        tokenizer = tokenizer_folder(model.tokenizer) if model.tokenizer else None
+        return ModelOrigin(model.explicit_architecture, tokenizer=tokenizer)
     base = _locate(model, weights=thorough and not model.fresh)
     architecture = model.with_own_activation(base.architecture)
     origin = ModelOrigin(architecture, base.directory, base)

@@ -20,10 +20,12 @@ from rewarm.data.corpus import Corpus
 from rewarm.data.shard_source import ShardSource
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.data.tokenizer import check_model_matches_shards, check_same_tokenizer
+from rewarm.errors import DataError
 from rewarm.model.architecture import Architecture
-from rewarm.paths import short_path
+from rewarm.recipe.data_settings import TrainSet, ValidationSet
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_mixture import corpus_mixture
+from rewarm.runs.corpus_sources import UnshardedText, check_unsharded, open_corpus
 from rewarm.runs.measurement_preconditions import recipe_prompts, task_problems
 from rewarm.runs.model_origin import (
     ModelOrigin,
@@ -65,6 +67,8 @@ class ResolvedRun:
     problems: list[Problem]
     roles: Mapping[str, SetRole]
     """The role of each validation set; the recipe has it, too."""
+    unsharded: Mapping[str, UnshardedText]
+    """Text that has to be sharded before training, by `train.NAME` or `validation.NAME`."""
 
     @property
     def resume_state(self) -> ResumeState | None:
@@ -104,6 +108,22 @@ class ResolvedRun:
             error = self.problems[0]
             error.args = ("\n".join(dict.fromkeys(map(str, self.problems))),)
             raise error
+
+    def text_of(self, corpus: str) -> str | None:
+        """Returns the text that a corpus is of and its size, in words; None if it is sharded."""
+        return str(self.unsharded[corpus]) if corpus in self.unsharded else None
+
+    def check_sharded(self) -> None:
+        """Makes sure that all corpora are shards.
+
+        Raises:
+            DataError: a corpus is text that is not sharded yet.
+        """
+        for text in self.unsharded.values():
+            raise DataError(
+                f"{text.text.location}: not sharded yet, or changed since; run the "
+                "same command again"
+            )
 
 
 def preflight(
@@ -149,7 +169,10 @@ def resolve(
                 check_same_recipe(recipe, directory)
             origin = origin_of_new_run(recipe, problems, thorough=thorough)
     is_model_intact = len(problems) == problems_so_far
-    corpora, validation = _open_datasets(recipe, origin, problems)
+    corpora, validation, unsharded = _open_datasets(recipe, origin, problems, download=thorough)
+    for text in unsharded.values() if origin else []:
+        with collect_errors(problems):
+            check_unsharded(text, origin.architecture, recipe.data.context)
     folder = _match_model_and_data(recipe, origin, corpora, problems, accept_changes=accept_changes)
     problems += task_problems(recipe)
     if folder:
@@ -174,51 +197,63 @@ def resolve(
     lineage = [ancestor.corpora for ancestor in origin.ancestors] if origin else []
     roles = resolve_roles(recipe, lineage)
     recipe = with_roles(recipe, roles)
-    return ResolvedRun(recipe, origin, corpora, validation, folder, start, problems, roles)
+    return ResolvedRun(
+        recipe, origin, corpora, validation, folder, start, problems, roles, unsharded
+    )
 
 
 def _open_datasets(
-    recipe: Recipe, origin: ModelOrigin | None, problems: list[Problem]
-) -> tuple[dict[str, Corpus], dict[str, StoredBlocks]]:
+    recipe: Recipe, origin: ModelOrigin | None, problems: list[Problem], *, download: bool
+) -> tuple[dict[str, Corpus], dict[str, StoredBlocks], dict[str, UnshardedText]]:
     """Opens the index of every training corpus and validation set, each folder once."""
     data, carried = recipe.data, dict(origin.carried) if origin else {}
-    sources: dict[str, ShardSource] = {}
+    opened: dict[tuple[str, str, str | None], ShardSource | UnshardedText] = {}
     corpora: dict[str, Corpus] = {}
     validation: dict[str, StoredBlocks] = {}
+    unsharded: dict[str, UnshardedText] = {}
 
-    def open_source(shards: str) -> ShardSource:
-        if shards not in sources:
-            sources[shards] = ShardSource(short_path(shards), cache_bytes=data.cache)
-            with collect_errors(problems):
-                sources[shards].check_sizes()
-        return sources[shards]
+    def open_shards(name: str, settings: TrainSet | ValidationSet) -> ShardSource | None:
+        """Returns the shards of a corpus; None of text, which is added to `unsharded`."""
+        key = (settings.shards, settings.field, settings.split)
+        if key not in opened:
+            source = opened[key] = open_corpus(recipe, settings, download=download)
+            if isinstance(source, ShardSource):
+                with collect_errors(problems):
+                    source.check_sizes()
+        source = opened[key]
+        if isinstance(source, ShardSource):
+            return source
+        unsharded[name] = source
+        return None
 
     for name, settings in data.train.items():
         with collect_errors(problems):
-            corpora[name] = Corpus(
-                name,
-                open_source(settings.shards),
-                context=data.context,
-                seed=recipe.seed,
-                lanes=data.lanes,
-                order=settings.order,
-                skip=carried.get(name, 0),
-                verify=data.verify,
-            )
+            if shards := open_shards(f"train.{name}", settings):
+                corpora[name] = Corpus(
+                    name,
+                    shards,
+                    context=data.context,
+                    seed=recipe.seed,
+                    lanes=data.lanes,
+                    order=settings.order,
+                    skip=carried.get(name, 0),
+                    verify=data.verify,
+                )
     for name, validation_set in data.validation.items():
         with collect_errors(problems):
-            shards = open_source(validation_set.shards)
-            tokens = validation_set.tokens
-            validation[name] = StoredBlocks(shards, context=data.context, tokens=tokens)
+            if shards := open_shards(f"validation.{name}", validation_set):
+                tokens = validation_set.tokens
+                validation[name] = StoredBlocks(shards, context=data.context, tokens=tokens)
     state = origin.resume_state.state if origin and origin.resume_state else None
     mixture = corpus_mixture(recipe, state.weight_change if state else None)
     problems += epoch_problems(recipe, corpora, mixture, carried)
     with collect_errors(problems):
         check_open_files(corpora, validation)
-    if sources:
+    indices = {str(s): s.index for s in opened.values() if isinstance(s, ShardSource)}
+    if indices:
         with collect_errors(problems):
-            check_same_tokenizer({name: opened.index for name, opened in sources.items()})
-    return corpora, validation
+            check_same_tokenizer(indices)
+    return corpora, validation, unsharded
 
 
 def _match_model_and_data(

@@ -19,12 +19,12 @@ from rewarm.data.shard_source import ShardSource
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.errors import CheckpointError, RecipeError, RewarmError, printable
 from rewarm.files import FileStamp
-from rewarm.paths import short_path
 from rewarm.recipe.path_settings import make_paths_absolute
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.saved_recipe import load_saved_document
 from rewarm.recipe.yaml_document import YamlDocument, flatten_settings
 from rewarm.runs.corpus_mixture import share_changes
+from rewarm.runs.corpus_sources import open_corpus
 
 # Settings that may change on --resume without a question: they decide what is written, not what is
 # learned.
@@ -129,16 +129,21 @@ def changed_validation_sets(validation: dict[str, StoredBlocks], state: Training
 def data_changes(recipe: Recipe, state: TrainingState) -> list[str]:
     """Returns how the data of a recipe differs from that of a run that is complete, a line each.
 
+    Text that is not sharded yet is not compared.
+
     Raises:
         DataError: the index of a dataset cannot be read.
     """
     data = recipe.data
     digests = {
-        name: ShardSource(short_path(c.shards)).index.digest() for name, c in data.train.items()
+        name: source.index.digest()
+        for name, corpus in data.train.items()
+        if isinstance(source := open_corpus(recipe, corpus), ShardSource)
     }
     validation = {
-        name: StoredBlocks(ShardSource(short_path(v.shards)), context=data.context, tokens=v.tokens)
-        for name, v in data.validation.items()
+        name: StoredBlocks(source, context=data.context, tokens=settings.tokens)
+        for name, settings in data.validation.items()
+        if isinstance(source := open_corpus(recipe, settings), ShardSource)
     }
     return [
         *(
@@ -209,8 +214,9 @@ def _is_moved(setting: str, state: TrainingState, recipe: Recipe) -> bool:
             return base is not None and sha256 is not None and sha256_in_manifest(base) == sha256
         corpus = setting.removeprefix("data.train.").removesuffix(".shards")
         if setting == f"data.train.{corpus}.shards" and corpus in recipe.data.train:
-            source = ShardSource(short_path(recipe.data.train[corpus].shards))
-            return source.index.digest() == state.corpora.get(corpus)
+            source = open_corpus(recipe, recipe.data.train[corpus])
+            if isinstance(source, ShardSource):
+                return source.index.digest() == state.corpora.get(corpus)
     return False
 
 

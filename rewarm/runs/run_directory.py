@@ -218,7 +218,8 @@ class RunDirectory:
             events = self._trackers.close(quickly=isinstance(error, Preempted))
             for event in events:
                 self.log_event("tracker", **event)
-            print(*closing_warnings(events), sep="\n", end="\n" * bool(events), file=sys.stderr)
+            with contextlib.suppress(OSError):  # a full disk under the printed log
+                print(*closing_warnings(events), sep="\n", end="\n" * bool(events), file=sys.stderr)
         self._lock.close()
         os.close(self._handle)
         os.close(self._checkpoints_handle)

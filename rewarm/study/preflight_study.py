@@ -77,6 +77,11 @@ def _problems(recipe: Recipe, checkable: Recipe, gpus: int) -> list[Problem]:
     return problems
 
 
+def checkable_recipes(plan: StudyPlan) -> list[Recipe]:
+    """Returns the recipe of each run; the model of a base that is not trained yet replaces it."""
+    return [checkable for _, checkable in _recipes(plan).values()]
+
+
 def _recipes(plan: StudyPlan) -> dict[str, tuple[Recipe, Recipe]]:
     """Returns the recipe of each run, and the one to check, by the run's name."""
     recipes = {f"bases/{name}": (recipe, recipe) for name, recipe in plan.bases.items()}

@@ -181,6 +181,7 @@ def train(
                     thorough=is_first,  # its checks hold for the others
                 )
                 resolved.raise_problems()
+                resolved.check_sharded()
             shard_size_on(recipe, processes.size)
             processes.check_same(_inputs(resolved))
         resume_state = resolved.resume_state

@@ -131,8 +131,8 @@ def test_every_setting_has_help():
         ),
         ("data.train.downstream.weight=[]", "data.train.downstream.weight: should start with `fro"),
         (
-            "model.tokenizer=x",
-            "model: tokenizer extends the vocabulary of a base's weights; new weights take that",
+            "model={base: x, fresh: true, tokenizer: y, base_lr: 1e-3}",
+            "model: tokenizer extends the vocabulary of a base's weights, and with fresh these are",
         ),
         # tasks
         (

@@ -42,3 +42,14 @@ def test_text_of_the_base_itself_is_a_warning(warnings, corpora):
     own = f"{corpora}/upstream/train"
     (warning,) = warnings({"upstream": own}, data__validation__upstream=f"{{shards: {own}}}")
     assert warning.endswith("upstream/train is text that the base was trained on")
+
+
+def test_text_that_the_run_trains_on_is_a_warning(warnings, tmp_path):
+    for name in ("a.jsonl", "b.jsonl"):
+        (tmp_path / name).touch()
+    corpus = {"data__train__upstream": f"{{shards: {tmp_path}, weight: 30%}}"}
+    file = f"{{shards: {tmp_path}/b.jsonl}}"
+    (warning,) = warnings(**corpus, data__validation__upstream=file)
+    assert warning.endswith("b.jsonl is text that this run trains on")
+    other = f"{{shards: {tmp_path}, split: test}}"
+    assert warnings(**corpus, data__validation__upstream=other) == []

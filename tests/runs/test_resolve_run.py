@@ -17,8 +17,7 @@ from rewarm.data import shard_source
 from rewarm.data.shard_format import Shard
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import CheckpointError, DataError, RewarmError
-from rewarm.runs import model_origin
-from rewarm.runs import resolve_run as resolve_module
+from rewarm.runs import corpus_sources, model_origin
 from rewarm.runs.resolve_run import preflight, resolve
 from rewarm.training import loop
 
@@ -37,7 +36,7 @@ def calls(monkeypatch):
 
         monkeypatch.setattr(module, name, counted)
 
-    count(resolve_module, "ShardSource")
+    count(corpus_sources, "ShardSource")
     for name in ("locate_base", "read_training_state", "read_architecture"):
         count(model_origin, name)
     count(lineage, "read_training_state", "read_training_state of the lineage")

@@ -43,6 +43,7 @@ def of_harness(checkpoint, tasks, names, device="cpu"):
     return harness_tasks._figures_of(results)
 
 
+@pytest.mark.slow
 def test_tasks_of_a_run_have_the_figures_of_the_harness_and_change_nothing(
     recipe_text, tmp_path, tasks
 ):

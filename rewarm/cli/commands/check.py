@@ -39,11 +39,13 @@ def check(
         if gpus > 1:
             raise typer.BadParameter("--gpus: is for a recipe; for a study see rewarm plan --gpus")
         from rewarm.cli.study_output import print_study_plan
-        from rewarm.study.preflight_study import check_study
+        from rewarm.cli.text_sharding import print_unsharded
+        from rewarm.study.preflight_study import check_study, checkable_recipes
         from rewarm.study.study_file import load_study
 
         study = load_study(recipe, overrides)
         print_study_plan(study)
+        print_unsharded(checkable_recipes(study))
         check_study(study)
         return
     from rewarm.cli.terminal_tables import print_notes

@@ -32,8 +32,9 @@ def compare(
     Example: rewarm compare study.yaml --workers 2
     """
     from rewarm.cli.study_output import run_and_print_study
+    from rewarm.cli.text_sharding import shard_texts
     from rewarm.paths import short_path
-    from rewarm.study.preflight_study import check_study
+    from rewarm.study.preflight_study import check_study, checkable_recipes
     from rewarm.study.study_file import load_study
     from rewarm.study.worker_gpus import divide_gpus, visible_gpus
     from rewarm.study.worker_threads import fix_threads
@@ -42,6 +43,8 @@ def compare(
     plan = load_study(study, overrides)
     worker_gpus = divide_gpus(visible_gpus(), workers)
     check_study(plan, gpus=worker_gpus.per_worker)
+    if shard_texts(checkable_recipes(plan)):
+        check_study(plan, gpus=worker_gpus.per_worker)
     threads = None
     if worker_gpus.per_worker:
         line = f"GPUs      {worker_gpus.as_text()}"

@@ -45,6 +45,11 @@ def plan(
         raise typer.BadParameter("--price: needs hours; name a --gpu, or --measure")
     speed_of = _speed(gpu, measure=measure)
     study = _study(file, overrides)
+    if measure:
+        from rewarm.cli.text_sharding import shard_texts
+        from rewarm.study.preflight_study import checkable_recipes
+
+        shard_texts(checkable_recipes(study) if study else [load_recipe_file(file, overrides)])
     on_gpu = True if gpu or gpus > 1 else None
     estimate = _estimate(study or file, overrides, gpus, speed_of, on_gpu=on_gpu)
     if price is not None and estimate.gpu_hours is not None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from rewarm.cli.input_report import InputReport
+from rewarm.cli.sharding_bar import ShardingBar
 from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import print_result_table
 from rewarm.errors import DataError
@@ -18,7 +17,6 @@ from rewarm.freed_memory import keep_freed_blocks
 if TYPE_CHECKING:
     from rewarm.data.document_readers import ReadOptions
     from rewarm.data.shard_format import ShardIndex
-    from rewarm.data.shard_writer import ShardingProgress
 
 
 def shard(
@@ -120,7 +118,7 @@ def shard(
     files = find_input_files(inputs, split=split).files
     report = InputReport()
     try:
-        with _ProgressBar(files) as bar:
+        with ShardingBar(sum(path.stat().st_size for path in files)) as bar:
             indices = write_shards(
                 inputs,
                 out,
@@ -220,63 +218,3 @@ def _print_folders(out: Path, indices: dict[str, ShardIndex]) -> None:
         )
     columns = ["folder", "shards", "documents", "tokens", "text bytes/token"]
     print_result_table(Table("Shards", "", columns, rows), show_title=False)
-
-
-class _ProgressBar:
-    """Shows the progress of `rewarm shard` if stderr is a terminal."""
-
-    def __init__(self, files: list[Path]) -> None:
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-
-        from rewarm.training.progress_line import NarrowProgress
-
-        total_bytes = sum(path.stat().st_size for path in files)
-        console = Console(stderr=True)
-        self._bar = NarrowProgress(
-            TextColumn("sharding"),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(compact=True),
-            console=console,
-            disable=not console.is_terminal,
-        )
-        self._task = self._bar.add_task("", total=total_bytes, speed="")
-
-    def __enter__(self) -> _ProgressBar:
-        self._started = time.perf_counter()
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._seconds = time.perf_counter() - self._started
-        self._bar.stop()
-
-    def update(self, progress: ShardingProgress) -> None:
-        self._last = progress
-        speed = progress.tokens / max(1e-9, time.perf_counter() - self._started)
-        self._bar.update(
-            self._task,
-            completed=progress.bytes_read,
-            speed=f"{progress.documents:,} documents  {speed:,.0f} tokens/s",
-        )
-
-    def summary(self) -> str:
-        """Returns the speed, and the numbers of documents that were left out or already written."""
-        last = self._last
-        text = f"{last.tokens / self._seconds:,.0f} tokens/s over {self._seconds:.1f} s"
-        if last.empty_documents:
-            text += f"; {last.empty_documents:,} empty documents left out"
-        if last.special_tokens:
-            text += f"; {last.special_tokens:,} special tokens in the texts encoded as text"
-        if last.end_of_text_tokens and last.special_tokens:
-            text += f", except {last.end_of_text_tokens:,} that became end-of-text"
-        elif last.end_of_text_tokens:
-            text += (
-                f"; {last.end_of_text_tokens:,} end-of-text tokens inside texts, since the "
-                "tokenizer does not mark end-of-text as special"
-            )
-        if last.finished_documents:
-            text += f"; {last.finished_documents:,} documents had already been written"
-        if last.removed_files:
-            text += f"; {last.removed_files:,} unfinished files of a killed command removed"
-        return text

@@ -63,9 +63,11 @@ def train_command(
 
     Example: rewarm train recipe.yaml --set run=runs/longer --set tokens=1B
     """
+    from rewarm.cli.text_sharding import shard_texts
     from rewarm.quantities import parse_duration
     from rewarm.recipe.gpu_sharing import shard_size_on
     from rewarm.recipe.profiled_steps import check_profiled_steps, parse_profiled_steps
+    from rewarm.runs.resolve_run import resolve
 
     try:
         deadline = STARTED + parse_duration(time_limit) if time_limit else math.inf
@@ -80,13 +82,21 @@ def train_command(
     )  # a mistake in it is reported before torch is imported
     check_profiled_steps(profiled_steps, loaded.steps)
     output_is_summary()
+
+    def check() -> None:
+        resolve(
+            loaded, resume=resume, resume_from=resume_from, accept_changes=accept_changes
+        ).raise_problems()
+
     if is_worker():
         check_launch_variables()
         if STARTED_VARIABLE not in os.environ:
             check_launcher_decides(gpus, max_restarts)
+            shard_texts([loaded], check=check, deadline=deadline)
     else:
         processes = count_processes(gpus)
         shard_size_on(loaded, processes)  # a mistake is reported before any process starts
+        shard_texts([loaded], check=check, deadline=deadline)
         if processes > 1 or max_restarts:
             raise typer.Exit(launch(context.obj, sys.argv[1:], processes, max_restarts))
     from rewarm.training.loop import train

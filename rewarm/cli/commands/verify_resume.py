@@ -28,6 +28,9 @@ def verify_resume_command(
     import tempfile
 
     loaded = load_recipe_file(recipe, overrides)
+    from rewarm.cli.text_sharding import shard_texts
+
+    shard_texts([loaded])
     from rewarm.training.device_setup import find_device
     from rewarm.training.verify_resume import verify_resume
 
