@@ -116,7 +116,7 @@ ERRORS_NOTE = (
 )
 
 
-def as_json(fitted: FittedArms, predictions: list[Prediction]) -> dict[str, Any]:
+def predictions_as_json(fitted: FittedArms, predictions: list[Prediction]) -> dict[str, Any]:
     """Returns everything that `rewarm predict` computes, as JSON."""
     return {
         "fit": {

@@ -88,7 +88,7 @@ def predict(
     if as_json:
         from rewarm.cli import prediction_output
 
-        print(json.dumps(prediction_output.as_json(fitted, predictions), indent=1))
+        print(json.dumps(prediction_output.predictions_as_json(fitted, predictions), indent=1))
     else:
         _print(fitted, predictions, out)
 
