@@ -215,6 +215,7 @@ def _print(fitted: FittedArms, predictions: list[Prediction], out: Path | None) 
         final_table,
         fit_notes,
     )
+    from rewarm.table_cells import plural
 
     print_notes(fit_notes(fitted))
     print()
@@ -233,4 +234,4 @@ def _print(fitted: FittedArms, predictions: list[Prediction], out: Path | None) 
     print_result_table(accuracy_table(fitted))
     print_notes([ERRORS_NOTE])
     if out is not None:
-        print(f"{out}: {len(predictions)} runs")
+        print(f"{out}: {plural(len(predictions), 'run')}")
