@@ -37,6 +37,7 @@ LAYERS = {
     "model directories": "checkpoints",
     "a run on disk": "runs",
     "several arms": "study",
+    "losses of other schedules": "predict",
     "before the run": "estimates",
     "the run": "training",
     "the machine": "diagnostics",

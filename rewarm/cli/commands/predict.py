@@ -1,0 +1,237 @@
+"""`rewarm predict`: the losses of runs that were never made, from runs that were."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rewarm.cli.options import Json, Set, load_recipe_file
+from rewarm.cli.standard_streams import output_is_summary
+from rewarm.cli.terminal_tables import print_notes, print_result_table
+
+if TYPE_CHECKING:
+    from rewarm.predict.arms import StudiedArms
+    from rewarm.predict.prediction import FittedArms, Prediction
+    from rewarm.recipe.recipe import Recipe
+
+
+def predict(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN_OR_STUDY... [RECIPE...]",
+            help="Finished runs, folders of runs, or studies to learn from; then recipes to "
+            "predict.",
+        ),
+    ],
+    schedule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Predict a schedule without a recipe: a name, with its settings by --set, or "
+            "'{name: wsd, peak_lr: 1e-3, decay: 10%}'; all else is as in the first run. May be "
+            "repeated.",
+        ),
+    ] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(metavar="COUNT", help="The tokens of --schedule; those of the first run."),
+    ] = None,
+    replay: Annotated[
+        str,
+        typer.Option(metavar="SHARE", help="The share of old data of --schedule, such as 5%."),
+    ] = "0",
+    overrides: Set = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a figure: .png, .svg or .pdf."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Predict beyond the limits of docs/predict.md, too.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Predict both losses of a schedule before training it, from a few finished runs.
+
+    Example: rewarm predict runs/probes recipe.yaml --out predicted.png
+    """
+    from rewarm.predict.prediction import fit_arms
+
+    output_is_summary()
+    _check_out(out)
+    sources, recipe_files = _split(paths)
+    schedules = schedule or []
+    if not (recipe_files or schedules):
+        raise typer.BadParameter("give a RECIPE to predict, or --schedule NAME")
+    share = _parse_replay(replay, schedules)
+    if tokens is not None and not schedules:
+        raise typer.BadParameter("--tokens needs --schedule; for a recipe, use --set tokens=COUNT")
+    arms = _read_arms(sources)
+    targets = {
+        str(path): _checked_recipe(arms, str(path), load_recipe_file(path, overrides))
+        for path in recipe_files
+    }
+    runs = [(name, recipe, arms.replay_share(recipe)) for name, recipe in targets.items()]
+    for text in schedules:
+        runs.append((text, _recipe_with(arms.recipe, text, tokens, overrides or []), share))
+    if not force:
+        _refuse_beyond_limits(arms, runs)
+    fitted = fit_arms(arms)
+    predictions = [fitted.predict(*run) for run in runs]
+    if out is not None:
+        from rewarm.plots.prediction_figure import save_predictions
+
+        save_predictions(arms, predictions, out)
+    if as_json:
+        from rewarm.cli import prediction_output
+
+        print(json.dumps(prediction_output.predictions_as_json(fitted, predictions), indent=1))
+    else:
+        _print(fitted, predictions, out)
+
+
+def _check_out(out: Path | None) -> None:
+    from rewarm.plots.figure_style import FIGURE_FORMATS
+
+    if out is not None and out.suffix.removeprefix(".").lower() not in FIGURE_FORMATS:
+        raise typer.BadParameter(f"--out {out}: should end with .{', .'.join(FIGURE_FORMATS)}")
+
+
+def _split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Returns the runs and studies among paths, and the recipes: files that are no study."""
+    from rewarm.study.study_file import is_study
+
+    recipes = [path for path in paths if path.is_file() and not is_study(path)]
+    sources = [path for path in paths if path not in recipes]
+    if not sources:
+        raise typer.BadParameter(
+            f"{paths[0]}: a recipe to predict; name the runs to learn from before it"
+        )
+    return sources, recipes
+
+
+def _parse_replay(text: str, schedules: list[str]) -> float:
+    from rewarm.quantities import parse_share
+
+    try:
+        share = parse_share(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"--replay {text}: {error}") from None
+    if not 0 <= share <= 1:
+        raise typer.BadParameter(f"--replay {text}: should be from 0 to 100%")
+    if share and not schedules:
+        raise typer.BadParameter("--replay needs --schedule; a recipe states its own in data.train")
+    return share
+
+
+def _read_arms(sources: list[Path]) -> StudiedArms:
+    from rewarm.predict.arms import MeasuredRun, study_arms
+    from rewarm.report.collect_runs import collect_runs
+    from rewarm.study.run_outcomes import outcome_from_metrics
+
+    runs = []
+    for record in collect_runs(sources).records:
+        outcome = outcome_from_metrics(record.lines, record.state, record.settings)
+        lineage = record.state.lineage if record.state else []
+        if outcome:
+            runs.append(MeasuredRun(record.arm, record.directory, record.recipe, outcome, lineage))
+    return study_arms(runs)
+
+
+def _checked_recipe(arms: StudiedArms, name: str, recipe: Recipe) -> Recipe:
+    """Returns a recipe of a run that the law can describe.
+
+    Raises:
+        RecipeError: it differs from the arms in more than schedule, length and replay.
+    """
+    from rewarm.errors import RecipeError
+
+    of_arms = arms.recipe
+    settings = {
+        "model.base": (recipe.model.base, of_arms.model.base),
+        "model.revision": (recipe.model.revision, of_arms.model.revision),
+        "model.fresh": (recipe.model.fresh, of_arms.model.fresh),
+        "data.context": (recipe.data.context, of_arms.data.context),
+        "batch.tokens": (recipe.batch.tokens, of_arms.batch.tokens),
+        "optimizer": (recipe.optimizer, of_arms.optimizer),
+    }
+    differences = [
+        f"{name}: {path} is {own}, and {expected} in the arms; predictions are for runs that "
+        "have it in common with them"
+        for path, (own, expected) in settings.items()
+        if own != expected
+    ]
+    new = arms.new_data(recipe)
+    if not differences and new and new not in arms.new_corpora:
+        differences = [
+            f"{name}: new data {new}, and {' or '.join(arms.new_corpora)} in the arms; the loss "
+            "on other data follows another law"
+        ]
+    if differences:
+        raise RecipeError(differences)
+    return recipe
+
+
+def _recipe_with(recipe: Recipe, schedule: str, tokens: str | None, overrides: list[str]) -> Recipe:
+    """Returns the recipe of the first run with another schedule and length."""
+    from rewarm.checkpoints.lineage import last_lr_of_base
+    from rewarm.recipe.recipe import validate_recipe
+    from rewarm.recipe.yaml_document import YamlDocument
+
+    option = f"--schedule {schedule}"
+    document = YamlDocument(recipe.to_yaml(), "--schedule")
+    text = schedule if schedule.lstrip().startswith("{") else f"{{name: {schedule}}}"
+    document.apply_override(f"schedule={text}", option)
+    if tokens is not None:
+        document.apply_override(f"tokens={tokens}", f"--tokens {tokens}")
+    for override in overrides:
+        document.apply_override(override)
+    return validate_recipe(document, base_lr=last_lr_of_base)
+
+
+def _refuse_beyond_limits(arms: StudiedArms, runs: list[tuple[str, Recipe, float]]) -> None:
+    from rewarm.errors import RecipeError
+    from rewarm.predict.reach import reach_of
+
+    refusals = [
+        f"{name}: {refusal}"
+        for name, recipe, replay in runs
+        for refusal in reach_of(arms, arms.curve(recipe, [recipe.steps]), replay).refusals
+    ]
+    if refusals:
+        raise RecipeError(
+            [*refusals, "train an arm that is nearer, or predict all the same with --force"]
+        )
+
+
+def _print(fitted: FittedArms, predictions: list[Prediction], out: Path | None) -> None:
+    from rewarm.cli.prediction_output import (
+        ERRORS_NOTE,
+        accuracy_table,
+        curve_table,
+        final_table,
+        fit_notes,
+    )
+    from rewarm.table_cells import plural
+
+    print_notes(fit_notes(fitted))
+    print()
+    print_result_table(final_table(predictions), names=2)
+    print()
+    for prediction in predictions:
+        reach = prediction.reach
+        print_notes(
+            f"{prediction.name}: {note}" for note in dict.fromkeys(reach.notes + reach.refusals)
+        )
+        print_notes([f"{prediction.name}: the nearest arm is {prediction.nearest}"])
+    for prediction in predictions:
+        print()
+        print_result_table(curve_table(prediction))
+    print()
+    print_result_table(accuracy_table(fitted))
+    print_notes([ERRORS_NOTE])
+    if out is not None:
+        print(f"{out}: {plural(len(predictions), 'run')}")

@@ -1,0 +1,247 @@
+"""The arms of a study as probes of the law, after checks that their losses can be compared.
+
+```
+ RunRecords ──> MeasuredRun ──> checks: finished, one base, one batch, same validation sets
+                                  └──> mean over seeds ──> StudiedArms
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from rewarm.checkpoints.training_state import Ancestor
+from rewarm.errors import CheckpointError
+from rewarm.predict.fit import Probe
+from rewarm.predict.law import RateCurve, rate_curve
+from rewarm.recipe.fields import Role
+from rewarm.recipe.recipe import Recipe
+from rewarm.runs.validation_roles import ROLES, merge_roles, reads_corpus
+from rewarm.study.run_outcomes import RunOutcome
+
+LEAST_ARMS = 3
+_REMEDY = "name the directories of the arms to fit, without it"
+
+
+class MeasuredRun(NamedTuple):
+    """A run with metrics."""
+
+    arm: str
+    directory: Path
+    recipe: Recipe | None
+    """None if it cannot be read."""
+    outcome: RunOutcome
+    lineage: Sequence[Ancestor]
+    """The models that its weights descend from, the base last; empty if they are not known."""
+
+
+class StudiedArms(NamedTuple):
+    """Arms that start from one base and differ in schedule, replay and length only."""
+
+    probes: list[Probe]
+    starts: dict[str, float]
+    """The loss of the base on each validation set, in nats."""
+    roles: dict[str, Role]
+    """The role of each validation set that the law describes."""
+    not_described: list[str]
+    """The validation sets of neither role."""
+    recipe: Recipe
+    """That of the first run."""
+    unit: float
+    """The base's peak rate, or if it is not known, the highest of the arms."""
+    start: float
+    """The base's last rate, in `unit`."""
+    base_is_known: bool
+    """Whether the base's rates are on record."""
+    old_corpora: Mapping[str, str]
+    """The shards of what the base was trained on, by name, as far as known."""
+    new_corpora: list[str]
+    """The new corpora that the arms train on, as `new_data` gives them: one entry."""
+
+    def sets(self, role: Role) -> tuple[str, ...]:
+        """Returns the validation sets of a role."""
+        return tuple(name for name, own in self.roles.items() if own == role)
+
+    def curve(self, recipe: Recipe, steps: list[int]) -> RateCurve:
+        """Returns the rates of a recipe at some steps."""
+        rates = np.array([recipe.lr(step) for step in range(1, recipe.steps + 1)]) / self.unit
+        return rate_curve(rates, steps, beta2=recipe.optimizer.betas[1])
+
+    def replay_share(self, recipe: Recipe) -> float:
+        """Returns the share of old data among a recipe's training tokens.
+
+        Raises:
+            CheckpointError: it changes during the run.
+        """
+        weights = recipe.corpus_weights
+        if any(len(pieces) > 1 for pieces in weights.values()):
+            raise CheckpointError(
+                f"{recipe.run}: the weights of its corpora change during the run; the law is for "
+                "a constant share of replay"
+            )
+        total = sum(pieces[0][1] for pieces in weights.values())
+        old = [name for name in weights if self._is_old(name, recipe)]
+        return float(sum(weights[name][0][1] for name in old) / total)
+
+    def new_data(self, recipe: Recipe) -> str:
+        """Returns the corpora of a recipe that are new to the base, and their shards."""
+        corpora = recipe.data.train
+        new = [name for name in corpora if not self._is_old(name, recipe)]
+        return ", ".join(f"{name} ({corpora[name].shards})" for name in new)
+
+    def _is_old(self, corpus: str, recipe: Recipe) -> bool:
+        shards = recipe.data.train[corpus].shards
+        if corpus in self.old_corpora or shards in self.old_corpora.values():
+            return True
+        validation = self.recipe.data.validation
+        return any(
+            reads_corpus(name, validation[name].shards, {corpus: shards})
+            for name in self.sets("upstream")
+        )
+
+
+def study_arms(runs: Sequence[MeasuredRun]) -> StudiedArms:
+    """Returns the arms that some runs are of, averaged over seeds.
+
+    Raises:
+        CheckpointError: they are too few, a run is not finished, or they do not compare.
+    """
+    for run in runs:
+        _check_finished(run)
+    for what, value_of in _SAME.items():
+        _check_same(runs, what, value_of)
+    first = runs[0]
+    assert first.recipe
+    names = list(first.outcome.losses)
+    roles = {
+        name: role
+        for name in names
+        if (role := merge_roles(name, (run.outcome.roles.get(name) for run in runs)))
+    }
+    if missing := [role for role in ROLES if role not in roles.values()]:
+        raise CheckpointError(
+            f"{first.directory}: no validation set is {missing[0]}; give one of {', '.join(names)} "
+            f"as data.validation.NAME.role: {missing[0]} in its recipe.yaml"
+        )
+    rates = first.lineage[-1].lrs if first.lineage else None
+    highest = max(run.recipe.lr(k) for run in runs if run.recipe for k in _few_steps(run.recipe))
+    unit = rates[1] if rates else highest
+    last = rates[2] if rates else first.recipe.model.base_lr or 0.0
+    arms = StudiedArms(
+        [],
+        {name: _start(first, name) for name in roles},
+        roles,
+        [name for name in names if name not in roles],
+        first.recipe,
+        unit,
+        last / unit,
+        rates is not None,
+        {name: shards for one in first.lineage for name, shards in one.corpora.items()},
+        [],
+    )
+    _check_same(runs, "new data", lambda run: run.recipe and arms.new_data(run.recipe))
+    by_arm: dict[str, list[MeasuredRun]] = {}
+    for run in runs:
+        by_arm.setdefault(run.arm, []).append(run)
+    arms.new_corpora.extend(
+        dict.fromkeys(new for run in runs if run.recipe and (new := arms.new_data(run.recipe)))
+    )
+    arms.probes.extend(_probe(arm, own, arms) for arm, own in by_arm.items())
+    shifted = [probe for probe in arms.probes if probe.replay < 1]
+    if len(shifted) < LEAST_ARMS:
+        names_found = ", ".join(probe.arm for probe in shifted) or "none"
+        raise CheckpointError(
+            f"{len(shifted)} arms train on new data ({names_found}); at least {LEAST_ARMS} are "
+            "needed: one at the peak that you plan, one at a half or a quarter of it, and one with "
+            "about 5% of replay"
+        )
+    return arms
+
+
+def _check_finished(run: MeasuredRun) -> None:
+    prefix = f"{run.directory}: {run.arm}"
+    if run.recipe is None:
+        raise CheckpointError(f"{prefix}: its recipe.yaml cannot be read; {_REMEDY}")
+    reached = run.outcome.last_evaluated_step
+    if reached < run.recipe.steps:
+        raise CheckpointError(
+            f"{prefix} has losses up to step {reached:,} of {run.recipe.steps:,}: it is unfinished "
+            f"or diverged, and a schedule that is cut off misleads; finish it, or {_REMEDY}"
+        )
+    if run.recipe.model.base is None or run.recipe.model.fresh:
+        raise CheckpointError(f"{prefix} starts from new weights, not from a base; {_REMEDY}")
+    for name, history in run.outcome.losses.items():
+        if history.baseline is None or history.baseline.step or history.has_gap:
+            raise CheckpointError(
+                f"{prefix}: the {name} losses have a gap, or none before step 1; {_REMEDY}"
+            )
+
+
+def _recipe_value(value_of: Callable[[Recipe], object]) -> Callable[[MeasuredRun], object]:
+    return lambda run: value_of(run.recipe) if run.recipe else None
+
+
+_SAME: dict[str, Callable[[MeasuredRun], object]] = {
+    "base": _recipe_value(lambda recipe: f"{recipe.model.base} {recipe.model.revision or ''}"),
+    "sha256 of the base": lambda run: run.outcome.base and run.outcome.base.sha256,
+    "validation sets": lambda run: ", ".join(run.outcome.losses),
+    "data of the validation sets": lambda run: ", ".join(
+        f"{name} {run.outcome.validation_digests[name][:12]}"
+        for name in run.outcome.losses
+        if name in run.outcome.validation_digests
+    ),
+    "data.context": _recipe_value(lambda recipe: recipe.data.context),
+    "batch.tokens": _recipe_value(lambda recipe: recipe.batch.tokens),
+    "optimizer": _recipe_value(lambda recipe: recipe.optimizer),
+}
+"""What all runs have in common, as far as it is known: the law describes other differences."""
+
+
+def _check_same(
+    runs: Sequence[MeasuredRun], what: str, value_of: Callable[[MeasuredRun], object]
+) -> None:
+    known = [(run, value) for run in runs if (value := value_of(run))]
+    for run, value in known:
+        first, expected = known[0]
+        if value != expected:
+            raise CheckpointError(
+                f"{run.directory}: {what} of {run.arm}: {str(value).strip()}; of {first.arm}: "
+                f"{str(expected).strip()}; one law is for arms that have it in common: {_REMEDY}"
+            )
+
+
+def _start(run: MeasuredRun, name: str) -> float:
+    start = run.outcome.losses[name].start
+    assert start is not None  # see _check_finished
+    return start
+
+
+def _few_steps(recipe: Recipe) -> range:
+    return range(1, recipe.steps + 1, max(1, recipe.steps // 1000))
+
+
+def _probe(arm: str, runs: list[MeasuredRun], arms: StudiedArms) -> Probe:
+    """Returns the mean losses of an arm over its seeds, at the steps that all have in common."""
+    recipe = runs[0].recipe
+    assert recipe
+    losses = [
+        {name: {p.step: p.loss for p in run.outcome.losses[name].points} for name in arms.roles}
+        for run in runs
+    ]
+    steps = sorted(set.intersection(*(set(by_set[name]) for by_set in losses for name in by_set)))
+    steps = [step for step in steps if 0 < step <= recipe.steps]
+    changes = {
+        name: np.mean(
+            [
+                np.array([by_set[name][step] for step in steps]) - _start(run, name)
+                for run, by_set in zip(runs, losses, strict=True)
+            ],
+            axis=0,
+        )
+        for name in arms.roles
+    }
+    return Probe(arm, arms.curve(recipe, steps), arms.replay_share(recipe), changes)

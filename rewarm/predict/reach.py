@@ -1,0 +1,69 @@
+"""How far a run is outside of what was probed, and whether the law is known to hold there."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from rewarm.predict.arms import StudiedArms
+from rewarm.predict.law import RateCurve
+
+# What was measured: docs/predict.md, "Limits".
+_MOST_LENGTHS = 2.0
+_MOST_PEAKS = 2.0
+_MOST_SHARES = 5.0
+_LEAST_PEAKS = 0.2
+_ANNEALED = 0.5
+_ROUNDING = 1e-6
+
+
+class Reach(NamedTuple):
+    """How far a run is outside of the arms, in sentences."""
+
+    notes: list[str]
+    """What is outside of the arms."""
+    refusals: list[str]
+    """What is beyond the limits; these are errors unless they are forced."""
+    is_longer: bool
+    """Whether it is longer than every arm."""
+
+
+def reach_of(arms: StudiedArms, curve: RateCurve, replay: float) -> Reach:
+    """Returns how far a run with this schedule and replay share is outside of the arms."""
+    probes = [probe for probe in arms.probes if probe.replay < 1]
+    notes, refusals = [], []
+
+    def compare(what: str, ratio: float, limit: float, text: str) -> None:
+        if ratio > 1 + _ROUNDING:
+            notes.append(f"{what} is {ratio:.2g} times {text}")
+        if ratio > limit * (1 + _ROUNDING):
+            refusals.append(f"{notes[-1]}; predictions are known to hold up to {limit:g} times")
+
+    longest = max(probe.curve.run_steps for probe in probes)
+    compare("its length", curve.run_steps / longest, _MOST_LENGTHS, "that of the longest arm")
+    peaks = [probe.curve.peak for probe in probes]
+    compare("its peak rate", curve.peak / max(peaks), _MOST_PEAKS, "the highest of the arms")
+    below = min(peaks) / curve.peak
+    if below > 1 + _ROUNDING:
+        notes.append(f"its peak rate is {1 / below:.2g} times the lowest of the arms")
+        if 1 / below < _LEAST_PEAKS * (1 - _ROUNDING):
+            refusals.append(f"{notes[-1]}; predictions are known to hold down to {_LEAST_PEAKS}")
+    if 0 < replay < 1:
+        shares = [probe.replay for probe in probes if probe.replay]
+        if not shares:
+            refusals.append(
+                f"{replay:.3g} of its tokens are replay, and no arm has any: what replay does "
+                "differs between corpora; train an arm with about 5%"
+            )
+        else:
+            compare("its replay", replay / max(shares), _MOST_SHARES, "the largest of the arms")
+    if replay == 1 and curve.peak > 1 + _ROUNDING:
+        refusals.append(
+            f"it trains on old data only, at {curve.peak:.2g} times the base's peak: above 1, the "
+            "loss stays higher than the law says"
+        )
+    if arms.start > _ANNEALED:
+        refusals.append(
+            f"the base's last rate is {arms.start:.2g} of its peak: a base that has not decayed "
+            "is not described"
+        )
+    return Reach(notes, refusals, curve.run_steps > longest * (1 + _ROUNDING))
