@@ -175,6 +175,11 @@ def write_merged(
         raise CheckpointError(
             f"{directory}: already exists; name another directory with --out DIR, or delete it"
         )
+    if "checkpoints" in (parent.name for parent in directory.absolute().parents):
+        raise CheckpointError(
+            f"{directory}: is in the folder of a run's own checkpoints, which `--resume` and "
+            "pruning are about; name a directory outside of it with --out DIR, or leave that out"
+        )
     steps = [source.state.step for source in sources]
     weights = checkpoint_weights(method, steps, decay)
     merged = [

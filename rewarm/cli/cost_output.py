@@ -206,8 +206,8 @@ def _shards_that_fit(plan: GpuPlan | None, available: int) -> str:
 def _disk_note(cost: RunCost) -> str:
     checkpoints = f"{cost.checkpoints:,} checkpoints" if cost.checkpoints > 1 else "1 checkpoint"
     return (
-        f"{checkpoints} × {format_bytes(cost.checkpoint_bytes)}, 12 bytes a parameter; tokenizer "
-        "and metrics not included"
+        f"{checkpoints} × {format_bytes(cost.checkpoint_bytes)}, {cost.bytes_per_parameter} bytes "
+        "a parameter; tokenizer and metrics not included"
     )
 
 

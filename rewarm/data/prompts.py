@@ -7,6 +7,7 @@ from typing import NamedTuple
 from rewarm.data.text_encoder import TextEncoder
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.errors import CheckpointError, DataError
+from rewarm.table_cells import plural
 
 
 class TextSample(NamedTuple):
@@ -39,6 +40,10 @@ class EncodedPrompts(NamedTuple):
         return samples
 
 
+def _shortened(text: str) -> str:
+    return repr(text) if len(text) <= 40 else f"{text[:40]!r}..."
+
+
 def encode_prompts(
     tokenizer: Tokenizer, texts: list[str], *, tokens: int, limit: int, limit_name: str
 ) -> EncodedPrompts:
@@ -58,11 +63,11 @@ def encode_prompts(
     ids = TextEncoder(tokenizer).encode(texts)
     for text, prompt in zip(texts, ids, strict=True):
         if not prompt:
-            raise DataError(f"the prompt {text!r:.60} has no tokens; give it some text")
+            raise DataError(f"the prompt {_shortened(text)} has no tokens; give it some text")
         if len(prompt) + tokens > limit:
+            total, count = len(prompt) + tokens, plural(len(prompt), "token")
             raise CheckpointError(
-                f"the prompt {text!r:.60} has {len(prompt):,} tokens, and {tokens:,} more make "
-                f"{len(prompt) + tokens:,}; expected at most {limit:,} ({limit_name}); shorten it, "
-                "or ask for fewer tokens"
+                f"the prompt {_shortened(text)} has {count}, and {tokens:,} more make {total:,}; "
+                f"expected at most {limit:,} ({limit_name}); shorten it, or ask for fewer tokens"
             )
     return EncodedPrompts(tokenizer, texts, ids, tokens)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import CheckpointError, DataError
+from rewarm.path_contents import nearest_name
 from rewarm.paths import short_path
 
 _ROW_MULTIPLE = 128
@@ -61,9 +62,12 @@ def tokenizer_folder(tokenizer: str) -> Path:
     path = Path(short_path(tokenizer))
     folder = path.parent if path.name == "tokenizer.json" and path.is_file() else path
     if not (folder / "tokenizer.json").is_file():
+        what = "no such file or folder" if not path.exists() else "has no tokenizer.json"
+        if path.is_file():
+            what = "is a file of another name"
         raise DataError(
-            f"{short_path(tokenizer)}: expected a folder with a tokenizer.json, or that file "
-            "(model.tokenizer)"
+            f"{short_path(tokenizer)}: {what}; model.tokenizer should be a folder with a "
+            f"tokenizer.json, or that file{nearest_name(path)}"
         )
     return folder
 

@@ -80,6 +80,8 @@ class RunCost(BaseModel):
     checkpoints: int
     """The most that are on disk at once."""
     checkpoint_bytes: int
+    bytes_per_parameter: int = 12
+    """In a checkpoint: weights, and two Adam moments; with `optimizer.ema` the average too."""
     disk: int
     """Bytes of the checkpoints that are on disk at once."""
     source: str | None
@@ -234,6 +236,7 @@ def _run_cost(
         device=plan.device,
         checkpoints=plan.checkpoints_at_once,
         checkpoint_bytes=plan.checkpoint_bytes,
+        bytes_per_parameter=plan.checkpoint_bytes // plan.model.parameters,
         disk=plan.checkpoints_at_once * plan.checkpoint_bytes,
         source=speed and speed.source,
         problems=len(plan.problems),

@@ -39,7 +39,7 @@ def best_problems(
         yield field_problem(
             ("keep", "best"),
             f"no step before the last one, {steps:,}, is both evaluated and saved (every.save: "
-            f"{every.save:,}), so there would be nothing to compare; make every.save a multiple of "
-            "every.evaluate",
+            f"{every.save:,}), so there would be nothing to compare; save more often, at a "
+            "multiple of every.evaluate",
             keep.best,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic import Field
 
 from rewarm.quantities import Count
 from rewarm.recipe.fields import Section, Text
@@ -33,16 +33,3 @@ class SampleSettings(Section):
     """Texts to continue. Their continuations are in metrics.jsonl and in the report."""
     tokens: Annotated[Count, Field(le=1_048_576)] = 64
     """Maximum number of tokens of a continuation, which ends earlier at an end-of-text token."""
-
-
-def _check_interval_has_tasks(tasks: TaskSettings, info: ValidationInfo) -> TaskSettings:
-    every = info.data.get("every")  # missing if it is invalid
-    if every is not None and every.tasks is not None and not tasks.names:
-        raise ValueError(
-            f"every.tasks is {every.tasks:,}, and no task is named; set tasks.names, such as "
-            "[lambada_openai], or remove every.tasks"
-        )
-    return tasks
-
-
-Tasks = Annotated[TaskSettings, AfterValidator(_check_interval_has_tasks)]

@@ -33,7 +33,7 @@ from rewarm.recipe.best_setting import best_problems
 from rewarm.recipe.corpus_weights import steps_before, unread_corpus_problems, weight_problems
 from rewarm.recipe.data_settings import DataSettings
 from rewarm.recipe.fields import Section, Text
-from rewarm.recipe.measurement_settings import SampleSettings, Tasks, TaskSettings
+from rewarm.recipe.measurement_settings import SampleSettings, TaskSettings
 from rewarm.recipe.model_settings import ModelSettings
 from rewarm.recipe.path_settings import RECIPE_PATHS, resolve_paths
 from rewarm.recipe.periodic_work import EverySettings
@@ -51,6 +51,7 @@ from rewarm.recipe.settings_together import (
     position_problems,
     precision_problems,
     rate_problems,
+    task_problems,
 )
 from rewarm.recipe.tracker_settings import Trackers, tracker_problems
 from rewarm.recipe.training_settings import (
@@ -104,7 +105,7 @@ class Recipe(Section):
     backward pass, so that a larger model or microbatch fits; `check` shows the memory saved."""
     parallel: ParallelSettings = ParallelSettings()
     every: SerializeAsAny[EverySettings] = EverySettings()
-    tasks: Tasks = TaskSettings()
+    tasks: TaskSettings = TaskSettings()
     sample: SampleSettings = SampleSettings()
     keep: KeepSettings = KeepSettings()
     on_save_error: Literal["continue", "stop"] = "continue"
@@ -139,6 +140,7 @@ class Recipe(Section):
             *position_problems(self.model, data.context),
             *carry_problems(self.model, self.optimizer, data),
             *weight_problems(data.train, steps),
+            *task_problems(self.every, self.tasks),
             *best_problems(self.keep, data.validation, self.every, steps),
         ]
         if not problems:  # shares of the run are known

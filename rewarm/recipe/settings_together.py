@@ -10,7 +10,9 @@ from rewarm import schedules
 from rewarm.errors import ScheduleError
 from rewarm.recipe.data_settings import DataSettings
 from rewarm.recipe.fields import field_problem
+from rewarm.recipe.measurement_settings import TaskSettings
 from rewarm.recipe.model_settings import ModelSettings
+from rewarm.recipe.periodic_work import EverySettings
 from rewarm.recipe.training_settings import BatchSettings, OptimizerSettings
 from rewarm.schedules import Schedule
 
@@ -96,6 +98,17 @@ def carry_problems(
                 "(model.base)",
                 True,
             )
+
+
+def task_problems(every: EverySettings, tasks: TaskSettings) -> Iterator[InitErrorDetails]:
+    """An interval of tasks needs a task."""
+    if every.tasks is not None and not tasks.names:
+        yield field_problem(
+            ("every", "tasks"),
+            f"is {every.tasks:,} steps, and no task is named; set tasks.names, such as "
+            "[lambada_openai], or remove every.tasks",
+            every.tasks,
+        )
 
 
 def rate_problems(schedule: Schedule, steps: int) -> Iterator[InitErrorDetails]:

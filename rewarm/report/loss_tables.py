@@ -20,8 +20,9 @@ def final_losses_table(collected: CollectedRuns) -> Table:
     """Returns a table with each arm's final losses, and their changes since the start."""
     changes = changes_by_set(collected.results)
     columns = ["arm", "runs"]
+    averaged = {name for name in changes if _has_average(collected, name)}
     for name, change in changes.items():
-        columns += [f"{name} loss", change.column]
+        columns += [f"{name} loss", change.column, *([f"{name} EMA loss"] * (name in averaged))]
     rows = []
     for arm in collected.arms:
         used_runs, all_runs = len(collected.results.seeds(arm)), len(collected.records_of(arm))
@@ -31,12 +32,29 @@ def final_losses_table(collected: CollectedRuns) -> Table:
             final = collected.results.mean_over_seeds(arm, name, final_loss)
             difference = collected.results.mean_over_seeds(arm, name, METRICS[change.metric])
             row += [mean_cell(final), mean_cell(difference, sign=True)]
+            if name in averaged:
+                row.append(mean_cell(_average_loss(collected, arm, name)))
         rows.append(row)
     caption = (
         "Loss in nats per token at the last evaluation; mean ± standard error over the runs that "
         f"have reached the last step evaluated in their arm.{change_notes(collected.results)}"
     )
+    if averaged:
+        caption += " EMA: the loss of the averaged weights (optimizer.ema)."
     return Table("Final losses", caption, columns, rows)
+
+
+def _has_average(collected: CollectedRuns, name: str) -> bool:
+    return any(_average_loss(collected, arm, name) for arm in collected.arms)
+
+
+def _average_loss(collected: CollectedRuns, arm: str, name: str) -> Estimate | None:
+    """Returns the loss of averaged weights at the last evaluation; None without `optimizer.ema`."""
+    losses = []
+    for record in collected.records_of(arm):
+        if record.seed in collected.results.seeds(arm):
+            losses += [line.get(f"{name}/ema_loss") for line in record.lines_of("evaluate")[-1:]]
+    return estimate_mean(loss for loss in losses if loss is not None)
 
 
 def _arms_trained_on(collected: CollectedRuns, validation_set: str) -> list[str]:

@@ -149,14 +149,28 @@ class ProgressLine:
         return text
 
     def show_evaluation(
-        self, step: int, losses: dict[str, float], baseline: dict[str, float]
+        self,
+        step: int,
+        losses: dict[str, float],
+        baseline: dict[str, float],
+        of_average: dict[str, float] | None = None,
     ) -> None:
-        """Shows the loss on every validation set, and its change since step 0."""
+        """Shows the loss on every validation set, and its change since step 0.
+
+        Args:
+            step: the step.
+            losses: by name of the set.
+            baseline: the losses at step 0.
+            of_average: the losses of the averaged weights, if the run has them.
+        """
         numbers = "  ".join(
             f"{name} {loss:.4f}"
             + (f" ({loss - baseline[name]:+.4f})" if step and name in baseline else "")
             for name, loss in losses.items()
         )
+        if of_average:
+            numbers += "  averaged weights: "
+            numbers += "  ".join(f"{name} {loss:.4f}" for name, loss in of_average.items())
         self.print(f"step {step:,}  evaluated: {numbers}")
 
     def print(self, line: str) -> None:

@@ -119,11 +119,12 @@ class RunEvaluations:
                 metrics[f"{name}/bits_per_byte"] = bits_per_byte
             if name in baseline:  # a baseline that was not finite is none
                 metrics[f"{name}/forgetting"] = result.loss - baseline[name]
-        metrics |= {f"{name}/ema_loss": result.loss for name, result in of_average.items()}
+        average_losses = {name: result.loss for name, result in of_average.items()}
+        metrics |= {f"{name}/ema_loss": loss for name, loss in average_losses.items()}
         kind = "baseline" if is_baseline and state.step else "evaluate"
         self._run_directory.log_metrics(kind, step=state.step, tokens=state.tokens, **metrics)
         self._run_directory.log_event("evaluate", step=state.step, seconds=seconds)
-        self._progress_line.show_evaluation(state.step, losses, baseline)
+        self._progress_line.show_evaluation(state.step, losses, baseline, average_losses)
         # JSON has no NaN: a checkpoint that held one could not be read again.
         return state.model_copy(
             update={

@@ -129,7 +129,9 @@ def _next_tokens(
     """Returns the next token of each text, (B,)."""
     if temperature == 0:
         return logits_BV.argmax(-1)
-    probabilities_BV = torch.softmax(logits_BV / temperature, -1)
+    # At most 0, so that no temperature above 0, however small, gives infinity minus infinity.
+    differences_BV = logits_BV - logits_BV.amax(-1, keepdim=True)
+    probabilities_BV = torch.softmax(differences_BV / temperature, -1)
     drawn = [
         torch.multinomial(row, 1, generator=generator)
         for row, generator in zip(probabilities_BV, generators, strict=True)

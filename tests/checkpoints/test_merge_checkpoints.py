@@ -132,6 +132,10 @@ def test_what_is_refused(plateau, tmp_path, trained_run):
     sources = find_merge_sources([f"{plateau}@last:2"])
     with pytest.raises(CheckpointError, match="already exists; name another directory"):
         write_merged(sources, "mean", tmp_path)
+    inside = plateau / "checkpoints" / "step-00000099"
+    with pytest.raises(CheckpointError, match="is in the folder of a run's own checkpoints"):
+        write_merged(sources, "mean", inside)
+    assert not inside.exists()
 
 
 def test_other_models_and_tokenizers_are_refused(plateau, tmp_path):

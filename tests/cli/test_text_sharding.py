@@ -147,7 +147,7 @@ def test_a_tokenizer_of_new_weights_has_to_be_that_of_the_shards(recipe_file, co
     words = ("check", recipe_file, "--set", f"model.tokenizer={tmp_path}/tokenizer.json")
     code, _, errors = command(*words)
     assert code == 3
-    assert "expected a folder with a tokenizer.json, or that file (model.tokenizer)" in errors
+    assert "model.tokenizer should be a folder with a tokenizer.json, or that file" in errors
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
 

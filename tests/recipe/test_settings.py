@@ -137,7 +137,7 @@ def test_every_setting_has_help():
         # tasks
         (
             "every.tasks=100",
-            "tasks: every.tasks is 100, and no task is named; set tasks.names, such as [lambada_",
+            "every.tasks: is 100 steps, and no task is named; set tasks.names, such as [lambada_",
         ),
         # loss scale
         (

@@ -40,6 +40,11 @@ def test_greedy_texts_are_those_of_transformers(checkpoint, model):
         assert text
 
 
+def test_a_temperature_near_zero_draws_the_most_probable_tokens(checkpoint, model):
+    greedy = continue_prompts(model, encoded(checkpoint))
+    assert continue_prompts(model, encoded(checkpoint), temperature=1e-320, seed=3) == greedy
+
+
 def test_other_prompts_do_not_change_a_text(checkpoint, model):
     together = continue_prompts(model, encoded(checkpoint), temperature=1.0, seed=3)
     alone = [
@@ -72,7 +77,7 @@ def test_a_text_ends_before_end_of_text(checkpoint, model):
 
 
 def test_prompts_that_cannot_be_continued_are_refused(checkpoint):
-    with pytest.raises(CheckpointError, match=r"has 1 tokens, and 64 more make 65; expected at"):
+    with pytest.raises(CheckpointError, match=r"has 1 token, and 64 more make 65; expected at"):
         encoded(checkpoint, ["the"], tokens=64)
     with pytest.raises(DataError, match="the prompt '' has no tokens"):
         encoded(checkpoint, [""])

@@ -16,6 +16,8 @@ from rewarm.checkpoints.manifest import verify_checkpoint
 from rewarm.data.shard_source import ShardSource
 from rewarm.errors import CheckpointError, Preempted
 from rewarm.recipe.training_settings import OptimizerSettings
+from rewarm.report.collect_runs import collect_runs
+from rewarm.report.loss_tables import final_losses_table
 from rewarm.training.evaluate_checkpoint import CheckpointEvaluator
 from rewarm.training.optimizer import build_adamw
 from rewarm.training.weight_average import WeightAverage
@@ -84,6 +86,10 @@ def test_the_average_is_evaluated_and_changes_nothing_else(averaged_run, trained
     ]
     assert with_ema == without
     last = metrics(averaged_run, "evaluate")[-1]
+    table = final_losses_table(collect_runs([averaged_run]))
+    column = table.columns.index("downstream EMA loss")
+    assert table.rows[0][column].text == f"{last['downstream/ema_loss']:.4f}"
+    assert "EMA" not in "".join(final_losses_table(collect_runs([trained_run])).columns)
     sets = {"downstream": ShardSource(str(corpora / "downstream" / "val"))}
     measured = CheckpointEvaluator(sets).measure(f"{averaged_run}@ema").losses["downstream"].loss
     assert measured == pytest.approx(last["downstream/ema_loss"], rel=1e-5)

@@ -83,6 +83,10 @@ def evaluate(
     if not (data or tasks):
         raise typer.BadParameter("nothing to measure: give --data NAME=DIR, or --tasks A,B")
     token_limit = _parse_tokens(tokens)
+    if not tasks and (include_path or limit is not None or few_shot is not None or again):
+        raise typer.BadParameter(
+            "--include-path, --limit, --few-shot and --again are about tasks: name some (--tasks)"
+        )
     sets = _parse_sets(data or [])
     if precision not in ("fp32", "bf16", "fp16"):
         raise typer.BadParameter(f"--precision {precision}: should be fp32, bf16 or fp16")

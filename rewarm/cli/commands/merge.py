@@ -38,16 +38,21 @@ def merge(
         ),
     ] = None,
     decay: Annotated[
-        float,
+        float | None,
         typer.Option(
-            metavar="D", help="With --as ema, what an older average keeps at each.", min=0, max=1
+            metavar="D",
+            help="With --as ema, what an older average keeps at each; 0.8 by default.",
+            min=0,
+            max=1,
         ),
-    ] = 0.8,
+    ] = None,
 ) -> None:
     """Merge checkpoints of a run at a constant rate into one, instead of decaying the rate.
 
     Example: rewarm merge runs/plateau@last:8 --as 1-sqrt
     """
+    if decay is not None and method != "ema":
+        raise typer.BadParameter(f"--decay {decay:g}: is for --as ema, and this is --as {method}")
     if method not in METHODS:
         raise typer.BadParameter(f"--as {method}: should be mean, ema or 1-sqrt")
     if decay == 1:
@@ -62,6 +67,7 @@ def merge(
         / "merged"
         / f"{method}-of-{len(sources)}-step-{first:08d}-to-{last:08d}"
     )
+    decay = 0.8 if decay is None else decay
     merged = write_merged(sources, cast("MergeMethod", method), directory, decay=decay)
     table = plain_table("step", "weight", "updates since the one before × ")
     factors = update_factors([source.weight for source in merged])

@@ -28,12 +28,15 @@ def verify(
 
     Example: rewarm verify runs/rewarm
     """
-    from rewarm.checkpoints.find_checkpoint import later_checkpoints
+    from rewarm.checkpoints.find_checkpoint import later_checkpoints, resolve_checkpoint_reference
     from rewarm.checkpoints.manifest import MANIFEST
     from rewarm.data.verify_shards import verify_shards
     from rewarm.path_contents import describe_path
     from rewarm.runs.metrics_file import METRICS_FILE
 
+    run, at, reference = str(folder).rpartition("@")
+    if at and not folder.exists() and Path(run).is_dir():
+        folder = resolve_checkpoint_reference(Path(run), reference)
     checkpoints = later_checkpoints(folder, None)
     if checkpoints or (folder / METRICS_FILE).exists():
         _verify_run(folder, checkpoints)

@@ -49,6 +49,15 @@ def test_verify_finds_documents_in_both_folders(tmp_path, tokenizer, command):
     assert (code, "no document is in both" in out) == (0, True)
 
 
+@pytest.mark.parametrize("reference", ["last", "10"])
+def test_verify_reads_a_checkpoint_by_its_reference(trained_run, command, reference):
+    code, out, _ = command("verify", f"{trained_run}@{reference}")
+    assert code == 0
+    assert "intact" in out
+    code, _, err = command("verify", f"{trained_run}@7777")
+    assert (code, "7,777" in err or "7777" in err) == (3, True)
+
+
 def test_verify_says_what_it_found_instead_of_shards_a_run_or_a_checkpoint(tmp_path, command):
     recipe, other = tmp_path / "r.yaml", tmp_path / "other"
     recipe.touch()
