@@ -150,6 +150,8 @@ def fitters() -> dict[str, Fitter]:
 
 def random_halves(probes: list[Probe], count: int) -> Iterator[tuple[list[Probe], list[Probe]]]:
     """Yields halves of the arms to fit and to predict; both have some with replay."""
+    if sum(0 < probe.replay < 1 for probe in probes) < 2:
+        raise SystemExit("two arms with replay are needed, one for each half")
     random = np.random.default_rng(0)
     while count:
         order = random.permutation(len(probes))
