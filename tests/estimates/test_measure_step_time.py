@@ -65,7 +65,10 @@ def test_the_stand_in_differs_only_where_it_does_not_cost(recipe_text, tmp_path)
     assert changed == {"tokens", "data", "schedule", "every"}  # the architecture is given
     assert stand_in["data"]["context"] == original["data"]["context"]
     assert stand_in["data"]["validation"] == {
-        "random": {"shards": f"{tmp_path}/tokens", "tokens": 640, "role": None}
+        "random": {
+            **{"shards": f"{tmp_path}/tokens", "field": "text", "split": None},
+            **{"tokens": 640, "role": None},
+        }
     }
     assert recipe_of(measure_step_time._stand_in(recipe, TINY, tmp_path, 0)).data.validation == {}
 
