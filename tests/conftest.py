@@ -18,6 +18,7 @@ from rewarm.checkpoints.training_state import TrainingState
 from rewarm.data.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.model.architecture import PRESETS
+from rewarm.stop_signals import REPEATED_SIGNALS
 
 # Models are tiny: a second thread would only wait for the first, here and in started processes.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -233,6 +234,15 @@ def plugins(tmp_path, monkeypatch):
         (info / "entry_points.txt").write_text(f"[{group}]\n{entries}")
         monkeypatch.syspath_prepend(folder)
     monkeypatch.syspath_prepend(site)
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers_stay():
+    """A command that stops with exit code 75 ignores some signals, since its process ends."""
+    handlers = {number: signal.getsignal(number) for number in (*REPEATED_SIGNALS, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def test_the_commands_of_the_tutorial_work(shell, tmp_path, recipe_text):
         for line in text.strip().splitlines():
             outputs[line] = shell(line)
     assert outputs["rewarm schedules test staircase"].count("kept") == 10
-    assert "7 passed" in outputs["pytest rewarm-staircase"]
+    assert "7 passed" in outputs["python -m pytest rewarm-staircase"]
     assert "The number of stairs, all of the same length." in outputs["rewarm schedules staircase"]
     (plot,) = (output for line, output in outputs.items() if "plot-schedule" in line)
     assert "3e-4" in plot

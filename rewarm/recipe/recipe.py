@@ -51,7 +51,7 @@ from rewarm.recipe.settings_together import (
     position_problems,
     precision_problems,
     rate_problems,
-    task_problems,
+    task_interval_problems,
 )
 from rewarm.recipe.tracker_settings import Trackers, tracker_problems
 from rewarm.recipe.training_settings import (
@@ -140,7 +140,7 @@ class Recipe(Section):
             *position_problems(self.model, data.context),
             *carry_problems(self.model, self.optimizer, data),
             *weight_problems(data.train, steps),
-            *task_problems(self.every, self.tasks),
+            *task_interval_problems(self.every, self.tasks),
             *best_problems(self.keep, data.validation, self.every, steps),
         ]
         if not problems:  # shares of the run are known

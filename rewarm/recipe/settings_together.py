@@ -100,7 +100,7 @@ def carry_problems(
             )
 
 
-def task_problems(every: EverySettings, tasks: TaskSettings) -> Iterator[InitErrorDetails]:
+def task_interval_problems(every: EverySettings, tasks: TaskSettings) -> Iterator[InitErrorDetails]:
     """An interval of tasks needs a task."""
     if every.tasks is not None and not tasks.names:
         yield field_problem(

@@ -35,8 +35,8 @@ _LONGEST_LINE = 2**18  # bytes; the norms of a model of 80 layers
 _NUMBERS = {"loss", "perplexity", "bits_per_byte", "forgetting"}
 _NUMBERS |= {"ema_loss", "z_loss", "lr", "grad_norm", "tokens_per_second", "mfu"}
 _COUNTS = {"step", "tokens", "skipped"}
-_MEASURED_KINDS = {"train", "evaluate", "baseline", "norms", "tasks", "sample"}
-NOT_EVENTS = {*_MEASURED_KINDS, "gap"}
+_MEASURED_KINDS = {"train", "evaluate", "baseline", "tasks", "sample"}
+NOT_EVENTS = {*_MEASURED_KINDS, "gap", "norms"}
 """The kinds of lines that are none of the divergence guard's events."""
 
 

@@ -131,4 +131,5 @@ def test_what_does_not_fit_together_is_refused(base, continued, corpora, tmp_pat
     [problem, *_] = problems(f"model.tokenizer={same}")
     assert "2 of the base's" in problem
     assert "have another id here or are missing, such as 'a'" in problem
-    assert any("expected a folder with" in p for p in problems(f"model.tokenizer={tmp_path}/none"))
+    missing = problems(f"model.tokenizer={tmp_path}/none")
+    assert any("no such file or folder; model.tokenizer should be a folder" in p for p in missing)
