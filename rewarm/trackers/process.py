@@ -31,7 +31,7 @@ _START_SECONDS = 10.0
 _HANGING_SECONDS = 60.0
 """The time without progress after which a tracker whose queue is full is ended: it may be busy."""
 _LONGEST_STATUS = 1_000_000
-_NICENESS = 10
+_NICENESS = 19
 """On a machine without a free core, the run goes first."""
 
 
@@ -55,7 +55,9 @@ def start_worker(name: str) -> subprocess.Popen[bytes]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=environment,
-        start_new_session=True,  # Ctrl-C is for the run, which then ends this process
+        # Ctrl-C is for the run, which then ends this process. Not a session of its own: Linux would
+        # share the cores between sessions (autogroup), whatever the niceness in one of them is.
+        process_group=0,
     )
 
 
