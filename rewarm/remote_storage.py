@@ -83,7 +83,7 @@ def list_files(url: str) -> dict[str, RemoteFile]:
 
     try:
         storage, root = fsspec.core.url_to_fs(url)
-        found = storage.find(root, detail=True)
+        listed = storage.find(root, detail=True)
     except ImportError as error:
         raise DataError(f"{url}: cannot be read: {error}") from None
     except Exception as error:  # each protocol raises its own errors
@@ -91,7 +91,7 @@ def list_files(url: str) -> dict[str, RemoteFile]:
             f"{url}: cannot be listed: {_describe(error)}; check the address and the network, or "
             "copy the folder to this machine and name its path"
         ) from None
-    files = {path[len(root) :].strip("/"): info for path, info in sorted(found.items())}
+    files = {path[len(root) :].strip("/"): info for path, info in sorted(listed.items())}
     if not files or any(".." in PurePosixPath(name).parts for name in files):
         raise DataError(f"{url}: no file there; check the address")
     return {name: _remote_file(info) for name, info in files.items()}

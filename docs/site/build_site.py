@@ -134,10 +134,10 @@ def navigation(pages: Path) -> dict[str, str | list[str]]:
     """Returns `NAVIGATION` with the pages that it does not name."""
     parts = (part if isinstance(part, list) else [part] for part in NAVIGATION.values())
     named = {name for part in parts for name in part}
-    found = [path.relative_to(pages).as_posix() for path in sorted(pages.rglob("*.md"))]
+    page_names = [path.relative_to(pages).as_posix() for path in sorted(pages.rglob("*.md"))]
     complete: dict[str, str | list[str]] = dict(NAVIGATION)
     for title, folder in (("Guides", "docs/"), ("Plug-ins", "plugins/")):
-        others = [name for name in found if name.startswith(folder) and name not in named]
+        others = [name for name in page_names if name.startswith(folder) and name not in named]
         complete[title] = [*NAVIGATION[title], *others]
     return complete
 

@@ -53,10 +53,10 @@ def open_corpus(
         CheckpointError: the base, whose tokenizer is needed, cannot be found.
     """
     location = short_path(settings.shards)
-    found = _find_text(recipe, settings, download=download)
-    if isinstance(found, UnshardedText):
-        return found
-    if found is None:
+    text_source = _find_text(recipe, settings, download=download)
+    if isinstance(text_source, UnshardedText):
+        return text_source
+    if text_source is None:
         source = ShardSource(location, cache_bytes=recipe.data.cache)
         if (settings.field, settings.split) != ("text", None):
             raise DataError(
@@ -64,10 +64,12 @@ def open_corpus(
             )
         return source
     try:
-        source = ShardSource(str(found))
+        source = ShardSource(str(text_source))
         source.check_sizes()
     except DataError as error:
-        raise DataError(f"{error}; these are the shards of {location}: delete {found}") from None
+        raise DataError(
+            f"{error}; these are the shards of {location}: delete {text_source}"
+        ) from None
     source.location = location
     return source
 
@@ -118,10 +120,10 @@ def unsharded_texts(recipes: Iterable[Recipe], *, download: bool) -> list[Unshar
         corpora: list[TrainSet | ValidationSet] = [*data.train.values(), *data.validation.values()]
         for settings in corpora:
             with suppress(RewarmError):
-                found = _find_text(recipe, settings, download=download)
-                if isinstance(found, UnshardedText):
-                    key = found.tokenizer and found.text.shard_folder(found.tokenizer)
-                    texts.setdefault(key or (found.text, found.tokenizer_name), found)
+                source = _find_text(recipe, settings, download=download)
+                if isinstance(source, UnshardedText):
+                    key = source.tokenizer and source.text.shard_folder(source.tokenizer)
+                    texts.setdefault(key or (source.text, source.tokenizer_name), source)
     return list(texts.values())
 
 
@@ -140,8 +142,8 @@ def _find_tokenizer(recipe: Recipe, *, download: bool) -> Path | None:
         return tokenizer_folder(model.tokenizer)
     if model.base is None:
         names = (f"EleutherAI/{model.preset}", f"EleutherAI/{model.preset}-deduped")
-        found = [find_hub_tokenizer(name, None, download=False) for name in names if model.preset]
-        folder = next(filter(None, found), None)
+        cached = [find_hub_tokenizer(name, None, download=False) for name in names if model.preset]
+        folder = next(filter(None, cached), None)
         what = "model.architecture has no tokenizer"
         if model.preset:
             what = f"{names[0]}, whose tokenizer {model.preset} has, is not in the hub's cache here"

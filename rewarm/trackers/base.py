@@ -18,7 +18,7 @@ Log = Callable[[int, Mapping[str, float]], object]
 
 
 class TrackedRun(NamedTuple):
-    """What a tracker is told about the run that it logs."""
+    """The run that a tracker logs."""
 
     id: str
     """16 hexadecimal digits, the same each time the run is resumed."""

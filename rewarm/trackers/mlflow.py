@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Annotated, Any, ClassVar
 
 from pydantic import StringConstraints
@@ -35,8 +36,8 @@ class MLflow(Tracker):
     @override
     def check(self) -> None:
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        import sqlalchemy  # noqa: F401
-        from mlflow import MlflowClient  # noqa: F401
+        import_module("sqlalchemy")
+        import_module("mlflow")
 
     @override
     @contextmanager
@@ -55,9 +56,9 @@ class MLflow(Tracker):
             if existing
             else client.create_experiment(self.experiment, artifact_location=artifacts)
         )
-        found = client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'", max_results=1)
-        if found:
-            run_id = found[0].info.run_id
+        earlier = client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'", max_results=1)
+        if earlier:
+            run_id = earlier[0].info.run_id
             client.update_run(run_id, status="RUNNING")
         else:
             name = self.name or run.name

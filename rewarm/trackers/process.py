@@ -31,8 +31,6 @@ _START_SECONDS = 10.0
 _HANGING_SECONDS = 60.0
 """The time without progress after which a tracker whose queue is full is ended: it may be busy."""
 _LONGEST_STATUS = 1_000_000
-_NICENESS = 19
-"""On a machine without a free core, the run goes first."""
 
 
 def start_worker(name: str) -> subprocess.Popen[bytes]:
@@ -59,6 +57,15 @@ def start_worker(name: str) -> subprocess.Popen[bytes]:
         # share the cores between sessions (autogroup), whatever the niceness in one of them is.
         process_group=0,
     )
+
+
+def _run_when_idle(pid: int) -> None:
+    """Gives a process only the time that nothing else wants: the run goes first."""
+    with contextlib.suppress(OSError):  # such as a kernel that does not allow it
+        if sys.platform == "linux":
+            os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
+        else:
+            os.setpriority(os.PRIO_PROCESS, pid, 19)
 
 
 def kill_worker(process: subprocess.Popen[bytes]) -> None:
@@ -119,8 +126,7 @@ class TrackerProcess:
             self._process = process = start_worker(self.name)
             assert process.stdin
             assert process.stdout
-            with contextlib.suppress(OSError):  # such as a kernel that does not allow it
-                os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
+            _run_when_idle(process.pid)
             self._start_thread(self._read, process, process.stdout)
             with process.stdin as pipe:
                 pipe.write(request)

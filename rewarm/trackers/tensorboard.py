@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import ClassVar
 
 from typing_extensions import override
@@ -20,7 +21,7 @@ class TensorBoard(Tracker):
 
     @override
     def check(self) -> None:
-        from tensorboard.summary.writer import event_file_writer  # noqa: F401
+        import_module("tensorboard.summary.writer.event_file_writer")
 
     @override
     @contextmanager

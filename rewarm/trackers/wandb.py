@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
+from types import ModuleType
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import StringConstraints
@@ -14,6 +16,10 @@ from rewarm.trackers.base import Log, TrackedRun, Tracker
 
 _Text = Annotated[str, StringConstraints(min_length=1)]
 _Mode = Literal["offline", "online", "disabled"]
+_MODES: dict[str, _Mode] = {
+    **{"offline": "offline", "online": "online", "disabled": "disabled"},
+    "dryrun": "offline",  # W&B's older word
+}
 
 
 class Wandb(Tracker):
@@ -38,15 +44,13 @@ class Wandb(Tracker):
     @property
     def actual_mode(self) -> _Mode:
         """The mode, in which the environment has precedence over the recipe."""
-        mode = os.environ.get("WANDB_MODE") or self.mode
-        if mode == "dryrun":  # W&B's older word
-            mode = "offline"
-        if mode not in ("offline", "online", "disabled"):
+        written = os.environ.get("WANDB_MODE") or self.mode
+        if written not in _MODES:
             raise ValueError(
                 f"the environment variable WANDB_MODE should be offline, online or disabled, "
-                f"got {mode!r}"
+                f"got {written!r}"
             )
-        return mode  # type: ignore[return-value]
+        return _MODES[written]
 
     @override
     def check(self) -> None:
@@ -92,10 +96,8 @@ class Wandb(Tracker):
             session.finish()
 
 
-def _import(mode: _Mode):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _import(mode: _Mode) -> ModuleType:
     """Imports W&B, which otherwise reports its own errors to its makers, in any mode."""
     if mode != "online":
         os.environ["WANDB_ERROR_REPORTING"] = "false"
-    import wandb
-
-    return wandb
+    return import_module("wandb")

@@ -17,6 +17,7 @@ import os
 import random
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -225,9 +226,9 @@ def _harness_seeds() -> Iterator[None]:
 @contextlib.contextmanager
 def quiet_harness(*, show_progress: bool = False) -> Iterator[None]:
     """Keeps the harness from writing to the terminal, and from starting processes."""
-    import huggingface_hub.utils.logging  # noqa: F401  # importing it sets its level
     from tqdm import tqdm
 
+    import_module("huggingface_hub.utils.logging")  # which sets its level: it is restored below
     # It would fork processes for standard errors, which hang if this one has threads that compute.
     processes = os.environ.get(_NO_PROCESSES)
     os.environ[_NO_PROCESSES] = "1"

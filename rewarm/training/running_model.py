@@ -73,6 +73,7 @@ def as_language_model(
         write_tokenizer(Path(folder), tokenizer, model.architecture.positions)
         own_tokenizer = AutoTokenizer.from_pretrained(folder)
 
+    # The harness has no types: nothing can be known about the class that it is extended by.
     class RunningModel(HFLM):  # type: ignore[misc]
         """HFLM on the running model, whose requests all ranks share."""
 

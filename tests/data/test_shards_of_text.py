@@ -246,11 +246,11 @@ def hub(tmp_path, monkeypatch):
             return str(path).replace("hf:/", str(root), 1).replace("//", "/").rstrip("/")
 
         def info(self, path, **options):
-            found = super().info(path, **options)
-            if found["type"] == "file" and found["name"].endswith(".jsonl"):
-                content = Path(found["name"]).read_bytes()
-                found["lfs"] = {"sha256": hashlib.sha256(content).hexdigest()}
-            return found
+            info = super().info(path, **options)
+            if info["type"] == "file" and info["name"].endswith(".jsonl"):
+                content = Path(info["name"]).read_bytes()
+                info["lfs"] = {"sha256": hashlib.sha256(content).hexdigest()}
+            return info
 
         def _open(self, path, *arguments, **options):
             self.opened.append(Path(path).name)
