@@ -48,8 +48,8 @@ def measure_tasks(
 
 def task_table(measured: list[_Measured]) -> Table:
     """Returns a table with a row for each checkpoint, task and metric."""
+    from rewarm.runs.task_figures import stderr_name, values_of
     from rewarm.table_cells import EMPTY, Cell, Table
-    from rewarm.training.harness_tasks import stderr_name, values_of
 
     rows = []
     _, reference = measured[0]

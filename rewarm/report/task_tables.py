@@ -5,10 +5,8 @@ from __future__ import annotations
 from rewarm.report.collect_runs import CollectedRuns, JsonLine
 from rewarm.report.html_writer import Markup, join, tag
 from rewarm.runs.metrics_file import samples_in
+from rewarm.runs.task_figures import stderr_name, values_of
 from rewarm.table_cells import EMPTY, Cell, Table, count_cell, number_cell
-
-_NOT_FIGURES = {"kind", "step", "tokens"}
-_STDERR = "_stderr"
 
 
 def tasks_table(collected: CollectedRuns) -> Table:
@@ -19,9 +17,7 @@ def tasks_table(collected: CollectedRuns) -> Table:
         if not lines:
             continue
         first, last = lines[0], lines[-1]
-        for name, value in last.items():
-            if name in _NOT_FIGURES or name.endswith(_STDERR):
-                continue
+        for name, value in values_of(last).items():
             task, _, metric = name.rpartition("/")
             change = EMPTY
             if last is not first and None not in (value, first.get(name)):
@@ -30,7 +26,7 @@ def tasks_table(collected: CollectedRuns) -> Table:
                 [
                     *(Cell(record.arm), count_cell(record.seed), count_cell(last["step"])),
                     *(Cell(task), Cell(metric), number_cell(value, ".4f")),
-                    *(number_cell(last.get(f"{name}{_STDERR}"), ".4f"), change),
+                    *(number_cell(last.get(stderr_name(name)), ".4f"), change),
                 ]
             )
     caption = (

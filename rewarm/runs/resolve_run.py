@@ -119,10 +119,11 @@ class ResolvedRun:
         Raises:
             DataError: a corpus is text that is not sharded yet.
         """
-        for text in self.unsharded.values():
+        if self.unsharded:
+            first = next(iter(self.unsharded.values()))
             raise DataError(
-                f"{text.text.location}: not sharded yet, or changed since; run the "
-                "same command again"
+                f"{first.text.location}: not sharded yet, or changed since; run the same command "
+                "again"
             )
 
 

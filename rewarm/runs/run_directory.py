@@ -219,7 +219,8 @@ class RunDirectory:
             for event in events:
                 self.log_event("tracker", **event)
             with contextlib.suppress(OSError):  # a full disk under the printed log
-                print(*closing_warnings(events), sep="\n", end="\n" * bool(events), file=sys.stderr)
+                for warning in closing_warnings(events):
+                    print(warning, file=sys.stderr)
         self._lock.close()
         os.close(self._handle)
         os.close(self._checkpoints_handle)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from rewarm.errors import ScheduleError, did_you_mean
-from rewarm.plugins import InstalledPlugin, installed_plugins
+from rewarm.plugins import InstalledPlugin, find_plugin, installed_plugins
 from rewarm.schedules.base import CONTRACT, Schedule
 from rewarm.schedules.third_party_code import describe_error, within_time_limit
 
@@ -47,20 +47,10 @@ def origin(name: str) -> InstalledPlugin:
     Raises:
         ScheduleError: no schedule has that name, or two distributions provide one.
     """
-    plugins = installed()
-    matching = [plugin for plugin in plugins if plugin.name == name]
-    if not matching:
-        names = sorted({plugin.name for plugin in plugins})
-        raise ScheduleError(
-            f"no schedule named {name!r}{_hint(name, names)} "
-            f"(installed: {', '.join(names) or 'none; is rewarm installed?'}; plug-ins add others)"
-        )
-    if len(matching) > 1:
-        owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in matching)
-        raise ScheduleError(
-            f"two distributions offer a schedule named {name!r}: {owners}; uninstall one of them"
-        )
-    return matching[0]
+    try:
+        return find_plugin(GROUP, "schedule", name, _hint)
+    except ValueError as error:
+        raise ScheduleError(str(error)) from None
 
 
 def _hint(name: str, names: list[str]) -> str:

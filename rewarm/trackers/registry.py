@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rewarm.errors import did_you_mean
-from rewarm.plugins import InstalledPlugin, installed_plugins
+from rewarm.plugins import InstalledPlugin, find_plugin
 from rewarm.trackers.base import TRACKER_CONTRACT, Tracker
 
 TRACKER_GROUP = "rewarm.trackers"
@@ -23,20 +23,7 @@ def find_tracker(name: str) -> InstalledPlugin:
     Raises:
         ValueError: no tracker has that name, or two distributions provide one.
     """
-    plugins = installed_plugins(TRACKER_GROUP)
-    matching = [plugin for plugin in plugins if plugin.name == name]
-    if not matching:
-        names = sorted({plugin.name for plugin in plugins})
-        raise ValueError(
-            f"no tracker named {name!r}{did_you_mean(name, names)} "
-            f"(installed: {', '.join(names) or 'none; is rewarm installed?'}; plug-ins add others)"
-        )
-    if len(matching) > 1:
-        owners = " and ".join(f"{plugin.distribution} {plugin.version}" for plugin in matching)
-        raise ValueError(
-            f"two distributions offer a tracker named {name!r}: {owners}; uninstall one of them"
-        )
-    return matching[0]
+    return find_plugin(TRACKER_GROUP, "tracker", name)
 
 
 def is_builtin(plugin: InstalledPlugin) -> bool:

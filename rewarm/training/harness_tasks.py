@@ -28,25 +28,15 @@ from rewarm.errors import DataError, RecipeError, did_you_mean
 from rewarm.paths import short_path
 from rewarm.recipe.measurement_settings import TaskSettings
 from rewarm.runs.measurement_preconditions import harness_missing, no_task_folder
+from rewarm.runs.task_figures import is_stderr, stderr_name
 
 Figures = dict[str, float]
 """Measured values by name, `TASK/METRIC`, each followed by its standard error,
 `TASK/METRIC_stderr`, if it is known."""
 
-_STDERR = "_stderr"
 _NO_PROCESSES = "DISABLE_MULTIPROC"
 _SEED = 1234
 _LOGGERS = ("lm_eval", "datasets", "transformers", "huggingface_hub")
-
-
-def stderr_name(name: str) -> str:
-    """Returns the name of the standard error of a figure."""
-    return f"{name}{_STDERR}"
-
-
-def values_of(figures: Figures) -> Figures:
-    """Returns the figures without their standard errors."""
-    return {name: value for name, value in figures.items() if not name.endswith(_STDERR)}
 
 
 def is_figures(data: Any) -> bool:
@@ -198,7 +188,7 @@ def _figures_of(results: dict[str, Any]) -> Figures:
             metric, comma, task_filter = key.partition(",")
             if not comma or not isinstance(value, int | float):
                 continue
-            name, is_error = metric.removesuffix(_STDERR), metric.endswith(_STDERR)
+            name, is_error = metric.removesuffix(stderr_name("")), is_stderr(metric)
             name = f"{task}/{name}" if task_filter == "none" else f"{task}/{name},{task_filter}"
             figures[stderr_name(name) if is_error else name] = float(value)
     return figures

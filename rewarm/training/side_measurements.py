@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from rewarm.data.prompts import TextSample
 from rewarm.errors import RewarmError, out_of_memory, printable
 from rewarm.runs.measurement_preconditions import recipe_prompts
-from rewarm.training.harness_tasks import Figures, HarnessTasks, values_of
+from rewarm.runs.task_figures import values_of
+from rewarm.training.harness_tasks import Figures, HarnessTasks
 from rewarm.training.running_model import as_language_model
 from rewarm.training.start_or_resume import StartedRun
 from rewarm.training.text_samples import continue_prompts

@@ -1,6 +1,8 @@
 """What trackers do wrong does not reach a run: only lines are dropped, and counted."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -99,6 +101,13 @@ def test_a_tracker_that_hangs_is_ended_during_the_run(hostile, monkeypatch):
     event, _ = hostile("hang", lines())
     assert event["error"] == "did not answer for 2 s"
     assert event["sent"] == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no SCHED_IDLE")
+def test_a_tracker_runs_only_when_a_core_is_idle(run_when_idle):
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as sleeping:
+        run_when_idle(sleeping.pid)
+        assert os.sched_getscheduler(sleeping.pid) == os.SCHED_IDLE
 
 
 def test_handlers_of_the_exit_and_of_forks_are_not_waited_for(hostile):
