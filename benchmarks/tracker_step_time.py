@@ -4,7 +4,8 @@
     python benchmarks/tracker_step_time.py rewarm-quickstart --repeats 5
 
 Runs take turns. A step's time is that of `tokens_per_second` in metrics.jsonl, logged at each step,
-without the first ten steps. Needs the extra `tensorboard`, and a machine that does nothing else.
+without the first ten steps: the median, and the mean, in which slower steps at the start count.
+Needs the extra `tensorboard`, and a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import os
 import subprocess
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
+from typing import NamedTuple
+
+_STEPS = 200
 
 TRACKER = '''
 import sys, time
@@ -63,11 +68,23 @@ def write_plugin(folder: Path) -> None:
     (metadata / "entry_points.txt").write_text("[rewarm.trackers]\nhostile = hostile:Hostile\n")
 
 
-def train(recipe: Path, run: Path, trackers: str, plugin: Path) -> tuple[float, float, int]:
-    """Returns median milliseconds of a step, seconds of the whole command, and its exit code."""
+class Measured(NamedTuple):
+    """A run."""
+
+    median: float
+    """Milliseconds of a step."""
+    mean: float
+    """Milliseconds of a step."""
+    seconds: float
+    """Of the whole command."""
+    code: int
+
+
+def train(recipe: Path, run: Path, trackers: str, plugin: Path) -> Measured:
+    """Trains with a tracker."""
     path = os.pathsep.join(filter(None, [str(plugin), os.environ.get("PYTHONPATH")]))
     settings = {
-        **{"run": run, "tokens": 40 * 2048, "trackers": trackers},
+        **{"run": run, "tokens": _STEPS * 2048, "trackers": trackers},
         **{"every.log": 1, "every.evaluate": "null", "every.save": "null"},
     }
     options = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
@@ -80,12 +97,12 @@ def train(recipe: Path, run: Path, trackers: str, plugin: Path) -> tuple[float, 
     )
     seconds = time.perf_counter() - started
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    steps = [line for line in lines if line["kind"] == "train" and line["step"] > 10]
-    return (
-        median(2048e3 / line["tokens_per_second"] for line in steps),
-        seconds,
-        process.returncode,
-    )
+    times = [
+        2048e3 / line["tokens_per_second"]
+        for line in lines
+        if line["kind"] == "train" and line["step"] > 10
+    ]
+    return Measured(median(times), fmean(times), seconds, process.returncode)
 
 
 def main() -> None:
@@ -95,7 +112,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     arguments = parser.parse_args()
     recipe = arguments.quickstart / "recipes" / "constant.yaml"
-    measured: dict[str, list[tuple[float, float, int]]] = {name: [] for name in TRACKERS}
+    measured: dict[str, list[Measured]] = {name: [] for name in TRACKERS}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_plugin(folder)
@@ -103,12 +120,17 @@ def main() -> None:
             for name, trackers in TRACKERS.items():
                 run = folder / f"{name}-{repeat}"
                 measured[name].append(train(recipe, run, trackers, folder))
-    print("| tracker | ms per step | seconds of the command | exit codes |\n|---|---|---|---|")
+    print("| tracker | median ms | mean ms | seconds of the command | exit codes |")
+    print("|---|---|---|---|---|")
     for name, results in measured.items():
-        milliseconds, seconds, codes = zip(*results, strict=True)
-        spread = f"{median(milliseconds):.0f} ({min(milliseconds):.0f} to {max(milliseconds):.0f})"
-        whole = f"{median(seconds):.1f} ({min(seconds):.1f} to {max(seconds):.1f})"
-        print(f"| {name} | {spread} | {whole} | {', '.join(map(str, sorted(set(codes))))} |")
+        medians, means, seconds, codes = zip(*results, strict=True)
+        cells = [_spread(medians, ".0f"), _spread(means, ".0f"), _spread(seconds, ".1f")]
+        print("|", " | ".join([name, *cells, ", ".join(map(str, sorted(set(codes))))]), "|")
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    low, middle, high = (format(f(values), form) for f in (min, median, max))
+    return f"{middle} ({low} to {high})"
 
 
 if __name__ == "__main__":

@@ -33,6 +33,10 @@ def best_problems(
                 keep.best,
             )
             return
+    if len(set(keep.best_sets)) < len(keep.best_sets):
+        yield field_problem(
+            ("keep", "best"), "names a validation set twice; give each once", keep.best
+        )
     saves = range(every.save, steps, every.save) if every.save else range(0)
     evaluations = every.evaluations(steps)
     if keep.best and saves and not any(step in due for due in evaluations for step in saves):

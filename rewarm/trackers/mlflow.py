@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Annotated, Any, ClassVar
 
-from pydantic import StringConstraints
+from pydantic import StringConstraints, field_validator
 from typing_extensions import override
 
 from rewarm.trackers.base import Log, TrackedRun, Tracker
@@ -32,6 +32,13 @@ class MLflow(Tracker):
     tracking_uri: _Text | None = None
     """Where to send metrics and the recipe, such as http://127.0.0.1:5000. Null for the environment
     variable MLFLOW_TRACKING_URI, and without it for an SQLite store in the run directory."""
+
+    @field_validator("tracking_uri")
+    @classmethod
+    def _check_address(cls, uri: str | None) -> str | None:
+        if uri and ":/" not in uri and uri != "databricks":  # MLflow would write to such a folder
+            raise ValueError("not an address; give one such as http://127.0.0.1:5000")
+        return uri
 
     @override
     def check(self) -> None:

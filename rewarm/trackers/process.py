@@ -23,7 +23,7 @@ from collections.abc import Callable
 from typing import IO
 
 from rewarm.safe_loading import parse_json
-from rewarm.trackers.worker import TrackerRequest
+from rewarm.trackers.worker import LINE_SECONDS, START_SECONDS, TrackerRequest
 
 _QUEUED_LINES = 1000
 _START_SECONDS = 10.0
@@ -31,6 +31,10 @@ _START_SECONDS = 10.0
 _HANGING_SECONDS = 60.0
 """The time without progress after which a tracker whose queue is full is ended: it may be busy."""
 _LONGEST_STATUS = 1_000_000
+_COMPUTES = (
+    f"computed for more than {LINE_SECONDS:g} s on one line, or {START_SECONDS:g} s at its start "
+    "or end"
+)
 
 
 def start_worker(name: str) -> subprocess.Popen[bytes]:
@@ -152,7 +156,8 @@ class TrackerProcess:
         code = process.wait()
         if code and not self.error:
             what = f"signal {-code}" if code < 0 else f"exit code {code}"
-            self.error = f"its process ended with {what}"
+            is_limit = code == -signal.SIGPROF
+            self.error = _COMPUTES if is_limit else f"its process ended with {what}"
         self._ended.set()
 
     def queue_end(self) -> bool:

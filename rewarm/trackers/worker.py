@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
 import sys
 import threading
 import time
@@ -28,6 +29,10 @@ from rewarm.trackers.registry import find_tracker, is_builtin, load_tracker, set
 
 _ORPHAN_SECONDS = 30.0
 """The time to finish in after the run's process was killed."""
+LINE_SECONDS = 2.0
+"""The processor time for one line after which a tracker is ended: it would slow the run."""
+START_SECONDS = 60.0
+"""The processor time to start or to finish in, as imports take long."""
 
 
 class TrackerRequest(NamedTuple):
@@ -129,6 +134,7 @@ def _log_all(
 ) -> None:
     """Sends lines to a tracker until there are no more, and closes it."""
     sent = _SentLines(run, removes_repeated_steps=tracker.removes_repeated_steps)
+    _limit_processor_time(START_SECONDS)
     with tracker.open(run) as log:
         # It may lack some of these: those that were queued when the run was killed, or all.
         for line in earlier:
@@ -137,9 +143,19 @@ def _log_all(
         for count, line in enumerate(lines, start=1):
             _log_unsent(log, sent, line)
             _write(statuses, sent=count)
+        _limit_processor_time(START_SECONDS)
+
+
+def _limit_processor_time(seconds: float) -> None:
+    """Ends this process with SIGPROF once it has computed that long from now on.
+
+    By a timer, which processes that a library starts do not inherit, as they would a limit.
+    """
+    signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _log_unsent(log: Log, sent: _SentLines, line: bytes) -> None:
+    _limit_processor_time(LINE_SECONDS)
     metrics = parse_json(line)
     kind, step = metrics.pop("kind"), metrics.pop("step")
     if not sent.has(kind, step):

@@ -186,6 +186,7 @@ def test_only_losses_of_the_own_weights_and_of_the_same_data_are_compared(tmp_pa
         ("{best: upstream+downstraem}", "{}", "no validation set named 'downstraem'; did you mean"),
         ("{best: other}", "{}", "no validation set named 'other'"),
         ("{best: a + }", "{}", "keep.best"),
+        ("{best: upstream+upstream}", "{}", "names a validation set twice"),
         ("{best: upstream}", "{save: 6, evaluate: 4, log: 1}", None),
         ("{best: upstream}", "{save: 7, evaluate: 4}", "the last one, 20, is both evaluated and"),
         ("{best: upstream}", "{save: 4, evaluate: null}", "is both evaluated and saved"),

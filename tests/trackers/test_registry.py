@@ -58,3 +58,12 @@ def test_a_broken_contract_is_refused(distribution, change, message):
 def test_settings_are_checked(settings, problem):
     (found,) = setting_problems(load_tracker(find_tracker("wandb")), settings)
     assert found == problem
+
+
+def test_an_address_that_mlflow_would_take_for_a_folder_is_refused():
+    kind = load_tracker(find_tracker("mlflow"))
+    ((setting, problem),) = setting_problems(kind, {"tracking_uri": "127.0.0.1:5000"})
+    assert setting == "tracking_uri"
+    assert problem.startswith("not an address; give one such as http://127.0.0.1:5000")
+    for uri in ("http://127.0.0.1:5000", "sqlite:///a.db", "file:/a", "databricks", None):
+        assert not list(setting_problems(kind, {"tracking_uri": uri}))
