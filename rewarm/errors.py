@@ -140,9 +140,15 @@ def escape_unprintable(line: str) -> str:
     )
 
 
-def did_you_mean(word: str, known_words: list[str]) -> str:
-    """Returns `; did you mean 'x'?` with the most similar known word, or "" if none is similar."""
+def did_you_mean(word: str, known_words: list[str], *, prefix: str = "") -> str:
+    """Returns `; did you mean 'x'?` with the most similar known word, or "" if none is similar.
+
+    Args:
+        word: what was found.
+        known_words: what it may be.
+        prefix: what to put before the known word, such as the folder that both are in.
+    """
     import difflib
 
     similar = difflib.get_close_matches(word, known_words, n=1, cutoff=0.6)
-    return f"; did you mean {similar[0]!r}?" if similar else ""
+    return f"; did you mean {prefix + similar[0]!r}?" if similar else ""

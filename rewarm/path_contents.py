@@ -56,10 +56,11 @@ def nearest_name(path: Path) -> str:
     try:
         if not path.is_absolute() and (end := next((end for end in ends if end.exists()), None)):
             return f"; did you mean {str(end)!r}?"
-        beside = [path.with_name(other.name) for other in path.parent.iterdir()]
+        beside = [other.name for other in path.parent.iterdir() if other.name[0] != "."]
     except (OSError, ValueError):
         return ""
-    return did_you_mean(str(path), [str(other) for other in beside if other.name[0] != "."])
+    folder = "" if path == Path(path.name) else f"{path.parent}/"
+    return did_you_mean(path.name, beside, prefix=folder)
 
 
 def _describe_folder(path: Path, expected: Sequence[Expected]) -> PathContents:

@@ -74,3 +74,10 @@ def test_the_end_of_a_path_is_suggested_in_one_of_its_folders(tmp_path, monkeypa
 def test_a_hidden_file_is_not_suggested(tmp_path):
     (tmp_path / ".base").touch()
     assert not nearest_name(tmp_path / "base")
+
+
+def test_a_name_is_not_similar_because_its_folder_is_the_same(tmp_path):
+    (tmp_path / "apt.log").touch()
+    assert nearest_name(tmp_path / "empty.jsonl") == ""
+    (tmp_path / "emty.jsonl").touch()
+    assert nearest_name(tmp_path / "empty.jsonl") == f"; did you mean '{tmp_path}/emty.jsonl'?"
