@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -120,6 +121,7 @@ def main() -> None:
             for name, trackers in TRACKERS.items():
                 run = folder / f"{name}-{repeat}"
                 measured[name].append(train(recipe, run, trackers, folder))
+                print(name, measured[name][-1], file=sys.stderr, flush=True)
     print("| tracker | median ms | mean ms | seconds of the command | exit codes |")
     print("|---|---|---|---|---|")
     for name, results in measured.items():
