@@ -46,7 +46,7 @@ import pyarrow
 import zstandard
 from pyarrow import parquet
 
-from rewarm.data.document_readers import ReadOptions, find_input_files, read_documents
+from rewarm.data.inputs.document_readers import ReadOptions, find_input_files, read_documents
 from rewarm.errors import DataError
 
 MAX_SECONDS = 20

@@ -111,7 +111,7 @@ def _shard(work: Path) -> None:
     """Writes shards of this repository's own text, with a byte-level tokenizer."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from rewarm.data.shard_writer import write_shards
+    from rewarm.data.sharding.shard_writer import write_shards
     from rewarm.data.tokenizer import load_tokenizer
 
     root = Path(__file__).parents[1]

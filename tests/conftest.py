@@ -15,7 +15,7 @@ from shared_folder import shared_folder
 from text_corpora import WORDS, write_texts
 
 from rewarm.checkpoints.training_state import TrainingState
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.model.architecture import PRESETS
 from rewarm.stop_signals import REPEATED_SIGNALS

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from rewarm.checkpoints.find_checkpoint import locate_base, read_architecture
 from rewarm.checkpoints.load_weights import load_weights
-from rewarm.data.shard_folder import ShardWriter
+from rewarm.data.sharding.shard_folder import ShardWriter
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.model.neox import NeoX
 from rewarm.recipe.recipe import load_recipe

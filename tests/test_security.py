@@ -44,8 +44,8 @@ MAY_READ_JSON = {
     "rewarm/recipe/recipe.py": "what pydantic has just written",
     "rewarm/testing.py": "what pydantic has just written",
     "rewarm/runs/metrics_file.py": "the metrics of the user's own run",
-    "rewarm/data/input_records.py": "the user's texts, a line at a time",
-    "rewarm/data/archive_readers.py": "the user's texts, a member of an archive at a time",
+    "rewarm/data/inputs/input_records.py": "the user's texts, a line at a time",
+    "rewarm/data/inputs/archive_readers.py": "the user's texts, a member of an archive at a time",
     "rewarm/data/tokenizer.py": "what tokenizers has just written",
 }
 MAY_READ_YAML = "rewarm/recipe/yaml_document.py"

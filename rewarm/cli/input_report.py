@@ -10,7 +10,7 @@ from rewarm.cli.terminal_tables import print_notes
 from rewarm.errors import escape_unprintable
 
 if TYPE_CHECKING:
-    from rewarm.data.document_readers import SkippedInput
+    from rewarm.data.inputs.document_readers import SkippedInput
 
 _EXAMPLES = 3
 _FILES = 10
@@ -53,7 +53,7 @@ class InputReport:
 
     def print(self, files: list[Path], out: Path, *, stderr: bool = False) -> None:
         """Prints what was read, what was skipped and why, and how many records were bad."""
-        from rewarm.data.bad_records import BAD_RECORDS_FILE
+        from rewarm.data.sharding.bad_records import BAD_RECORDS_FILE
 
         names = ", ".join(map(str, files[:_FILES]))
         more = f", and {len(files) - _FILES:,} more" if len(files) > _FILES else ""

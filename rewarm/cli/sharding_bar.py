@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from rewarm.data.shard_writer import ShardingProgress
+    from rewarm.data.sharding.shard_writer import ShardingProgress
 
 
 class ShardingBar:

@@ -70,7 +70,7 @@ def print_unsharded(recipes: Iterable[Recipe]) -> None:
 
 
 def _shard(unsharded: UnshardedText, number: str, check_stop: Callable[[], None]) -> None:
-    from rewarm.data.shards_of_text import has_shards, shard_text
+    from rewarm.data.sharding.shards_of_text import has_shards, shard_text
 
     text, tokenizer = unsharded.text, unsharded.tokenizer
     assert tokenizer

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from rewarm import exit_codes
-from rewarm.data.shard_folder import ShardWriter
+from rewarm.data.sharding.shard_folder import ShardWriter
 from rewarm.data.tokenizer import Tokenizer
 from rewarm.errors import RewarmError
 from rewarm.estimates.throughput import Speed

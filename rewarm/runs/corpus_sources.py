@@ -11,7 +11,7 @@ from typing import NamedTuple
 from rewarm.checkpoints.find_checkpoint import find_local_model, last_checkpoint, locate_base
 from rewarm.checkpoints.hub_download import find_hub_tokenizer, is_hub_name
 from rewarm.data.shard_source import ShardSource
-from rewarm.data.shards_of_text import InputText, find_text, has_shards
+from rewarm.data.sharding.shards_of_text import InputText, find_text, has_shards
 from rewarm.data.tokenizer import Tokenizer, check_context_fits, load_tokenizer
 from rewarm.data.vocabulary_growth import tokenizer_folder
 from rewarm.errors import CheckpointError, DataError, RewarmError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rewarm.data.dataset_card import CARD
+from rewarm.data.sharding.dataset_card import CARD
 from rewarm.paths import short_path
 from rewarm.recipe.data_settings import TrainSet, ValidationSet
 from rewarm.recipe.recipe import Recipe

@@ -1,5 +1,5 @@
 from rewarm.cli.input_report import InputReport
-from rewarm.data.document_readers import SkippedInput
+from rewarm.data.inputs.document_readers import SkippedInput
 
 
 def test_what_is_reported_twice_counts_once(tmp_path, capsys):

@@ -11,7 +11,7 @@ from text_corpora import write_texts
 from training_runs import metrics
 
 from rewarm.cli import text_sharding
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.recipe.recipe import load_recipe
 from rewarm.runs.corpus_sources import unsharded_texts

@@ -12,8 +12,8 @@ import zstandard
 from shard_folders import documents_of
 from text_inputs import write_megatron
 
-from rewarm.data.document_readers import ReadOptions
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.inputs.document_readers import ReadOptions
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 
 WORDS = (

@@ -11,10 +11,10 @@ import webdataset
 from shard_folders import documents_of, flip_bit, write_old_shards
 from text_corpora import write_texts
 
-from rewarm.data.shard_folder import ShardWriter
 from rewarm.data.shard_format import Shard, read_shard_index
 from rewarm.data.shard_source import ShardSource
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.sharding.shard_folder import ShardWriter
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.data.verify_shards import verify_shards

@@ -12,7 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from rewarm.data.shard_format import ShardIndex, read_shard_index
 from rewarm.data.shard_source import ShardSource
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.data.stored_blocks import StoredBlocks
 from rewarm.data.text_bytes import byte_lengths
 from rewarm.data.tokenizer import load_tokenizer

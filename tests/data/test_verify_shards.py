@@ -5,7 +5,7 @@ import pytest
 from shard_folders import flip_bit
 from text_corpora import write_texts
 
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.data.verify_shards import find_overlap, verify_shards
 from rewarm.errors import DataError

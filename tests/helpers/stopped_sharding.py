@@ -3,7 +3,7 @@
 import pytest
 from text_corpora import write_texts
 
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.errors import DataError
 
 

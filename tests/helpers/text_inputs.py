@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 from pyarrow import parquet
 
-from rewarm.data.input_records import Reading, ReadOptions, refuse_record
+from rewarm.data.inputs.input_records import Reading, ReadOptions, refuse_record
 
 
 def lines(*documents: str) -> bytes:

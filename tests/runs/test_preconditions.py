@@ -9,7 +9,7 @@ import pytest
 from text_corpora import write_texts
 from training_runs import run
 
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import Preempted
 

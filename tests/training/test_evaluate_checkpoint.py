@@ -5,7 +5,7 @@ import torch
 from training_runs import run
 
 from rewarm.data.shard_source import ShardSource
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.data.stored_blocks import TextBytes
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import CheckpointError, DataError

@@ -9,7 +9,7 @@ from text_corpora import WORDS, write_texts
 from training_runs import metrics, run
 
 from recipes import recipe_of
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 from rewarm.errors import Preempted
 from rewarm.runs.resolve_run import preflight

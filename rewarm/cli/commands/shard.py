@@ -15,7 +15,7 @@ from rewarm.errors import DataError
 from rewarm.freed_memory import keep_freed_blocks
 
 if TYPE_CHECKING:
-    from rewarm.data.document_readers import ReadOptions
+    from rewarm.data.inputs.document_readers import ReadOptions
     from rewarm.data.shard_format import ShardIndex
 
 
@@ -97,8 +97,8 @@ def shard(
 
     Example: rewarm shard text --out data --tokenizer EleutherAI/pythia-410m
     """
-    from rewarm.data.document_readers import find_input_files, refuse_record
-    from rewarm.data.shard_writer import write_shards
+    from rewarm.data.inputs.document_readers import find_input_files, refuse_record
+    from rewarm.data.sharding.shard_writer import write_shards
     from rewarm.data.tokenizer import load_tokenizer
 
     output_is_summary()
@@ -188,8 +188,8 @@ def _parse_validation(validation: str) -> float:
 
 
 def _parse_read_options(raw_tokens: str | None, sequences: str) -> ReadOptions:
-    from rewarm.data.document_readers import ReadOptions
-    from rewarm.data.token_arrays import RAW_DTYPES
+    from rewarm.data.inputs.document_readers import ReadOptions
+    from rewarm.data.inputs.token_arrays import RAW_DTYPES
 
     if raw_tokens not in (None, *RAW_DTYPES):
         raise typer.BadParameter(

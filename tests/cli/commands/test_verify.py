@@ -2,7 +2,7 @@ import pytest
 from shard_folders import flip_bit
 from text_corpora import write_texts
 
-from rewarm.data.shard_writer import write_shards
+from rewarm.data.sharding.shard_writer import write_shards
 from rewarm.data.tokenizer import load_tokenizer
 
 
