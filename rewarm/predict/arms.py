@@ -110,6 +110,50 @@ def study_arms(runs: Sequence[MeasuredRun]) -> StudiedArms:
     Raises:
         CheckpointError: they are too few, a run is not finished, or they do not compare.
     """
+    arms = _compared(runs)
+    by_arm: dict[str, list[MeasuredRun]] = {}
+    for run in runs:
+        by_arm.setdefault(run.arm, []).append(run)
+    arms.new_corpora.extend(
+        dict.fromkeys(new for run in runs if run.recipe and (new := arms.new_data(run.recipe)))
+    )
+    arms.probes.extend(_probe(arm, own, arms) for arm, own in by_arm.items())
+    shifted = [probe for probe in arms.probes if probe.replay < 1]
+    if len(shifted) < LEAST_ARMS:
+        names_found = ", ".join(probe.arm for probe in shifted) or "none"
+        raise CheckpointError(
+            f"{len(shifted)} arms train on new data ({names_found}); at least {LEAST_ARMS} are "
+            "needed: one at the peak that you plan, one at a half or a quarter of it, and one with "
+            "about 5% of replay"
+        )
+    return arms
+
+
+def comparable_runs(reference: str, runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
+    """Returns the runs that one law can describe together with an arm, the reference.
+
+    Those are left out that are not finished, or that have another base, batch or data.
+    """
+    groups = (
+        [run for run in runs if _compares([first, run])] for first in runs if first.arm == reference
+    )
+    return next((group for group in groups if group), [])
+
+
+def _compares(runs: Sequence[MeasuredRun]) -> bool:
+    try:
+        _compared(runs)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _compared(runs: Sequence[MeasuredRun]) -> StudiedArms:
+    """Returns what some runs have in common, as arms without probes.
+
+    Raises:
+        CheckpointError: a run is not finished, or they do not compare.
+    """
     for run in runs:
         _check_finished(run)
     for what, value_of in _SAME.items():
@@ -128,8 +172,7 @@ def study_arms(runs: Sequence[MeasuredRun]) -> StudiedArms:
             f"as data.validation.NAME.role: {missing[0]} in its recipe.yaml"
         )
     rates = first.lineage[-1].lrs if first.lineage else None
-    highest = max(run.recipe.lr(k) for run in runs if run.recipe for k in _few_steps(run.recipe))
-    unit = rates[1] if rates else highest
+    unit = rates[1] if rates else max(_highest_rate(run.recipe) for run in runs if run.recipe)
     last = rates[2] if rates else first.recipe.model.base_lr or 0.0
     arms = StudiedArms(
         [],
@@ -144,21 +187,6 @@ def study_arms(runs: Sequence[MeasuredRun]) -> StudiedArms:
         [],
     )
     _check_same(runs, "new data", lambda run: run.recipe and arms.new_data(run.recipe))
-    by_arm: dict[str, list[MeasuredRun]] = {}
-    for run in runs:
-        by_arm.setdefault(run.arm, []).append(run)
-    arms.new_corpora.extend(
-        dict.fromkeys(new for run in runs if run.recipe and (new := arms.new_data(run.recipe)))
-    )
-    arms.probes.extend(_probe(arm, own, arms) for arm, own in by_arm.items())
-    shifted = [probe for probe in arms.probes if probe.replay < 1]
-    if len(shifted) < LEAST_ARMS:
-        names_found = ", ".join(probe.arm for probe in shifted) or "none"
-        raise CheckpointError(
-            f"{len(shifted)} arms train on new data ({names_found}); at least {LEAST_ARMS} are "
-            "needed: one at the peak that you plan, one at a half or a quarter of it, and one with "
-            "about 5% of replay"
-        )
     return arms
 
 
@@ -188,6 +216,7 @@ def _recipe_value(value_of: Callable[[Recipe], object]) -> Callable[[MeasuredRun
 _SAME: dict[str, Callable[[MeasuredRun], object]] = {
     "base": _recipe_value(lambda recipe: f"{recipe.model.base} {recipe.model.revision or ''}"),
     "sha256 of the base": lambda run: run.outcome.base and run.outcome.base.sha256,
+    "model.tokenizer": _recipe_value(lambda recipe: recipe.model.tokenizer or "that of the base"),
     "validation sets": lambda run: ", ".join(run.outcome.losses),
     "data of the validation sets": lambda run: ", ".join(
         f"{name} {run.outcome.validation_digests[name][:12]}"
@@ -220,8 +249,9 @@ def _start(run: MeasuredRun, name: str) -> float:
     return start
 
 
-def _few_steps(recipe: Recipe) -> range:
-    return range(1, recipe.steps + 1, max(1, recipe.steps // 1000))
+def _highest_rate(recipe: Recipe) -> float:
+    steps = range(1, recipe.steps + 1, max(1, recipe.steps // 1000))
+    return max(recipe.lr(step) for step in steps)
 
 
 def _probe(arm: str, runs: list[MeasuredRun], arms: StudiedArms) -> Probe:
