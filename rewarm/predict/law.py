@@ -15,6 +15,7 @@ were found on the study cpu-mini, see docs/predict.md, which also says where the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +29,8 @@ Form = Literal["saturating", "logarithmic"]
 _MOST_SEGMENTS = 2_000  # of a schedule; as many as a chart is pixels wide
 
 
-class RateCurve(NamedTuple):
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a key of a cache
+class RateCurve:
     """The learning rates of a run, and their sums at the steps whose losses are of interest.
 
     A run of more than 2,000 steps is divided into segments of steps, each with its mean rate. The

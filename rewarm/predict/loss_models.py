@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -86,6 +86,10 @@ class LossModel(Protocol):
         """
 
 
+# Most of a fit's time. All sets have it in common, and of a derivative's steps only two change it.
+_noise_change = lru_cache(maxsize=256)(noise_change)
+
+
 @dataclass(frozen=True)
 class LawModel:
     """The law of `rewarm.predict.law`. Its validation sets have the noise terms in common."""
@@ -119,7 +123,7 @@ class LawModel:
         values = [float(value) for value in np.exp(logarithms)]
         first = len(_NOISE_PRIORS) + 4 * self.sets.index(validation_set)
         four = values[first : first + 4]
-        noise = noise_change(curve, self.start, NoiseTerms(*values[:2]))
+        noise = _noise_change(curve, self.start, NoiseTerms(*values[:2]))
         if validation_set in self.old:
             return noise + forgetting(curve, replay, OldTerms(*four))
         return noise - adaptation(curve, replay, NewTerms(*four), self.form)
