@@ -194,10 +194,8 @@ def annealing_area(curve: RateCurve, start: float, decay: float) -> Array:
         start: the base's last rate in units of its peak.
         decay: λ.
     """
-    from scipy.signal import lfilter
-
     length = float(curve.segment_lengths.mean())
     falls = -np.diff(curve.segment_rates, prepend=start)
-    momentum = lfilter([1.0], [1.0, -(decay**length)], falls)
+    momentum = np.convolve(falls, decay ** (length * np.arange(len(falls))))[: len(falls)]
     area = np.concatenate([[0.0], np.cumsum(momentum * curve.segment_lengths)])
     return np.asarray(area[curve.segment_of_point + 1])

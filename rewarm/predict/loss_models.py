@@ -86,8 +86,10 @@ class LossModel(Protocol):
         """
 
 
-# Most of a fit's time. All sets have it in common, and of a derivative's steps only two change it.
+# Most of a fit's time: of the steps that a derivative takes, only one or two change them, and all
+# validation sets have the noise in common.
 _noise_change = lru_cache(maxsize=256)(noise_change)
+_annealing_area = lru_cache(maxsize=256)(annealing_area)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class PublishedModel:
         else:
             factor = _signed_factor(replay, values[-1], is_old=is_old)
         shift = factor * B * -np.expm1(-beta * np.log1p(E * curve.summed))
-        return np.asarray(shift - C * annealing_area(curve, self.start, 1 - min(rate, 1.0)))
+        return np.asarray(shift - C * _annealing_area(curve, self.start, 1 - min(rate, 1.0)))
 
 
 @dataclass(frozen=True)
