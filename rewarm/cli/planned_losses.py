@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 from rewarm.errors import CheckpointError, RecipeError
 from rewarm.predict.accuracy import summarize
-from rewarm.predict.arms import study_arms
+from rewarm.predict.arms import StudiedArms, study_arms
 from rewarm.predict.left_out import predict_left_out
 from rewarm.predict.prediction import LEVELS, FittedArms, Prediction, fit_arms
-from rewarm.predict.reach import recipe_differences
+from rewarm.predict.reach import reach_of, recipe_differences
 from rewarm.recipe.recipe import Recipe
 from rewarm.report.collect_runs import collect_runs
 from rewarm.report.left_out_losses import measured_runs
@@ -117,27 +117,29 @@ def predict_planned(sources: list[Path], recipes: Mapping[str, Recipe]) -> Plann
         CheckpointError: the law cannot be fitted to the runs.
         RecipeError: none of the planned runs can be predicted.
     """
-    fitted = fit_arms(study_arms(measured_runs(collect_runs(sources))))
-    planned = PlannedLosses(sources, fitted, {}, {})
-    for name, recipe in recipes.items():
-        result = _predict(fitted, name, recipe)
-        if isinstance(result, Prediction):
-            planned.predictions[name] = result
-        else:
-            planned.refusals[name] = result
-    if not planned.predictions:
+    arms = study_arms(measured_runs(collect_runs(sources)))
+    refusals = {
+        name: reasons for name, recipe in recipes.items() if (reasons := _refusals(arms, recipe))
+    }
+    if len(refusals) == len(recipes):
         raise RecipeError(
-            [f"{run}: {reason}" for run, reasons in planned.refusals.items() for reason in reasons]
+            [f"{name}: {reason}" for name, reasons in refusals.items() for reason in reasons]
         )
-    return planned
+    fitted = fit_arms(arms)
+    predictions = {
+        name: fitted.predict(name, recipe, arms.replay_share(recipe))
+        for name, recipe in recipes.items()
+        if name not in refusals
+    }
+    return PlannedLosses(sources, fitted, predictions, refusals)
 
 
-def _predict(fitted: FittedArms, name: str, recipe: Recipe) -> Prediction | list[str]:
-    """Returns the losses of a run, or why it is not predicted."""
-    if differences := recipe_differences(fitted.arms, recipe):
+def _refusals(arms: StudiedArms, recipe: Recipe) -> list[str]:
+    """Returns why the losses of a recipe's run cannot be predicted."""
+    if differences := recipe_differences(arms, recipe):
         return differences
     try:
-        prediction = fitted.predict(name, recipe, fitted.arms.replay_share(recipe))
+        replay = arms.replay_share(recipe)
     except CheckpointError as error:
         return [str(error)]
-    return prediction.reach.refusals or prediction
+    return reach_of(arms, arms.curve(recipe, [recipe.steps]), replay).refusals

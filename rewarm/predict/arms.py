@@ -122,9 +122,9 @@ def study_arms(runs: Sequence[MeasuredRun]) -> StudiedArms:
     if len(shifted) < LEAST_ARMS:
         names_found = ", ".join(probe.arm for probe in shifted) or "none"
         raise CheckpointError(
-            f"{len(shifted)} arms train on new data ({names_found}); at least {LEAST_ARMS} are "
-            "needed: one at the peak that you plan, one at a half or a quarter of it, and one with "
-            "about 5% of replay"
+            f"arms that train on new data: {len(shifted)} ({names_found}); at least {LEAST_ARMS} "
+            "are needed: one at the peak that you plan, one at a half or a quarter of it, and one "
+            "with about 5% of replay"
         )
     return arms
 
@@ -187,6 +187,8 @@ def _compared(runs: Sequence[MeasuredRun]) -> StudiedArms:
         [],
     )
     _check_same(runs, "new data", lambda run: run.recipe and arms.new_data(run.recipe))
+    for run in runs:
+        _check_learned(run, arms)
     return arms
 
 
@@ -194,12 +196,14 @@ def _check_finished(run: MeasuredRun) -> None:
     prefix = f"{run.directory}: {run.arm}"
     if run.recipe is None:
         raise CheckpointError(f"{prefix}: its recipe.yaml cannot be read; {_REMEDY}")
-    reached = run.outcome.last_evaluated_step
-    if reached < run.recipe.steps:
-        raise CheckpointError(
-            f"{prefix} has losses up to step {reached:,} of {run.recipe.steps:,}: it is unfinished "
-            f"or diverged, and a schedule that is cut off misleads; finish it, or {_REMEDY}"
-        )
+    for name, history in run.outcome.losses.items():
+        reached = history.points[-1].step
+        if reached < run.recipe.steps:
+            raise CheckpointError(
+                f"{prefix} has {name} losses up to step {reached:,} of {run.recipe.steps:,}: it is "
+                "unfinished or diverged, and a schedule that is cut off misleads; finish it, or "
+                f"{_REMEDY}"
+            )
     if run.recipe.model.base is None or run.recipe.model.fresh:
         raise CheckpointError(f"{prefix} starts from new weights, not from a base; {_REMEDY}")
     for name, history in run.outcome.losses.items():
@@ -209,19 +213,42 @@ def _check_finished(run: MeasuredRun) -> None:
             )
 
 
+def _check_learned(run: MeasuredRun, arms: StudiedArms) -> None:
+    assert run.recipe
+    if arms.replay_share(run.recipe) == 1:
+        return
+    rises = [
+        history.points[-1].loss - _start(run, name)
+        for name, history in run.outcome.losses.items()
+        if name in arms.sets("downstream")
+    ]
+    if min(rises) > 0:
+        raise CheckpointError(
+            f"{run.directory}: {run.arm} trains on new data, and its downstream loss rose by "
+            f"{min(rises):.3g} nats: it diverged, and the law is for arms that learn; {_REMEDY}"
+        )
+
+
 def _recipe_value(value_of: Callable[[Recipe], object]) -> Callable[[MeasuredRun], object]:
     return lambda run: value_of(run.recipe) if run.recipe else None
 
 
 _SAME: dict[str, Callable[[MeasuredRun], object]] = {
     "base": _recipe_value(lambda recipe: f"{recipe.model.base} {recipe.model.revision or ''}"),
-    "sha256 of the base": lambda run: run.outcome.base and run.outcome.base.sha256,
+    "sha256 of the base": lambda run: run.outcome.base and (run.outcome.base.sha256 or "")[:12],
     "model.tokenizer": _recipe_value(lambda recipe: recipe.model.tokenizer or "that of the base"),
-    "validation sets": lambda run: ", ".join(run.outcome.losses),
+    "validation sets": lambda run: ", ".join(sorted(run.outcome.losses)),
     "data of the validation sets": lambda run: ", ".join(
         f"{name} {run.outcome.validation_digests[name][:12]}"
-        for name in run.outcome.losses
+        for name in sorted(run.outcome.losses)
         if name in run.outcome.validation_digests
+    ),
+    "tokens of the validation sets": _recipe_value(
+        lambda recipe: ", ".join(
+            f"{name} {one.tokens:,}"
+            for name, one in sorted(recipe.data.validation.items())
+            if one.tokens
+        )
     ),
     "data.context": _recipe_value(lambda recipe: recipe.data.context),
     "batch.tokens": _recipe_value(lambda recipe: recipe.batch.tokens),

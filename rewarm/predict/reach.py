@@ -27,6 +27,14 @@ class Reach(NamedTuple):
     is_longer: bool
     """Whether it is longer than every arm."""
 
+    @property
+    def outside(self) -> list[str]:
+        """The notes and the refusals; a note that a refusal repeats is not among them."""
+        notes = [
+            note for note in self.notes if not any(text.startswith(note) for text in self.refusals)
+        ]
+        return notes + self.refusals
+
 
 def reach_of(arms: StudiedArms, curve: RateCurve, replay: float) -> Reach:
     """Returns how far a run with this schedule and replay share is outside of the arms."""

@@ -91,7 +91,7 @@ def _table(losses: LeftOutLosses, name: str) -> Table:
                 number_cell(float(loss.measured[-1]), ".4f"),
                 number_cell(error.nats, "+.4f"),
                 number_cell(error.relative, ".1%"),
-                Cell("; ".join(predicted.reach.notes)),
+                Cell("; ".join(predicted.reach.outside)),
             ]
         )
     summary = summarize(errors)

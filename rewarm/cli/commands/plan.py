@@ -55,6 +55,7 @@ def plan(
         raise typer.BadParameter("--price: needs hours; name a --gpu, or --measure")
     speed_of = _speed(gpu, measure=measure)
     study = _study(file, overrides)
+    losses = _losses(predict, study or load_recipe_file(file, overrides)) if predict else None
     if measure:
         from rewarm.cli.text_sharding import shard_texts
         from rewarm.study.preflight_study import checkable_recipes
@@ -65,7 +66,6 @@ def plan(
     if price is not None and estimate.gpu_hours is not None:
         cost = price * estimate.gpu_hours
         estimate = estimate.model_copy(update={"price": price, "cost": cost})
-    losses = _losses(predict, study or load_recipe_file(file, overrides)) if predict else None
     if as_json:
         from rewarm.cli.seeds_output import seed_notes
 

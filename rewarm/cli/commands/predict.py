@@ -104,7 +104,12 @@ def _split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     """Returns the runs and studies among paths, and the recipes: files that are no study."""
     from rewarm.study.study_file import is_study
 
-    recipes = [path for path in paths if path.is_file() and not is_study(path)]
+    recipes = [
+        path
+        for path in paths
+        if (path.is_file() and not is_study(path))
+        or (path.suffix in (".yaml", ".yml") and not path.exists())
+    ]
     sources = [path for path in paths if path not in recipes]
     if not sources:
         raise typer.BadParameter(
