@@ -196,6 +196,9 @@ def annealing_area(curve: RateCurve, start: float, decay: float) -> Array:
     """
     length = float(curve.segment_lengths.mean())
     falls = -np.diff(curve.segment_rates, prepend=start)
-    momentum = np.convolve(falls, decay ** (length * np.arange(len(falls))))[: len(falls)]
+    momentum, span = falls.copy(), 1  # of the last `span` falls, which doubles
+    while span < len(momentum):
+        momentum[span:] += decay ** (length * span) * momentum[:-span]
+        span *= 2
     area = np.concatenate([[0.0], np.cumsum(momentum * curve.segment_lengths)])
     return np.asarray(area[curve.segment_of_point + 1])

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic_probes import LAW, PARAMETERS, Arm, synthetic_probe, synthetic_probes
+from synthetic_probes import LAW, LOGARITHMS, PARAMETERS, Arm, synthetic_probe, synthetic_probes
 
 from rewarm.predict.fit import fit_model
 from rewarm.predict.loss_models import LawModel, PublishedModel, TokensModel
@@ -21,7 +21,7 @@ def test_parameters_of_synthetic_losses_are_recovered(fit):
 
 def test_standard_errors_cover_the_parameters():
     """Of ten parameters, most are within two standard errors in spite of arms' errors of 1 %."""
-    fit = fit_model(LAW, synthetic_probes(error=0.01))
+    fit = fit_model(LAW, synthetic_probes(error=0.01), start=LOGARITHMS)
     inside = [
         abs(np.log(fit.parameters[name][0] / value)) < 2 * np.log(fit.parameters[name][1])
         for name, value in PARAMETERS.items()
