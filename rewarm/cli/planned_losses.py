@@ -76,17 +76,9 @@ class PlannedLosses(NamedTuple):
                 "curves and baselines",
             )
         ]
-        notes += [
-            ("*", f"{run}: {note}")
-            for run, prediction in self.predictions.items()
-            for note in prediction.reach.notes
-        ]
-        notes += [
-            ("no losses", f"{run}: {reason}")
-            for run, reasons in self.refusals.items()
-            for reason in reasons
-        ]
-        return notes
+        outside = {run: one.reach.notes for run, one in self.predictions.items()}
+        notes += [("*", line) for line in _by_reason(outside)]
+        return notes + [("no losses", line) for line in _by_reason(self.refusals)]
 
     def as_json(self, run: str) -> dict[str, Any]:
         """Returns the last losses of a run, and what is outside of the arms."""
@@ -122,9 +114,7 @@ def predict_planned(sources: list[Path], recipes: Mapping[str, Recipe]) -> Plann
         name: reasons for name, recipe in recipes.items() if (reasons := _refusals(arms, recipe))
     }
     if len(refusals) == len(recipes):
-        raise RecipeError(
-            [f"{name}: {reason}" for name, reasons in refusals.items() for reason in reasons]
-        )
+        raise RecipeError(_by_reason(refusals))
     fitted = fit_arms(arms)
     predictions = {
         name: fitted.predict(name, recipe, arms.replay_share(recipe))
@@ -143,3 +133,12 @@ def _refusals(arms: StudiedArms, recipe: Recipe) -> list[str]:
     except CheckpointError as error:
         return [str(error)]
     return reach_of(arms, arms.curve(recipe, [recipe.steps]), replay).refusals
+
+
+def _by_reason(reasons: Mapping[str, list[str]]) -> list[str]:
+    """Returns a line for each reason: the runs that it is for, and the reason."""
+    runs: dict[str, list[str]] = {}
+    for run, own in reasons.items():
+        for reason in own:
+            runs.setdefault(reason, []).append(run)
+    return [f"{', '.join(names)}: {reason}" for reason, names in runs.items()]
