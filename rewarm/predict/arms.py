@@ -222,10 +222,11 @@ def _check_learned(run: MeasuredRun, arms: StudiedArms) -> None:
         for name, history in run.outcome.losses.items()
         if name in arms.sets("downstream")
     ]
-    if min(rises) > 0:
+    if min(rises) >= 0:
         raise CheckpointError(
-            f"{run.directory}: {run.arm} trains on new data, and its downstream loss rose by "
-            f"{min(rises):.3g} nats: it diverged, and the law is for arms that learn; {_REMEDY}"
+            f"{run.directory}: {run.arm} trains on new data, and its downstream loss changed by "
+            f"{min(rises):+.3g} nats: it diverged or did not learn, and the law is for arms that "
+            f"do; {_REMEDY}"
         )
 
 

@@ -122,7 +122,7 @@ def test_runs_with_other_losses_are_refused(tmp_path, runs):
         ),
         (
             last_line_with(lines, last, {"downstream/loss": 9.0}),
-            "other trains on new data, and its downstream loss rose by 3.1 nats: it diverged",
+            "other trains on new data, and its downstream loss changed by +3.1 nats: it diverged",
         ),
     ):
         (run / "metrics.jsonl").write_text(changed)
