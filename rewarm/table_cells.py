@@ -56,6 +56,11 @@ def number_cell(value: float | None, number_format: str) -> Cell:
     return EMPTY if value is None else Cell(format(value, number_format), value)
 
 
+def interval_cell(low: float, high: float, number_format: str) -> Cell:
+    """Returns a cell with the bounds of an interval, `3.41 to 3.45`, sorted by the lower one."""
+    return Cell(f"{low:{number_format}} to {high:{number_format}}", low)
+
+
 def count_cell(value: int) -> Cell:
     """Returns a cell with a whole number, with thousands separators."""
     return Cell(f"{value:,}", value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from rewarm.cli.seeds_output import seed_notes
 from rewarm.cli.terminal_tables import print_notes, print_result_table
@@ -15,6 +16,9 @@ from rewarm.quantities import format_bytes, format_count, format_number, format_
 from rewarm.recipe.recipe import Recipe
 from rewarm.study.study_plan import StudyPlan
 from rewarm.table_cells import EMPTY, Cell, Table, count_cell, number_cell, tokens_cell
+
+if TYPE_CHECKING:  # with numpy and the law, which few plans need
+    from rewarm.cli.planned_losses import PlannedLosses
 
 
 def speed_by_measuring() -> SpeedOf:
@@ -41,13 +45,19 @@ def speed_by_measuring() -> SpeedOf:
     return speed_of
 
 
-def print_cost(estimate: CostEstimate, gpu: str | None, study: StudyPlan | None = None) -> None:
+def print_cost(
+    estimate: CostEstimate,
+    gpu: str | None,
+    study: StudyPlan | None = None,
+    losses: PlannedLosses | None = None,
+) -> None:
     """Prints a cost estimate as a table, and below it where each figure comes from.
 
     Args:
         estimate: the estimate.
         gpu: the GPU that it is for, if one was named.
         study: the study that it is of, whose seeds are reported.
+        losses: the losses of its runs, if they were predicted.
     """
     device = estimate.costs[0].device
     rows = [
@@ -60,6 +70,14 @@ def print_cost(estimate: CostEstimate, gpu: str | None, study: StudyPlan | None 
     table = Table("Cost", "", shown, [[row[name] for name in shown] for row in rows])
     print_result_table(table, show_title=False)
     notes = _notes(estimate, gpu) + (seed_notes(study, estimate) if study else [])
+    if losses:
+        beside = table.select("run", *(name for name in ("time", "cost") if name in shown))
+        rows_of_runs = [
+            [*row, *losses.cells(row[0].text)] for row in beside.rows if row[0].text in losses.runs
+        ]
+        columns = [*beside.columns, *losses.columns]
+        print_result_table(Table("Predicted last losses", "", columns, rows_of_runs))
+        notes += losses.notes()
     print_notes((f"{heading:<10}{text}" for heading, text in notes), indent=10)
 
 

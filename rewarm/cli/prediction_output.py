@@ -10,7 +10,15 @@ from rewarm.plots.axes import format_rate
 from rewarm.predict.accuracy import summarize
 from rewarm.predict.prediction import LEVELS, FittedArms, Prediction
 from rewarm.quantities import format_count
-from rewarm.table_cells import EMPTY, Cell, Table, number_cell, plural, tokens_cell
+from rewarm.table_cells import (
+    EMPTY,
+    Cell,
+    Table,
+    interval_cell,
+    number_cell,
+    plural,
+    tokens_cell,
+)
 
 _CURVE_ROWS = 8
 _LEVEL = LEVELS[0]
@@ -24,7 +32,7 @@ def final_table(predictions: list[Prediction]) -> Table:
             Cell(loss.name if loss.name == loss.role else f"{loss.name} ({loss.role})"),
             number_cell(float(loss.loss[0]), ".3f"),
             number_cell(float(loss.loss[-1]), ".3f"),
-            _interval_cell(loss.intervals[_LEVEL], -1),
+            interval_cell(*loss.final_interval(_LEVEL), ".3f"),
             number_cell(loss.nearest_final, ".3f"),
         ]
         for prediction in predictions
@@ -45,9 +53,10 @@ def curve_table(prediction: Prediction) -> Table:
         cells = [
             cell
             for loss in prediction.losses
+            for low, high in [loss.intervals[_LEVEL]]
             for cell in (
                 number_cell(float(loss.loss[index]), ".3f"),
-                _interval_cell(loss.intervals[_LEVEL], index),
+                interval_cell(float(low[index]), float(high[index]), ".3f"),
             )
         ]
         rate_cell = EMPTY if rate is None else Cell(format_rate(rate, 3), rate)
@@ -57,11 +66,6 @@ def curve_table(prediction: Prediction) -> Table:
         column for loss in prediction.losses for column in (loss.name, f"{loss.name} {_LEVEL:.0%}")
     ]
     return Table(f"Losses of {prediction.name}", "", columns, rows)
-
-
-def _interval_cell(bounds: Any, index: int) -> Cell:
-    low, high = (float(bound[index]) for bound in bounds)
-    return Cell(f"{low:.3f} to {high:.3f}", low)
 
 
 def accuracy_table(fitted: FittedArms) -> Table:

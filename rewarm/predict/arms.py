@@ -110,6 +110,50 @@ def study_arms(runs: Sequence[MeasuredRun]) -> StudiedArms:
     Raises:
         CheckpointError: they are too few, a run is not finished, or they do not compare.
     """
+    arms = _compared(runs)
+    by_arm: dict[str, list[MeasuredRun]] = {}
+    for run in runs:
+        by_arm.setdefault(run.arm, []).append(run)
+    arms.new_corpora.extend(
+        dict.fromkeys(new for run in runs if run.recipe and (new := arms.new_data(run.recipe)))
+    )
+    arms.probes.extend(_probe(arm, own, arms) for arm, own in by_arm.items())
+    shifted = [probe for probe in arms.probes if probe.replay < 1]
+    if len(shifted) < LEAST_ARMS:
+        names_found = ", ".join(probe.arm for probe in shifted) or "none"
+        raise CheckpointError(
+            f"arms that train on new data: {len(shifted)} ({names_found}); at least {LEAST_ARMS} "
+            "are needed: one at the peak that you plan, one at a half or a quarter of it, and one "
+            "with about 5% of replay"
+        )
+    return arms
+
+
+def comparable_runs(reference: str, runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
+    """Returns the runs that one law can describe together with an arm, the reference.
+
+    Those are left out that are not finished, or that have another base, batch or data.
+    """
+    groups = (
+        [run for run in runs if _compares([first, run])] for first in runs if first.arm == reference
+    )
+    return next((group for group in groups if group), [])
+
+
+def _compares(runs: Sequence[MeasuredRun]) -> bool:
+    try:
+        _compared(runs)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _compared(runs: Sequence[MeasuredRun]) -> StudiedArms:
+    """Returns what some runs have in common, as arms without probes.
+
+    Raises:
+        CheckpointError: a run is not finished, or they do not compare.
+    """
     for run in runs:
         _check_finished(run)
     for what, value_of in _SAME.items():
@@ -128,8 +172,7 @@ def study_arms(runs: Sequence[MeasuredRun]) -> StudiedArms:
             f"as data.validation.NAME.role: {missing[0]} in its recipe.yaml"
         )
     rates = first.lineage[-1].lrs if first.lineage else None
-    highest = max(run.recipe.lr(k) for run in runs if run.recipe for k in _few_steps(run.recipe))
-    unit = rates[1] if rates else highest
+    unit = rates[1] if rates else max(_highest_rate(run.recipe) for run in runs if run.recipe)
     last = rates[2] if rates else first.recipe.model.base_lr or 0.0
     arms = StudiedArms(
         [],
@@ -144,21 +187,8 @@ def study_arms(runs: Sequence[MeasuredRun]) -> StudiedArms:
         [],
     )
     _check_same(runs, "new data", lambda run: run.recipe and arms.new_data(run.recipe))
-    by_arm: dict[str, list[MeasuredRun]] = {}
     for run in runs:
-        by_arm.setdefault(run.arm, []).append(run)
-    arms.new_corpora.extend(
-        dict.fromkeys(new for run in runs if run.recipe and (new := arms.new_data(run.recipe)))
-    )
-    arms.probes.extend(_probe(arm, own, arms) for arm, own in by_arm.items())
-    shifted = [probe for probe in arms.probes if probe.replay < 1]
-    if len(shifted) < LEAST_ARMS:
-        names_found = ", ".join(probe.arm for probe in shifted) or "none"
-        raise CheckpointError(
-            f"{len(shifted)} arms train on new data ({names_found}); at least {LEAST_ARMS} are "
-            "needed: one at the peak that you plan, one at a half or a quarter of it, and one with "
-            "about 5% of replay"
-        )
+        _check_learned(run, arms)
     return arms
 
 
@@ -166,12 +196,14 @@ def _check_finished(run: MeasuredRun) -> None:
     prefix = f"{run.directory}: {run.arm}"
     if run.recipe is None:
         raise CheckpointError(f"{prefix}: its recipe.yaml cannot be read; {_REMEDY}")
-    reached = run.outcome.last_evaluated_step
-    if reached < run.recipe.steps:
-        raise CheckpointError(
-            f"{prefix} has losses up to step {reached:,} of {run.recipe.steps:,}: it is unfinished "
-            f"or diverged, and a schedule that is cut off misleads; finish it, or {_REMEDY}"
-        )
+    for name, history in run.outcome.losses.items():
+        reached = history.points[-1].step
+        if reached < run.recipe.steps:
+            raise CheckpointError(
+                f"{prefix} has {name} losses up to step {reached:,} of {run.recipe.steps:,}: it is "
+                "unfinished or diverged, and a schedule that is cut off misleads; finish it, or "
+                f"{_REMEDY}"
+            )
     if run.recipe.model.base is None or run.recipe.model.fresh:
         raise CheckpointError(f"{prefix} starts from new weights, not from a base; {_REMEDY}")
     for name, history in run.outcome.losses.items():
@@ -181,18 +213,43 @@ def _check_finished(run: MeasuredRun) -> None:
             )
 
 
+def _check_learned(run: MeasuredRun, arms: StudiedArms) -> None:
+    assert run.recipe
+    if arms.replay_share(run.recipe) == 1:
+        return
+    rises = [
+        history.points[-1].loss - _start(run, name)
+        for name, history in run.outcome.losses.items()
+        if name in arms.sets("downstream")
+    ]
+    if min(rises) >= 0:
+        raise CheckpointError(
+            f"{run.directory}: {run.arm} trains on new data, and its downstream loss changed by "
+            f"{min(rises):+.3g} nats: it diverged or did not learn, and the law is for arms that "
+            f"do; {_REMEDY}"
+        )
+
+
 def _recipe_value(value_of: Callable[[Recipe], object]) -> Callable[[MeasuredRun], object]:
     return lambda run: value_of(run.recipe) if run.recipe else None
 
 
 _SAME: dict[str, Callable[[MeasuredRun], object]] = {
     "base": _recipe_value(lambda recipe: f"{recipe.model.base} {recipe.model.revision or ''}"),
-    "sha256 of the base": lambda run: run.outcome.base and run.outcome.base.sha256,
-    "validation sets": lambda run: ", ".join(run.outcome.losses),
+    "sha256 of the base": lambda run: run.outcome.base and (run.outcome.base.sha256 or "")[:12],
+    "model.tokenizer": _recipe_value(lambda recipe: recipe.model.tokenizer or "that of the base"),
+    "validation sets": lambda run: ", ".join(sorted(run.outcome.losses)),
     "data of the validation sets": lambda run: ", ".join(
         f"{name} {run.outcome.validation_digests[name][:12]}"
-        for name in run.outcome.losses
+        for name in sorted(run.outcome.losses)
         if name in run.outcome.validation_digests
+    ),
+    "tokens of the validation sets": _recipe_value(
+        lambda recipe: ", ".join(
+            f"{name} {one.tokens:,}"
+            for name, one in sorted(recipe.data.validation.items())
+            if one.tokens
+        )
     ),
     "data.context": _recipe_value(lambda recipe: recipe.data.context),
     "batch.tokens": _recipe_value(lambda recipe: recipe.batch.tokens),
@@ -220,8 +277,9 @@ def _start(run: MeasuredRun, name: str) -> float:
     return start
 
 
-def _few_steps(recipe: Recipe) -> range:
-    return range(1, recipe.steps + 1, max(1, recipe.steps // 1000))
+def _highest_rate(recipe: Recipe) -> float:
+    steps = range(1, recipe.steps + 1, max(1, recipe.steps // 1000))
+    return max(recipe.lr(step) for step in steps)
 
 
 def _probe(arm: str, runs: list[MeasuredRun], arms: StudiedArms) -> Probe:

@@ -15,6 +15,7 @@ were found on the study cpu-mini, see docs/predict.md, which also says where the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +29,8 @@ Form = Literal["saturating", "logarithmic"]
 _MOST_SEGMENTS = 2_000  # of a schedule; as many as a chart is pixels wide
 
 
-class RateCurve(NamedTuple):
+@dataclass(frozen=True, eq=False)  # compared by identity, so that it can be a key of a cache
+class RateCurve:
     """The learning rates of a run, and their sums at the steps whose losses are of interest.
 
     A run of more than 2,000 steps is divided into segments of steps, each with its mean rate. The
@@ -192,10 +194,11 @@ def annealing_area(curve: RateCurve, start: float, decay: float) -> Array:
         start: the base's last rate in units of its peak.
         decay: λ.
     """
-    from scipy.signal import lfilter
-
     length = float(curve.segment_lengths.mean())
     falls = -np.diff(curve.segment_rates, prepend=start)
-    momentum = lfilter([1.0], [1.0, -(decay**length)], falls)
+    momentum, span = falls.copy(), 1  # of the last `span` falls, which doubles
+    while span < len(momentum):
+        momentum[span:] += decay ** (length * span) * momentum[:-span]
+        span *= 2
     area = np.concatenate([[0.0], np.cumsum(momentum * curve.segment_lengths)])
     return np.asarray(area[curve.segment_of_point + 1])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -86,6 +86,12 @@ class LossModel(Protocol):
         """
 
 
+# Most of a fit's time: of the steps that a derivative takes, only one or two change them, and all
+# validation sets have the noise in common.
+_noise_change = lru_cache(maxsize=256)(noise_change)
+_annealing_area = lru_cache(maxsize=256)(annealing_area)
+
+
 @dataclass(frozen=True)
 class LawModel:
     """The law of `rewarm.predict.law`. Its validation sets have the noise terms in common."""
@@ -119,7 +125,7 @@ class LawModel:
         values = [float(value) for value in np.exp(logarithms)]
         first = len(_NOISE_PRIORS) + 4 * self.sets.index(validation_set)
         four = values[first : first + 4]
-        noise = noise_change(curve, self.start, NoiseTerms(*values[:2]))
+        noise = _noise_change(curve, self.start, NoiseTerms(*values[:2]))
         if validation_set in self.old:
             return noise + forgetting(curve, replay, OldTerms(*four))
         return noise - adaptation(curve, replay, NewTerms(*four), self.form)
@@ -180,7 +186,7 @@ class PublishedModel:
         else:
             factor = _signed_factor(replay, values[-1], is_old=is_old)
         shift = factor * B * -np.expm1(-beta * np.log1p(E * curve.summed))
-        return np.asarray(shift - C * annealing_area(curve, self.start, 1 - min(rate, 1.0)))
+        return np.asarray(shift - C * _annealing_area(curve, self.start, 1 - min(rate, 1.0)))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from rewarm.predict.accuracy import (
 )
 from rewarm.predict.arms import StudiedArms
 from rewarm.predict.fit import Fit, Probe, fit_model
-from rewarm.predict.law import Array, RateCurve
+from rewarm.predict.law import Array, Form, RateCurve
 from rewarm.predict.loss_models import LawModel, LossModel, PublishedModel, TokensModel
 from rewarm.predict.reach import Reach, reach_of
 from rewarm.recipe.recipe import Recipe
@@ -40,6 +40,11 @@ class PredictedLoss(NamedTuple):
     """The bounds of the loss, by their probability; of both forms where the run is longer."""
     nearest_final: float
     """The last loss of the nearest arm."""
+
+    def final_interval(self, level: float) -> tuple[float, float]:
+        """Returns the bounds of the last loss with this probability."""
+        low, high = self.intervals[level]
+        return float(low[-1]), float(high[-1])
 
 
 class Prediction(NamedTuple):
@@ -76,12 +81,13 @@ class FittedArms(NamedTuple):
         reach = reach_of(arms, curve, replay)
         nearest = nearest_probe(arms.probes, curve, replay)
         names = self.law.model.sets if replay < 1 else self.law.model.old
-        losses = [self._predict_loss(one, curve, replay, reach.is_longer) for one in names]
+        losses = [self.predict_loss(one, curve, replay, is_longer=reach.is_longer) for one in names]
         return Prediction(name, recipe, curve, replay, losses, nearest.arm, reach)
 
-    def _predict_loss(
-        self, name: str, curve: RateCurve, replay: float, is_longer: bool
+    def predict_loss(
+        self, name: str, curve: RateCurve, replay: float, *, is_longer: bool
     ) -> PredictedLoss:
+        """Returns the loss on a validation set; if the run is longer than all arms, see `Reach`."""
         start, probes = self.arms.starts[name], self.arms.probes
         fits = [self.law, self.logarithmic] if is_longer else [self.law]
         changes = [predict_change(fit, probes, name, curve, replay) for fit in fits]
@@ -115,12 +121,13 @@ class FittedArms(NamedTuple):
 
 def fit_arms(arms: StudiedArms) -> FittedArms:
     """Returns arms with both forms of the law fitted to them."""
-    old, new = arms.sets("upstream"), arms.sets("downstream")
-    law, logarithmic = (
-        fit_model(LawModel(old, new, arms.start, form), arms.probes)
-        for form in ("saturating", "logarithmic")
-    )
-    return FittedArms(arms, law, logarithmic)
+    return FittedArms(arms, fit_form(arms, "saturating"), fit_form(arms, "logarithmic"))
+
+
+def fit_form(arms: StudiedArms, form: Form) -> Fit[LawModel]:
+    """Returns a form of the law, fitted to arms."""
+    model = LawModel(arms.sets("upstream"), arms.sets("downstream"), arms.start, form)
+    return fit_model(model, arms.probes)
 
 
 def _refitter(fit: Fit[LossModel] | Fit[LawModel]) -> Callable[[Sequence[Probe]], Predictor]:

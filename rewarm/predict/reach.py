@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from rewarm.predict.arms import StudiedArms
 from rewarm.predict.law import RateCurve
+from rewarm.recipe.recipe import Recipe
 
 # What was measured: docs/predict.md, "Limits".
 _MOST_LENGTHS = 2.0
@@ -25,6 +26,14 @@ class Reach(NamedTuple):
     """What is beyond the limits; these are errors unless they are forced."""
     is_longer: bool
     """Whether it is longer than every arm."""
+
+    @property
+    def outside(self) -> list[str]:
+        """The notes and the refusals; a note that a refusal repeats is not among them."""
+        notes = [
+            note for note in self.notes if not any(text.startswith(note) for text in self.refusals)
+        ]
+        return notes + self.refusals
 
 
 def reach_of(arms: StudiedArms, curve: RateCurve, replay: float) -> Reach:
@@ -67,3 +76,33 @@ def reach_of(arms: StudiedArms, curve: RateCurve, replay: float) -> Reach:
             "is not described"
         )
     return Reach(notes, refusals, curve.run_steps > longest * (1 + _ROUNDING))
+
+
+def recipe_differences(arms: StudiedArms, recipe: Recipe) -> list[str]:
+    """Returns in what a recipe differs from the arms other than schedule, length and replay.
+
+    The law of the arms is for recipes without such differences.
+    """
+    of_arms = arms.recipe
+    settings = {
+        "model.base": (recipe.model.base, of_arms.model.base),
+        "model.revision": (recipe.model.revision, of_arms.model.revision),
+        "model.tokenizer": (recipe.model.tokenizer, of_arms.model.tokenizer),
+        "model.fresh": (recipe.model.fresh, of_arms.model.fresh),
+        "data.context": (recipe.data.context, of_arms.data.context),
+        "batch.tokens": (recipe.batch.tokens, of_arms.batch.tokens),
+        "optimizer": (recipe.optimizer, of_arms.optimizer),
+    }
+    differences = [
+        f"{path} is {own}, and {expected} in the arms; predictions are for runs that have it in "
+        "common with them"
+        for path, (own, expected) in settings.items()
+        if own != expected
+    ]
+    new = arms.new_data(recipe)
+    if not differences and new and new not in arms.new_corpora:
+        differences = [
+            f"new data {new}, and {' or '.join(arms.new_corpora)} in the arms; the loss on other "
+            "data follows another law"
+        ]
+    return differences

@@ -11,12 +11,13 @@ import math
 from typing import Any
 
 from rewarm.report.collect_runs import CollectedRuns, JsonLine, RunRecord
+from rewarm.report.left_out_losses import LeftOutLosses
 from rewarm.report.rate_curves import RatePoint, applied_rates, scheduled_rates
 
 _LOSS_RESOLUTION = 1e-6  # nats; the page averages seeds, and rounds the mean to 1e-4
 
 
-def chart_data_json(collected: CollectedRuns) -> str:
+def chart_data_json(collected: CollectedRuns, left_out: LeftOutLosses | None = None) -> str:
     """Returns the curves as JSON, escaped so that no name can close the script element."""
     columns = PackedColumns()
     arms = [
@@ -26,6 +27,7 @@ def chart_data_json(collected: CollectedRuns) -> str:
                 _run_data(record, collected.validation_sets, columns)
                 for record in collected.records_of(arm)
             ],
+            **_predicted_data(left_out, arm, collected.validation_sets, columns),
         }
         for arm in collected.arms
     ]
@@ -93,6 +95,28 @@ def _run_data(
         "schedule": _rate_columns(scheduled_rates(record), columns),
         "applied": _rate_columns(applied_rates(record), columns),
     }
+
+
+def _predicted_data(
+    left_out: LeftOutLosses | None, arm: str, validation_sets: list[str], columns: PackedColumns
+) -> dict[str, Any]:
+    """Returns the predicted and measured losses of an arm, if it was predicted."""
+    if left_out is None or arm not in left_out.predicted:
+        return {}
+    predicted, batch = left_out.predicted[arm], left_out.arms.recipe.batch.tokens
+    steps = [int(step) for step in predicted.probe.curve.steps]
+    losses = {
+        validation_sets.index(name): {
+            "predicted": columns.add_losses(loss.predicted.loss.tolist()),
+            "measured": columns.add_losses(loss.measured.tolist()),
+        }
+        for name, loss in predicted.losses.items()
+    }
+    x = {
+        "step": columns.add_counts(steps),
+        "tokens": columns.add_counts([step * batch for step in steps]),
+    }
+    return {"left_out": x | {"sets": losses}}
 
 
 def _x_columns(lines: list[JsonLine], columns: PackedColumns) -> dict[str, int]:

@@ -15,7 +15,7 @@ def chart_section(collected: CollectedRuns) -> Markup:
     quantity = tag("span", "loss", class_="what")
     nats = tag("span", "nats per token", class_="unit")
     figures = [
-        _figure(
+        chart_figure(
             join(f"{name} ", quantity),
             join(nats, _role_note(collected, name)),
             _validation_alternative(collected, name),
@@ -30,8 +30,8 @@ def chart_section(collected: CollectedRuns) -> Markup:
         loss = _training_loss_alternative(collected)
         rates = _learning_rate_alternative(collected)
         figures += [
-            _figure(title, unit, loss, chart="loss", css_class="wide"),
-            _figure(
+            chart_figure(title, unit, loss, chart="loss", css_class="wide"),
+            chart_figure(
                 "learning rate",
                 "the schedule; points: as applied",
                 rates,
@@ -50,7 +50,7 @@ def chart_section(collected: CollectedRuns) -> Markup:
     return join(_controls(collected), without_script, tag("div", *figures, class_="charts"))
 
 
-def _figure(
+def chart_figure(
     title: str,
     unit: str,
     alternative: str,
@@ -59,6 +59,16 @@ def _figure(
     set_index: int | None = None,
     css_class: str = "",
 ) -> Markup:
+    """Returns an empty figure, in which the page's script draws.
+
+    Args:
+        title: the quantity that it shows.
+        unit: its unit, and how to read the figure.
+        alternative: sentences for screen readers with its main values.
+        chart: what it shows: see `curves` in page.js.
+        set_index: the index of its validation set.
+        css_class: of the figure.
+    """
     title_id = f"chart-{chart}-{set_index}"
     keyboard_help = "Arrow keys read values, plus and minus zoom, Escape shows everything."
     return tag(

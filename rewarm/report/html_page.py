@@ -3,7 +3,8 @@
 ```
  CollectedRuns ── tables, summary ──> sentences, tables ──┐
                ── chart_data      ──> data of the curves ─┼─> page with page.css, page.js, uPlot
-               ── loss_scatter    ──> images             ─┘
+               ── loss_scatter    ──> images             ─┤
+               ── left_out_losses ──> predicted losses   ─┘
 ```
 Names and settings come from untrusted files: they reach the page as escaped text and as JSON only,
 and the page's content security policy allows only the two scripts whose digests it lists.
@@ -20,9 +21,11 @@ from rewarm.checkpoints.lineage import LineageNode, lineage_forest
 from rewarm.report.chart_data import chart_data_json
 from rewarm.report.collect_runs import CollectedRuns
 from rewarm.report.html_charts import chart_section
+from rewarm.report.html_left_out import left_out_section
 from rewarm.report.html_loss_scatter import loss_scatter_section
 from rewarm.report.html_tables import html_tables
 from rewarm.report.html_writer import Markup, join, tag
+from rewarm.report.left_out_losses import LeftOutLosses, predict_left_out_losses
 from rewarm.report.loss_tables import (
     final_losses_table,
     overtaking_table,
@@ -55,7 +58,8 @@ def html_page(collected: CollectedRuns) -> str:
     style = _asset("uplot.css") + _asset("page.css")
     scripts = [_asset("uplot.js"), _asset("page.js")]
     head = _head(collected.title, style, scripts)
-    sections = [section for section in _sections(collected) if section.content]
+    left_out = predict_left_out_losses(collected)
+    sections = [section for section in _sections(collected, left_out) if section.content]
     body = tag(
         "body",
         tag("a", "Skip to the summary", href="#summary", class_="skip"),
@@ -77,7 +81,12 @@ def html_page(collected: CollectedRuns) -> str:
             ),
         ),
         tag("footer", tag("p", _footer(collected))),
-        tag("script", Markup(chart_data_json(collected)), type="application/json", id="data"),
+        tag(
+            "script",
+            Markup(chart_data_json(collected, left_out)),
+            type="application/json",
+            id="data",
+        ),
         *(tag("script", Markup(script)) for script in scripts),
     )
     return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
@@ -108,7 +117,7 @@ def _policy_digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def _sections(collected: CollectedRuns) -> list[PageSection]:
+def _sections(collected: CollectedRuns, left_out: LeftOutLosses | None) -> list[PageSection]:
     """Returns the sections in their order; a section without content is left out of the page."""
     metrics = html_tables(
         *(validation_set_table(collected, name) for name in collected.validation_sets),
@@ -122,6 +131,9 @@ def _sections(collected: CollectedRuns) -> list[PageSection]:
         PageSection("summary", "Summary", _summary(collected)),
         PageSection("curves", "Curves", chart_section(collected)),
         PageSection("losses", "Both losses", loss_scatter_section(collected)),
+        PageSection(
+            "predicted", "Predicted against measured", left_out_section(collected, left_out)
+        ),
         PageSection("metrics", "Metrics", metrics),
         PageSection("samples", "Samples", sample_section(collected)),
         PageSection("settings", "Settings", _settings(collected)),

@@ -7,6 +7,11 @@ import io
 
 from rewarm.markdown import escape_markdown, markdown_row
 from rewarm.report.collect_runs import CollectedRuns, JsonLine
+from rewarm.report.left_out_losses import (
+    LeftOutLosses,
+    left_out_tables,
+    predict_left_out_losses,
+)
 from rewarm.report.loss_tables import (
     final_losses_table,
     fitted_lines_table,
@@ -34,7 +39,8 @@ def as_markdown(collected: CollectedRuns) -> str:
         "",
         *(f"- {escape_markdown(sentence)}" for sentence in summary_sentences(collected)),
     ]
-    for table in _tables(collected):
+    left_out = predict_left_out_losses(collected)
+    for table in _tables(collected, left_out):
         lines += ["", f"## {escape_markdown(table.title)}", "", escape_markdown(table.caption), ""]
         lines += _table_lines(table)
     if sentence := applied_rates_sentence(collected):
@@ -64,7 +70,7 @@ def _values(line: JsonLine) -> JsonLine:
     return {f"continuation of {prompt}": text for prompt, text in samples_in(line)}
 
 
-def _tables(collected: CollectedRuns) -> list[Table]:
+def _tables(collected: CollectedRuns, left_out: LeftOutLosses | None) -> list[Table]:
     """Returns all tables that have rows, the summary's tables first."""
     tables = [
         final_losses_table(collected),
@@ -73,6 +79,7 @@ def _tables(collected: CollectedRuns) -> list[Table]:
         overtaking_table(collected),
         tasks_table(collected),
         fitted_lines_table(collected),
+        *(left_out_tables(left_out) if left_out else []),
         settings_table(collected),
         runs_table(collected),
         same_batches_table(collected),

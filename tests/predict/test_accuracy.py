@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from synthetic_probes import ARMS, LAW, Arm, synthetic_probe, synthetic_probes
+from synthetic_probes import ARMS, LAW, LOGARITHMS, Arm, synthetic_probe, synthetic_probes
 
 from rewarm.predict.accuracy import (
     FinalError,
@@ -68,7 +68,7 @@ def test_intervals_cover_new_arms():
     inside: dict[float, list[bool]] = {0.8: [], 0.95: []}
     for seed in range(2):
         probes = synthetic_probes(error=0.02, seed=seed)
-        fit = fit_model(LAW, probes)
+        fit = fit_model(LAW, probes, start=LOGARITHMS)
         target = synthetic_probe("target", Arm(0.7, replay=0.02))
         measured = target.changes["old"][-1]
         change = predict_change(fit, probes, "old", target.curve, target.replay)
@@ -82,7 +82,7 @@ def test_intervals_cover_new_arms():
 
 def test_intervals_widen_where_no_arm_was():
     probes = [probe for probe in synthetic_probes(0.02) if probe.replay < 0.2]
-    fit = fit_model(LAW, probes)
+    fit = fit_model(LAW, probes, start=LOGARITHMS)
     near, far = (synthetic_probe("target", Arm(replay=replay)) for replay in (0.05, 0.6))
     widths = []
     for target in (near, far):

@@ -6,7 +6,7 @@ from synthetic_probes import Arm, rewarmed, synthetic_probe
 from rewarm.errors import CheckpointError
 from rewarm.predict.arms import StudiedArms
 from rewarm.predict.law import rate_curve
-from rewarm.predict.reach import reach_of
+from rewarm.predict.reach import reach_of, recipe_differences
 from rewarm.recipe.recipe import validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
 
@@ -93,6 +93,22 @@ def test_a_share_that_changes_is_refused():
     )
     with pytest.raises(CheckpointError, match="change during the run"):
         ARMS.replay_share(recipe)
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ("model.base=/models/x", "model.base is /models/x, and /models/base in the arms; "),
+        ("model.tokenizer=/models/t", "model.tokenizer is /models/t, and None in the arms; "),
+        ("data.context=64", "data.context is 64, and 128 in the arms; "),
+        ("data.train.new.shards=/x", "new data new (/x), and new (/data/new/train) in the arms; "),
+    ],
+)
+def test_recipes_that_differ(change, difference):
+    arms = ARMS._replace(new_corpora=["new (/data/new/train)"])
+    assert recipe_differences(arms, recipe_with("schedule.peak_lr=1e-3")) == []
+    [found] = recipe_differences(arms, recipe_with(change))
+    assert found.startswith(difference)
 
 
 def test_rates_count_in_units_of_the_bases_peak():

@@ -2,11 +2,13 @@
 
 import base64
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
+from predicted_studies import ARMS, write_arm
 from quickstart_in_readme import REPORT_PICTURE, photograph_report, runs_of_stored_metrics
 from written_runs import HOSTILE, write_run
 
@@ -388,6 +390,38 @@ def test_print_is_light_and_fits_the_paper(browser, file):
     page.js("dispatchEvent(new Event('afterprint'))")
     printed = browser.execute_cdp_cmd("Page.printToPDF", {})
     assert base64.b64decode(printed["data"]).startswith(b"%PDF")
+    assert page.errors() == []
+
+
+@pytest.fixture(scope="module")
+def predicted_file(tmp_path_factory):
+    """The page of three arms of which each can be predicted from the others."""
+    folder = tmp_path_factory.mktemp("predicted")
+    for name in ("peak", "half", "replay"):
+        write_arm(folder / "study" / name, ARMS[name])
+    path = folder / "report.html"
+    path.write_text(html_page(collect_runs([folder / "study"])), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+def test_predicted_losses_are_drawn_with_the_measured_ones(browser, predicted_file, width, dark):
+    page = OpenPage(browser, predicted_file, width, dark=dark)
+    page.wait_for_drawing()
+    assert page.js("return document.documentElement.scrollWidth") == width
+    predicted, residual = page.find_all("[data-chart=predicted]"), "[data-chart=residual] .readout"
+    assert len(predicted) == 2
+    assert min(page.ink()) > 1000
+    before = page.find_all(residual)[0].text
+    assert re.search(r"half\s+[+-]\d\.\d{4}", before)
+    page.set("#y", "perplexity")
+    assert predicted[0].find_element("css selector", "h3").text == "predicted upstream perplexity"
+    assert page.find_all(residual)[0].text == before
+    page.set("#x", "step")
+    page.find(".arms button").click()
+    page.wait_for_drawing()
+    assert "half" not in page.find_all(residual)[0].text
     assert page.errors() == []
 
 

@@ -12,8 +12,10 @@ from rewarm.cli.options import Json, RecipeOrStudy, Set, load_recipe_file
 from rewarm.cli.standard_streams import print_json
 
 if TYPE_CHECKING:
+    from rewarm.cli.planned_losses import PlannedLosses
     from rewarm.estimates.cost import CostEstimate
     from rewarm.estimates.throughput import SpeedOf
+    from rewarm.recipe.recipe import Recipe
     from rewarm.study.study_plan import StudyPlan
 
 
@@ -35,6 +37,14 @@ def plan(
     price: Annotated[
         float | None, typer.Option(metavar="X", help="Of one GPU for an hour.", min=0)
     ] = None,
+    predict: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN_OR_STUDY",
+            help="Finished runs, folders of runs, or studies, from which the last losses are "
+            "predicted: see `rewarm predict`. May be repeated.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print what a recipe, or a study, costs: tokens, FLOPs, hours, price, memory, disk.
@@ -45,6 +55,7 @@ def plan(
         raise typer.BadParameter("--price: needs hours; name a --gpu, or --measure")
     speed_of = _speed(gpu, measure=measure)
     study = _study(file, overrides)
+    losses = _losses(predict, study or load_recipe_file(file, overrides)) if predict else None
     if measure:
         from rewarm.cli.text_sharding import shard_texts
         from rewarm.study.preflight_study import checkable_recipes
@@ -60,11 +71,14 @@ def plan(
 
         notes = [f"{about}: {text}" for about, text in seed_notes(study, estimate)] if study else []
         content = estimate.model_dump(mode="json") | ({"notes": notes} if study else {})
+        for cost in content["costs"]:
+            if losses and cost["name"] in losses.runs:
+                cost["predicted"] = losses.as_json(cost["name"])
         print_json(json.dumps(content, indent=1))
     else:
         from rewarm.cli.cost_output import print_cost
 
-        print_cost(estimate, gpu, study)
+        print_cost(estimate, gpu, study, losses)
 
 
 def _speed(gpu: str | None, *, measure: bool) -> SpeedOf | None:
@@ -92,6 +106,17 @@ def _study(file: Path, overrides: list[str] | None) -> StudyPlan | None:
     from rewarm.study.study_file import is_study, load_study
 
     return load_study(file, overrides) if is_study(file) else None
+
+
+def _losses(sources: list[Path], planned: StudyPlan | Recipe) -> PlannedLosses:
+    """Returns the predicted losses of a recipe's run, or of the arms of a study."""
+    from rewarm.cli.planned_losses import predict_planned
+    from rewarm.recipe.recipe import Recipe
+
+    if isinstance(planned, Recipe):
+        return predict_planned(sources, {str(planned.run_directory): planned})
+    arms = {arm: planned.runs_of(arm)[0].recipe for arm in planned.study.arms}
+    return predict_planned(sources, arms)
 
 
 def _estimate(

@@ -104,7 +104,12 @@ def _split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     """Returns the runs and studies among paths, and the recipes: files that are no study."""
     from rewarm.study.study_file import is_study
 
-    recipes = [path for path in paths if path.is_file() and not is_study(path)]
+    recipes = [
+        path
+        for path in paths
+        if (path.is_file() and not is_study(path))
+        or (path.suffix in (".yaml", ".yml") and not path.exists())
+    ]
     sources = [path for path in paths if path not in recipes]
     if not sources:
         raise typer.BadParameter(
@@ -128,17 +133,11 @@ def _parse_replay(text: str, schedules: list[str]) -> float:
 
 
 def _read_arms(sources: list[Path]) -> StudiedArms:
-    from rewarm.predict.arms import MeasuredRun, study_arms
+    from rewarm.predict.arms import study_arms
     from rewarm.report.collect_runs import collect_runs
-    from rewarm.study.run_outcomes import outcome_from_metrics
+    from rewarm.report.left_out_losses import measured_runs
 
-    runs = []
-    for record in collect_runs(sources).records:
-        outcome = outcome_from_metrics(record.lines, record.state, record.settings)
-        lineage = record.state.lineage if record.state else []
-        if outcome:
-            runs.append(MeasuredRun(record.arm, record.directory, record.recipe, outcome, lineage))
-    return study_arms(runs)
+    return study_arms(measured_runs(collect_runs(sources)))
 
 
 def _checked_recipe(arms: StudiedArms, name: str, recipe: Recipe) -> Recipe:
@@ -148,30 +147,10 @@ def _checked_recipe(arms: StudiedArms, name: str, recipe: Recipe) -> Recipe:
         RecipeError: it differs from the arms in more than schedule, length and replay.
     """
     from rewarm.errors import RecipeError
+    from rewarm.predict.reach import recipe_differences
 
-    of_arms = arms.recipe
-    settings = {
-        "model.base": (recipe.model.base, of_arms.model.base),
-        "model.revision": (recipe.model.revision, of_arms.model.revision),
-        "model.fresh": (recipe.model.fresh, of_arms.model.fresh),
-        "data.context": (recipe.data.context, of_arms.data.context),
-        "batch.tokens": (recipe.batch.tokens, of_arms.batch.tokens),
-        "optimizer": (recipe.optimizer, of_arms.optimizer),
-    }
-    differences = [
-        f"{name}: {path} is {own}, and {expected} in the arms; predictions are for runs that "
-        "have it in common with them"
-        for path, (own, expected) in settings.items()
-        if own != expected
-    ]
-    new = arms.new_data(recipe)
-    if not differences and new and new not in arms.new_corpora:
-        differences = [
-            f"{name}: new data {new}, and {' or '.join(arms.new_corpora)} in the arms; the loss "
-            "on other data follows another law"
-        ]
-    if differences:
-        raise RecipeError(differences)
+    if differences := recipe_differences(arms, recipe):
+        raise RecipeError([f"{name}: {difference}" for difference in differences])
     return recipe
 
 

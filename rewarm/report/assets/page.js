@@ -37,9 +37,26 @@
     const lines = { set: run.evaluate, loss: run.train, lr: run.schedule }[chart];
     const y = chart === "set" ? lines.sets[set] : lines[chart];
     if (y === undefined) return null;
-    const isPerplexity = chart !== "lr" && state.y === "perplexity";
-    const values = column(y);
-    return { x: column(lines[state.x]), y: isPerplexity ? values.map((v) => v && Math.exp(v)) : values };
+    return { x: column(lines[state.x]), y: chart === "lr" ? column(y) : lossValues(y) };
+  }
+
+  function lossValues(index) {
+    const values = column(index);
+    return state.y === "perplexity" ? values.map((v) => v && Math.exp(v)) : values;
+  }
+
+  const isPrediction = (figure) => figure.dataset.chart === "predicted" || figure.dataset.chart === "residual";
+
+  function predictedCurves(arm, index, { dataset: { chart, set } }) {
+    const lines = arm.left_out;
+    if (!lines || !(set in lines.sets)) return [];
+    const { predicted, measured } = lines.sets[set];
+    const x = column(lines[state.x]);
+    if (chart === "residual") {
+      const values = column(measured);
+      return [{ index, role: "main", x, y: column(predicted).map((v, i) => v - values[i]) }];
+    }
+    return [{ index, role: "main", x, y: lossValues(predicted) }, { index, role: "points", x, y: lossValues(measured) }];
   }
 
   function average(runs) {
@@ -71,6 +88,10 @@
     const drawn = [];
     arms.forEach((arm, index) => {
       if (state.hidden.has(index)) return;
+      if (isPrediction(figure)) {
+        drawn.push(...predictedCurves(arm, index, figure));
+        return;
+      }
       const runs = arm.runs.map((run) => runCurve(run, figure)).filter((run) => run && run.x.length);
       if (!runs.length) return;
       if (figure.dataset.chart === "lr") {
@@ -120,6 +141,11 @@
     return value >= 1000 ? Math.round(value).toLocaleString("en") : value.toFixed(value >= 100 ? 1 : 4);
   }
 
+  function format(value, figure) {
+    if (figure.dataset.chart === "lr") return rate(value);
+    return figure.dataset.chart === "residual" ? (value < 0 ? "" : "+") + value.toFixed(4) : loss(value);
+  }
+
   // Charts
 
   const DASHES = [[], [9, 3], [3, 2.5], [10, 3, 2, 3], [6, 2, 2, 2, 2, 2]];
@@ -145,6 +171,7 @@
   function newPlot(figure, order, data) {
     const holder = query(".plot", figure);
     const isRate = figure.dataset.chart === "lr";
+    const hasZero = figure.dataset.chart === "residual";
     const muted = color("--muted");
     const font = `12px ${getComputedStyle(document.body).fontFamily}`;
     const axis = { stroke: muted, font, labelFont: font, ticks: { stroke: color("--rule"), size: 5 }, grid: { stroke: color("--grid"), width: 1 } };
@@ -161,7 +188,7 @@
       },
       scales: {
         x: { time: false, distr: state.log ? 3 : 1 },
-        y: { range: (_, low, high) => (low === null ? [0, 1] : isRate ? [0, high * 1.08 || 1] : uPlot.rangeNum(low, high, 0.08, false)) },
+        y: { range: (_, low, high) => (low === null ? [0, 1] : isRate ? [0, high * 1.08 || 1] : uPlot.rangeNum(hasZero ? Math.min(low, 0) : low, hasZero ? Math.max(high, 0) : high, 0.08, false)) },
       },
       axes: [
         { ...axis, label: state.x, labelSize: 18, size: 34, space: 60, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : count(tick, state.log ? tick : ticks.at(-1)))) },
@@ -176,7 +203,7 @@
         }
         return {
           stroke, width: main ? 2 : 1, dash: main ? DASHES[index % 5] : [],
-          points: { show: main && !isRate && y.length <= 30, size: 5, stroke, fill: stroke },
+          points: { show: main && !isRate && !isPrediction(figure) && y.length <= 30, size: 5, stroke, fill: stroke },
         };
       })],
       hooks: {
@@ -242,10 +269,9 @@
       let i = at;
       while (i >= 0 && (values[i] === null || values[i] === undefined)) i -= 1;
       if (i < 0) return;
-      const text = figure.dataset.chart === "lr" ? rate(values[i]) : loss(values[i]);
       const part = element("span");
       const swatch = query(`.arms [data-arm="${index}"] svg`).cloneNode(true);
-      part.append(swatch, element("b", arms[index].name), ` ${text}`);
+      part.append(swatch, element("b", arms[index].name), ` ${format(values[i], figure)}`);
       parts.push(part);
     });
     output.replaceChildren(...parts);
@@ -289,7 +315,7 @@
       for (const [i, values] of [plot.data[0], ...main.map((s) => plot.data[s + 1])].entries()) {
         const value = values[row];
         const hasValue = value !== null && value !== undefined;
-        const text = !hasValue ? "" : i === 0 ? value.toLocaleString("en") : figure.dataset.chart === "lr" ? rate(value) : loss(value);
+        const text = !hasValue ? "" : i === 0 ? value.toLocaleString("en") : format(value, figure);
         line.append(element("td", text, hasValue ? { class: "number", "data-value": value } : { class: "number" }));
       }
       body.append(line);

@@ -4,8 +4,11 @@ import json
 import re
 
 import pytest
+import yaml
 from planned_studies import write_study_with_base
+from predicted_studies import ARMS, BATCH, STARTS, recipe_document, true_changes, write_arm
 from repository import ROOT
+from synthetic_probes import Arm
 
 from rewarm.estimates import measure_step_time
 from rewarm.estimates.cost import CostEstimate
@@ -149,3 +152,85 @@ def test_examples_in_the_documentation_are_what_it_prints(command, monkeypatch):
         code, out, _ = command(*line.split())
         assert code == 0
         assert out == printed
+
+
+@pytest.fixture
+def probes(tmp_path):
+    """Finished arms from the base of `planned_study`."""
+    base = tmp_path / "runs" / "bases" / "up"
+    for name, arm in ARMS.items():
+        run = write_arm(tmp_path / "probes" / name, arm)
+        document = recipe_document(arm, run, base)
+        (run / "recipe.yaml").write_text(yaml.safe_dump(document))
+    return tmp_path / "probes"
+
+
+@pytest.fixture
+def planned_study(tmp_path):
+    """A study of which nothing is trained: a base, and arms near and far from the probes."""
+    base = recipe_document(Arm(), "base") | {"model": {"preset": "pythia-14m"}}
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    recipe = recipe_document(Arm(0.7, replay=0.02), "run", tmp_path / "runs" / "bases" / "up")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    arms = {
+        "near": {},
+        "longer": {"tokens": 600 * BATCH},
+        "far": {"tokens": 1000 * BATCH},
+        "context": {"data.context": 64},
+    }
+    bases = {"up": "base.yaml"}
+    study = {"study": str(tmp_path / "runs"), "recipe": "recipe.yaml", "bases": bases, "arms": arms}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    return tmp_path / "study.yaml"
+
+
+def test_losses_are_predicted_beside_the_cost(command, probes, planned_study):
+    code, out, err = command("plan", planned_study, "--predict", probes, "--json")
+    assert (code, err) == (0, "")
+    costs = {cost["name"]: cost for cost in json.loads(out)["costs"]}
+    assert "predicted" not in costs["bases/up"]
+    near, longer, far, context = (
+        costs[name]["predicted"] for name in ("near", "longer", "far", "context")
+    )
+    for name, start in STARTS.items():
+        true = start + true_changes(Arm(0.7, replay=0.02), [400])[name][-1]
+        low, high = near["losses"][name]["intervals"]["80%"]
+        assert low < true < high
+        assert low < near["losses"][name]["loss"] < high
+        wider = longer["losses"][name]["intervals"]["80%"]
+        assert wider[1] - wider[0] > high - low
+    assert (near["outside"], near["nearest arm"]) == ([], "replay")
+    assert longer["outside"] == ["its length is 1.5 times that of the longest arm"]
+    assert (far["losses"], context["losses"]) == ({}, {})
+    assert "2.5 times that of the longest arm; predictions are known to hold" in far["outside"][0]
+    assert "data.context is 64, and 128 in the arms" in context["outside"][0]
+
+
+def test_predicted_losses_fit_a_terminal(command, probes, planned_study, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = command("plan", planned_study, "--predict", probes)
+    assert code == 0
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in out.splitlines()]
+    assert max(map(len, lines)) <= 80
+    table = lines[lines.index("Predicted last losses") + 1 :]
+    assert table[0].split("  ")[0] == "run"
+    rows = {line.split()[0]: line for line in table[1:5]}
+    assert re.search(r"near +\d\.\d{3} \(\d\.\d{3}–\d\.\d{3}\) ", rows["near"])
+    assert re.search(r"longer +\d\.\d{3}\* \(", rows["longer"])
+    assert (rows["far"], rows["context"]) == ("far", "context")
+    text = " ".join(" ".join(lines).split())
+    assert "by a law fitted to 4 arms of" in text
+    assert "* longer: its length is 1.5 times that of the longest arm" in text
+    assert "no losses far: its length is 2.5 times" in text
+
+
+def test_losses_that_cannot_be_predicted(command, probes, planned_study, tmp_path):
+    code, out, err = command("plan", planned_study, "--predict", probes / "peak")
+    assert (code, out) == (3, "")
+    assert "arms that train on new data: 1 (peak); at least 3 are needed" in err
+    other = recipe_document(Arm(), "run") | {"model": {"preset": "pythia-14m"}}
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
+    code, out, err = command("plan", tmp_path / "other.yaml", "--predict", probes)
+    assert (code, out) == (2, "")
+    assert "model.base is None, and " in err

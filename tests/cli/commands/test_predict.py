@@ -2,96 +2,38 @@
 
 import json
 
-import numpy as np
 import pytest
 import yaml
-from synthetic_probes import LAW, LOGARITHMS, Arm
-
-from rewarm.predict.law import rate_curve
-from rewarm.recipe.recipe import validate_recipe
-from rewarm.recipe.yaml_document import YamlDocument
-
-BATCH = 2048
-PEAK = 2e-3
-STARTS = {"upstream": 3.5, "downstream": 5.9}
-ARMS = {"peak": Arm(), "half": Arm(0.5), "quarter": Arm(0.25), "replay": Arm(replay=0.05)}
+from predicted_studies import ARMS, BATCH, STARTS, recipe_document, true_changes, write_arm
+from synthetic_probes import Arm
 
 
-def document(arm, run="run"):
-    corpora = {
-        "downstream": {"shards": "/data/new/train", "weight": 1 - arm.replay},
-        "upstream": {"shards": "/data/old/train", "weight": arm.replay},
-    }
-    validation = {name: {"shards": f"/data/{name}/val", "tokens": "24k"} for name in STARTS}
-    return {
-        "run": str(run),
-        "tokens": arm.steps * BATCH,
-        "model": {"base": "/models/base", "base_lr": PEAK / 10},
-        "data": {
-            "context": 128,
-            "train": {name: corpus for name, corpus in corpora.items() if corpus["weight"]},
-            "validation": validation,
-        },
-        "batch": {"tokens": BATCH, "microbatch": 16},
-        "schedule": {
-            "name": "rewarm",
-            "peak_lr": PEAK * arm.peak,
-            "min_lr": PEAK * arm.peak / 10,
-            "warmup": 0.05,
-        },
-        "precision": "fp32",
-    }
-
-
-def true_changes(arm, steps):
-    """The changes of both losses by the law, at some steps."""
-    recipe = validate_recipe(YamlDocument(yaml.safe_dump(document(arm)), "arm"))
-    rates = [recipe.lr(step) / PEAK for step in range(1, recipe.steps + 1)]
-    curve = rate_curve(np.array(rates), steps)
-    return {
-        name: LAW.change(LOGARITHMS, of_law, curve, arm.replay)
-        for name, of_law in zip(STARTS, LAW.sets, strict=True)
-    }
-
-
-def write_arm(folder, arm, *, seed=1, **settings):
-    run = folder / str(seed)
-    run.mkdir(parents=True)
-    (run / "recipe.yaml").write_text(yaml.safe_dump(document(arm, run) | {"seed": seed} | settings))
-    steps = list(range(0, arm.steps + 1, 20))
-    changes = true_changes(arm, steps)
-    lines = [
-        {"kind": "evaluate", "step": step, "tokens": step * BATCH}
-        | {f"{name}/loss": start + float(changes[name][i]) for name, start in STARTS.items()}
-        for i, step in enumerate(steps)
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    start = {"kind": "start", "time": "2026-01-01T00:00:00+00:00", "step": 0}
-    (run / "events.jsonl").write_text(json.dumps(start) + "\n")
-    return run
-
-
-@pytest.fixture
-def study(tmp_path):
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "study"
     for name, arm in ARMS.items():
-        write_arm(tmp_path / "study" / name, arm)
-    return tmp_path / "study"
+        write_arm(folder / name, arm)
+    return folder
 
 
-def write_recipe(folder, arm, **settings):
-    path = folder / "next.yaml"
-    path.write_text(yaml.safe_dump(document(arm, folder / "next") | settings))
+def write_recipe(folder, arm, *, name="next.yaml", **settings):
+    path = folder / name
+    path.write_text(yaml.safe_dump(recipe_document(arm, folder / "next") | settings))
     return path
 
 
-def test_a_recipe_is_predicted(tmp_path, study, command):
+def test_recipes_and_schedules_are_predicted(tmp_path, study, command):
     target = Arm(0.7, replay=0.02)
     figure = tmp_path / "new" / "p.svg"
     recipe = write_recipe(tmp_path, target)
-    code, out, err = command("predict", study, recipe, "--json", "--out", figure)
+    schedule = "{name: rewarm, peak_lr: 2e-3, min_lr: 2e-4, warmup: 5%}"
+    longer = ("--schedule", schedule, "--tokens", str(1000 * BATCH), "--force")
+    names = ("half", "peak", "replay")
+    arms = [study / name for name in names]
+    code, out, err = command("predict", *arms, recipe, *longer, "--json", "--out", figure)
     assert (code, err) == (0, "")
     result = json.loads(out)
-    [prediction] = result["predictions"]
+    prediction, long_run = result["predictions"]
     assert prediction["replay"] == pytest.approx(0.02)
     assert prediction["outside"] == []
     assert prediction["steps"][0] == 0
@@ -104,15 +46,23 @@ def test_a_recipe_is_predicted(tmp_path, study, command):
         assert loss["loss"] == pytest.approx(list(start + changes[name]), abs=0.05)
         low, high = loss["intervals"]["95%"]
         assert low[-1] < start + changes[name][-1] < high[-1]
-    names = {"law", "published form", "power law in tokens", "nearest arm"}
-    assert names == result["left out"].keys()
-    assert [error["arm"] for error in result["left out"]["law"]["upstream"]] == sorted(ARMS)
+    models = {"law", "published form", "power law in tokens", "nearest arm"}
+    assert models == result["left out"].keys()
+    assert [error["arm"] for error in result["left out"]["law"]["upstream"]] == [*names]
     assert figure.read_text().startswith("<?xml")
+    assert "its length is 2.5 times" in " ".join(long_run["outside"])
+    assert last_width(long_run) > 1.2 * last_width(prediction)
+
+
+def last_width(prediction):
+    low, high = prediction["losses"]["downstream"]["intervals"]["80%"]
+    return high[-1] - low[-1]
 
 
 def test_a_schedule_is_predicted_and_printed(study, command):
+    arms = [study / name for name in ("peak", "half", "replay")]
     code, out, err = command(
-        *("predict", study, "--schedule", "rewarm", "--replay", "5%", "--tokens", "1M"),
+        *("predict", *arms, "--schedule", "rewarm", "--replay", "5%", "--tokens", "1M"),
         *("--set", "schedule.peak_lr=1e-3", "--set", "schedule.min_lr=1e-4"),
         *("--set", "schedule.warmup=5%"),
     )
@@ -134,34 +84,21 @@ def refused(command, *words):
     return code, " ".join(err.split())
 
 
-@pytest.mark.parametrize(
-    ("arm", "reason"),
-    [
-        (Arm(steps=1000), "its length is 2.5 times that of the longest arm"),
-        (Arm(2.5), "its peak rate is 2.5 times the highest of the arms"),
-        (Arm(0.04), "its peak rate is 0.16 times the lowest of the arms"),
-        (Arm(replay=0.3), "its replay is 6 times the largest of the arms"),
-    ],
-)
-def test_what_is_too_far_outside_is_refused(tmp_path, study, command, arm, reason):
-    code, err = refused(command, study, write_recipe(tmp_path, arm))
+def test_what_is_too_far_outside_is_refused(tmp_path, study, command):
+    arms = {
+        "its length is 2.5 times that of the longest arm": Arm(steps=1000),
+        "its peak rate is 2.5 times the highest of the arms": Arm(2.5),
+        "its peak rate is 0.16 times the lowest of the arms": Arm(0.04),
+        "its replay is 6 times the largest of the arms": Arm(replay=0.3),
+    }
+    recipes = [
+        write_recipe(tmp_path, arm, name=f"{index}.yaml") for index, arm in enumerate(arms.values())
+    ]
+    code, err = refused(command, study, *recipes)
     assert code == 2
-    assert reason in err
+    for recipe, reason in zip(recipes, arms, strict=True):
+        assert f"{recipe}: {reason}" in err
     assert "--force" in err
-
-
-def test_longer_runs_have_wider_intervals_also_beyond_the_limit(tmp_path, study, command):
-    schedule = "{name: rewarm, peak_lr: 2e-3, min_lr: 2e-4, warmup: 5%}"
-    widths = []
-    for steps in (400, 1000):
-        words = ("--schedule", schedule, "--tokens", str(steps * BATCH), "--force", "--json")
-        code, out, _ = command("predict", study, *words)
-        assert code == 0
-        [prediction] = json.loads(out)["predictions"]
-        low, high = prediction["losses"]["downstream"]["intervals"]["80%"]
-        widths.append(high[-1] - low[-1])
-    assert "its length is 2.5 times" in " ".join(prediction["outside"])
-    assert widths[1] > 1.2 * widths[0]
 
 
 def test_replay_without_an_arm_that_has_any(tmp_path, study, command):
@@ -176,57 +113,22 @@ def test_too_few_arms(tmp_path, study, command):
     recipe = write_recipe(tmp_path, Arm())
     code, err = refused(command, study / "peak", study / "half", recipe)
     assert code == 3
-    assert "2 arms train on new data (peak, half); at least 3 are needed" in err
+    assert "arms that train on new data: 2 (peak, half); at least 3 are needed" in err
 
 
-@pytest.mark.parametrize(
-    ("settings", "reason"),
-    [
-        ({"model": {"base": "/models/other"}}, "base of other: /models/other; of half: "),
-        (
-            {"batch": {"tokens": 4096}, "tokens": 400 * 4096},
-            "batch.tokens of other: 4096; of half: ",
-        ),
-        ({"optimizer": {"weight_decay": 0.5}}, "optimizer of other: "),
-        ({"model": {"base": "/models/base", "fresh": True}}, "starts from new weights"),
-        ({"tokens": 900 * BATCH}, "has losses up to step 400 of 900"),
-    ],
-)
-def test_runs_that_do_not_compare(tmp_path, study, command, settings, reason):
-    write_arm(study / "other", Arm(), **settings)
-    code, err = refused(command, study, write_recipe(tmp_path, Arm()))
+def test_runs_that_do_not_compare(tmp_path, study, command):
+    run = write_arm(tmp_path / "other", Arm(), model={"base": "/models/other"})
+    code, err = refused(command, study, run.parent, write_recipe(tmp_path, Arm()))
     assert code == 3
-    assert reason in err
-
-
-def test_runs_on_other_data(tmp_path, study, command):
-    data = document(Arm())["data"]
-    other_context = {**data, "context": 64}
-    other_text = {**data, "train": {"german": {"shards": "/data/german/train"}}}
-    for name, changed, reason in (
-        ("context", other_context, "data.context of context: 64; of peak: 128"),
-        ("text", other_text, "new data of text: german (/data/german/train); of peak: downstream"),
-    ):
-        arms = [study / arm for arm in ARMS]
-        run = write_arm(tmp_path / name, Arm(), data=changed)
-        code, err = refused(command, *arms, run.parent, write_recipe(tmp_path, Arm()))
-        assert code == 3
-        assert reason in err
+    assert f"{run}: base of other: /models/other; of half: /models/base; one law is for" in err
+    assert "name the directories of the arms to fit, without it" in err
 
 
 def test_recipes_of_another_law(tmp_path, study, command):
-    data = document(Arm())["data"]
-    for settings, reason in (
-        ({"batch": {"tokens": 4096}}, "batch.tokens is 4096, and 2048 in the arms"),
-        ({"model": {"base": "/models/x"}}, "model.base is /models/x, and /models/base in the arms"),
-        (
-            {"data": {**data, "train": {"german": {"shards": "/data/german/train"}}}},
-            "new data german (/data/german/train), and downstream (/data/new/train) in the arms",
-        ),
-    ):
-        code, err = refused(command, study, write_recipe(tmp_path, Arm(), **settings))
-        assert code == 2
-        assert reason in err
+    recipe = write_recipe(tmp_path, Arm(), batch={"tokens": 4096})
+    code, err = refused(command, study, recipe)
+    assert code == 2
+    assert f"{recipe}: batch.tokens is 4096, and 2048 in the arms; predictions are for runs" in err
 
 
 def test_options_that_do_not_fit(tmp_path, study, command):
@@ -237,6 +139,7 @@ def test_options_that_do_not_fit(tmp_path, study, command):
         ((study, recipe, "--tokens", "1M"), "--tokens needs --schedule"),
         ((study, recipe, "--replay", "5%"), "--replay needs --schedule"),
         ((study, "--schedule", "rewarm", "--replay", "2"), "should be from 0 to 100%"),
+        ((study, tmp_path / "nest.yaml"), "nest.yaml: no such file; a recipe is a YAML file; did "),
         ((study, recipe, "--out", "p.jpg"), "--out p.jpg: should end with .png, .svg, .pdf"),
     ):
         code, err = refused(command, *words)
