@@ -84,16 +84,17 @@ class StudiedArms(NamedTuple):
                 "a constant share of replay"
             )
         total = sum(pieces[0][1] for pieces in weights.values())
-        old = [name for name in weights if self._is_old(name, recipe)]
+        old = [name for name in weights if self.is_old(name, recipe)]
         return float(sum(weights[name][0][1] for name in old) / total)
 
     def new_data(self, recipe: Recipe) -> str:
         """Returns the corpora of a recipe that are new to the base, and their shards."""
         corpora = recipe.data.train
-        new = [name for name in corpora if not self._is_old(name, recipe)]
+        new = [name for name in corpora if not self.is_old(name, recipe)]
         return ", ".join(f"{name} ({corpora[name].shards})" for name in new)
 
-    def _is_old(self, corpus: str, recipe: Recipe) -> bool:
+    def is_old(self, corpus: str, recipe: Recipe) -> bool:
+        """Returns whether a corpus that a recipe trains on is what the base was trained on."""
         shards = recipe.data.train[corpus].shards
         if corpus in self.old_corpora or shards in self.old_corpora.values():
             return True

@@ -61,9 +61,16 @@ def reach_of(arms: StudiedArms, curve: RateCurve, replay: float) -> Reach:
             f"it trains on old data only, at {curve.peak:.2g} times the base's peak: above 1, the "
             "loss stays higher than the law says"
         )
-    if arms.start > _ANNEALED:
-        refusals.append(
-            f"the base's last rate is {arms.start:.2g} of its peak: a base that has not decayed "
-            "is not described"
-        )
+    if refusal := undescribed_base(arms):
+        refusals.append(refusal)
     return Reach(notes, refusals, curve.run_steps > longest * (1 + _ROUNDING))
+
+
+def undescribed_base(arms: StudiedArms) -> str | None:
+    """Returns why the law does not describe the base of some arms; None if it does."""
+    if arms.start <= _ANNEALED:
+        return None
+    return (
+        f"the base's last rate is {arms.start:.2g} of its peak: a base that has not decayed is not "
+        "described"
+    )
