@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from rewarm.errors import RecipeError
-from rewarm.quantities import format_number, format_seconds
+from rewarm.quantities import format_seconds
 from rewarm.recipe.periodic_work import EverySettings
 
 REPLAY = 0.05
@@ -159,7 +159,7 @@ def _too_small(target: int, costs: ProbeCosts, hours: float, least: ProbePlan) -
     lengths = ", ".join(f"{arm.name} {arm.steps:,}" for arm in least.arms)
     return (
         f"--hours {hours:g}: too short for arms from which {target:,} steps can be predicted "
-        f"({lengths} steps), which take {format_number(least.seconds / 3600)} hours here: "
+        f"({lengths} steps), which take {math.ceil(least.seconds / 36) / 100:g} hours here: "
         f"{format_seconds(costs.step)} a step, {format_seconds(costs.evaluation)} an evaluation, "
         f"{format_seconds(costs.arm)} to start and save an arm; give more hours, or predict a "
         "shorter run (--set tokens=COUNT), or evaluate on fewer tokens "

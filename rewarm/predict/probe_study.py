@@ -1,8 +1,8 @@
 """The files of a probe: its target, the recipe of its arms, and the study that trains them.
 
 ```
- DIR/target.yaml     the recipe to predict           DIR/study.yaml   the arms: rewarm compare
- DIR/probe.yaml      the same, as long as an arm     DIR/runs/        the arms' runs
+ DIR/target.yaml    the recipe to predict          DIR/study.yaml    the arms: rewarm compare
+ DIR/probe.yaml     the same, as long as an arm    DIR/ARM/SEED      the arms' runs
 ```
 """
 
@@ -26,7 +26,6 @@ from rewarm.recipe.yaml_document import YamlDocument, flatten_settings, write_ya
 STUDY_FILE = "study.yaml"
 TARGET_FILE = "target.yaml"
 _PROBE_FILE = "probe.yaml"
-_RUNS = "runs"
 _NOT_COMPARED = ("run", "trackers")
 """Settings that change no loss."""
 
@@ -39,7 +38,7 @@ def arm_recipe(target: ProbeTarget, arm: ProbeArm, folder: Path) -> Recipe:
     """
     settings = target.recipe.document()
     settings |= {
-        "run": str(folder.absolute() / _RUNS / arm.name),
+        "run": str(folder.absolute() / arm.name),
         "tokens": arm.steps * target.recipe.batch.tokens,
         "schedule": scaled_schedule(target.recipe, arm.peak),
         "every": arm.every.model_dump(mode="json"),
@@ -110,7 +109,7 @@ def write_probe_study(recipe: Recipe, target: ProbeTarget, plan: ProbePlan, fold
     recipes = {arm.name: arm_recipe(target, arm, folder).document() for arm in plan.arms}
     first = next(iter(recipes.values()))
     study = {
-        "study": _RUNS,
+        "study": ".",
         "recipe": _PROBE_FILE,
         "arms": {name: _changes(first, document) for name, document in recipes.items()},
         "seeds": [recipe.seed],
