@@ -66,6 +66,11 @@ class StudiedArms(NamedTuple):
         """Returns the validation sets of a role."""
         return tuple(name for name, own in self.roles.items() if own == role)
 
+    @property
+    def highest_peak(self) -> float:
+        """The highest peak of the arms with a shift, in `unit`."""
+        return max(probe.curve.peak for probe in self.probes if probe.replay < 1)
+
     def curve(self, recipe: Recipe, steps: list[int]) -> RateCurve:
         """Returns the rates of a recipe at some steps."""
         rates = np.array([recipe.lr(step) for step in range(1, recipe.steps + 1)]) / self.unit

@@ -16,6 +16,29 @@ _ANNEALED = 0.5
 _ROUNDING = 1e-6
 
 
+class Limits(NamedTuple):
+    """The runs with a shift for which the law is known to hold."""
+
+    lowest_peak: float
+    """In units of the base's peak, like the highest."""
+    highest_peak: float
+    steps: float
+    replay: float
+    """The largest share of replay; 0 if no arm has any."""
+
+
+def limits_of(arms: StudiedArms) -> Limits:
+    """Returns the limits beyond which `reach_of` refuses."""
+    probes = [probe for probe in arms.probes if probe.replay < 1]
+    peaks = [probe.curve.peak for probe in probes]
+    return Limits(
+        _LEAST_PEAKS * min(peaks),
+        _MOST_PEAKS * max(peaks),
+        _MOST_LENGTHS * max(probe.curve.run_steps for probe in probes),
+        _MOST_SHARES * max(probe.replay for probe in probes),
+    )
+
+
 class Reach(NamedTuple):
     """How far a run is outside of the arms, in sentences."""
 
