@@ -12,8 +12,7 @@ from rewarm.predict.arms import StudiedArms
 from rewarm.predict.probe_plan import REPLAY
 from rewarm.predict.reach import undescribed_base
 from rewarm.recipe.data_settings import TrainSet
-from rewarm.recipe.recipe import Recipe, validate_recipe
-from rewarm.recipe.yaml_document import YamlDocument
+from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_sources import open_corpus
 from rewarm.runs.resolve_run import ResolvedRun
 from rewarm.runs.validation_roles import ROLES, reads_corpus
@@ -23,6 +22,8 @@ class ProbeTarget(NamedTuple):
     """A recipe whose losses can be predicted from arms that are still to be trained."""
 
     recipe: Recipe
+    arms: StudiedArms
+    """What is known of the arms before they are trained; no losses."""
     corpora: dict[str, TrainSet]
     """What arms train on: the corpora of the recipe, and those that are replayed."""
     new: dict[str, float]
@@ -40,16 +41,10 @@ class ProbeTarget(NamedTuple):
         if replay:
             shares |= {name: replay * share for name, share in self.old.items()}
         return {
-            name: self.corpora[name].model_dump(mode="json", by_alias=True)
+            name: self.corpora[name].model_dump(mode="json", by_alias=True, exclude_defaults=True)
             | {"weight": f"{100 * share:.10g}%"}
             for name, share in shares.items()
         }
-
-    def with_replay(self) -> Recipe:
-        """Returns the recipe with the replay share of that arm, as a search varies it."""
-        document = YamlDocument(self.recipe.to_yaml(), self.recipe.run)
-        document.set_value(("data", "train"), self.train(self.replay), self.recipe.run)
-        return validate_recipe(document)
 
 
 def check_base(recipe: Recipe) -> None:
@@ -102,10 +97,10 @@ def probe_target(resolved: ResolvedRun) -> ProbeTarget:
     new = _shares({name: weight for name, weight in weights.items() if name not in old})
     corpora = dict(recipe.data.train)
     if old:
-        return ProbeTarget(recipe, corpora, new, old, own, f"{', '.join(old)}, in data.train")
+        return ProbeTarget(recipe, arms, corpora, new, old, own, f"{', '.join(old)}, in data.train")
     found, note = _corpus_of_base(recipe, ancestors, list(arms.sets("upstream")))
     shares = dict.fromkeys(found, 1.0)
-    return ProbeTarget(recipe, corpora | found, new, shares, REPLAY if found else 0.0, note)
+    return ProbeTarget(recipe, arms, corpora | found, new, shares, REPLAY if found else 0.0, note)
 
 
 def _arms_to_come(resolved: ResolvedRun, ancestors: Sequence[Ancestor]) -> StudiedArms:
@@ -127,7 +122,8 @@ def _arms_to_come(resolved: ResolvedRun, ancestors: Sequence[Ancestor]) -> Studi
     last = rates[2] if rates else recipe.model.base_lr or 0.0
     roles = {name: role.role for name, role in resolved.roles.items() if role.role}
     corpora = {name: shards for one in ancestors for name, shards in one.corpora.items()}
-    return StudiedArms([], {}, roles, [], recipe, unit, last / unit, bool(rates), corpora, [])
+    starts = dict.fromkeys(roles, 0.0)
+    return StudiedArms([], starts, roles, [], recipe, unit, last / unit, bool(rates), corpora, [])
 
 
 def _shares(weights: dict[str, float]) -> dict[str, float]:
