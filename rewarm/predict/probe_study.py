@@ -3,6 +3,7 @@
 ```
  DIR/target.yaml    the recipe to predict          DIR/study.yaml    the arms: rewarm compare
  DIR/probe.yaml     the same, as long as an arm    DIR/ARM/SEED      the arms' runs
+ DIR/recommended.yaml    what to train
 ```
 """
 
@@ -25,6 +26,7 @@ from rewarm.recipe.yaml_document import YamlDocument, flatten_settings, write_ya
 
 STUDY_FILE = "study.yaml"
 TARGET_FILE = "target.yaml"
+RECOMMENDED_FILE = "recommended.yaml"
 _PROBE_FILE = "probe.yaml"
 _NOT_COMPARED = ("run", "trackers")
 """Settings that change no loss."""

@@ -132,7 +132,10 @@ def test_without_old_data_no_arm_replays(target, tmp_path, trained_run):
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        (["model={preset: pythia-14m}", "schedule.start_lr=0", "schedule.min_lr=0"], "no model.base"),
+        (
+            ["model={preset: pythia-14m}", "schedule.start_lr=0", "schedule.min_lr=0"],
+            "no model.base",
+        ),
         (["model.fresh=true"], "model.fresh: true: newly initialized weights"),
         (["data.validation={}"], r"no validation set is upstream or downstream \(sets: none\)"),
         (["data.validation.upstream=null"], "should be"),
@@ -151,7 +154,8 @@ def test_a_recipe_without_old_data_to_measure_is_refused(target, corpora):
 
 def test_a_recipe_of_old_data_only_is_refused(target, corpora):
     with pytest.raises(RecipeError, match="trains on old data only"):
-        target(f"data.train={{upstream: {{shards: {corpora}/upstream/train}}}}")
+        old = f"data.train={{upstream: {{shards: {corpora}/upstream/train}}}}"
+        target(old, "data.validation.third.role=downstream")
 
 
 def test_a_recipe_with_too_little_data_is_refused(target):
