@@ -1,9 +1,9 @@
 """The files of a probe: its target, the recipe of its arms, and the study that trains them.
 
 ```
- DIR/target.yaml    the recipe to predict          DIR/study.yaml    the arms: rewarm compare
- DIR/probe.yaml     the same, as long as an arm    DIR/ARM/SEED      the arms' runs
- DIR/recommended.yaml    what to train
+ DIR/target.yaml    the recipe to predict          DIR/study.yaml          the arms: rewarm compare
+ DIR/probe.yaml     the same, as long as an arm    DIR/ARM/SEED            the arms' runs
+                                                   DIR/recommended.yaml    what to train
 ```
 """
 
@@ -61,7 +61,7 @@ def scaled_schedule(recipe: Recipe, factor: float) -> dict[str, Any]:
         RecipeError: the schedule has rates that are not in settings named `lr` or `..._lr`.
     """
     schedule = recipe.schedule
-    settings = _scaled(schedule, "", factor)
+    settings: dict[str, Any] = _scaled(schedule, "", factor)
     document = YamlDocument(recipe.to_yaml(), recipe.run)
     document.set_value(("schedule",), settings, recipe.run)
     rates = validate_recipe(document).lr

@@ -1,6 +1,7 @@
 """The arms of a probe that fit in a time, from what steps and evaluations take."""
 
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_evaluations_are_denser_at_first_and_several_near_the_end(steps):
     late = [step for step in steps_evaluated if step > 0.9 * steps]
     assert len(early) >= min(5, 0.1 * steps)
     assert len(late) >= min(5, 0.1 * steps)
-    assert max(b - a for a, b in zip(steps_evaluated, steps_evaluated[1:])) <= 0.1 * steps
+    assert max(b - a for a, b in pairwise(steps_evaluated)) <= 0.1 * steps
 
 
 def test_slow_evaluations_are_fewer():

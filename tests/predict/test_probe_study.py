@@ -125,7 +125,7 @@ def test_without_old_data_no_arm_replays(target, tmp_path, trained_run):
     assert "what the base was trained on is not on record" in probe.note
     with pytest.raises(RecipeError, match=r"are not on record.*give it as model\.base_lr"):
         target(f"model={{base: {copy}}}", changes[1], "schedule={name: constant, lr: 1e-3}")
-    with pytest.raises(RecipeError, match="the base's last rate is 0.8 of its peak"):
+    with pytest.raises(RecipeError, match=r"the base's last rate is 0\.8 of its peak"):
         target(f"model={{base: {copy}, base_lr: 8e-3}}", changes[1])
 
 
@@ -153,8 +153,8 @@ def test_a_recipe_without_old_data_to_measure_is_refused(target, corpora):
 
 
 def test_a_recipe_of_old_data_only_is_refused(target, corpora):
+    old = f"data.train={{upstream: {{shards: {corpora}/upstream/train}}}}"
     with pytest.raises(RecipeError, match="trains on old data only"):
-        old = f"data.train={{upstream: {{shards: {corpora}/upstream/train}}}}"
         target(old, "data.validation.third.role=downstream")
 
 
