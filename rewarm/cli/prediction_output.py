@@ -24,7 +24,7 @@ def final_table(predictions: list[Prediction]) -> Table:
             Cell(loss.name if loss.name == loss.role else f"{loss.name} ({loss.role})"),
             number_cell(float(loss.loss[0]), ".3f"),
             number_cell(float(loss.loss[-1]), ".3f"),
-            _interval_cell(loss.intervals[_LEVEL], -1),
+            interval_cell(loss.intervals[_LEVEL], -1),
             number_cell(loss.nearest_final, ".3f"),
         ]
         for prediction in predictions
@@ -47,7 +47,7 @@ def curve_table(prediction: Prediction) -> Table:
             for loss in prediction.losses
             for cell in (
                 number_cell(float(loss.loss[index]), ".3f"),
-                _interval_cell(loss.intervals[_LEVEL], index),
+                interval_cell(loss.intervals[_LEVEL], index),
             )
         ]
         rate_cell = EMPTY if rate is None else Cell(format_rate(rate, 3), rate)
@@ -59,7 +59,8 @@ def curve_table(prediction: Prediction) -> Table:
     return Table(f"Losses of {prediction.name}", "", columns, rows)
 
 
-def _interval_cell(bounds: Any, index: int) -> Cell:
+def interval_cell(bounds: Any, index: int) -> Cell:
+    """Returns a cell with an interval at a point of a curve: `3.551 to 3.602`."""
     low, high = (float(bound[index]) for bound in bounds)
     return Cell(f"{low:.3f} to {high:.3f}", low)
 

@@ -68,8 +68,8 @@ class StudiedArms(NamedTuple):
 
     @property
     def highest_peak(self) -> float:
-        """The highest peak of the arms with a shift, in `unit`."""
-        return max(probe.curve.peak for probe in self.probes if probe.replay < 1)
+        """The highest peak rate of the arms with a shift."""
+        return self.unit * max(probe.curve.peak for probe in self.probes if probe.replay < 1)
 
     def curve(self, recipe: Recipe, steps: list[int]) -> RateCurve:
         """Returns the rates of a recipe at some steps."""

@@ -111,7 +111,8 @@ def _predicted_probe(fitted: FittedArms, recipe: Recipe, choice: Choice) -> Prob
     rates = np.array([rate(schedule, step / steps) for step in range(1, steps + 1)]) / arms.unit
     evaluated = np.unique(np.linspace(0, steps, _EVALUATIONS + 1).round().astype(int))[1:]
     curve = rate_curve(rates, evaluated.tolist(), beta2=recipe.optimizer.betas[1])
-    if reach_of(arms, curve, choice.replay).refusals:
+    is_higher = curve.peak * arms.unit > arms.highest_peak * (1 + 1e-6)  # it might diverge
+    if is_higher or reach_of(arms, curve, choice.replay).refusals:
         return None
     changes = {
         name: fitted.law.change(name, curve, choice.replay) for name in fitted.law.model.sets

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
-Shares = float | Array
+ReplayShares = float | Array
 """A share of replay, or several: shape (shares, 1), which adds a dimension before the points."""
 
 Form = Literal["saturating", "logarithmic"]
@@ -143,7 +143,7 @@ def noise_level(curve: RateCurve, kappa: float, start: float) -> Array:
     return np.exp(_at_points(curve, levels))
 
 
-def replay_factor(replay: Shares, scale: float) -> Array:
+def replay_factor(replay: ReplayShares, scale: float) -> Array:
     """Returns g(r): the share of forgetting that a share of replay leaves; 1 at 0, and 0 at 1.
 
     Logarithmic in r/L. An exponential of r, as in arXiv:2505.07796, fits neither cpu-mini nor the
@@ -193,13 +193,13 @@ def noise_change(curve: RateCurve, start: float, noise: NoiseTerms) -> Array:
     return noise.c * (noise_level(curve, noise.kappa, start) - start)
 
 
-def forgetting(curve: RateCurve, replay: Shares, terms: OldTerms) -> Array:
+def forgetting(curve: RateCurve, replay: ReplayShares, terms: OldTerms) -> Array:
     """Returns K · g(r) · S_b^a at the points of a curve, in nats; without the noise."""
     summed = curve.summed + terms.phi * curve.first_steps
     return np.asarray(terms.K * replay_factor(replay, terms.L) * summed**terms.a)
 
 
-def adaptation(curve: RateCurve, replay: Shares, terms: NewTerms, form: Form) -> Array:
+def adaptation(curve: RateCurve, replay: ReplayShares, terms: NewTerms, form: Form) -> Array:
     """Returns how far the loss on new data falls at the points of a curve, in nats.
 
     Without the noise, and less the cost of replay. The replay share has to be below 1.

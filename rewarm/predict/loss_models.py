@@ -19,7 +19,7 @@ from rewarm.predict.law import (
     NoiseTerms,
     OldTerms,
     RateCurve,
-    Shares,
+    ReplayShares,
     adaptation,
     annealing_area,
     forgetting,
@@ -114,7 +114,7 @@ class LawModel:
         }
 
     def change(
-        self, logarithms: Array, validation_set: str, curve: RateCurve, replay: Shares
+        self, logarithms: Array, validation_set: str, curve: RateCurve, replay: ReplayShares
     ) -> Array:
         """Returns the change of a loss, in nats; for several shares of replay a row for each."""
         values = [float(value) for value in np.exp(logarithms)]

@@ -16,7 +16,7 @@ _ANNEALED = 0.5
 _ROUNDING = 1e-6
 
 
-class Limits(NamedTuple):
+class ReachLimits(NamedTuple):
     """The runs with a shift for which the law is known to hold."""
 
     lowest_peak: float
@@ -27,11 +27,11 @@ class Limits(NamedTuple):
     """The largest share of replay; 0 if no arm has any."""
 
 
-def limits_of(arms: StudiedArms) -> Limits:
+def limits_of(arms: StudiedArms) -> ReachLimits:
     """Returns the limits beyond which `reach_of` refuses."""
     probes = [probe for probe in arms.probes if probe.replay < 1]
     peaks = [probe.curve.peak for probe in probes]
-    return Limits(
+    return ReachLimits(
         _LEAST_PEAKS * min(peaks),
         _MOST_PEAKS * max(peaks),
         _MOST_LENGTHS * max(probe.curve.run_steps for probe in probes),

@@ -3,45 +3,41 @@
 ```
  SearchSpace ──> all runs, by the law ──> Pareto front ──> intervals ──> constraints ──> recommended
 ```
-Only the front is given intervals: whatever limits losses from above holds for a run on it, if it
-holds for a run that is not.
+Only the front is given intervals: a constraint limits losses from above, so if it holds for any
+run, it holds for one of the front.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import NamedTuple
+from itertools import product
+from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rewarm import schedules
-from rewarm.errors import RecipeError
-from rewarm.predict.accuracy import predict_change
-from rewarm.predict.arms import StudiedArms
 from rewarm.predict.constraints import Constraint, mean_loss
 from rewarm.predict.further_probe import FurtherProbe, find_further_probe
-from rewarm.predict.law import Array, RateCurve, run_ends
+from rewarm.predict.law import Array
 from rewarm.predict.prediction import LEVELS, FittedArms, Prediction
-from rewarm.predict.reach import limits_of
-from rewarm.predict.search_space import (
-    SETTINGS,
-    Choice,
-    SearchSpace,
-    least_replay,
-    recipe_of,
-    schedule_with,
+from rewarm.predict.search_space import SETTINGS, Choice, SearchSpace, choice_of, recipe_of
+from rewarm.predict.searched_runs import (
+    Indices,
+    SearchedRuns,
+    highest_losses,
+    searched_runs,
+    undominated,
 )
 from rewarm.recipe.fields import Role
 from rewarm.recipe.recipe import Recipe
-from rewarm.schedules import Schedule
 
 _SHOWN = 12
 """Runs of the front that are predicted in full."""
-_FIRST_STEPS = 40  # each a segment of its own, as a fresh Adam's first steps count for more
-_SEGMENTS = 120
+_HARDLY = 0.1
+"""The part of half an interval that is not worth another shape of the schedule."""
+_SHAPE = ("minimum", "warmup", "decay", "length")
 _LEVEL = LEVELS[0]
+
+Goal = Literal["least forgetting", "best adaptation", "both"]
 
 
 class Candidate(NamedTuple):
@@ -53,12 +49,16 @@ class Candidate(NamedTuple):
     holds: bool
     """Whether all constraints hold at the bounds of the 80 % intervals."""
 
+    def named(self, name: str) -> Candidate:
+        """Returns it with a name for its prediction."""
+        return self._replace(prediction=self.prediction._replace(name=name))
+
 
 class SearchResult(NamedTuple):
     """What a search found."""
 
     front: list[Candidate]
-    """Runs of the Pareto front, by rising loss on old data: at most twelve, and the recommended."""
+    """At most twelve runs of the Pareto front and the recommended one, by the loss on old data."""
     recommended: Candidate | None
     """None if no run keeps the constraints."""
     closest: Candidate
@@ -69,32 +69,47 @@ class SearchResult(NamedTuple):
     """The further arm that would narrow the intervals of `closest` most; None if none does."""
     searched: int
     """How many runs were compared."""
-    notes: list[str]
-    """What was not searched, and whether the recommended run is at an edge."""
+    edges: list[str]
+    """Which settings of `closest` are the lowest or highest that were tried."""
 
 
-class _Runs(NamedTuple):
-    """Runs of one length that were predicted by the law, without replay shares."""
+class _Task(NamedTuple):
+    """What a search is for, and the predicted losses of its runs."""
 
-    choices: list[Choice]
-    curve: RateCurve
-    """The points are the runs."""
+    fitted: FittedArms
+    recipe: Recipe
+    constraints: Sequence[Constraint]
+    runs: SearchedRuns
+    losses: Array
+    """On old data, on new data, and on sets that are constrained alone; shape (runs, losses)."""
 
+    @property
+    def goal(self) -> Goal:
+        """What the recommended run is the best in."""
+        limited = {one.role for one in self.constraints}
+        if not limited:
+            return "both"
+        return "best adaptation" if "upstream" in limited else "least forgetting"
 
-class _Points(NamedTuple):
-    """All runs of a search by their predicted losses."""
+    def front(self, among: Indices) -> Indices:
+        """Returns the Pareto front among some runs."""
+        return among[undominated(self.losses[among])]
 
-    losses: dict[str, Array]
-    """The last loss by validation set; shape (points,)."""
-    batch: NDArray[np.intp]
-    """The index of the `_Runs`."""
-    row: NDArray[np.intp]
-    """The index within it."""
-    replay: Array
+    def excess(self, index: Indices) -> Array:
+        """Returns how far some runs violate the constraints, by their intervals; 0 if they hold."""
+        if not self.constraints:
+            return np.zeros(len(index))
+        highest = highest_losses(self.fitted, self.runs, index)
+        worst = np.max([one.excess(highest) for one in self.constraints], axis=0)
+        return np.maximum(worst, 0.0)
 
-    def select(self, index: NDArray[np.intp]) -> _Points:
-        losses = {name: values[index] for name, values in self.losses.items()}
-        return _Points(losses, self.batch[index], self.row[index], self.replay[index])
+    def candidate(self, run: int) -> Candidate:
+        """Returns a run with its losses predicted from every step's rate."""
+        choice, arms = self.runs.choice(run), self.fitted.arms
+        own = recipe_of(arms, self.recipe, choice)
+        prediction = self.fitted.predict("", own, arms.replay_share(own))
+        is_allowed = keeps(prediction, self.constraints) and not prediction.reach.refusals
+        return Candidate(choice, own, prediction, is_allowed)
 
 
 def search(
@@ -111,195 +126,114 @@ def search(
     Raises:
         RecipeError: no run of the space is one that the law is known to describe.
     """
-    arms = fitted.arms
-    batches = [_runs(arms, recipe, space, tokens) for tokens in space.tokens]
-    points = _predict(fitted, recipe, space, batches)
-    objectives = [arms.sets("upstream"), arms.sets("downstream")]
-    objectives += [one.sets for one in constraints if one.sets not in objectives]
-    columns = np.stack([mean_loss(points.losses, sets) for sets in objectives], axis=1)
-    front = points.select(pareto_front(columns))
-    highest = _upper_bounds(fitted, batches, front)
-    old, new = (mean_loss(front.losses, sets) for sets in objectives[:2])
-    excess = np.max([np.zeros(len(old)), *(one.excess(highest) for one in constraints)], axis=0)
-    limited = {one.role for one in constraints}
-    chosen = _choose(old, new, mean_loss(highest, objectives[1]), excess, limited)
-    shown = sorted({*_spread(old, new), chosen}, key=lambda index: old[index])
-
-    def candidate(index: int) -> Candidate:
-        choice = batches[front.batch[index]].choices[front.row[index]]
-        choice = choice._replace(replay=float(front.replay[index]))
-        own = recipe_of(arms, recipe, choice)
-        name = str(shown.index(index) + 1)
-        prediction = fitted.predict(name, own, arms.replay_share(own))
-        return Candidate(choice, own, prediction, bool(excess[index] <= 0))
-
-    candidates = [candidate(index) for index in shown]
-    closest = candidates[shown.index(chosen)]
+    runs = searched_runs(fitted, recipe, space)
+    sets = [fitted.arms.sets("upstream"), fitted.arms.sets("downstream")]
+    sets += dict.fromkeys(one.sets for one in constraints if one.sets not in sets)
+    losses = np.stack([mean_loss(runs.losses, names) for names in sets], axis=1)
+    task = _Task(fitted, recipe, constraints, runs, losses)
+    front = task.front(np.arange(len(losses)))
+    chosen, best = _recommend(task, front)
+    shown = {run: task.candidate(run) for run in _spread(losses, front) if run != chosen}
+    shown = {run: one for run, one in shown.items() if not one.prediction.reach.refusals}
+    shown[chosen] = best
+    order = sorted(shown, key=lambda run: (losses[run, 0], losses[run, 1]))
+    named = {run: shown[run].named(str(number)) for number, run in enumerate(order, start=1)}
+    closest = named[chosen]
     return SearchResult(
-        candidates,
+        list(named.values()),
         closest if closest.holds else None,
         closest,
-        _rule(limited),
+        _rule(task.goal),
         find_further_probe(fitted, closest.recipe),
-        len(points.replay),
-        [*space.notes, *_edge_notes(space, closest.choice)],
+        len(losses),
+        _edge_notes(space, closest.choice),
     )
 
 
-def pareto_front(losses: Array) -> NDArray[np.intp]:
-    """Returns the rows that no other row is below in one loss, and not above in any other.
-
-    Args:
-        losses: shape (runs, losses).
-    """
-    order = np.lexsort((*losses.T[::-1], losses.sum(axis=1)))
-    front = []
-    while len(order):
-        best, order = order[0], order[1:]
-        front.append(best)
-        order = order[(losses[order] < losses[best]).any(axis=1)]
-    return np.array(front, dtype=np.intp)
+def keeps(prediction: Prediction, constraints: Sequence[Constraint]) -> bool:
+    """Returns whether constraints hold at the bounds of the 80 % intervals of the last losses."""
+    highest = {loss.name: float(loss.intervals[_LEVEL][1][-1]) for loss in prediction.losses}
+    return all(one.excess(highest) <= 0 for one in constraints)
 
 
-def _runs(arms: StudiedArms, recipe: Recipe, space: SearchSpace, tokens: int) -> _Runs:
-    """Returns the runs of a length whose peaks are within the limits of the law."""
-    steps = tokens // recipe.batch.tokens
-    grid = np.linspace(0, steps, min(steps, _SEGMENTS) + 1).round().astype(np.intp)
-    first = np.arange(min(steps, _FIRST_STEPS) + 1)
-    ends = np.unique(np.concatenate([first, grid]))
-    middles = [float((a + 1 + b) / 2 / steps) for a, b in pairwise(ends)]
-    choices: list[Choice] = []
-    rates: list[Array] = []
-    for shape in space.shapes_of(tokens):
-        valid, own = _rates_by_peak(recipe, shape, middles)
-        choices += valid
-        rates += own
-    matrix = np.array(rates).reshape(len(choices), len(middles)) / arms.unit
-    limits = limits_of(arms)
-    peaks = matrix.max(axis=1, initial=0.0)
-    within = np.flatnonzero((peaks >= limits.lowest_peak) & (peaks <= limits.highest_peak))
-    curve = run_ends(matrix[within], ends[1:], beta2=recipe.optimizer.betas[1])
-    return _Runs([choices[index] for index in within], curve)
-
-
-def _rates_by_peak(
-    recipe: Recipe, choices: list[Choice], progress: list[float]
-) -> tuple[list[Choice], list[Array]]:
-    """Returns the choices that are valid, which differ in their peak only, and the rates of each.
-
-    If the lowest and the highest peak are valid, and their rates differ by a factor only, so do
-    those of the peaks between them.
-    """
-    low, high = (schedule_with(recipe, choices[index]) for index in (0, -1))
-    peaks = [one.peak for one in choices if one.peak]
-    if len(peaks) == len(choices) > 2 and low is not None and high is not None:
-        factors = np.array(peaks) / peaks[0]
-        rates = _rates(low, progress)
-        if np.allclose(_rates(high, progress), factors[-1] * rates, rtol=1e-6, atol=0):
-            return choices, [factor * rates for factor in factors]
-    valid = [(one, own) for one in choices if (own := schedule_with(recipe, one)) is not None]
-    return [one for one, _ in valid], [_rates(own, progress) for _, own in valid]
-
-
-def _rates(schedule: Schedule, progress: list[float]) -> Array:
-    return np.array([schedules.rate(schedule, one) for one in progress])
-
-
-def _predict(
-    fitted: FittedArms, recipe: Recipe, space: SearchSpace, batches: list[_Runs]
-) -> _Points:
-    """Returns all runs by their predicted losses."""
-    starts, fit = fitted.arms.starts, fitted.law
-    parts = []
-    for index, runs in enumerate(batches):
-        least = least_replay(recipe, fitted.arms, space.tokens[index])
-        shares = np.array([one for one in space.replay if one == 0 or one >= least])
-        shape = (len(shares), len(runs.choices))
-        losses = {
-            name: starts[name]
-            + fit.model.change(fit.logarithms, name, runs.curve, shares[:, None]).ravel()
-            for name in fit.model.sets
-        }
-        row = np.broadcast_to(np.arange(shape[1]), shape).ravel()
-        replay = np.broadcast_to(shares[:, None], shape).ravel()
-        parts.append(_Points(losses, np.full_like(row, index), row, replay))
-    points = _Points(
-        {name: np.concatenate([part.losses[name] for part in parts]) for name in fit.model.sets},
-        np.concatenate([part.batch for part in parts]),
-        np.concatenate([part.row for part in parts]),
-        np.concatenate([part.replay for part in parts]),
-    )
-    if not len(points.row):
-        raise RecipeError([_nothing_within(fitted.arms, recipe)])
-    return points
-
-
-def _nothing_within(arms: StudiedArms, recipe: Recipe) -> str:
-    limits = limits_of(arms)
-    low, high = limits.lowest_peak * arms.unit, limits.highest_peak * arms.unit
-    return (
-        f"{recipe.run}: no run that could be searched has a peak rate from {low:.3g} to "
-        f"{high:.3g}, within which predictions are known to hold; train an arm that is nearer"
-    )
-
-
-def _upper_bounds(fitted: FittedArms, batches: list[_Runs], points: _Points) -> dict[str, Array]:
-    """Returns the upper bounds of the 80 % intervals, as `FittedArms.predict` has them."""
-    arms = fitted.arms
-    longest = max(probe.curve.run_steps for probe in arms.probes if probe.replay < 1)
-    bounds = {name: np.empty(len(points.replay)) for name in points.losses}
-    groups = sorted(set(zip(points.batch.tolist(), points.replay.tolist(), strict=True)))
-    for batch, replay in groups:
-        index = np.flatnonzero((points.batch == batch) & (points.replay == replay))
-        curve = _rows(batches[batch].curve, points.row[index])
-        is_longer = curve.steps[0] > longest
-        for name in points.losses:
-            bounds[name][index] = arms.starts[name] + np.max(
-                [
-                    predict_change(fit, arms.probes, name, curve, replay).interval(_LEVEL)[1]
-                    for fit in ([fitted.law, fitted.logarithmic] if is_longer else [fitted.law])
-                ],
-                axis=0,
-            )
-    return bounds
-
-
-def _rows(curve: RateCurve, index: NDArray[np.intp]) -> RateCurve:
-    return RateCurve._make(values[index] for values in curve)
-
-
-def _choose(old: Array, new: Array, highest_new: Array, excess: Array, limited: set[Role]) -> int:
-    """Returns the index of the run to recommend by `_rule`, or of the one that is nearest to it."""
+def _recommend(task: _Task, front: Indices) -> tuple[int, Candidate]:
+    """Returns the run to recommend by `_rule`; if no run is allowed, the closest one."""
+    excess = task.excess(front)
     if (excess > 0).all():
-        return int(np.lexsort((old + new, excess))[0])
-    allowed = excess <= 0
-    if "upstream" in limited:
-        return int(np.flatnonzero(allowed)[np.argmin(new[allowed])])
-    if not limited:
-        best = int(np.argmin(new))
-        allowed = new <= highest_new[best]
-    return int(np.flatnonzero(allowed)[np.argmin(old[allowed])])
+        run = int(front[np.lexsort((task.losses[front].sum(axis=1), excess))[0]])
+        return run, task.candidate(run)
+    allowed = front[excess <= 0]
+    objective, most = task.losses[:, 1 if task.goal == "best adaptation" else 0], np.inf
+    if task.goal == "both":
+        adapted = allowed[[np.argmin(task.losses[allowed, 1])]]
+        bounds = highest_losses(task.fitted, task.runs, adapted)
+        most = mean_loss(bounds, task.fitted.arms.sets("downstream"))[0]
+        allowed = allowed[task.losses[allowed, 1] <= most]
+    for run in allowed[np.argsort(objective[allowed], kind="stable")]:
+        best = task.candidate(int(run))
+        if best.holds:  # also by its exact rates
+            return _with_own_shape(task, int(run), best, objective, most)
+    return int(run), best
 
 
-def _rule(limited: set[Role]) -> str:
-    if not limited:
-        return (
+def _with_own_shape(
+    task: _Task, run: int, best: Candidate, objective: Array, most: float
+) -> tuple[int, Candidate]:
+    """Returns the best run that has as much as possible of the recipe's own shape of schedule.
+
+    It is worse than the best of all runs by at most `_HARDLY`.
+    """
+    highest = highest_losses(task.fitted, task.runs, np.array([run]))
+    role: Role = "downstream" if task.goal == "best adaptation" else "upstream"
+    half = mean_loss(highest, task.fitted.arms.sets(role))[0] - objective[run]
+    good = (objective <= objective[run] + _HARDLY * half) & (task.losses[:, 1] <= most)
+    for constraint in task.constraints:
+        good &= constraint.excess(task.runs.losses) <= 0
+    own = choice_of(task.fitted.arms, task.recipe)
+    same = [task.runs.has(name, getattr(own, name)) for name in _SHAPE]
+    for kept in sorted(product((True, False), repeat=len(_SHAPE)), key=lambda one: -sum(one)):
+        among = good.copy()
+        for is_kept, is_same in zip(kept, same, strict=True):
+            if is_kept:
+                among &= is_same
+        front = task.front(np.flatnonzero(among))
+        front = front[task.excess(front) <= 0]
+        for other in front[np.argsort(objective[front], kind="stable")]:
+            candidate = task.candidate(int(other))
+            if candidate.holds:
+                return int(other), candidate
+    return run, best
+
+
+def _rule(goal: Goal) -> str:
+    if goal == "both":
+        rule = (
             "the least forgetting among runs whose predicted loss on new data is within the 80% "
             "interval of the best"
         )
-    best = "best adaptation" if "upstream" in limited else "least forgetting"
-    return f"the {best} among runs that keep the constraints at the bounds of their 80% intervals"
+    else:
+        rule = f"the {goal} among runs that keep the constraints at the bounds of 80% intervals"
+    return (
+        f"{rule}; minimum, warm-up and decay differ from the recipe only where that gains more "
+        "than a tenth of half the interval"
+    )
 
 
-def _spread(old: Array, new: Array) -> list[int]:
+def _spread(losses: Array, front: Indices) -> list[int]:
     """Returns runs of the front at about equal distances along it, with both of its ends."""
-    order = np.argsort(old)
+    order = front[np.lexsort((losses[front, 1], losses[front, 0]))]
     if len(order) <= _SHOWN:
-        return [int(index) for index in order]
-    points = np.stack([old[order] / np.ptp(old), new[order] / np.ptp(new)], axis=1)
+        return [int(run) for run in order]
+    points = losses[order, :2] / np.ptp(losses[order, :2], axis=0)
     along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(points, axis=0).T))])
-    wanted = np.linspace(0, along[-1], _SHOWN)
-    return [int(order[np.abs(along - distance).argmin()]) for distance in wanted]
+    spacing = along[-1] / (_SHOWN - 1)
+    spread = [0]
+    for index, distance in enumerate(along):
+        if distance >= along[spread[-1]] + spacing * (1 - 1e-9):
+            spread.append(index)
+    if spread[-1] != len(order) - 1:
+        spread[len(spread) - (along[-1] - along[spread[-1]] < spacing / 2) :] = [len(order) - 1]
+    return [int(order[index]) for index in spread]
 
 
 def _edge_notes(space: SearchSpace, choice: Choice) -> list[str]:

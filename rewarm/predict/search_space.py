@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import numpy as np
 
 from rewarm.errors import RecipeError
 from rewarm.predict.arms import StudiedArms
-from rewarm.predict.reach import Limits, limits_of
+from rewarm.predict.reach import ReachLimits, limits_of
 from rewarm.quantities import Budget, Span, format_count
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
@@ -24,7 +26,7 @@ _SETTINGS = {
     "decay": ("decay", "shape", "cooldown"),
     "length": ("decay", "annealing"),
 }
-_PEAK_RATIO = 2 ** (1 / 4)  # of neighbouring peaks
+_PEAK_RATIO = 2 ** (1 / 16)  # of neighbouring peaks
 _MINIMUMS = (0.0, 0.05, 0.1, 0.2)
 _WARMUPS = ("1%", "2%", "5%", "10%")
 _LENGTHS = ("10%", "20%", "30%", "50%")
@@ -68,8 +70,10 @@ class SearchSpace(NamedTuple):
     tokens: Sequence[int]
     notes: list[str]
     """What is not searched, and why."""
+    most_sequences: Mapping[str, float] = MappingProxyType({})
+    """How many sequences of each corpus may be read, where that is known."""
 
-    def shapes_of(self, tokens: int) -> Iterator[list[Choice]]:
+    def by_shape(self, tokens: int) -> Iterator[list[Choice]]:
         """Yields, for each combination but that of peaks and replay, its choices by peak."""
         for values in product(self.minimum, self.warmup, self.decay, self.length):
             yield [Choice(peak, *values, self.replay[0], tokens) for peak in self.peak]
@@ -103,11 +107,20 @@ def default_space(
         notes.append(
             f"schedule {recipe.schedule.name} has no {', '.join(missing)} that could be searched"
         )
-    values = {name: _default_values(name, names, recipe, arms, limits) for name in _SETTINGS}
+    values: dict[str, Any] = {
+        name: _default_values(name, names, recipe, arms, limits) for name in _SETTINGS
+    }
     values |= {"replay": replay, "tokens": _budgets(recipe, limits, most_tokens)}
     for name, own in (ranges or {}).items():
         if name in _SETTINGS and name not in names:
             raise RecipeError([f"{name}: schedule {recipe.schedule.name} has no such setting"])
+        if name == "decay" and (unknown := [one for one in own if one not in shapes_of(recipe)]):
+            raise RecipeError(
+                [
+                    f"{unknown[0]}: schedule {recipe.schedule.name} has no such decay (decays: "
+                    f"{', '.join(shapes_of(recipe))})"
+                ]
+            )
         if name == "replay" and replay_note and any(share not in replay for share in own):
             raise RecipeError([replay_note])
         values[name] = tuple(own)
@@ -143,7 +156,7 @@ def choice_of(arms: StudiedArms, recipe: Recipe) -> Choice:
 
 
 def _default_values(
-    name: str, names: Mapping[str, str], recipe: Recipe, arms: StudiedArms, limits: Limits
+    name: str, names: Mapping[str, str], recipe: Recipe, arms: StudiedArms, limits: ReachLimits
 ) -> tuple[Any, ...]:
     if name not in names:
         return (None,)
@@ -151,21 +164,27 @@ def _default_values(
     match name:
         case "peak":
             # A higher peak than that of any arm may diverge, which the law does not describe.
-            low, high = limits.lowest_peak * arms.unit, arms.highest_peak * arms.unit
+            low, high = limits.lowest_peak * arms.unit, arms.highest_peak
             count = 1 + int(np.ceil(np.log(high / low) / np.log(_PEAK_RATIO)))
             peaks = {float(f"{peak:.3g}") for peak in np.geomspace(low, high, count)}
             return tuple(sorted(peak for peak in {*peaks, own} if low <= peak <= high))
         case "minimum":
             return tuple(sorted({*_MINIMUMS, *([] if own is None else [own])}))
         case "decay":
-            shapes = get_args(type(recipe.schedule).model_fields[names[name]].annotation)
-            return tuple(shape for shape in shapes if shape != "none")
+            return shapes_of(recipe)
     shares = [Span(share) for share in (_WARMUPS if name == "warmup" else _LENGTHS)]
     return tuple(sorted({*shares, own}))
 
 
+def shapes_of(recipe: Recipe) -> tuple[str, ...]:
+    """Returns the shapes of decay that a recipe's schedule has, without `none`."""
+    name = setting_names(recipe.schedule).get("decay")
+    shapes = get_args(type(recipe.schedule).model_fields[name].annotation) if name else ()
+    return tuple(shape for shape in shapes if shape != "none")
+
+
 def _replay_shares(
-    arms: StudiedArms, recipe: Recipe, limits: Limits
+    arms: StudiedArms, recipe: Recipe, limits: ReachLimits
 ) -> tuple[tuple[float, ...], str]:
     """Returns the shares of replay, and why no other than the recipe's is tried."""
     own = arms.replay_share(recipe)
@@ -187,7 +206,7 @@ def _replay_shares(
     return tuple(sorted(shares | {own})), ""
 
 
-def _budgets(recipe: Recipe, limits: Limits, most_tokens: int | None) -> tuple[int, ...]:
+def _budgets(recipe: Recipe, limits: ReachLimits, most_tokens: int | None) -> tuple[int, ...]:
     if most_tokens is None:
         return (recipe.tokens,)
     batch = recipe.batch.tokens
@@ -197,7 +216,7 @@ def _budgets(recipe: Recipe, limits: Limits, most_tokens: int | None) -> tuple[i
 
 
 def _check_limits(
-    values: Mapping[str, Sequence[Any]], limits: Limits, arms: StudiedArms, recipe: Recipe
+    values: Mapping[str, Sequence[Any]], limits: ReachLimits, arms: StudiedArms, recipe: Recipe
 ) -> None:
     batch = recipe.batch.tokens
     problems = []
@@ -290,10 +309,19 @@ def _weights(recipe: Recipe, arms: StudiedArms, replay: float) -> dict[str, floa
     }
 
 
-def least_replay(recipe: Recipe, arms: StudiedArms, tokens: int) -> float:
-    """Returns the smallest share of replay with which each old corpus is read at all."""
-    weights = [
-        weight for name, weight in _weights(recipe, arms, 0.5).items() if arms.is_old(name, recipe)
-    ]
+def readable_shares(
+    space: SearchSpace, recipe: Recipe, arms: StudiedArms, tokens: int
+) -> list[float]:
+    """Returns the shares of replay with which a run of a length can read each of its corpora.
+
+    It reads at least one sequence of each, and no corpus more often than `data.max_epochs`.
+    """
     sequences = tokens // recipe.batch.tokens * recipe.sequences_per_step
-    return 1 / (sequences * 2 * min(weights)) if weights else 0.0
+    return [
+        share
+        for share in space.replay
+        if all(
+            weight == 0 or 1 <= weight * sequences <= space.most_sequences.get(name, math.inf)
+            for name, weight in _weights(recipe, arms, share).items()
+        )
+    ]
