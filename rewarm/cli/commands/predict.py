@@ -106,7 +106,7 @@ def predict(
         )
     options = SearchOptions(keep or [], ranges or [], tokens, write, overwrite)
     _check_search(options, len(recipe_files), schedules, is_search=search, force=force)
-    arms = _read_arms(sources)
+    arms = read_arms(sources)
     targets = {
         str(path): _checked_recipe(arms, str(path), load_recipe_file(path, overrides))
         for path in recipe_files
@@ -193,7 +193,12 @@ def _parse_replay(text: str, schedules: list[str]) -> float:
     return share
 
 
-def _read_arms(sources: list[Path]) -> StudiedArms:
+def read_arms(sources: list[Path]) -> StudiedArms:
+    """Returns the arms of runs, folders of runs, and studies.
+
+    Raises:
+        CheckpointError: they are too few, a run is not finished, or they do not compare.
+    """
     from rewarm.predict.arms import MeasuredRun, study_arms
     from rewarm.report.collect_runs import collect_runs
     from rewarm.study.run_outcomes import outcome_from_metrics
