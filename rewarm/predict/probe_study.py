@@ -70,7 +70,7 @@ def scaled_schedule(recipe: Recipe, factor: float) -> dict[str, Any]:
         return settings
     raise RecipeError(
         [
-            f"{recipe.run}: schedule {schedule.name}: with its settings named lr or ..._lr times "
+            f"schedule {schedule.name}: with its settings named lr or ..._lr times "
             f"{factor:g}, its rates are not {factor:g} times as high, so that no arm with a lower "
             "peak can be made of it; write a study with such an arm, and use rewarm compare and "
             "rewarm predict"

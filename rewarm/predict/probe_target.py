@@ -54,11 +54,11 @@ def check_base(recipe: Recipe) -> None:
         RecipeError: it does not.
     """
     if recipe.model.base is None or recipe.model.fresh:
-        source = "model.fresh: true" if recipe.model.fresh else "no model.base"
+        setting = "model.fresh: true" if recipe.model.fresh else "model.base: none"
         raise RecipeError(
             [
-                f"{recipe.run}: {source}: newly initialized weights have nothing to forget; a "
-                "probe needs a base model to continue from (model.base)"
+                f"{setting}: newly initialized weights have nothing to forget; a probe is for a "
+                "recipe that continues from a base model"
             ]
         )
 
@@ -80,17 +80,17 @@ def probe_target(resolved: ResolvedRun) -> ProbeTarget:
         names = ", ".join(recipe.data.validation) or "none"
         raise RecipeError(
             [
-                f"{recipe.run}: no validation set is {' or '.join(missing)} (sets: {names}); a "
-                "probe measures the loss on old and on new data: add one to data.validation, with "
+                f"data.validation: no set is {' or '.join(missing)} (sets: {names}); a probe "
+                "measures the loss on old and on new data: add one to data.validation, with "
                 "role: upstream for text that the base was trained on and downstream for new text"
             ]
         )
     if refusal := undescribed_base(arms):
-        raise RecipeError([f"{recipe.run}: {refusal}"])
+        raise RecipeError([f"model.base: {refusal}"])
     own = arms.replay_share(recipe)
     if own == 1:
         raise RecipeError(
-            [f"{recipe.run}: trains on old data only; a probe needs new data in data.train"]
+            ["data.train: all of it is old data, known to the base; a probe needs new data, too"]
         )
     weights = {name: pieces[0][1] for name, pieces in recipe.corpus_weights.items()}
     old = _shares({name: weight for name, weight in weights.items() if arms.is_old(name, recipe)})
@@ -114,7 +114,7 @@ def _arms_to_come(resolved: ResolvedRun, ancestors: Sequence[Ancestor]) -> Studi
     if rates is None and recipe.model.base_lr is None:
         raise RecipeError(
             [
-                f"{recipe.run}: the learning rates of {short_path(str(recipe.model.base))} are not "
+                f"model.base: the learning rates of {short_path(str(recipe.model.base))} are not "
                 "on record, and the law needs the last one; give it as model.base_lr"
             ]
         )

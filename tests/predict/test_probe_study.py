@@ -134,10 +134,10 @@ def test_without_old_data_no_arm_replays(target, tmp_path, trained_run):
     [
         (
             ["model={preset: pythia-14m}", "schedule.start_lr=0", "schedule.min_lr=0"],
-            "no model.base",
+            "model.base: none",
         ),
         (["model.fresh=true"], "model.fresh: true: newly initialized weights"),
-        (["data.validation={}"], r"no validation set is upstream or downstream \(sets: none\)"),
+        (["data.validation={}"], r"no set is upstream or downstream \(sets: none\)"),
         (["data.validation.upstream=null"], "should be"),
     ],
 )
@@ -148,13 +148,13 @@ def test_what_no_probe_is_for_is_refused(target, changes, problem):
 
 def test_a_recipe_without_old_data_to_measure_is_refused(target, corpora):
     only_new = f"data.validation={{third: {{shards: {corpora}/third/val}}}}"
-    with pytest.raises(RecipeError, match=r"no validation set is upstream \(sets: third\)"):
+    with pytest.raises(RecipeError, match=r"no set is upstream \(sets: third\)"):
         target(only_new)
 
 
 def test_a_recipe_of_old_data_only_is_refused(target, corpora):
     old = f"data.train={{upstream: {{shards: {corpora}/upstream/train}}}}"
-    with pytest.raises(RecipeError, match="trains on old data only"):
+    with pytest.raises(RecipeError, match="all of it is old data"):
         target(old, "data.validation.third.role=downstream")
 
 

@@ -108,7 +108,7 @@ def predict(
     _check_search(options, len(recipe_files), schedules, is_search=search, force=force)
     arms = read_arms(sources)
     targets = {
-        str(path): _checked_recipe(arms, str(path), load_recipe_file(path, overrides))
+        str(path): checked_recipe(arms, str(path), load_recipe_file(path, overrides))
         for path in recipe_files
     }
     if search:
@@ -212,7 +212,7 @@ def read_arms(sources: list[Path]) -> StudiedArms:
     return study_arms(runs)
 
 
-def _checked_recipe(arms: StudiedArms, name: str, recipe: Recipe) -> Recipe:
+def checked_recipe(arms: StudiedArms, name: str, recipe: Recipe) -> Recipe:
     """Returns a recipe of a run that the law can describe.
 
     Raises:

@@ -114,7 +114,7 @@ def _recommend(
     Raises:
         RewarmError: as `rewarm predict --search`.
     """
-    from rewarm.cli.commands.predict import read_arms
+    from rewarm.cli.commands.predict import checked_recipe, read_arms
     from rewarm.cli.prediction_output import curve_table, final_table
     from rewarm.cli.recipe_search import SearchOptions, search_recipe
     from rewarm.cli.terminal_tables import print_result_table
@@ -124,13 +124,15 @@ def _recommend(
     recommended = study_file.with_name(RECOMMENDED_FILE)
     recommended.unlink(missing_ok=True)  # that of an earlier call may not keep these constraints
     arms = read_arms([study_file])
-    recipe = load_recipe_file(recipe_file, overrides)
-    prediction = fit_arms(arms).predict(str(recipe_file), recipe, arms.replay_share(recipe))
+    name = str(recipe_file)
+    recipe = checked_recipe(arms, name, load_recipe_file(recipe_file, overrides))
+    prediction = fit_arms(arms).predict(name, recipe, arms.replay_share(recipe))
     print_result_table(final_table([prediction]), names=2)
     print()
     print_result_table(curve_table(prediction))
     print()
     if target.replay and not arms.replay_share(recipe):  # a search varies what the recipe replays
         overrides = [*overrides, f"data.train={json.dumps(target.train(target.replay))}"]
+        print(f"The search starts from the recipe with {target.replay:.0%} of replay.\n")
     options = SearchOptions(keep, [], None, recommended, overwrite=True)
     search_recipe(arms, recipe_file, overrides, options, out=None, as_json=False)

@@ -101,7 +101,7 @@ def test_a_study_is_refused(recipe, tmp_path, command):
 @pytest.mark.parametrize(
     ("words", "expected", "problem"),
     [
-        (["--set", "model={preset: pythia-14m}"], 2, "no model.base"),
+        (["--set", "model={preset: pythia-14m}"], 2, "model.base: none"),
         (["--keep", "upstream rises <= 1"], 2, "--keep 'upstream rises <= 1'"),
         (["--set", "data.validation.upstream.shards=nowhere"], 3, "nowhere"),
         (["--set", "tokens=1M"], 3, "corpus 'third': the run needs"),
