@@ -2,8 +2,8 @@
 
 ```
  steps of the target, time of a step, an evaluation, an arm ──> length of the short arms
-   short arms: the recipe's peak, a quarter of it, the peak with replay      1/3 of the long arm
-   long arm:   the recipe's peak                                 half or all of the target
+   short arms: the recipe's peak, a quarter of it              a third of a long arm
+   long arms:  the recipe's peak, without replay and with it   half or all of the target
 ```
 All of them are complete schedules: one that is cut off before its decay misleads (docs/predict.md).
 """
@@ -144,15 +144,15 @@ def _plan(
 
 def _arms(target: int, short: int, replay: float) -> Iterator[tuple[str, float, float, int]]:
     """Yields name, peak, replay share and steps of each arm."""
+    longest = min(target, _LONG * short)
     yield "peak", 1.0, 0.0, short
     yield "quarter", LOWER_PEAK, 0.0, short
-    if replay:
-        yield f"replay-{100 * replay:.3g}", 1.0, replay, short
-    longest = min(target, _LONG * short)
     if longest > short:
         yield "long", 1.0, 0.0, longest
     elif not replay:  # the law needs a third arm
         yield "half", 2 * LOWER_PEAK, 0.0, short
+    if replay:  # as long as the longest: old data is regained slowly, as docs/predict.md shows
+        yield f"replay-{100 * replay:.3g}", 1.0, replay, longest
 
 
 def _too_small(target: int, costs: ProbeCosts, hours: float, least: ProbePlan) -> str:

@@ -27,20 +27,20 @@ def evaluated(every, steps):
 
 def test_with_time_enough_one_arm_is_as_long_as_the_target():
     plan = plan_probes(1200, COSTS, 10, 0.05)
-    assert lengths(plan) == {"peak": 400, "quarter": 400, "replay-5": 400, "long": 1200}
-    assert [(arm.peak, arm.replay) for arm in plan.arms] == [(1, 0), (0.25, 0), (1, 0.05), (1, 0)]
+    assert lengths(plan) == {"peak": 400, "quarter": 400, "long": 1200, "replay-5": 1200}
+    assert [(arm.peak, arm.replay) for arm in plan.arms] == [(1, 0), (0.25, 0), (1, 0), (1, 0.05)]
     evaluations = sum(1 + len(evaluated(arm.every, arm.steps)) for arm in plan.arms)
-    assert plan.seconds == pytest.approx(2400 + 4 * 10 + 2 * evaluations)
+    assert plan.seconds == pytest.approx(3200 + 4 * 10 + 2 * evaluations)
     assert plan.evaluating == pytest.approx(2 * evaluations / plan.seconds)
 
 
 def test_the_arms_are_as_long_as_the_time_allows():
-    hours = 2000 / 3600
+    hours = 2600 / 3600
     plan = plan_probes(1200, COSTS, hours, 0.05)
     arms = lengths(plan)
-    assert arms["long"] == 3 * arms["peak"]
+    assert arms["long"] == arms["replay-5"] == 3 * arms["peak"]
     assert 600 <= arms["long"] < 1200
-    assert 2000 - 6 * (COSTS.step + COSTS.evaluation) < plan.seconds <= 2000
+    assert 2600 - 8 * (COSTS.step + COSTS.evaluation) < plan.seconds <= 2600
 
 
 def test_the_hours_that_a_refusal_names_are_enough():
@@ -48,7 +48,7 @@ def test_the_hours_that_a_refusal_names_are_enough():
         plan_probes(12_000, COSTS, 0.5, 0.05)
     message = str(refused.value)
     assert "from which 12,000 steps can be predicted" in message
-    assert "peak 2,000, quarter 2,000, replay-5 2,000, long 6,000 steps" in message
+    assert "peak 2,000, quarter 2,000, long 6,000, replay-5 6,000 steps" in message
     assert "1.00 s a step" in message
     needed = float(re.search(r"take ([0-9.]+) hours", message)[1])
     assert lengths(plan_probes(12_000, COSTS, needed, 0.05))["long"] >= 6000
@@ -59,7 +59,7 @@ def test_the_hours_that_a_refusal_names_are_enough():
 @pytest.mark.parametrize(
     ("target", "replay", "expected"),
     [
-        (120, 0.05, {"peak": 60, "quarter": 60, "replay-5": 60, "long": 120}),
+        (120, 0.05, {"peak": 60, "quarter": 60, "long": 120, "replay-5": 120}),
         (120, 0, {"peak": 60, "quarter": 60, "long": 120}),
         (20, 0.1, {"peak": 20, "quarter": 20, "replay-10": 20}),
         (20, 0, {"peak": 20, "quarter": 20, "half": 20}),
@@ -91,10 +91,10 @@ def test_evaluations_are_denser_at_first_and_several_near_the_end(steps):
 
 def test_slow_evaluations_are_fewer():
     slow = COSTS._replace(evaluation=30.0)
-    hours = 4000 / 3600
+    hours = 4800 / 3600
     counts = [
         len(evaluated(plan.arms[0].every, plan.arms[0].steps))
         for plan in (plan_probes(1200, costs, hours, 0.05) for costs in (COSTS, slow))
     ]
     assert counts[0] > 2 * counts[1] >= 8
-    assert plan_probes(1200, slow, hours, 0.05).seconds <= 4000
+    assert plan_probes(1200, slow, hours, 0.05).seconds <= 4800
