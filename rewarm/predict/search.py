@@ -101,7 +101,7 @@ class _Task(NamedTuple):
             return np.zeros(len(index))
         highest = highest_losses(self.fitted, self.runs, index)
         worst = np.max([one.excess(highest) for one in self.constraints], axis=0)
-        return np.maximum(worst, 0.0)
+        return np.asarray(np.maximum(worst, 0.0))
 
     def candidate(self, run: int) -> Candidate:
         """Returns a run with its losses predicted from every step's rate."""
