@@ -3,6 +3,7 @@
 from functools import cache
 
 import yaml
+from predicted_studies import PEAK, STARTS, document
 from synthetic_probes import LAW, LOGARITHMS, Arm, synthetic_probe
 
 from rewarm.predict.arms import StudiedArms
@@ -12,42 +13,13 @@ from rewarm.predict.prediction import FittedArms, fit_arms
 from rewarm.recipe.recipe import validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
 
-PEAK = 2e-3
-STARTS = {"upstream": 3.5, "downstream": 5.9}
-BATCH = 2048
-
 
 def recipe_of_arm(arm, **changes):
     """The recipe of an arm; `schedule__decay="linear"` changes one of its settings."""
-    corpora = {
-        "new": {"shards": "/data/new/train", "weight": 1 - arm.replay},
-        "old": {"shards": "/data/old/train", "weight": arm.replay},
-    }
-    settings = {
-        "run": "/runs/next",
-        "tokens": arm.steps * BATCH,
-        "model": {"base": "/models/base", "base_lr": PEAK / 10},
-        "data": {
-            "context": 128,
-            "train": {name: corpus for name, corpus in corpora.items() if corpus["weight"]},
-            "validation": {
-                "upstream": {"shards": "/data/old/val"},
-                "downstream": {"shards": "/data/new/val"},
-            },
-        },
-        "batch": {"tokens": BATCH, "microbatch": 16},
-        "schedule": {
-            "name": "rewarm",
-            "peak_lr": PEAK * arm.peak,
-            "min_lr": PEAK * arm.peak / 10,
-            "warmup": "5%",
-        },
-        "precision": "fp32",
-    }
-    document = YamlDocument(yaml.safe_dump(settings), "recipe")
+    own = YamlDocument(yaml.safe_dump(document(arm, "/runs/next")), "recipe")
     for name, value in changes.items():
-        document.set_value(tuple(name.split("__")), value, "test")
-    return validate_recipe(document)
+        own.set_value(tuple(name.split("__")), value, "test")
+    return validate_recipe(own)
 
 
 def arms_of(*arms):
@@ -67,7 +39,7 @@ def arms_of(*arms):
         PEAK,
         0.1,
         True,
-        {"old": "/data/old/train"},
+        {"upstream": "/data/old/train"},
         [],
     )
 

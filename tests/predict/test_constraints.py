@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from searched_arms import ARMS, STARTS
+from predicted_studies import STARTS
+from searched_arms import ARMS
 
 from rewarm.errors import RecipeError
 from rewarm.predict.constraints import parse_constraint

@@ -1,8 +1,11 @@
 """The further arm that narrows a prediction most, against a fit to that arm's own losses."""
 
+from functools import cache
+
 import numpy as np
 import pytest
-from searched_arms import ARMS, PEAK, fitted_arms, recipe_of_arm
+from predicted_studies import PEAK
+from searched_arms import ARMS, fitted_arms, recipe_of_arm
 from synthetic_probes import LOGARITHMS, Arm
 
 from rewarm.predict.accuracy import predict_change
@@ -13,6 +16,11 @@ from rewarm.predict.loss_models import LawModel
 TARGET = recipe_of_arm(Arm(replay=0.25))
 
 
+@cache
+def further_arm():
+    return find_further_probe(fitted_arms(), TARGET)
+
+
 def last_error(fit, name):
     curve = ARMS.curve(TARGET, [TARGET.steps])
     return float(fit.standard_error(name, curve, 0.25)[-1])
@@ -20,7 +28,7 @@ def last_error(fit, name):
 
 def test_it_narrows_as_it_says():
     fitted = fitted_arms()
-    further = find_further_probe(fitted, TARGET)
+    further = further_arm()
     recipe, share = further.recipe, further.choice.replay
     assert ARMS.replay_share(recipe) == pytest.approx(share)
     curve = ARMS.curve(recipe, np.linspace(0, recipe.steps, 21).astype(int)[1:].tolist())
@@ -42,7 +50,7 @@ def test_it_narrows_as_it_says():
 
 
 def test_it_is_short_and_within_what_was_probed():
-    further = find_further_probe(fitted_arms(), TARGET)
+    further = further_arm()
     assert 0 < further.narrowing < 1
     assert further.recipe.steps in (100, 200, 400)
     assert further.choice.peak <= PEAK

@@ -1,7 +1,8 @@
 """What a search varies, by the schedule, the arms and the recipe."""
 
 import pytest
-from searched_arms import ARMS, BATCH, PEAK, arms_of, recipe_of_arm
+from predicted_studies import BATCH, PEAK
+from searched_arms import ARMS, arms_of, recipe_of_arm
 from synthetic_probes import Arm
 
 from rewarm.errors import RecipeError
@@ -73,10 +74,10 @@ def test_a_recipe_gets_the_settings_of_a_choice():
     assert (schedule.peak_lr, schedule.min_lr, schedule.decay) == (1e-3, 5e-5, "linear")
     assert (float(schedule.warmup), recipe.steps) == (0.05, 3)
     assert {name: pieces[0][1] for name, pieces in recipe.corpus_weights.items()} == {
-        "new": 0.8,
-        "old": 0.2,
+        "downstream": pytest.approx(0.8),
+        "upstream": pytest.approx(0.2),
     }
-    assert list(recipe_of(ARMS, RECIPE, choice._replace(replay=0)).data.train) == ["new"]
+    assert list(recipe_of(ARMS, RECIPE, choice._replace(replay=0)).data.train) == ["downstream"]
 
 
 def test_corpora_keep_their_proportions():
@@ -97,7 +98,7 @@ def test_a_corpus_is_read_at_least_once_and_at_most_as_often_as_allowed():
     space = default_space(ARMS, RECIPE, {"replay": [0.0, 0.01, 0.1, 0.5]})
     assert readable_shares(space, RECIPE, ARMS, 10 * BATCH) == [0, 0.01, 0.1, 0.5]
     assert readable_shares(space, RECIPE, ARMS, 5 * BATCH) == [0, 0.1, 0.5]  # 80 sequences
-    limited = space._replace(most_sequences={"new": 75, "old": 30})
+    limited = space._replace(most_sequences={"downstream": 75, "upstream": 30})
     assert readable_shares(limited, RECIPE, ARMS, 5 * BATCH) == [0.1]
 
 
