@@ -3,8 +3,8 @@
 ```
  SearchSpace ──> all runs, by the law ──> Pareto front ──> intervals ──> constraints ──> recommended
 ```
-Only the front is given intervals: a constraint limits losses from above, so if it holds for any
-run, it holds for one of the front.
+Only the front is given intervals: constraints limit losses from above, and for any run that keeps
+them there is one of the front whose losses are no higher.
 """
 
 from __future__ import annotations
