@@ -98,7 +98,7 @@ def _choices(fitted: FittedArms, recipe: Recipe) -> Iterator[Choice]:
     shares = {own.replay, 0.0} if has_old else {own.replay}
     if limits_of(arms).replay and has_old:
         shares |= {float(f"{(own.replay or 0.05) * x:.3g}") for x in _SHARES}
-    for peak, share, tokens in product(peaks, sorted(shares), lengths):
+    for peak, share, tokens in product(peaks, sorted(s for s in shares if s < 1), lengths):
         yield own._replace(peak=peak, replay=share, tokens=tokens)
 
 

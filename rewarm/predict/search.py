@@ -3,13 +3,15 @@
 ```
  SearchSpace ──> all runs, by the law ──> Pareto front ──> intervals ──> constraints ──> recommended
 ```
-Only the front is given intervals: a constraint limits losses from above, so if it holds for any
-run, it holds for one of the front.
+Only the front is given intervals: constraints limit losses from above, and for any run that keeps
+them there is one of the front whose losses are no higher.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import product
 from typing import Literal, NamedTuple
 
@@ -54,9 +56,11 @@ class Candidate(NamedTuple):
         return self._replace(prediction=self.prediction._replace(name=name))
 
 
-class SearchResult(NamedTuple):
+@dataclass(frozen=True)
+class SearchResult:
     """What a search found."""
 
+    fitted: FittedArms
     front: list[Candidate]
     """At most twelve runs of the Pareto front and the recommended one, by the loss on old data."""
     recommended: Candidate | None
@@ -65,12 +69,18 @@ class SearchResult(NamedTuple):
     """The run that is recommended, or else the one that violates the constraints least."""
     rule: str
     """How the recommended run was chosen, as a sentence."""
-    further_probe: FurtherProbe | None
-    """The further arm that would narrow the intervals of `closest` most; None if none does."""
     searched: int
     """How many runs were compared."""
     edges: list[str]
     """Which settings of `closest` are the lowest or highest that were tried."""
+
+    @cached_property
+    def further_probe(self) -> FurtherProbe | None:
+        """The further arm that would narrow the intervals of `closest` most; None if none does.
+
+        It is found when it is asked for, which takes a second.
+        """
+        return find_further_probe(self.fitted, self.closest.recipe)
 
 
 class _Task(NamedTuple):
@@ -101,7 +111,7 @@ class _Task(NamedTuple):
             return np.zeros(len(index))
         highest = highest_losses(self.fitted, self.runs, index)
         worst = np.max([one.excess(highest) for one in self.constraints], axis=0)
-        return np.maximum(worst, 0.0)
+        return np.asarray(np.maximum(worst, 0.0))
 
     def candidate(self, run: int) -> Candidate:
         """Returns a run with its losses predicted from every step's rate."""
@@ -140,11 +150,11 @@ def search(
     named = {run: shown[run].named(str(number)) for number, run in enumerate(order, start=1)}
     closest = named[chosen]
     return SearchResult(
+        fitted,
         list(named.values()),
         closest if closest.holds else None,
         closest,
         _rule(task.goal),
-        find_further_probe(fitted, closest.recipe),
         len(losses),
         _edge_notes(space, closest.choice),
     )

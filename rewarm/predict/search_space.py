@@ -12,7 +12,7 @@ import numpy as np
 
 from rewarm.errors import RecipeError
 from rewarm.predict.arms import StudiedArms
-from rewarm.predict.reach import ReachLimits, limits_of
+from rewarm.predict.reach import ReachLimits, limits_of, reach_of
 from rewarm.quantities import Budget, Span, format_count
 from rewarm.recipe.recipe import Recipe, validate_recipe
 from rewarm.recipe.yaml_document import YamlDocument
@@ -31,6 +31,7 @@ _MINIMUMS = (0.0, 0.05, 0.1, 0.2)
 _WARMUPS = ("1%", "2%", "5%", "10%")
 _LENGTHS = ("10%", "20%", "30%", "50%")
 _REPLAY = (0, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+_NO_REPLAY = "no arm has any, and what it does differs between corpora; train an arm with about 5%"
 _BUDGETS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 
 SETTINGS = ("peak", "minimum", "warmup", "decay", "length", "replay", "tokens")
@@ -198,10 +199,7 @@ def _replay_shares(
             f"data.train.upstream: {{shards: {shards}, weight: 5%}}"
         )
     if not limits.replay:
-        return (own,), (
-            "replay is not searched, as no arm has any: what it does differs between corpora; "
-            "train an arm with about 5%"
-        )
+        return (own,), (f"replay is not searched, as {_NO_REPLAY}")
     shares = {float(share) for share in _REPLAY if share <= limits.replay * (1 + 1e-9)}
     return tuple(sorted(shares | {own})), ""
 
@@ -210,6 +208,10 @@ def _budgets(recipe: Recipe, limits: ReachLimits, most_tokens: int | None) -> tu
     if most_tokens is None:
         return (recipe.tokens,)
     batch = recipe.batch.tokens
+    if most_tokens < batch:
+        raise RecipeError(
+            [f"{most_tokens:,} tokens are less than one step of {batch:,}; search with more"]
+        )
     budgets = {int(most_tokens * share) // batch * batch for share in _BUDGETS}
     own = [recipe.tokens] if recipe.tokens <= most_tokens else []
     return tuple(sorted({*budgets, *own} - {0}))
@@ -219,7 +221,7 @@ def _check_limits(
     values: Mapping[str, Sequence[Any]], limits: ReachLimits, arms: StudiedArms, recipe: Recipe
 ) -> None:
     batch = recipe.batch.tokens
-    problems = []
+    problems = reach_of(arms, arms.probes[0].curve, arms.probes[0].replay).refusals  # of the base
     if max(values["tokens"]) > limits.steps * batch * (1 + 1e-6):
         problems.append(
             f"{format_count(max(values['tokens']))} tokens: predictions are known to hold up to "
@@ -237,7 +239,7 @@ def _check_limits(
     if max(values["replay"]) > limits.replay * (1 + 1e-6):
         problems.append(
             f"{max(values['replay']):.3g} of replay: predictions are known to hold up to "
-            f"{limits.replay:.3g}; train an arm that has more"
+            f"{limits.replay:.3g}; {'train an arm that has more' if limits.replay else _NO_REPLAY}"
         )
     if problems:
         raise RecipeError(problems)
@@ -293,7 +295,8 @@ def apply_choice(document: YamlDocument, recipe: Recipe, arms: StudiedArms, choi
 
 def recipe_of(arms: StudiedArms, recipe: Recipe, choice: Choice) -> Recipe:
     """Returns a recipe with the settings of a choice."""
-    document = YamlDocument(recipe.to_yaml(), "search")
+    document = YamlDocument("", "search")
+    document.data = recipe.document()
     apply_choice(document, recipe, arms, choice)
     return validate_recipe(document)
 

@@ -107,7 +107,7 @@ def undominated(losses: Array) -> Indices:
         order = np.lexsort(losses.T[::-1])
         second = losses[order, 1]
         lowest_before = np.minimum.accumulate(np.concatenate([[np.inf], second[:-1]]))
-        return order[second < lowest_before]
+        return np.asarray(order[second < lowest_before])
     order = np.lexsort((*losses.T[::-1], losses.sum(axis=1)))
     front = []
     while len(order):
@@ -145,16 +145,19 @@ def _rates_by_peak(
 ) -> tuple[list[Choice], list[Array]]:
     """Returns the choices that are valid, which differ in their peak only, and the rates of each.
 
-    If the lowest and the highest peak are valid, and their rates differ by a factor only, so do
-    those of the peaks between them.
+    Rates are mostly linear in the peak. If those of a peak in the middle are, so are all between
+    the lowest and the highest.
     """
-    low, high = (schedule_with(recipe, choices[index]) for index in (0, -1))
-    peaks = [one.peak for one in choices if one.peak]
-    if len(peaks) == len(choices) > 2 and low is not None and high is not None:
-        factors = np.array(peaks) / peaks[0]
-        rates = _rates(low, progress)
-        if np.allclose(_rates(high, progress), factors[-1] * rates, rtol=1e-6, atol=0):
-            return choices, [factor * rates for factor in factors]
+    peaks = np.array([one.peak for one in choices if one.peak])
+    if len(peaks) == len(choices) > 3:
+        middle = len(choices) // 2
+        three = [schedule_with(recipe, choices[index]) for index in (0, middle, -1)]
+        rates = [_rates(schedule, progress) for schedule in three if schedule is not None]
+        if len(rates) == 3:
+            shares = ((peaks - peaks[0]) / (peaks[-1] - peaks[0]))[:, None]
+            between = (1 - shares) * rates[0] + shares * rates[2]
+            if np.allclose(between[middle], rates[1], rtol=1e-6, atol=0):
+                return choices, [*between]
     valid = [(one, own) for one in choices if (own := schedule_with(recipe, one)) is not None]
     return [one for one, _ in valid], [_rates(own, progress) for _, own in valid]
 

@@ -2,73 +2,18 @@
 
 import json
 
-import numpy as np
 import pytest
-import yaml
-from synthetic_probes import LAW, LOGARITHMS, Arm
-
-from rewarm.predict.law import rate_curve
-from rewarm.recipe.recipe import validate_recipe
-from rewarm.recipe.yaml_document import YamlDocument
-
-BATCH = 2048
-PEAK = 2e-3
-STARTS = {"upstream": 3.5, "downstream": 5.9}
-ARMS = {"peak": Arm(), "half": Arm(0.5), "quarter": Arm(0.25), "replay": Arm(replay=0.05)}
-
-
-def document(arm, run="run"):
-    corpora = {
-        "downstream": {"shards": "/data/new/train", "weight": 1 - arm.replay},
-        "upstream": {"shards": "/data/old/train", "weight": arm.replay},
-    }
-    validation = {name: {"shards": f"/data/{name}/val", "tokens": "24k"} for name in STARTS}
-    return {
-        "run": str(run),
-        "tokens": arm.steps * BATCH,
-        "model": {"base": "/models/base", "base_lr": PEAK / 10},
-        "data": {
-            "context": 128,
-            "train": {name: corpus for name, corpus in corpora.items() if corpus["weight"]},
-            "validation": validation,
-        },
-        "batch": {"tokens": BATCH, "microbatch": 16},
-        "schedule": {
-            "name": "rewarm",
-            "peak_lr": PEAK * arm.peak,
-            "min_lr": PEAK * arm.peak / 10,
-            "warmup": 0.05,
-        },
-        "precision": "fp32",
-    }
-
-
-def true_changes(arm, steps):
-    """The changes of both losses by the law, at some steps."""
-    recipe = validate_recipe(YamlDocument(yaml.safe_dump(document(arm)), "arm"))
-    rates = [recipe.lr(step) / PEAK for step in range(1, recipe.steps + 1)]
-    curve = rate_curve(np.array(rates), steps)
-    return {
-        name: LAW.change(LOGARITHMS, of_law, curve, arm.replay)
-        for name, of_law in zip(STARTS, LAW.sets, strict=True)
-    }
-
-
-def write_arm(folder, arm, *, seed=1, **settings):
-    run = folder / str(seed)
-    run.mkdir(parents=True)
-    (run / "recipe.yaml").write_text(yaml.safe_dump(document(arm, run) | {"seed": seed} | settings))
-    steps = list(range(0, arm.steps + 1, 20))
-    changes = true_changes(arm, steps)
-    lines = [
-        {"kind": "evaluate", "step": step, "tokens": step * BATCH}
-        | {f"{name}/loss": start + float(changes[name][i]) for name, start in STARTS.items()}
-        for i, step in enumerate(steps)
-    ]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    start = {"kind": "start", "time": "2026-01-01T00:00:00+00:00", "step": 0}
-    (run / "events.jsonl").write_text(json.dumps(start) + "\n")
-    return run
+from predicted_studies import (
+    ARMS,
+    BATCH,
+    STARTS,
+    document,
+    refused,
+    true_changes,
+    write_arm,
+    write_recipe,
+)
+from synthetic_probes import Arm
 
 
 @pytest.fixture
@@ -76,12 +21,6 @@ def study(tmp_path):
     for name, arm in ARMS.items():
         write_arm(tmp_path / "study" / name, arm)
     return tmp_path / "study"
-
-
-def write_recipe(folder, arm, **settings):
-    path = folder / "next.yaml"
-    path.write_text(yaml.safe_dump(document(arm, folder / "next") | settings))
-    return path
 
 
 def test_a_recipe_is_predicted(tmp_path, study, command):
@@ -125,13 +64,6 @@ def test_a_schedule_is_predicted_and_printed(study, command):
     low, high = (float(word) for word in final.split()[4:7:2])
     assert low < true < high
     assert len(final.split()) == 8
-
-
-def refused(command, *words):
-    code, out, err = command("predict", *words)
-    assert out == ""
-    assert err.count("error:") <= 1
-    return code, " ".join(err.split())
 
 
 @pytest.mark.parametrize(
@@ -234,7 +166,7 @@ def test_options_that_do_not_fit(tmp_path, study, command):
     for words, reason in (
         ((study,), "give a RECIPE to predict, or --schedule NAME"),
         ((recipe,), "name the runs to learn from before it"),
-        ((study, recipe, "--tokens", "1M"), "--tokens needs --schedule"),
+        ((study, recipe, "--tokens", "1M"), "--tokens needs --schedule or --search"),
         ((study, recipe, "--replay", "5%"), "--replay needs --schedule"),
         ((study, "--schedule", "rewarm", "--replay", "2"), "should be from 0 to 100%"),
         ((study, recipe, "--out", "p.jpg"), "--out p.jpg: should end with .png, .svg, .pdf"),
