@@ -26,6 +26,7 @@ from rewarm.cli.commands.new import new
 from rewarm.cli.commands.plan import plan
 from rewarm.cli.commands.plot_schedule import plot_schedule
 from rewarm.cli.commands.predict import predict
+from rewarm.cli.commands.probe import probe
 from rewarm.cli.commands.quickstart import quickstart
 from rewarm.cli.commands.report import report
 from rewarm.cli.commands.sample import sample
@@ -78,6 +79,7 @@ _command = functools.partial(app.command, cls=Command)
 _command(rich_help_panel=_PLANNING)(check)
 _command(rich_help_panel=_PLANNING)(plan)
 _command(rich_help_panel=_PLANNING)(predict)
+_command(rich_help_panel=_PLANNING)(probe)
 _command(rich_help_panel=_PLANNING)(plot_schedule)
 app.add_typer(schedules, name="schedules", rich_help_panel=_PLANNING)
 _command(rich_help_panel=_PLANNING)(schema)

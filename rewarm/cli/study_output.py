@@ -18,6 +18,7 @@ from rewarm.cli.terminal_tables import (
     print_notes,
     print_result_table,
 )
+from rewarm.cli.text_sharding import shard_texts
 from rewarm.errors import CheckpointError, RewarmError
 from rewarm.estimates.cost import CostEstimate, estimate_study_cost
 from rewarm.estimates.run_plan import rates_at_marks
@@ -28,15 +29,43 @@ from rewarm.quantities import format_clock, format_count, format_number
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.start_record import high_rate_warning
 from rewarm.study.comparison_tables import claims_table, comparison_table
+from rewarm.study.preflight_study import check_study, checkable_recipes
 from rewarm.study.results_json import StudySummary, results_as_json, study_pareto_front
 from rewarm.study.run_outcomes import StudyResults, outcome_notes, same_batches
 from rewarm.study.runner import RunStatus, StudyRunner
 from rewarm.study.study_plan import StudyPlan, held_out_warnings_of_study, study_roles
-from rewarm.study.worker_gpus import WorkerGpus
+from rewarm.study.worker_gpus import WorkerGpus, divide_gpus, visible_gpus
+from rewarm.study.worker_threads import fix_threads
 from rewarm.table_cells import Cell, Table, count_cell, tokens_cell
 
 _COLUMNS = ("arm", "start", "final", "change", "peak rise", "recovered at")
 """The columns of a comparison table that fit a terminal, besides the differences."""
+
+
+def check_and_run_study(plan: StudyPlan, workers: int, *, as_json: bool) -> None:
+    """Checks that every run of a study can start, shards their texts, and runs the study.
+
+    Args:
+        plan: the study.
+        workers: the most runs at once.
+        as_json: print the content of results.json instead of tables.
+
+    Raises:
+        RewarmError: see `check_study` and `run_and_print_study`.
+    """
+    worker_gpus = divide_gpus(visible_gpus(), workers)
+    check_study(plan, gpus=worker_gpus.per_worker)
+    if shard_texts(checkable_recipes(plan)):
+        check_study(plan, gpus=worker_gpus.per_worker)
+    threads = None
+    if worker_gpus.per_worker:
+        line = f"GPUs      {worker_gpus.as_text()}"
+    else:
+        threads, note = fix_threads(Path(short_path(plan.study.study)), workers)
+        line = f"threads   {note}"
+    with suppress(OSError):  # a closed terminal must not end the study
+        print_notes([line], indent=10, stderr=True)
+    run_and_print_study(plan, worker_gpus, threads=threads, as_json=as_json)
 
 
 def run_and_print_study(

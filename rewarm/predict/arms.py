@@ -66,6 +66,11 @@ class StudiedArms(NamedTuple):
         """Returns the validation sets of a role."""
         return tuple(name for name, own in self.roles.items() if own == role)
 
+    @property
+    def highest_peak(self) -> float:
+        """The highest peak rate of the arms with a shift."""
+        return self.unit * max(probe.curve.peak for probe in self.probes if probe.replay < 1)
+
     def curve(self, recipe: Recipe, steps: list[int]) -> RateCurve:
         """Returns the rates of a recipe at some steps."""
         rates = np.array([recipe.lr(step) for step in range(1, recipe.steps + 1)]) / self.unit
@@ -84,16 +89,17 @@ class StudiedArms(NamedTuple):
                 "a constant share of replay"
             )
         total = sum(pieces[0][1] for pieces in weights.values())
-        old = [name for name in weights if self._is_old(name, recipe)]
+        old = [name for name in weights if self.is_old(name, recipe)]
         return float(sum(weights[name][0][1] for name in old) / total)
 
     def new_data(self, recipe: Recipe) -> str:
         """Returns the corpora of a recipe that are new to the base, and their shards."""
         corpora = recipe.data.train
-        new = [name for name in corpora if not self._is_old(name, recipe)]
+        new = [name for name in corpora if not self.is_old(name, recipe)]
         return ", ".join(f"{name} ({corpora[name].shards})" for name in new)
 
-    def _is_old(self, corpus: str, recipe: Recipe) -> bool:
+    def is_old(self, corpus: str, recipe: Recipe) -> bool:
+        """Returns whether a corpus that a recipe trains on is what the base was trained on."""
         shards = recipe.data.train[corpus].shards
         if corpus in self.old_corpora or shards in self.old_corpora.values():
             return True

@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 
+ReplayShares = float | Array
+"""A share of replay, or several: shape (shares, 1), which adds a dimension before the points."""
+
 Form = Literal["saturating", "logarithmic"]
 """How the loss on new data falls over the summed rate."""
 
@@ -34,7 +37,8 @@ class RateCurve:
     """The learning rates of a run, and their sums at the steps whose losses are of interest.
 
     A run of more than 2,000 steps is divided into segments of steps, each with its mean rate. The
-    sums are exact for any run.
+    sums are exact for any run. The points may also be the ends of several runs, see `run_ends`:
+    segments then have the shape (points, segments).
     """
 
     steps: Array
@@ -91,6 +95,34 @@ def rate_curve(rates: Array, steps: list[int], *, beta2: float = 0.95) -> RateCu
     )
 
 
+def run_ends(rates: Array, ends: NDArray[np.intp], *, beta2: float = 0.95) -> RateCurve:
+    """Returns the ends of several runs of one length as the points of one curve.
+
+    Args:
+        rates: the rate of each segment of each run, in units of the base's peak; shape (runs,
+            segments).
+        ends: the last step of each segment; shape (segments,).
+        beta2: Adam's β2.
+    """
+    runs = len(rates)
+    lengths = np.diff(ends, prepend=0).astype(np.float64)
+    first = np.cumsum(np.exp(-np.arange(1, ends[-1] + 1) * (1 - beta2)))
+    return RateCurve(
+        np.full(runs, float(ends[-1])),
+        rates @ lengths,
+        rates @ np.diff(first[ends - 1], prepend=0.0),
+        np.broadcast_to(lengths, rates.shape),
+        rates,
+        np.full(runs, len(ends) - 1),
+    )
+
+
+def _at_points(curve: RateCurve, values: Array) -> Array:
+    """Returns at the points what is given before the first segment and at the end of each."""
+    index = curve.segment_of_point + 1
+    return values[index] if values.ndim == 1 else values[np.arange(len(index)), index]
+
+
 def noise_level(curve: RateCurve, kappa: float, start: float) -> Array:
     """Returns n at the points of a curve: a noise level that follows the rate.
 
@@ -104,21 +136,22 @@ def noise_level(curve: RateCurve, kappa: float, start: float) -> Array:
         start: n_0, the base's last rate in units of its peak.
     """
     growth = kappa * curve.segment_lengths * curve.segment_rates
-    exponent = np.cumsum(growth)
+    exponent = np.cumsum(growth, axis=-1)
     with np.errstate(divide="ignore"):  # a rate of 0 adds nothing: its logarithm is -inf
         terms = np.log(-np.expm1(-growth)) + np.log(curve.segment_rates) + exponent
-        levels = np.logaddexp.accumulate(np.concatenate([[np.log(start)], terms]))
-    levels[1:] -= exponent
-    return np.asarray(np.exp(levels)[curve.segment_of_point + 1])
+        first = np.full((*terms.shape[:-1], 1), np.log(start))
+        levels = np.logaddexp.accumulate(np.concatenate([first, terms], axis=-1), axis=-1)
+    levels[..., 1:] -= exponent
+    return np.exp(_at_points(curve, levels))
 
 
-def replay_factor(replay: float, scale: float) -> float:
+def replay_factor(replay: ReplayShares, scale: float) -> Array:
     """Returns g(r): the share of forgetting that a share of replay leaves; 1 at 0, and 0 at 1.
 
     Logarithmic in r/L. An exponential of r, as in arXiv:2505.07796, fits neither cpu-mini nor the
     405M table of arXiv:2403.08763.
     """
-    return float(1 - np.log1p(replay / scale) / np.log1p(1 / scale))
+    return np.asarray(1 - np.log1p(replay / scale) / np.log1p(1 / scale))
 
 
 class OldTerms(NamedTuple):
@@ -162,13 +195,13 @@ def noise_change(curve: RateCurve, start: float, noise: NoiseTerms) -> Array:
     return noise.c * (noise_level(curve, noise.kappa, start) - start)
 
 
-def forgetting(curve: RateCurve, replay: float, terms: OldTerms) -> Array:
+def forgetting(curve: RateCurve, replay: ReplayShares, terms: OldTerms) -> Array:
     """Returns K · g(r) · S_b^a at the points of a curve, in nats; without the noise."""
     summed = curve.summed + terms.phi * curve.first_steps
     return np.asarray(terms.K * replay_factor(replay, terms.L) * summed**terms.a)
 
 
-def adaptation(curve: RateCurve, replay: float, terms: NewTerms, form: Form) -> Array:
+def adaptation(curve: RateCurve, replay: ReplayShares, terms: NewTerms, form: Form) -> Array:
     """Returns how far the loss on new data falls at the points of a curve, in nats.
 
     Without the noise, and less the cost of replay. The replay share has to be below 1.
@@ -176,9 +209,10 @@ def adaptation(curve: RateCurve, replay: float, terms: NewTerms, form: Form) -> 
     if form == "saturating":  # the form of arXiv:2505.07796, with 2B in place of B
         fall = 2 * terms.B * -np.expm1(-terms.b * np.log1p(terms.E * curve.summed))
     else:
-        powers = np.cumsum(curve.segment_lengths * curve.segment_rates**terms.b)
-        fall = terms.B * np.log1p(terms.E * np.concatenate([[0.0], powers]))
-        fall = fall[curve.segment_of_point + 1]
+        powers = np.cumsum(curve.segment_lengths * curve.segment_rates**terms.b, axis=-1)
+        before = np.zeros((*powers.shape[:-1], 1))
+        summed = _at_points(curve, np.concatenate([before, powers], axis=-1))
+        fall = terms.B * np.log1p(terms.E * summed)
     cost = terms.s * -np.log1p(-replay) * curve.summed / (1 + curve.summed)
     return np.asarray(fall - cost)
 

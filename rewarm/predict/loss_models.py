@@ -19,6 +19,7 @@ from rewarm.predict.law import (
     NoiseTerms,
     OldTerms,
     RateCurve,
+    ReplayShares,
     adaptation,
     annealing_area,
     forgetting,
@@ -119,9 +120,9 @@ class LawModel:
         }
 
     def change(
-        self, logarithms: Array, validation_set: str, curve: RateCurve, replay: float
+        self, logarithms: Array, validation_set: str, curve: RateCurve, replay: ReplayShares
     ) -> Array:
-        """Returns the change of a loss, in nats."""
+        """Returns the change of a loss, in nats; for several shares of replay a row for each."""
         values = [float(value) for value in np.exp(logarithms)]
         first = len(_NOISE_PRIORS) + 4 * self.sets.index(validation_set)
         four = values[first : first + 4]
@@ -231,4 +232,4 @@ def _with_replay(
 
 def _signed_factor(replay: float, scale: float, *, is_old: bool) -> float:
     """Returns g(r) with L = `scale` on old data, and −e^{−q r} with q = `scale` on new data."""
-    return replay_factor(replay, scale) if is_old else -float(np.exp(-scale * replay))
+    return float(replay_factor(replay, scale)) if is_old else -float(np.exp(-scale * replay))

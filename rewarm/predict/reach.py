@@ -17,6 +17,29 @@ _ANNEALED = 0.5
 _ROUNDING = 1e-6
 
 
+class ReachLimits(NamedTuple):
+    """The runs with a shift for which the law is known to hold."""
+
+    lowest_peak: float
+    """In units of the base's peak, like the highest."""
+    highest_peak: float
+    steps: float
+    replay: float
+    """The largest share of replay; 0 if no arm has any."""
+
+
+def limits_of(arms: StudiedArms) -> ReachLimits:
+    """Returns the limits beyond which `reach_of` refuses."""
+    probes = [probe for probe in arms.probes if probe.replay < 1]
+    peaks = [probe.curve.peak for probe in probes]
+    return ReachLimits(
+        _LEAST_PEAKS * min(peaks),
+        _MOST_PEAKS * max(peaks),
+        _MOST_LENGTHS * max(probe.curve.run_steps for probe in probes),
+        _MOST_SHARES * max(probe.replay for probe in probes),
+    )
+
+
 class Reach(NamedTuple):
     """How far a run is outside of the arms, in sentences."""
 
@@ -70,12 +93,19 @@ def reach_of(arms: StudiedArms, curve: RateCurve, replay: float) -> Reach:
             f"it trains on old data only, at {curve.peak:.2g} times the base's peak: above 1, the "
             "loss stays higher than the law says"
         )
-    if arms.start > _ANNEALED:
-        refusals.append(
-            f"the base's last rate is {arms.start:.2g} of its peak: a base that has not decayed "
-            "is not described"
-        )
+    if refusal := undescribed_base(arms):
+        refusals.append(refusal)
     return Reach(notes, refusals, curve.run_steps > longest * (1 + _ROUNDING))
+
+
+def undescribed_base(arms: StudiedArms) -> str | None:
+    """Returns why the law does not describe the base of some arms; None if it does."""
+    if arms.start <= _ANNEALED:
+        return None
+    return (
+        f"the base's last rate is {arms.start:.2g} of its peak: a base that has not decayed is not "
+        "described"
+    )
 
 
 def recipe_differences(arms: StudiedArms, recipe: Recipe) -> list[str]:

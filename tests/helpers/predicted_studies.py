@@ -72,3 +72,18 @@ def write_arm(folder: Path, arm: Arm, *, seed: int = 1, every: int = 40, **setti
     start = {"kind": "start", "time": "2026-01-01T00:00:00+00:00", "step": 0}
     (run / "events.jsonl").write_text(json.dumps(start) + "\n")
     return run
+
+
+def write_recipe(folder: Path, arm: Arm, *, name: str = "next.yaml", **settings) -> Path:
+    """Writes the recipe of an arm that was never run; returns its path."""
+    path = folder / name
+    path.write_text(yaml.safe_dump(recipe_document(arm, folder / "next") | settings))
+    return path
+
+
+def refused(command, *words) -> tuple[int, str]:
+    """The exit code and the one error of `rewarm predict`, which prints nothing else."""
+    code, out, err = command("predict", *words)
+    assert out == ""
+    assert err.count("error:") <= 1
+    return code, " ".join(err.split())

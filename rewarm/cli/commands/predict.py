@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rewarm.cli.options import Json, Set, load_recipe_file
+from rewarm.cli.recipe_search import SearchOptions, check_new_file
 from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import print_notes, print_result_table
 
@@ -38,13 +39,45 @@ def predict(
     ] = None,
     tokens: Annotated[
         str | None,
-        typer.Option(metavar="COUNT", help="The tokens of --schedule; those of the first run."),
+        typer.Option(
+            metavar="COUNT",
+            help="The tokens of --schedule (those of the first run), or the most of --search (the "
+            "recipe's own).",
+        ),
     ] = None,
     replay: Annotated[
         str,
         typer.Option(metavar="SHARE", help="The share of old data of --schedule, such as 5%."),
     ] = "0",
     overrides: Set = None,
+    search: Annotated[
+        bool,
+        typer.Option("--search", help="Search for the best recipe, starting from RECIPE."),
+    ] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CONSTRAINT",
+            help="What --search has to keep: 'upstream rise <= 0.03', 'downstream fall >= 0.5', "
+            "'upstream <= 3.2', in nats; may be repeated.",
+        ),
+    ] = None,
+    ranges: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--range",
+            metavar="NAME=VALUES",
+            help="What --search tries for peak, minimum, warmup, decay, length or replay: "
+            "peak=5e-4:2e-3, replay=0,5%, decay=cosine; may be repeated.",
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the recipe that --search recommends."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Let --write replace a file.")
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Also write a figure: .png, .svg or .pdf."),
@@ -67,13 +100,22 @@ def predict(
     if not (recipe_files or schedules):
         raise typer.BadParameter("give a RECIPE to predict, or --schedule NAME")
     share = _parse_replay(replay, schedules)
-    if tokens is not None and not schedules:
-        raise typer.BadParameter("--tokens needs --schedule; for a recipe, use --set tokens=COUNT")
-    arms = _read_arms(sources)
+    if tokens is not None and not (schedules or search):
+        raise typer.BadParameter(
+            "--tokens needs --schedule or --search; for a recipe, use --set tokens=COUNT"
+        )
+    options = SearchOptions(keep or [], ranges or [], tokens, write, overwrite)
+    _check_search(options, len(recipe_files), schedules, is_search=search, force=force)
+    arms = read_arms(sources)
     targets = {
-        str(path): _checked_recipe(arms, str(path), load_recipe_file(path, overrides))
+        str(path): checked_recipe(arms, str(path), load_recipe_file(path, overrides))
         for path in recipe_files
     }
+    if search:
+        from rewarm.cli.recipe_search import search_recipe
+
+        search_recipe(arms, recipe_files[0], overrides or [], options, out=out, as_json=as_json)
+        return
     runs = [(name, recipe, arms.replay_share(recipe)) for name, recipe in targets.items()]
     for text in schedules:
         runs.append((text, _recipe_with(arms.recipe, text, tokens, overrides or []), share))
@@ -98,6 +140,30 @@ def _check_out(out: Path | None) -> None:
 
     if out is not None and out.suffix.removeprefix(".").lower() not in FIGURE_FORMATS:
         raise typer.BadParameter(f"--out {out}: should end with .{', .'.join(FIGURE_FORMATS)}")
+
+
+def _check_search(
+    options: SearchOptions, recipes: int, schedules: list[str], *, is_search: bool, force: bool
+) -> None:
+    given = {
+        "--keep": options.keep,
+        "--range": options.ranges,
+        "--write": options.write,
+        "--overwrite": options.overwrite,
+    }
+    if not is_search:
+        for name, value in given.items():
+            if value:
+                raise typer.BadParameter(f"{name} needs --search")
+        return
+    if schedules or recipes != 1:
+        raise typer.BadParameter("--search starts from one RECIPE; name it after the runs")
+    if force:
+        raise typer.BadParameter("--force: a search stays within the limits of docs/predict.md")
+    if options.overwrite and options.write is None:
+        raise typer.BadParameter("--overwrite needs --write FILE")
+    if options.write is not None:
+        check_new_file(options.write, overwrite=options.overwrite)
 
 
 def _split(paths: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -132,7 +198,12 @@ def _parse_replay(text: str, schedules: list[str]) -> float:
     return share
 
 
-def _read_arms(sources: list[Path]) -> StudiedArms:
+def read_arms(sources: list[Path]) -> StudiedArms:
+    """Returns the arms of runs, folders of runs, and studies.
+
+    Raises:
+        CheckpointError: they are too few, a run is not finished, or they do not compare.
+    """
     from rewarm.predict.arms import study_arms
     from rewarm.report.collect_runs import collect_runs
     from rewarm.report.left_out_losses import measured_runs
@@ -140,7 +211,7 @@ def _read_arms(sources: list[Path]) -> StudiedArms:
     return study_arms(measured_runs(collect_runs(sources)))
 
 
-def _checked_recipe(arms: StudiedArms, name: str, recipe: Recipe) -> Recipe:
+def checked_recipe(arms: StudiedArms, name: str, recipe: Recipe) -> Recipe:
     """Returns a recipe of a run that the law can describe.
 
     Raises:

@@ -3,8 +3,7 @@
 import json
 
 import pytest
-import yaml
-from predicted_studies import ARMS, BATCH, STARTS, recipe_document, true_changes, write_arm
+from predicted_studies import ARMS, BATCH, STARTS, refused, true_changes, write_arm, write_recipe
 from synthetic_probes import Arm
 
 
@@ -14,12 +13,6 @@ def study(tmp_path_factory):
     for name, arm in ARMS.items():
         write_arm(folder / name, arm)
     return folder
-
-
-def write_recipe(folder, arm, *, name="next.yaml", **settings):
-    path = folder / name
-    path.write_text(yaml.safe_dump(recipe_document(arm, folder / "next") | settings))
-    return path
 
 
 def test_recipes_and_schedules_are_predicted(tmp_path, study, command):
@@ -77,13 +70,6 @@ def test_a_schedule_is_predicted_and_printed(study, command):
     assert len(final.split()) == 8
 
 
-def refused(command, *words):
-    code, out, err = command("predict", *words)
-    assert out == ""
-    assert err.count("error:") <= 1
-    return code, " ".join(err.split())
-
-
 def test_what_is_too_far_outside_is_refused(tmp_path, study, command):
     arms = {
         "its length is 2.5 times that of the longest arm": Arm(steps=1000),
@@ -136,7 +122,7 @@ def test_options_that_do_not_fit(tmp_path, study, command):
     for words, reason in (
         ((study,), "give a RECIPE to predict, or --schedule NAME"),
         ((recipe,), "name the runs to learn from before it"),
-        ((study, recipe, "--tokens", "1M"), "--tokens needs --schedule"),
+        ((study, recipe, "--tokens", "1M"), "--tokens needs --schedule or --search"),
         ((study, recipe, "--replay", "5%"), "--replay needs --schedule"),
         ((study, "--schedule", "rewarm", "--replay", "2"), "should be from 0 to 100%"),
         ((study, tmp_path / "nest.yaml"), "nest.yaml: no such file; a recipe is a YAML file; did "),

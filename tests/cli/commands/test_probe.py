@@ -1,0 +1,118 @@
+"""`rewarm probe`: from a recipe to a recommended one, with real arms."""
+
+import signal
+
+import pytest
+from rewarm_process import RewarmProcess
+
+from rewarm.checkpoints.lineage import last_lr_of_base
+from rewarm.estimates import measure_step_time
+from rewarm.recipe.recipe import load_recipe
+
+RECIPE = """\
+run: run
+seed: 5
+tokens: 12288
+model: {{base: {base}}}
+data:
+  context: 64
+  lanes: 2
+  train: {{third: {{shards: {corpora}/third/train}}}}
+  validation:
+    third: {{shards: {corpora}/third/val, tokens: 640}}
+    upstream: {{shards: {corpora}/upstream/val, tokens: 640}}
+batch: {{tokens: 1024, microbatch: 16}}
+schedule: {{name: rewarm, start_lr: base, peak_lr: 1e-2, min_lr: base, warmup: 1 steps}}
+precision: fp32
+"""
+
+
+@pytest.fixture
+def recipe(trained_run, corpora, tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(base=trained_run, corpora=corpora))
+    return path
+
+
+def measure_briefly():
+    measure_step_time.MIN_SECONDS = 0.0
+
+
+@pytest.mark.slow
+def test_a_killed_probe_continues_and_recommends(recipe, tmp_path, command, monkeypatch):
+    words = ["probe", recipe, "--hours", "0.5"]
+    process = RewarmProcess(tmp_path, *words, before=measure_briefly)
+    assert process.wait_for("quarter/5  running")
+    process.signal(signal.SIGKILL)
+    process.wait()
+    planned = process.output
+    assert [line.split()[:4] for line in planned.splitlines()[:4]] == [
+        ["arm", "peak", "replay", "steps"],
+        ["peak", "1e-2", "0", "12"],
+        ["quarter", "2.5e-3", "0", "12"],
+        ["replay-5", "1e-2", "0.05", "12"],
+    ]
+    assert "of 30 minutes" in planned
+    folder = tmp_path / "run-probe"
+    study = (folder / "study.yaml").read_text()
+
+    code, out, err = command(*words)
+    assert code == 0, err
+    assert "measuring" not in err
+    assert (folder / "study.yaml").read_text() == study
+    assert (folder / "peak" / "5.log").read_text().count("step 12/12") == 1
+    assert "Predicted losses in nats" in out
+    assert "recommended (*)" in out
+    assert "Leave one arm out" in out
+    recommended = load_recipe(folder / "recommended.yaml", base_lr=last_lr_of_base)
+    assert recommended.steps == 12
+    assert recommended.run == f"{tmp_path}/run-recommended"
+    code, _, err = command("check", folder / "recommended.yaml")
+    assert code == 0, err
+
+    # The finished arms are fitted again, and no other is trained; no run keeps this constraint.
+    code, again, err = command(*words, "--hours", 3, "--keep", "upstream rise <= -9")
+    assert code == 2
+    assert "running" not in err
+    assert "keeps the constraints" in err
+    predicted = out[out.index("Predicted losses in nats") : out.index("fitted to 3 arms")]
+    assert predicted in again
+    assert not (folder / "recommended.yaml").exists()
+    code, out, err = command(*words, "--set", "schedule.peak_lr=2e-2")
+    assert (code, out) == (3, "")
+    assert "schedule.peak_lr: 0.01 → 0.02; undo the changes, or name another folder" in err
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "an"])
+def test_hours_that_are_none_are_refused(recipe, command, hours):
+    code, out, err = command("probe", recipe, "--hours", hours)
+    assert (code, out) == (2, "")
+    assert "--hours" in err
+
+
+def test_a_study_is_refused(recipe, tmp_path, command):
+    study = tmp_path / "study.yaml"
+    study.write_text("study: runs\nrecipe: recipe.yaml\narms: {a: {}}\n")
+    code, out, err = command("probe", study)
+    assert (code, out) == (2, "")
+    assert "this is a study, and a recipe is expected here" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "problem"),
+    [
+        (["--set", "model={preset: pythia-14m}"], 2, "model.base: none"),
+        (["--keep", "upstream rises <= 1"], 2, "--keep 'upstream rises <= 1'"),
+        (["--set", "data.validation.upstream.shards=nowhere"], 3, "nowhere"),
+        (["--set", "tokens=1M"], 3, "corpus 'third': the run needs"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(
+    recipe, tmp_path, command, words, expected, problem
+):
+    rates = ["--set", "schedule.start_lr=1e-3", "--set", "schedule.min_lr=1e-3"]
+    code, out, err = command("probe", recipe, *rates, *words)
+    assert (code, out) == (expected, "")
+    assert problem in err
+    assert "measuring" not in err
+    assert not (tmp_path / "run-probe").exists()
