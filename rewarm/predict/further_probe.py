@@ -18,7 +18,7 @@ from rewarm.predict.law import RateCurve, rate_curve
 from rewarm.predict.loss_models import LawModel
 from rewarm.predict.prediction import LEVELS, FittedArms
 from rewarm.predict.reach import limits_of, reach_of
-from rewarm.predict.search_space import Choice, choice_of, recipe_of, schedule_with
+from rewarm.predict.search_space import Choice, choice_of, is_readable, recipe_of, schedule_with
 from rewarm.recipe.recipe import Recipe
 from rewarm.schedules import rate
 
@@ -99,14 +99,16 @@ def _choices(fitted: FittedArms, recipe: Recipe) -> Iterator[Choice]:
     if limits_of(arms).replay and has_old:
         shares |= {float(f"{(own.replay or 0.05) * x:.3g}") for x in _SHARES}
     for peak, share, tokens in product(peaks, sorted(s for s in shares if s < 1), lengths):
-        yield own._replace(peak=peak, replay=share, tokens=tokens)
+        choice = own._replace(peak=peak, replay=share, tokens=tokens)
+        if is_readable(recipe, arms, choice):
+            yield choice
 
 
 def _predicted_probe(fitted: FittedArms, recipe: Recipe, choice: Choice) -> Probe | None:
     """Returns an arm with the losses that are predicted; None if it is beyond the limits."""
     arms, steps = fitted.arms, choice.tokens // recipe.batch.tokens
     schedule = schedule_with(recipe, choice)
-    if schedule is None or steps == 0:
+    if schedule is None:
         return None
     rates = np.array([rate(schedule, step / steps) for step in range(1, steps + 1)]) / arms.unit
     evaluated = np.unique(np.linspace(0, steps, _EVALUATIONS + 1).round().astype(int))[1:]

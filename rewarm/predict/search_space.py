@@ -312,19 +312,34 @@ def _weights(recipe: Recipe, arms: StudiedArms, replay: float) -> dict[str, floa
     }
 
 
+def is_readable(
+    recipe: Recipe,
+    arms: StudiedArms,
+    choice: Choice,
+    most_sequences: Mapping[str, float] = MappingProxyType({}),
+) -> bool:
+    """Returns whether a run reads at least one sequence of each corpus, and no more than it may.
+
+    Args:
+        recipe: the recipe.
+        arms: the arms, which say what is old data.
+        choice: the run's share of replay and tokens count.
+        most_sequences: how many sequences of each corpus may be read, where that is known.
+    """
+    sequences = choice.tokens // recipe.batch.tokens * recipe.sequences_per_step
+    return all(
+        weight == 0 or 1 <= weight * sequences <= most_sequences.get(name, math.inf)
+        for name, weight in _weights(recipe, arms, choice.replay).items()
+    )
+
+
 def readable_shares(
     space: SearchSpace, recipe: Recipe, arms: StudiedArms, tokens: int
 ) -> list[float]:
-    """Returns the shares of replay with which a run of a length can read each of its corpora.
-
-    It reads at least one sequence of each, and no corpus more often than `data.max_epochs`.
-    """
-    sequences = tokens // recipe.batch.tokens * recipe.sequences_per_step
+    """Returns the shares of replay with which a run of a length can read each of its corpora."""
+    own = choice_of(arms, recipe)._replace(tokens=tokens)
     return [
         share
         for share in space.replay
-        if all(
-            weight == 0 or 1 <= weight * sequences <= space.most_sequences.get(name, math.inf)
-            for name, weight in _weights(recipe, arms, share).items()
-        )
+        if is_readable(recipe, arms, own._replace(replay=share), space.most_sequences)
     ]

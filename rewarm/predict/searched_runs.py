@@ -185,7 +185,7 @@ def _nothing_within(arms: StudiedArms, recipe: Recipe, lengths: list[RunsOfLengt
 def highest_losses(fitted: FittedArms, runs: SearchedRuns, index: Indices) -> dict[str, Array]:
     """Returns the upper bounds of the 80 % intervals of some runs, by validation set.
 
-    As `FittedArms.predict` has them; it takes about a millisecond for each run.
+    As `FittedArms.predict` has them, but for the sampled rates.
     """
     arms = fitted.arms
     longest = max(probe.curve.run_steps for probe in arms.probes if probe.replay < 1)
