@@ -55,13 +55,13 @@ def true_changes(arm: Arm, steps: list[int]) -> dict[str, np.ndarray]:
     }
 
 
-def write_arm(folder: Path, arm: Arm, *, seed: int = 1, every: int = 40, **settings) -> Path:
+def write_arm(folder: Path, arm: Arm, *, seed: int = 1, **settings) -> Path:
     """Writes a finished run of an arm, evaluated at regular steps; returns its directory."""
     run = folder / str(seed)
     run.mkdir(parents=True)
     document = recipe_document(arm, run) | {"seed": seed} | settings
     (run / "recipe.yaml").write_text(yaml.safe_dump(document))
-    steps = list(range(0, arm.steps + 1, every))
+    steps = list(range(0, arm.steps + 1, arm.steps // 10))
     changes = true_changes(arm, steps)
     lines = [
         {"kind": "evaluate", "step": step, "tokens": step * BATCH}
