@@ -209,7 +209,8 @@ def test_losses_are_predicted_beside_the_cost(command, probes, planned_study):
 def test_predicted_losses_fit_a_terminal(command, probes, planned_study, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, _ = command("plan", planned_study, "--predict", probes)
+    monkeypatch.chdir(probes.parent)  # a long path would not fit a line
+    code, out, _ = command("plan", planned_study, "--predict", probes.name)
     assert code == 0
     lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in out.splitlines()]
     assert max(map(len, lines)) <= 80
