@@ -113,6 +113,15 @@ def _span(values: list[float], text: Any) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def reach_notes(predictions: list[Prediction]) -> list[str]:
+    """Returns how far predictions are outside of the arms, and which arm is nearest."""
+    return [
+        f"{prediction.name}: {note}"
+        for prediction in predictions
+        for note in (*prediction.reach.outside, f"the nearest arm is {prediction.nearest}")
+    ]
+
+
 ERRORS_NOTE = (
     "Errors of the last loss of each arm, predicted from all others: mean/worst, in nats and in "
     "percent of its change. Trust the law no further than its errors here, and no more than a "

@@ -71,21 +71,30 @@ def search_recipe(
     start = fitted.predict(str(recipe_file), recipe, arms.replay_share(recipe))
     if options.write is not None:
         _write_recommended(options.write, recipe_file, overrides, arms, recipe, result, options)
-    if out is not None:
-        from rewarm.plots.search_figure import save_search
-
-        save_search(arms, result, start, constraints, out)
     predictions = [start, *(candidate.prediction for candidate in result.front)]
+    notes = prediction_output.fit_notes(fitted)
+    notes += [search_output.space_note(space, result.searched), *space.notes]
+    own = choice_of(arms, recipe)
+    front = search_output.front_table(result, start, own, constraints)
+    if out is not None:
+        from rewarm.plots.search_figure import draw_search
+        from rewarm.report.prediction_page import save_prediction
+
+        save_prediction(
+            out,
+            lambda: draw_search(arms, result, start, constraints),
+            title=f"Schedules for {recipe_file}",
+            notes=[*search_output.recommendation_notes(result), *notes],
+            tables=[front, prediction_output.accuracy_table(fitted)],
+        )
     if as_json:
         found = search_output.search_as_json(result, space, constraints)
         whole = prediction_output.predictions_as_json(fitted, predictions)
         print(json.dumps(whole | {"search": found}, indent=1))
         return
-    print_notes(prediction_output.fit_notes(fitted))
-    print_notes([search_output.space_note(space, result.searched), *space.notes])
+    print_notes(notes)
     print()
-    own = choice_of(arms, recipe)
-    print_result_table(search_output.front_table(result, start, own, constraints))
+    print_result_table(front)
     print_notes(search_output.start_notes(start))
     print()
     print_notes(search_output.recommendation_notes(result))

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rewarm.errors import RewarmError
 from rewarm.plots.axes import format_rate
-from rewarm.plots.figure_style import add_legend, line_style, save_figure, style_token_axes
+from rewarm.plots.figure_style import add_legend, line_style, style_token_axes
 from rewarm.predict.arms import StudiedArms
 from rewarm.predict.prediction import LEVELS, Prediction
 
 
-def save_predictions(arms: StudiedArms, predictions: list[Prediction], out: Path) -> None:
-    """Saves a figure: predicted losses as lines with their intervals, measured ones as points.
+def draw_predictions(arms: StudiedArms, predictions: list[Prediction]) -> Any:
+    """Returns a figure: predicted losses as lines with their intervals, measured ones as points.
 
     Args:
         arms: the arms that the law was fitted to.
         predictions: the runs to draw.
-        out: the file; its suffix is one of FIGURE_FORMATS.
-
-    Raises:
-        RewarmError: the file cannot be written.
     """
-    file_format = out.suffix.removeprefix(".").lower()
-    try:
-        save_figure(lambda: _figure(arms, predictions), out, file_format=file_format)
-    except OSError as error:
-        raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
-
-
-def _figure(arms: StudiedArms, predictions: list[Prediction]) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")

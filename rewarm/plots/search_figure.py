@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rewarm.errors import RewarmError
 from rewarm.plots.figure_style import (
     COLORS,
     LegendEntry,
     LineStyle,
     add_legend,
-    save_figure,
     style_axes,
 )
 from rewarm.predict.arms import StudiedArms
@@ -37,35 +34,17 @@ _START: LineStyle = {
 _LIMIT: LineStyle = {"color": COLORS[2], "ls": (0, (6, 2)), "lw": 1.2}
 
 
-def save_search(
-    arms: StudiedArms,
-    result: SearchResult,
-    start: Prediction,
-    constraints: Sequence[Constraint],
-    out: Path,
-) -> None:
-    """Saves a figure: predicted losses on old and new data with 80 % intervals, and measured ones.
+def draw_search(
+    arms: StudiedArms, result: SearchResult, start: Prediction, constraints: Sequence[Constraint]
+) -> Any:
+    """Returns a figure: predicted losses on old and new data with intervals, and measured ones.
 
     Args:
         arms: the arms that the law was fitted to.
         result: the search.
         start: the recipe that it started from.
         constraints: upper limits, which are drawn as lines.
-        out: the file; its suffix is one of FIGURE_FORMATS.
-
-    Raises:
-        RewarmError: the file cannot be written.
     """
-    file_format = out.suffix.removeprefix(".").lower()
-    try:
-        save_figure(lambda: _figure(arms, result, start, constraints), out, file_format=file_format)
-    except OSError as error:
-        raise RewarmError(f"{out}: cannot be written: {error.strerror}") from None
-
-
-def _figure(
-    arms: StudiedArms, result: SearchResult, start: Prediction, constraints: Sequence[Constraint]
-) -> Any:
     from matplotlib.figure import Figure
 
     figure = Figure(layout="constrained")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 
 from rewarm.plots.loss_scatter import ArmLosses, final_losses_svg, loss_trajectories_svg
 from rewarm.report.collect_runs import CollectedRuns
 from rewarm.report.html_tables import html_tables
-from rewarm.report.html_writer import Markup, join, tag
+from rewarm.report.html_writer import Markup, join, svg_image, tag
 from rewarm.report.loss_tables import final_losses, fitted_lines_table, pareto_arms, set_pairs
 
 _MAX_POINTS = 200  # of a trajectory; more would not be visible
@@ -54,12 +53,10 @@ def _figures(collected: CollectedRuns, pair: tuple[str, str]) -> Iterator[Markup
 
 
 def _figure(title: str, caption: str, alternative: str, svg: str) -> Markup:
-    # As an image, because the page's content security policy forbids the SVG's inline styles.
-    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
     return tag(
         "figure",
         tag("figcaption", tag("h3", title), tag("p", caption)),
-        tag("img", src=source, alt=f"{title}. {alternative}", class_="scatter"),
+        svg_image(svg, f"{title}. {alternative}", "scatter"),
     )
 
 

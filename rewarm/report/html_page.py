@@ -12,15 +12,13 @@ and the page's content security policy allows only the two scripts whose digests
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from importlib.resources import files
 from typing import NamedTuple
 
 from rewarm.checkpoints.lineage import LineageNode, lineage_forest
 from rewarm.report.chart_data import chart_data_json
 from rewarm.report.collect_runs import CollectedRuns
 from rewarm.report.html_charts import chart_section
+from rewarm.report.html_document import html_document, page_asset
 from rewarm.report.html_left_out import left_out_section
 from rewarm.report.html_loss_scatter import loss_scatter_section
 from rewarm.report.html_tables import html_tables
@@ -55,9 +53,8 @@ class PageSection(NamedTuple):
 
 def html_page(collected: CollectedRuns) -> str:
     """Returns the HTML of the page."""
-    style = _asset("uplot.css") + _asset("page.css")
-    scripts = [_asset("uplot.js"), _asset("page.js")]
-    head = _head(collected.title, style, scripts)
+    style = page_asset("uplot.css") + page_asset("page.css")
+    scripts = [page_asset("uplot.js"), page_asset("page.js")]
     left_out = predict_left_out_losses(collected)
     sections = [section for section in _sections(collected, left_out) if section.content]
     body = tag(
@@ -89,32 +86,7 @@ def html_page(collected: CollectedRuns) -> str:
         ),
         *(tag("script", Markup(script)) for script in scripts),
     )
-    return f"<!DOCTYPE html>\n{tag('html', head, body, lang='en')}\n"
-
-
-def _head(title: str, style: str, scripts: list[str]) -> Markup:
-    policy = (
-        f"default-src 'none'; script-src {' '.join(map(_policy_digest, scripts))}; "
-        f"style-src {_policy_digest(style)}; img-src data:; base-uri 'none'; form-action 'none'"
-    )
-    return tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=policy),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="generator", content=f"rewarm {__version__}"),
-        tag("title", f"{title} – rewarm report"),
-        tag("style", Markup(style)),
-    )
-
-
-def _asset(name: str) -> str:
-    return files("rewarm.report").joinpath("assets", name).read_text(encoding="utf-8")
-
-
-def _policy_digest(text: str) -> str:
-    """Returns the digest by which a content security policy allows a script or style."""
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+    return html_document(f"{collected.title} – rewarm report", body, style, scripts)
 
 
 def _sections(collected: CollectedRuns, left_out: LeftOutLosses | None) -> list[PageSection]:

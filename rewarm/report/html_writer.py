@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from html import escape
 
 from rewarm.errors import escape_unprintable
@@ -38,6 +39,18 @@ def tag(name: str, /, *children: str, **attributes: str | float | bool | None) -
 def join(*parts: str) -> Markup:
     """Returns the concatenated parts; text that is not `Markup` is escaped."""
     return Markup("".join(part if isinstance(part, Markup) else _escape(part) for part in parts))
+
+
+def svg_image(svg: str, alternative: str, class_: str) -> Markup:
+    """Returns an SVG as an image: a content security policy may forbid its inline styles.
+
+    Args:
+        svg: the SVG.
+        alternative: what it shows, in words.
+        class_: the CSS class of the image.
+    """
+    source = f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
+    return tag("img", src=source, alt=alternative, class_=class_)
 
 
 def _escape(value: object) -> str:

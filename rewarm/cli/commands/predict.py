@@ -80,7 +80,9 @@ def predict(
     ] = False,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Also write a figure: .png, .svg or .pdf."),
+        typer.Option(
+            metavar="FILE", help="Also write a figure: .png, .svg, .pdf; or a .html page."
+        ),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Predict beyond the limits of docs/predict.md, too.")
@@ -124,9 +126,7 @@ def predict(
     fitted = fit_arms(arms)
     predictions = [fitted.predict(*run) for run in runs]
     if out is not None:
-        from rewarm.plots.prediction_figure import save_predictions
-
-        save_predictions(arms, predictions, out)
+        _save(fitted, predictions, out)
     if as_json:
         from rewarm.cli import prediction_output
 
@@ -136,10 +136,10 @@ def predict(
 
 
 def _check_out(out: Path | None) -> None:
-    from rewarm.plots.figure_style import FIGURE_FORMATS
+    from rewarm.report.prediction_page import PREDICTION_FORMATS
 
-    if out is not None and out.suffix.removeprefix(".").lower() not in FIGURE_FORMATS:
-        raise typer.BadParameter(f"--out {out}: should end with .{', .'.join(FIGURE_FORMATS)}")
+    if out is not None and out.suffix.removeprefix(".").lower() not in PREDICTION_FORMATS:
+        raise typer.BadParameter(f"--out {out}: should end with .{', .'.join(PREDICTION_FORMATS)}")
 
 
 def _check_search(
@@ -257,6 +257,31 @@ def _refuse_beyond_limits(arms: StudiedArms, runs: list[tuple[str, Recipe, float
         )
 
 
+def _save(fitted: FittedArms, predictions: list[Prediction], out: Path) -> None:
+    from rewarm.cli.prediction_output import (
+        ERRORS_NOTE,
+        accuracy_table,
+        curve_table,
+        final_table,
+        fit_notes,
+        reach_notes,
+    )
+    from rewarm.plots.prediction_figure import draw_predictions
+    from rewarm.report.prediction_page import save_prediction
+
+    save_prediction(
+        out,
+        lambda: draw_predictions(fitted.arms, predictions),
+        title=f"Predicted losses of {', '.join(prediction.name for prediction in predictions)}",
+        notes=[*fit_notes(fitted), *reach_notes(predictions)],
+        tables=[
+            final_table(predictions),
+            *map(curve_table, predictions),
+            accuracy_table(fitted)._replace(caption=ERRORS_NOTE),
+        ],
+    )
+
+
 def _print(fitted: FittedArms, predictions: list[Prediction], out: Path | None) -> None:
     from rewarm.cli.prediction_output import (
         ERRORS_NOTE,
@@ -264,6 +289,7 @@ def _print(fitted: FittedArms, predictions: list[Prediction], out: Path | None) 
         curve_table,
         final_table,
         fit_notes,
+        reach_notes,
     )
     from rewarm.table_cells import plural
 
@@ -271,12 +297,7 @@ def _print(fitted: FittedArms, predictions: list[Prediction], out: Path | None) 
     print()
     print_result_table(final_table(predictions), names=2)
     print()
-    for prediction in predictions:
-        reach = prediction.reach
-        print_notes(
-            f"{prediction.name}: {note}" for note in dict.fromkeys(reach.notes + reach.refusals)
-        )
-        print_notes([f"{prediction.name}: the nearest arm is {prediction.nearest}"])
+    print_notes(reach_notes(predictions))
     for prediction in predictions:
         print()
         print_result_table(curve_table(prediction))

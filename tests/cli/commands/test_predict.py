@@ -52,10 +52,22 @@ def last_width(prediction):
     return high[-1] - low[-1]
 
 
-def test_a_schedule_is_predicted_and_printed(study, command):
+def test_a_schedule_is_predicted_printed_and_written_as_a_page(tmp_path, study, command):
     arms = [study / name for name in ("peak", "half", "replay")]
+    page = tmp_path / "<p>.html"
     code, out, err = command(
-        *("predict", *arms, "--schedule", "rewarm", "--replay", "5%", "--tokens", "1M"),
+        *(
+            "predict",
+            *arms,
+            "--out",
+            page,
+            "--schedule",
+            "rewarm",
+            "--replay",
+            "5%",
+            "--tokens",
+            "1M",
+        ),
         *("--set", "schedule.peak_lr=1e-3", "--set", "schedule.min_lr=1e-4"),
         *("--set", "schedule.warmup=5%"),
     )
@@ -68,6 +80,11 @@ def test_a_schedule_is_predicted_and_printed(study, command):
     low, high = (float(word) for word in final.split()[4:7:2])
     assert low < true < high
     assert len(final.split()) == 8
+    text = page.read_text()
+    assert "data:image/svg+xml;base64," in text
+    assert f"{low:.3f} to {high:.3f}</td>" in text
+    assert "its length is 1.2 times that of the longest arm" in text
+    assert "<script" not in text
 
 
 def test_what_is_too_far_outside_is_refused(tmp_path, study, command):

@@ -28,7 +28,7 @@ def recipe(tmp_path):
 
 
 def test_a_search_is_printed_drawn_and_written(tmp_path, study, recipe, command):
-    written, figure = tmp_path / "new" / "best.yaml", tmp_path / "new" / "front.svg"
+    written, figure = tmp_path / "new" / "best.yaml", tmp_path / "new" / "front.html"
     words = ("predict", study, recipe, "--search", "--keep", LIMIT, *SMALL)
     code, out, err = command(*words, "--write", written, "--out", figure)
     assert (code, err) == (0, "")
@@ -38,7 +38,9 @@ def test_a_search_is_printed_drawn_and_written(tmp_path, study, recipe, command)
     assert "the best adaptation among runs that keep the constraints" in out
     assert "further arm that would narrow its 80% intervals most" in out
     assert "Leave one arm out" in out
-    assert figure.read_text().startswith("<?xml")
+    page = figure.read_text()
+    assert "data:image/svg+xml;base64," in page
+    assert "recommended (*): run " in page
     text = written.read_text()
     comments = [line for line in text.splitlines() if line.startswith("#")]
     assert "half, peak, quarter, replay" in "".join(comments)
