@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
 
 from rewarm.predict.accuracy import (
+    ErrorScale,
     FinalError,
+    LeftOut,
     PredictedChange,
     Predictor,
+    error_scales,
+    leave_one_out,
     left_out_errors,
     nearest_change,
     nearest_probe,
@@ -55,12 +60,27 @@ class Prediction(NamedTuple):
     reach: Reach
 
 
-class FittedArms(NamedTuple):
+@dataclass(frozen=True)
+class FittedArms:
     """The arms of a study with both forms of the law fitted to them."""
 
     arms: StudiedArms
     law: Fit[LawModel]
     logarithmic: Fit[LawModel]
+
+    @cached_property
+    def left_out(self) -> dict[str, list[LeftOut]]:
+        """The law's prediction of each arm from all others, by validation set."""
+        return leave_one_out(self.law, self.arms.probes)
+
+    @cached_property
+    def _law_scales(self) -> dict[str, ErrorScale]:
+        return error_scales(self.law.model, self.left_out)
+
+    @cached_property
+    def _logarithmic_scales(self) -> dict[str, ErrorScale]:
+        left_out = leave_one_out(self.logarithmic, self.arms.probes)
+        return error_scales(self.logarithmic.model, left_out)
 
     def predict(self, name: str, recipe: Recipe, replay: float) -> Prediction:
         """Returns the losses of a run.
@@ -83,8 +103,10 @@ class FittedArms(NamedTuple):
         self, name: str, curve: RateCurve, replay: float, is_longer: bool
     ) -> PredictedLoss:
         start, probes = self.arms.starts[name], self.arms.probes
-        fits = [self.law, self.logarithmic] if is_longer else [self.law]
-        changes = [predict_change(fit, probes, name, curve, replay) for fit in fits]
+        changes = [predict_change(self.law, self._law_scales[name], name, curve, replay)]
+        if is_longer:
+            scale = self._logarithmic_scales[name]
+            changes.append(predict_change(self.logarithmic, scale, name, curve, replay))
         nearest = nearest_change(self.law.model, probes, name, curve, replay)
         return PredictedLoss(
             name,
@@ -103,11 +125,11 @@ class FittedArms(NamedTuple):
         }
         probes = self.arms.probes
         fitters: dict[str, Callable[[Sequence[Probe]], Predictor]] = {
-            "law": _refitter(self.law),
             **{name: _refitter(fit_model(other, probes)) for name, other in others.items()},
             "nearest arm": lambda rest: partial(nearest_change, model, rest),
         }
-        return {
+        law = {name: [arm.error for arm in arms] for name, arms in self.left_out.items()}
+        return {"law": law} | {
             name: left_out_errors(refit, probes, list(model.sets))
             for name, refit in fitters.items()
         }
