@@ -137,7 +137,8 @@ def predicted(fitted: FittedArms, arm: str, recipe: Recipe) -> dict[str, Any]:
     }
     return {
         "replay": replay,
-        "outside": [*prediction.reach.notes, *prediction.reach.refusals],
+        "outside": prediction.reach.notes,
+        "refused": prediction.reach.refusals,
         "law": law_changes(fitted, prediction),
         **{
             name: {key: round(float(change(key, curve, replay)[-1]), 5) for key in SETS}
