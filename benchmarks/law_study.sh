@@ -21,7 +21,10 @@ compare() { # SHIFT, probes or tests, SEEDS
 }
 
 python benchmarks/law_study.py shards
-python -m rewarm train "$recipes/base.yaml"
+if [[ ! -e $work/runs/base/checkpoints/step-00004000 ]]; then
+  resume=$([[ -e $work/runs/base/metrics.jsonl ]] && echo --resume || true)
+  python -m rewarm train "$recipes/base.yaml" $resume
+fi
 for shift in downstream german; do compare $shift probes 17; done
 if ! ls docs/law-study/predictions-*.json >/dev/null 2>&1; then
   python benchmarks/law_study.py predict
