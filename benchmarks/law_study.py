@@ -15,16 +15,15 @@ import argparse
 import io
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rewarm.data.quickstart_text import train_byte_level_bpe, write_text_shards
-from rewarm.predict.accuracy import nearest_change
+from rewarm.predict.accuracy import Predictor, nearest_change
 from rewarm.predict.arms import MeasuredRun, StudiedArms, study_arms
 from rewarm.predict.fit import fit_model
-from rewarm.predict.law import Array
 from rewarm.predict.loss_models import PublishedModel, TokensModel
 from rewarm.predict.prediction import LEVELS, FittedArms, Prediction, fit_arms
 from rewarm.recipe.recipe import Recipe
@@ -110,7 +109,10 @@ def write_predictions(runs: Path) -> None:
         for count, probes in PROBES.items():
             arms = read_probes(runs / shift, count)
             fitted = fit_arms(arms)
-            predictions = {arm: predicted(fitted, arm, recipe) for arm, recipe in recipes.items()}
+            others = other_methods(fitted)
+            predictions = {
+                arm: predicted(fitted, others, arm, recipe) for arm, recipe in recipes.items()
+            }
             content = {"probes": probes, "arms": predictions}
             write_json(RESULTS / f"predictions-{shift}-{count}.json", content)
 
@@ -121,20 +123,26 @@ def study_recipes(shift: str) -> dict[str, Recipe]:
     return {run.arm: run.recipe for run in plan.runs}
 
 
-def predicted(fitted: FittedArms, arm: str, recipe: Recipe) -> dict[str, Any]:
-    """Returns the predicted last change of each loss, in nats: by the law, by the baselines."""
-    arms, model = fitted.arms, fitted.law.model
+def other_methods(fitted: FittedArms) -> dict[str, Predictor]:
+    """Returns what the law is compared with, fitted to the same probes."""
+    model, probes = fitted.law.model, fitted.arms.probes
+    published = PublishedModel(model.old, model.new, model.start)
+    return {
+        "logarithmic form": fitted.logarithmic.change,
+        "published form": fit_model(published, probes).change,
+        "power law in tokens": fit_model(TokensModel(model.old, model.new), probes).change,
+        "nearest arm": partial(nearest_change, model, probes),
+    }
+
+
+def predicted(
+    fitted: FittedArms, others: dict[str, Predictor], arm: str, recipe: Recipe
+) -> dict[str, Any]:
+    """Returns the predicted last change of each loss, in nats, by the law and by the others."""
+    arms = fitted.arms
     replay = arms.replay_share(recipe)
     prediction = fitted.predict(arm, recipe, replay)
     curve = arms.curve(recipe, [recipe.steps])
-    others: dict[str, Callable[..., Array]] = {
-        "logarithmic form": fitted.logarithmic.change,
-        "published form": fit_model(
-            PublishedModel(model.old, model.new, model.start), arms.probes
-        ).change,
-        "power law in tokens": fit_model(TokensModel(model.old, model.new), arms.probes).change,
-        "nearest arm": partial(nearest_change, model, arms.probes),
-    }
     return {
         "replay": replay,
         "outside": prediction.reach.notes,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,18 +58,18 @@ def tables() -> Iterator[str]:
     curves = json.loads((RESULTS / "curves.json").read_text(encoding="utf-8"))
     for shift in SHIFTS:
         measured = measured_changes(curves[shift])
-        predictions = {count: read_predictions(shift, count) for count in PROBES}
+        predictions = {count: read_predictions(shift, count, curves[shift]) for count in PROBES}
         for count, arms in predictions.items():
             yield error_table(f"{shift}, from {count} probes", arms, measured)
         yield arm_table(shift, predictions, measured)
     yield coverage_table(curves)
 
 
-def read_predictions(shift: str, count: int) -> dict[str, Any]:
-    """Returns what was predicted of each test arm from some number of probes."""
+def read_predictions(shift: str, count: int, arms: Iterable[str] = ()) -> dict[str, Any]:
+    """Returns what was predicted from some number of probes: of all arms, or of some."""
     path = RESULTS / f"predictions-{shift}-{count}.json"
-    arms: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["arms"]
-    return arms
+    predictions: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["arms"]
+    return {arm: one for arm, one in predictions.items() if not arms or arm in arms}
 
 
 def measured_changes(arms: dict[str, Any]) -> dict[str, dict[str, Measured]]:
@@ -154,7 +154,7 @@ def coverage_table(curves: dict[str, Any]) -> str:
     for shift in SHIFTS:
         measured = measured_changes(curves[shift])
         for count in PROBES:
-            arms = read_predictions(shift, count)
+            arms = read_predictions(shift, count, curves[shift])
             cells = []
             for key in SETS:
                 for level in LEVELS:
@@ -196,7 +196,7 @@ def scatter() -> Any:
         axes.axline((0, 0), slope=1, color="0.7", lw=0.8)
         for shift in SHIFTS:
             measured = measured_changes(curves[shift])[key]
-            for arm, content in read_predictions(shift, PROBES[-1]).items():
+            for arm, content in read_predictions(shift, PROBES[-1], measured).items():
                 prediction = content["law"][key]
                 x, y = measured[arm].mean, prediction["change"]
                 axes.plot([x], [y], **styles[shift])
