@@ -4,6 +4,7 @@
     python benchmarks/law_study.py predict     # docs/law-study/predictions-*.json, from the probes
     python benchmarks/law_study.py committed   # fails unless these are in the git history
     python benchmarks/law_study.py curves      # docs/law-study/curves.json, of all runs
+    python benchmarks/law_study.py later       # docs/law-study/later-*.json: what today's law says
 
 benchmarks/law_study.sh calls them in this order, with the runs between them.
 benchmarks/law_study_tables.py compares the curves with the predictions.
@@ -49,7 +50,7 @@ TEXTS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["shards", "predict", "committed", "curves"])
+    parser.add_argument("part", choices=["shards", "predict", "committed", "curves", "later"])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "law-study")
     options = parser.parse_args()
@@ -57,7 +58,9 @@ def main() -> None:
         case "shards":
             write_study_shards(options.data, options.work)
         case "predict":
-            write_predictions(options.work / "runs")
+            write_predictions(options.work / "runs", "predictions")
+        case "later":
+            write_predictions(options.work / "runs", "later")
         case "committed":
             check_committed()
         case "curves":
@@ -101,8 +104,8 @@ def read_probes(runs: Path, count: int) -> StudiedArms:
     return study_arms(measured)
 
 
-def write_predictions(runs: Path) -> None:
-    """Writes what the law and the baselines say of the test arms, before these are trained."""
+def write_predictions(runs: Path, prefix: str) -> None:
+    """Writes what the law and the baselines say of the test arms, from the probes."""
     RESULTS.mkdir(exist_ok=True)
     for shift in SHIFTS:
         recipes = study_recipes(shift)
@@ -114,7 +117,7 @@ def write_predictions(runs: Path) -> None:
                 arm: predicted(fitted, others, arm, recipe) for arm, recipe in recipes.items()
             }
             content = {"probes": probes, "arms": predictions}
-            write_json(RESULTS / f"predictions-{shift}-{count}.json", content)
+            write_json(RESULTS / f"{prefix}-{shift}-{count}.json", content)
 
 
 def study_recipes(shift: str) -> dict[str, Recipe]:
@@ -186,7 +189,8 @@ def write_curves(runs: Path) -> None:
     shifts: dict[str, Any] = {}
     for shift in SHIFTS:
         arms: dict[str, Any] = shifts.setdefault(shift, {})
-        for record in collect_runs([runs / shift / part for part in ("probes", "tests")]).records:
+        folders = [one for part in ("probes", "tests") if (one := runs / shift / part).exists()]
+        for record in collect_runs(folders).records:
             if record.recipe is None or record.step < record.recipe.steps:
                 continue
             arm = arms.setdefault(record.directory.parent.name, arm_rates(record.recipe))

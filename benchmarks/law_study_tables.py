@@ -60,14 +60,24 @@ def tables() -> Iterator[str]:
         measured = measured_changes(curves[shift])
         predictions = {count: read_predictions(shift, count, curves[shift]) for count in PROBES}
         for count, arms in predictions.items():
-            yield error_table(f"{shift}, from {count} probes", arms, measured)
+            later = read_predictions(shift, count, curves[shift], when="later")
+            yield error_table(f"{shift}, from {count} probes", arms, later, measured)
         yield arm_table(shift, predictions, measured)
     yield coverage_table(curves)
 
 
-def read_predictions(shift: str, count: int, arms: Iterable[str] = ()) -> dict[str, Any]:
-    """Returns what was predicted from some number of probes: of all arms, or of some."""
-    path = RESULTS / f"predictions-{shift}-{count}.json"
+def read_predictions(
+    shift: str, count: int, arms: Iterable[str] = (), *, when: str = "predictions"
+) -> dict[str, Any]:
+    """Returns what was predicted from some number of probes: of all arms, or of some.
+
+    Args:
+        shift: the shift.
+        count: the number of probes.
+        arms: the test arms; by default all.
+        when: `predictions`, before the test arms were trained, or `later`, by a later law.
+    """
+    path = RESULTS / f"{when}-{shift}-{count}.json"
     predictions: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["arms"]
     return {arm: one for arm, one in predictions.items() if not arms or arm in arms}
 
@@ -113,21 +123,33 @@ def final_errors(
     ]
 
 
-def error_table(title: str, arms: dict[str, Any], measured: dict[str, dict[str, Measured]]) -> str:
+def error_table(
+    title: str,
+    arms: dict[str, Any],
+    later: dict[str, Any],
+    measured: dict[str, dict[str, Measured]],
+) -> str:
     heads = " | ".join(f"{name} | rank | pairs" for name in SETS.values())
     lines = [f"| {title} | {heads} |", f"|---|{'--:|' * 3 * len(SETS)}"]
-    within = {arm: content for arm, content in arms.items() if not content["refused"]}
     rows = [(name, method, arms) for method, name in METHODS.items()]
-    for name, method, some in [*rows, ("the same, within its limits", "law", within)]:
-        cells = [
-            group_cells(
-                [final_errors(some, method, key, measured[key])],
-                {arm: one.standard_error for arm, one in measured[key].items()},
-            )
-            for key in SETS
-        ]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+    rows.append(("a later fit: today's priors", "law", later))
+    for name, method, some in rows:
+        lines.append(f"| {name} | {error_cells(some, method, measured)} |")
+        if method == "law":
+            within = {arm: content for arm, content in some.items() if not content["refused"]}
+            lines.append(f"| … within its limits | {error_cells(within, method, measured)} |")
     return "\n".join(lines)
+
+
+def error_cells(arms: dict[str, Any], method: str, measured: dict[str, dict[str, Measured]]) -> str:
+    cells = [
+        group_cells(
+            [final_errors(arms, method, key, measured[key])],
+            {arm: one.standard_error for arm, one in measured[key].items()},
+        )
+        for key in SETS
+    ]
+    return " | ".join(cells)
 
 
 def arm_table(
@@ -154,17 +176,22 @@ def coverage_table(curves: dict[str, Any]) -> str:
     for shift in SHIFTS:
         measured = measured_changes(curves[shift])
         for count in PROBES:
-            arms = read_predictions(shift, count, curves[shift])
-            cells = []
-            for key in SETS:
-                for level in LEVELS:
-                    inside = [
-                        contains(content["law"][key], level, measured[key][arm].mean)
-                        for arm, content in arms.items()
-                    ]
-                    cells.append(f"{sum(inside)} of {len(inside)}")
-            lines.append(f"| {shift}, from {count} probes | {' | '.join(cells)} |")
+            for when, label in (("predictions", ""), ("later", ", a later fit")):
+                arms = read_predictions(shift, count, curves[shift], when=when)
+                cells = coverage_cells(arms, measured)
+                lines.append(f"| {shift}, from {count} probes{label} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def coverage_cells(arms: dict[str, Any], measured: dict[str, dict[str, Measured]]) -> Iterator[str]:
+    """Yields how many arms are inside of their intervals, by validation set and level."""
+    for key in SETS:
+        for level in LEVELS:
+            inside = [
+                contains(content["law"][key], level, measured[key][arm].mean)
+                for arm, content in arms.items()
+            ]
+            yield f"{sum(inside)} of {len(inside)}"
 
 
 def contains(prediction: dict[str, Any], level: float, change: float) -> bool:
