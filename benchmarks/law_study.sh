@@ -7,9 +7,10 @@
 #   bash benchmarks/law_study.sh              # predicts, and stops
 #   git add docs/law-study && git commit      # the proof that predictions were first
 #   bash benchmarks/law_study.sh              # trains the arms that were predicted
-#   python benchmarks/law_study_tables.py --write
+#   python benchmarks/law_study_tables.py --figure docs/law-study.png
 #
 # ../shared/data has the text: {english-docs,english-other,german}.jsonl.zst. SEEDS: "17" for one.
+# Predictions that exist are kept: remove docs/law-study/predictions-*.json to predict anew.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS=1
