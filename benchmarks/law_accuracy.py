@@ -5,9 +5,10 @@
 Reads the curves of all arms and seeds from a page that `rewarm report` wrote, or from the run
 directories. Prints three tables in Markdown, which docs/predict.md has: errors of the last loss for
 each arm, predicted from all others; the same for one half of the arms, predicted from the other
-half; and how many measured changes the intervals contain. The arms are those of cpu-mini that train
-on the downstream or on the upstream corpus from the last checkpoint of the base, but for
-no-shift-double, whose rise the law does not describe.
+half; and how many measured changes the intervals contain. Pairs of arms count that differ by more
+than two standard errors of their seeds: how many of them are ranked right. The arms are those of
+cpu-mini that train on the downstream or on the upstream corpus from the last checkpoint of the
+base, but for no-shift-double, whose rise the law does not describe.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -27,10 +28,13 @@ from rewarm.predict.accuracy import (
     ErrorSummary,
     FinalError,
     Predictor,
+    error_scales,
     final_errors,
+    leave_one_out,
     left_out_errors,
     nearest_change,
     predict_change,
+    ranked_pairs,
     summarize,
 )
 from rewarm.predict.fit import Probe, fit_model
@@ -48,6 +52,8 @@ SETS = {"upstream": "0", "downstream": "1"}
 """The validation sets, and their indices in the page."""
 LEVELS = (0.8, 0.95)
 
+Spreads = Mapping[str, Mapping[str, float]]
+"""The standard errors of the arms' last losses, in nats, by validation set and arm."""
 Fitter = Callable[[Sequence[Probe]], Predictor]
 
 
@@ -68,12 +74,14 @@ def main() -> None:
     parser.add_argument("--coverage", action="store_true", help="print the last table only")
     options = parser.parse_args()
     read = runs_of_page if options.source.is_file() else runs_of_study
-    probes = [probe_of(arm, runs) for arm, runs in read(options.source) if arm in REPLAY]
+    runs_of = {arm: runs for arm, runs in read(options.source) if arm in REPLAY}
+    probes = [probe_of(arm, runs) for arm, runs in runs_of.items()]
+    spreads = seed_errors(runs_of)
     halves = list(random_halves(probes, options.halves))
     if not options.coverage:
         print_parameters(probes)
-        print_left_out(probes)
-        print_halves(halves)
+        print_left_out(probes, spreads)
+        print_halves(halves, spreads)
     print_coverage(probes, halves)
 
 
@@ -127,6 +135,17 @@ def probe_of(arm: str, runs: list[MeasuredRun]) -> Probe:
     return Probe(arm, curve, REPLAY[arm], changes)
 
 
+def seed_errors(runs_of: Mapping[str, list[MeasuredRun]]) -> Spreads:
+    """Returns the standard errors of the last losses over seeds, in nats."""
+    return {
+        name: {
+            arm: float(np.std([run.losses[name][-1] for run in runs], ddof=1) / np.sqrt(len(runs)))
+            for arm, runs in runs_of.items()
+        }
+        for name in SETS
+    }
+
+
 def law(form: Any) -> LawModel:
     return LawModel(("upstream",), ("downstream",), BASE_LAST / BASE_PEAK, form)
 
@@ -171,9 +190,10 @@ def print_parameters(probes: list[Probe]) -> None:
     print()
 
 
-def print_left_out(probes: list[Probe]) -> None:
+def print_left_out(probes: list[Probe], spreads: Spreads) -> None:
     rows = {name: left_out_errors(fit, probes, list(SETS)) for name, fit in fitters().items()}
-    print_errors("leave one arm out", rows)
+    groups = {name: {key: [errors] for key, errors in row.items()} for name, row in rows.items()}
+    print_errors("leave one arm out", groups, spreads)
     print("| arm | upstream | predicted | downstream | predicted |\n|---|--:|--:|--:|--:|")
     for old, new in zip(*(rows["**the law, saturating**"][name] for name in SETS), strict=True):
         cells = [f"{number:+.3f}" for number in (*old[:0:-1], *new[:0:-1])]
@@ -181,26 +201,32 @@ def print_left_out(probes: list[Probe]) -> None:
     print()
 
 
-def print_halves(halves: list[tuple[list[Probe], list[Probe]]]) -> None:
+def print_halves(halves: list[tuple[list[Probe], list[Probe]]], spreads: Spreads) -> None:
     rows = {}
     for name, fit in fitters().items():
         predicted = [(fit(half), rest) for half, rest in halves]
         rows[name] = {
-            validation_set: [
-                error
-                for predict, rest in predicted
-                for error in final_errors(predict, rest, validation_set)
-            ]
-            for validation_set in SETS
+            key: [final_errors(predict, rest, key) for predict, rest in predicted] for key in SETS
         }
-    print_errors(f"fit half, predict half ({len(halves)} random halves)", rows)
+    print_errors(f"fit half, predict half ({len(halves)} random halves)", rows, spreads)
 
 
-def print_errors(title: str, rows: dict[str, dict[str, list[FinalError]]]) -> None:
-    print(f"| {title} | {' | '.join(f'{name} | rank' for name in SETS)} |\n|---|--:|--:|--:|--:|")
-    for name, errors in rows.items():
-        print(f"| {name} | {' | '.join(summary_cells(summarize(errors[key])) for key in SETS)} |")
+def print_errors(
+    title: str, rows: dict[str, dict[str, list[list[FinalError]]]], spreads: Spreads
+) -> None:
+    """Prints a table of errors, of groups of arms that are ranked among themselves."""
+    heads = " | ".join(f"{name} | rank | pairs" for name in SETS)
+    print(f"| {title} | {heads} |\n|---|{'--:|' * 3 * len(SETS)}")
+    for name, groups in rows.items():
+        print(f"| {name} | {' | '.join(group_cells(groups[key], spreads[key]) for key in SETS)} |")
     print()
+
+
+def group_cells(groups: list[list[FinalError]], spreads: Mapping[str, float]) -> str:
+    """Returns the errors, the rank correlation, and the pairs of arms that are ranked right."""
+    pairs = np.sum([ranked_pairs(errors, spreads) for errors in groups], axis=0)
+    cells = summary_cells(summarize([error for errors in groups for error in errors]))
+    return f"{cells} | {pairs[0]} of {pairs[1]}"
 
 
 def summary_cells(summary: ErrorSummary) -> str:
@@ -210,7 +236,10 @@ def summary_cells(summary: ErrorSummary) -> str:
 
 
 def print_coverage(probes: list[Probe], halves: list[tuple[list[Probe], list[Probe]]]) -> None:
-    """Prints how many of the last losses are inside of their intervals."""
+    """Prints how many of the last losses are inside of their intervals.
+
+    These are from the errors of arms left out of the fitted ones, and know nothing of the arm.
+    """
     one_left_out = [
         ([other for other in probes if other is not probe], [probe])
         for probe in probes
@@ -222,9 +251,10 @@ def print_coverage(probes: list[Probe], halves: list[tuple[list[Probe], list[Pro
         hits: dict[tuple[str, float], list[bool]] = {}
         for fitted, rest in splits:
             fit = fit_model(law("saturating"), fitted)
+            scales = error_scales(fit.model, leave_one_out(fit, fitted))
             for probe in (probe for probe in rest if probe.replay < 1):
                 for name in SETS:
-                    change = predict_change(fit, fitted, name, probe.curve, probe.replay)
+                    change = predict_change(fit, scales[name], name, probe.curve, probe.replay)
                     for level in LEVELS:
                         low, high = (bound[-1] for bound in change.interval(level))
                         inside = low <= probe.changes[name][-1] <= high

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from rewarm.errors import CheckpointError, RecipeError
 from rewarm.predict.accuracy import summarize
 from rewarm.predict.arms import StudiedArms, study_arms
-from rewarm.predict.left_out import predict_left_out
 from rewarm.predict.prediction import LEVELS, FittedArms, Prediction, fit_arms
 from rewarm.predict.reach import reach_of, recipe_differences
 from rewarm.recipe.recipe import Recipe
@@ -57,11 +56,9 @@ class PlannedLosses(NamedTuple):
 
     def notes(self) -> list[tuple[str, str]]:
         """Returns what the law was fitted to, its errors, and what is outside of its arms."""
-        fits = {fit.model.form: fit for fit in (self.fitted.law, self.fitted.logarithmic)}
-        left_out = predict_left_out(self.fitted.arms, fits.__getitem__)
         errors = {
-            name: summarize([arm.losses[name].final_error(arm.probe.arm) for arm in left_out])
-            for name in self.fitted.law.model.sets
+            name: summarize([arm.error for arm in arms])
+            for name, arms in self.fitted.left_out("saturating").items()
         }
         off = " and ".join(
             f"{error.mean_relative:.1%} of the {name} change" for name, error in errors.items()

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rewarm.predict.accuracy import PredictedChange, predict_change
+from rewarm.predict.accuracy import ErrorScale, predict_change
 from rewarm.predict.fit import Fit, Probe, fit_model
 from rewarm.predict.law import RateCurve, rate_curve
 from rewarm.predict.loss_models import LawModel
@@ -62,18 +62,20 @@ def find_further_probe(fitted: FittedArms, recipe: Recipe) -> FurtherProbe | Non
     arms = fitted.arms
     target = arms.curve(recipe, [recipe.steps])
     replay = arms.replay_share(recipe)
-    now = {
-        name: predict_change(fitted.law, arms.probes, name, target, replay)
-        for name in fitted.law.model.sets
-    }
+    scales = {name: fitted.error_scale("saturating", name) for name in fitted.law.model.sets}
+    now = {name: _width(fitted.law, scale, name, target, replay) for name, scale in scales.items()}
     widths = {}
     for choice in _choices(fitted, recipe):
         probe = _predicted_probe(fitted, recipe, choice)
         if probe is not None:
             fit = fit_model(fitted.law.model, [*arms.probes, probe], start=fitted.law.logarithms)
             widths[choice] = {
-                name: _widths(change, fitted.law, fit, name, target, replay)
-                for name, change in now.items()
+                # How far off arms are in units of what is expected stays; one more arm shows it.
+                name: (
+                    now[name],
+                    _width(fit, scale._replace(freedom=scale.freedom + 1), name, target, replay),
+                )
+                for name, scale in scales.items()
             }
     best = max(map(_narrowing, widths.values()), default=0.0)
     if best <= 0:
@@ -122,23 +124,9 @@ def _predicted_probe(fitted: FittedArms, recipe: Recipe, choice: Choice) -> Prob
     return Probe("further", curve, choice.replay, changes)
 
 
-def _widths(
-    change: PredictedChange,
-    before: Fit[LawModel],
-    after: Fit[LawModel],
-    name: str,
-    curve: RateCurve,
-    replay: float,
-) -> tuple[float, float]:
-    """Returns how wide an interval is, and would be with one more arm.
-
-    The error that all losses of an arm have in common stays the same; it is one arm better known.
-    """
-    arm_error = np.sqrt(change.scale**2 - before.standard_error(name, curve, replay) ** 2)
-    scale = np.hypot(after.standard_error(name, curve, replay), arm_error)
-    further = PredictedChange(change.change, scale, change.freedom + 1)
-    widths = []
-    for one in (change, further):
-        low, high = one.interval(_LEVEL)
-        widths.append(float(high[-1] - low[-1]))
-    return widths[0], widths[1]
+def _width(
+    fit: Fit[LawModel], scale: ErrorScale, name: str, curve: RateCurve, replay: float
+) -> float:
+    """Returns how wide the interval of a last loss is, in nats."""
+    low, high = predict_change(fit, scale, name, curve, replay).interval(_LEVEL)
+    return float(high[-1] - low[-1])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache, partial
 from typing import NamedTuple
 
-from rewarm.predict.accuracy import FinalError
+from rewarm.predict.accuracy import FinalError, LeftOut, predict_apart
 from rewarm.predict.arms import StudiedArms
 from rewarm.predict.fit import Fit, Probe, fit_model
 from rewarm.predict.law import Array, Form
@@ -54,27 +55,42 @@ def predict_left_out(
         fit_of: returns the fit of a form to all of them, from which the other fits start. Of the
             logarithmic form, it is only called if one arm is longer than all others.
     """
+    shifted = [index for index, probe in enumerate(arms.probes) if probe.replay < 1]
+
+    @cache
+    def refit(form: Form, index: int) -> Fit[LawModel]:
+        fit = fit_of(form)
+        rest = [*arms.probes[:index], *arms.probes[index + 1 :]]
+        return fit_model(fit.model, rest, start=fit.logarithms)
+
+    @cache
+    def errors(form: Form, index: int, name: str) -> list[LeftOut]:
+        return predict_apart(refit(form, index), arms.probes[index], name)
+
+    def errors_of_others(index: int, form: Form) -> dict[str, list[LeftOut]]:
+        """How far off all other arms are: their fits have seen this one, its own error has not."""
+        others = [other for other in shifted if other != index]
+        return {name: [one for i in others for one in errors(form, i, name)] for name in arms.roles}
+
     return [
-        _predict_one(arms, index, fit_of)
-        for index, probe in enumerate(arms.probes)
-        if probe.replay < 1
+        _predict_one(arms, index, partial(refit, index=index), partial(errors_of_others, index))
+        for index in shifted
     ]
 
 
 def _predict_one(
-    arms: StudiedArms, index: int, fit_of: Callable[[Form], Fit[LawModel]]
+    arms: StudiedArms,
+    index: int,
+    refit: Callable[[Form], Fit[LawModel]],
+    errors_of_others: Callable[[Form], dict[str, list[LeftOut]]],
 ) -> LeftOutArm:
     probe, rest = arms.probes[index], [*arms.probes[:index], *arms.probes[index + 1 :]]
     others = arms._replace(probes=rest)
     reach = reach_of(others, probe.curve, probe.replay)
-
-    def refit(form: Form) -> Fit[LawModel]:
-        fit = fit_of(form)
-        return fit_model(fit.model, rest, start=fit.logarithms)
-
     law = refit("saturating")
     # The logarithmic form counts for a longer run only.
-    fitted = FittedArms(others, law, refit("logarithmic") if reach.is_longer else law)
+    logarithmic = refit("logarithmic") if reach.is_longer else law
+    fitted = FittedArms(others, law, logarithmic, errors_of_others)
     losses = {}
     for name, start in arms.starts.items():
         predicted = fitted.predict_loss(name, probe.curve, probe.replay, is_longer=reach.is_longer)

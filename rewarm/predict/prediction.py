@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import NamedTuple
 
 import numpy as np
 
 from rewarm.predict.accuracy import (
+    ErrorScale,
     FinalError,
+    LeftOut,
     PredictedChange,
     Predictor,
+    error_scales,
+    leave_one_out,
     left_out_errors,
     nearest_change,
     nearest_probe,
@@ -60,12 +65,19 @@ class Prediction(NamedTuple):
     reach: Reach
 
 
-class FittedArms(NamedTuple):
+@dataclass(frozen=True)
+class FittedArms:
     """The arms of a study with both forms of the law fitted to them."""
 
     arms: StudiedArms
     law: Fit[LawModel]
     logarithmic: Fit[LawModel]
+    left_out: Callable[[Form], dict[str, list[LeftOut]]]
+    """Returns the prediction of each arm from others, by a form of the law, by validation set."""
+
+    def error_scale(self, form: Form, name: str) -> ErrorScale:
+        """Returns how far off the predictions of new arms are on a validation set."""
+        return error_scales(self.law.model, self.left_out(form))[name]
 
     def predict(self, name: str, recipe: Recipe, replay: float) -> Prediction:
         """Returns the losses of a run.
@@ -84,13 +96,22 @@ class FittedArms(NamedTuple):
         losses = [self.predict_loss(one, curve, replay, is_longer=reach.is_longer) for one in names]
         return Prediction(name, recipe, curve, replay, losses, nearest.arm, reach)
 
+    def changes(
+        self, name: str, curve: RateCurve, replay: float, *, is_longer: bool
+    ) -> list[PredictedChange]:
+        """Returns the change of a loss; by both forms of the law if a run is longer than arms."""
+        fits = [self.law, self.logarithmic] if is_longer else [self.law]
+        return [
+            predict_change(fit, self.error_scale(fit.model.form, name), name, curve, replay)
+            for fit in fits
+        ]
+
     def predict_loss(
         self, name: str, curve: RateCurve, replay: float, *, is_longer: bool
     ) -> PredictedLoss:
         """Returns the loss on a validation set; if the run is longer than all arms, see `Reach`."""
         start, probes = self.arms.starts[name], self.arms.probes
-        fits = [self.law, self.logarithmic] if is_longer else [self.law]
-        changes = [predict_change(fit, probes, name, curve, replay) for fit in fits]
+        changes = self.changes(name, curve, replay, is_longer=is_longer)
         nearest = nearest_change(self.law.model, probes, name, curve, replay)
         return PredictedLoss(
             name,
@@ -109,11 +130,13 @@ class FittedArms(NamedTuple):
         }
         probes = self.arms.probes
         fitters: dict[str, Callable[[Sequence[Probe]], Predictor]] = {
-            "law": _refitter(self.law),
             **{name: _refitter(fit_model(other, probes)) for name, other in others.items()},
             "nearest arm": lambda rest: partial(nearest_change, model, rest),
         }
-        return {
+        law = {
+            name: [arm.error for arm in arms] for name, arms in self.left_out("saturating").items()
+        }
+        return {"law": law} | {
             name: left_out_errors(refit, probes, list(model.sets))
             for name, refit in fitters.items()
         }
@@ -121,7 +144,12 @@ class FittedArms(NamedTuple):
 
 def fit_arms(arms: StudiedArms) -> FittedArms:
     """Returns arms with both forms of the law fitted to them."""
-    return FittedArms(arms, fit_form(arms, "saturating"), fit_form(arms, "logarithmic"))
+    fits: dict[Form, Fit[LawModel]] = {
+        "saturating": fit_form(arms, "saturating"),
+        "logarithmic": fit_form(arms, "logarithmic"),
+    }
+    left_out = cache(lambda form: leave_one_out(fits[form], arms.probes))
+    return FittedArms(arms, fits["saturating"], fits["logarithmic"], left_out)
 
 
 def fit_form(arms: StudiedArms, form: Form) -> Fit[LawModel]:

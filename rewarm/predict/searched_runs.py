@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from rewarm import schedules
 from rewarm.errors import RecipeError
-from rewarm.predict.accuracy import predict_change
 from rewarm.predict.arms import StudiedArms
 from rewarm.predict.law import Array, RateCurve, run_ends
 from rewarm.predict.prediction import LEVELS, FittedArms
@@ -198,8 +197,8 @@ def highest_losses(fitted: FittedArms, runs: SearchedRuns, index: Indices) -> di
         for name in runs.losses:
             bounds[name][own] = arms.starts[name] + np.max(
                 [
-                    predict_change(fit, arms.probes, name, curve, replay).interval(_LEVEL)[1]
-                    for fit in ([fitted.law, fitted.logarithmic] if is_longer else [fitted.law])
+                    change.interval(_LEVEL)[1]
+                    for change in fitted.changes(name, curve, replay, is_longer=is_longer)
                 ],
                 axis=0,
             )

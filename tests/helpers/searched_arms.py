@@ -1,5 +1,6 @@
 """Arms whose losses follow the law exactly, fitted, and a recipe to search from."""
 
+from dataclasses import replace
 from functools import cache
 
 import yaml
@@ -57,4 +58,4 @@ def known_arms() -> FittedArms:
     """ARMS with the parameters that they were made from, in place of those of a fit."""
     fitted = fitted_arms()
     law = LawModel(("upstream",), ("downstream",), 0.1)
-    return fitted._replace(law=Fit(law, LOGARITHMS, fitted.law.covariance, 0.0))
+    return replace(fitted, law=Fit(law, LOGARITHMS, fitted.law.covariance, 0.0))

@@ -1,13 +1,20 @@
+from itertools import product
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from synthetic_probes import ARMS, LAW, LOGARITHMS, Arm, synthetic_probe, synthetic_probes
 
 from rewarm.predict.accuracy import (
     FinalError,
+    LeftOut,
+    error_scales,
+    leave_one_out,
     left_out_errors,
     nearest_change,
     nearest_probe,
     predict_change,
+    ranked_pairs,
     summarize,
 )
 from rewarm.predict.fit import fit_model
@@ -64,29 +71,56 @@ def test_arms_left_out_are_not_fitted():
 
 
 def test_intervals_cover_new_arms():
-    """Arms whose losses are off by 2 % of their change, in two studies of seven arms."""
-    inside: dict[float, list[bool]] = {0.8: [], 0.95: []}
-    for seed in range(2):
-        probes = synthetic_probes(error=0.02, seed=seed)
+    """Studies of seven arms whose losses are off by 3 % of their change, as those of new arms."""
+    covered: dict[float, list[float]] = {0.8: [], 0.95: []}
+    new_arms = NormalDist(0, 0.03)
+    for seed in range(4):
+        probes = synthetic_probes(error=0.03, seed=seed)
         fit = fit_model(LAW, probes, start=LOGARITHMS)
-        target = synthetic_probe("target", Arm(0.7, replay=0.02))
-        measured = target.changes["old"][-1]
-        change = predict_change(fit, probes, "old", target.curve, target.replay)
-        for level, hits in inside.items():
-            low, high = change.interval(level)
-            for error in 0.02 * np.random.default_rng(seed).standard_normal(50):
-                hits.append(bool(low[-1] <= (1 + error) * measured <= high[-1]))
-    for level, hits in inside.items():
-        assert level - 0.1 <= np.mean(hits), level
+        scales = error_scales(LAW, leave_one_out(fit, probes))
+        for name, arm in product(LAW.sets, (Arm(0.7, replay=0.02), Arm(1.4))):
+            target = synthetic_probe("target", arm)
+            measured = float(target.changes[name][-1])
+            change = predict_change(fit, scales[name], name, target.curve, target.replay)
+            for level, shares in covered.items():
+                low, high = (bound[-1] / measured - 1 for bound in change.interval(level))
+                shares.append(abs(new_arms.cdf(high) - new_arms.cdf(low)))
+    assert 0.75 <= np.mean(covered[0.8]) <= 0.88
+    assert 0.92 <= np.mean(covered[0.95]) <= 0.98
 
 
 def test_intervals_widen_where_no_arm_was():
     probes = [probe for probe in synthetic_probes(0.02) if probe.replay < 0.2]
     fit = fit_model(LAW, probes, start=LOGARITHMS)
+    scale = error_scales(LAW, leave_one_out(fit, probes))["new"]
     near, far = (synthetic_probe("target", Arm(replay=replay)) for replay in (0.05, 0.6))
     widths = []
     for target in (near, far):
-        change = predict_change(fit, probes, "new", target.curve, target.replay)
+        change = predict_change(fit, scale, "new", target.curve, target.replay)
         low, high = change.interval(0.95)
         widths.append(high[-1] - low[-1])
     assert widths[1] > 1.5 * widths[0]
+
+
+def test_error_scale_by_hand():
+    """Prior errors of 3 % of changes of 1 and 2: 0.03 and 0.06, as large as those of parameters."""
+    arms = [
+        LeftOut(FinalError("a", 1.09, 1.0), standard_error=0.03),
+        LeftOut(FinalError("b", 2.0, 2.0), standard_error=0.06),
+    ]
+    scale = error_scales(LAW, {"old": arms})["old"]
+    assert scale.freedom == pytest.approx(2 + 0.5 + 0.5)
+    assert scale.factor**2 == pytest.approx((2 + 0.5 * 0.09**2 / (2 * 0.03**2)) / 3)
+    assert scale.arm_error(np.array([0.01, -2.0])) == pytest.approx([0.03 * 0.1, 0.06])
+
+
+def test_an_arm_that_others_hardly_determine_says_little():
+    arms = [LeftOut(FinalError("replay", 3.0, 1.0), standard_error=2.0)]
+    scale = error_scales(LAW, {"old": arms})["old"]
+    assert scale.factor == pytest.approx(1, abs=1e-3)
+
+
+def test_ranked_pairs_by_hand():
+    errors = [FinalError("a", 1.0, 1.0), FinalError("b", 0.9, 1.1), FinalError("c", 2.0, 2.0)]
+    assert ranked_pairs(errors, {"a": 0.01, "b": 0.01, "c": 0.1}) == (2, 3)
+    assert ranked_pairs(errors, {"a": 0.05, "b": 0.05, "c": 0.1}) == (2, 2)

@@ -38,14 +38,12 @@ def test_it_narrows_as_it_says():
     measured = fit_model(law, arms)
     target = ARMS.curve(TARGET, [TARGET.steps])
     for name, (before, after) in further.widths.items():
-        change = predict_change(fitted.law, ARMS.probes, name, target, 0.25)
-        low, high = change.interval(0.8)
+        scale = fitted.error_scale("saturating", name)
+        low, high = predict_change(fitted.law, scale, name, target, 0.25).interval(0.8)
         assert before == pytest.approx(float(high[-1] - low[-1]))
         assert after < before
-        arm_error = np.sqrt(change.scale[-1] ** 2 - last_error(fitted.law, name) ** 2)
-        scale = np.hypot(last_error(measured, name), arm_error)
-        wider = change._replace(scale=np.array([scale]), freedom=change.freedom + 1)
-        low, high = wider.interval(0.8)
+        better = scale._replace(freedom=scale.freedom + 1)
+        low, high = predict_change(measured, better, name, target, 0.25).interval(0.8)
         assert after == pytest.approx(float(high[-1] - low[-1]), rel=0.1)
 
 

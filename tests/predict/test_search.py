@@ -168,7 +168,7 @@ def test_the_shape_of_the_schedule_stays_where_another_gains_little():
     result = found("upstream rise <= 0.5", peak=FINE)
     own, chosen = choice_of(ARMS, RECIPE), result.recommended.choice
     assert (chosen.decay, chosen.warmup, chosen.minimum) == (own.decay, own.warmup, own.minimum)
-    assert chosen.peak != own.peak
+    assert chosen.replay != own.replay
     other = found("upstream rise <= 0.5", decay=["1-sqrt"], minimum=[0.0, 0.2])
     assert other.recommended.choice.decay == "1-sqrt"
 
