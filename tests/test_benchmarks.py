@@ -39,6 +39,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
+@pytest.mark.benchmark
 def test_training_step_runs_rewarm_and_every_installed_peer(tmp_path):
     json_path, markdown_path = tmp_path / "step.json", tmp_path / "step.md"
     output = run(*TINY, "--precision", "fp32", "--repeats", "2", "--no-first-step", "--profile",
@@ -66,6 +67,7 @@ def test_training_step_runs_rewarm_and_every_installed_peer(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.benchmark
 def test_attention_backends_are_compared(tmp_path):
     json_path = tmp_path / "step.json"
     output = run(*TINY, "--precision", "fp16", "--repeats", "1", "--no-first-step",
@@ -88,6 +90,7 @@ def test_arms_of_attention_backends_are_those_of_rewarm():
 
 
 @pytest.mark.slow
+@pytest.mark.benchmark
 def test_first_step_is_measured_with_cold_and_warm_cache_and_peers_are_optional(tmp_path):
     json_path = tmp_path / "step.json"
     run(*TINY, "--repeats", "1", "--peers", "", "--no-overheads", "--json", str(json_path))
@@ -257,6 +260,7 @@ def test_two_processes_share_a_cache_of_two_shards(corpora):
 
 
 @pytest.mark.slow
+@pytest.mark.benchmark
 def test_eval_beside_a_run_that_deletes_checkpoints():
     """One try of `benchmarks/eval_beside_pruning.py`, which measures hundreds of checkpoints."""
     words = [
@@ -291,6 +295,7 @@ def test_two_shard_commands_on_one_folder_corrupt_nothing():
 
 
 @pytest.mark.slow
+@pytest.mark.benchmark
 def test_faults_of_a_study(capsys):
     """One fault of `benchmarks/study_faults.py`, which injects ten."""
     import_module("study_faults").main(["15", "18"])
