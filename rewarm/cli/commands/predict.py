@@ -258,14 +258,7 @@ def _refuse_beyond_limits(arms: StudiedArms, runs: list[tuple[str, Recipe, float
 
 
 def _save(fitted: FittedArms, predictions: list[Prediction], out: Path) -> None:
-    from rewarm.cli.prediction_output import (
-        ERRORS_NOTE,
-        accuracy_table,
-        curve_table,
-        final_table,
-        fit_notes,
-        reach_notes,
-    )
+    from rewarm.cli import prediction_output
     from rewarm.plots.prediction_figure import draw_predictions
     from rewarm.report.prediction_page import save_prediction
 
@@ -273,36 +266,31 @@ def _save(fitted: FittedArms, predictions: list[Prediction], out: Path) -> None:
         out,
         lambda: draw_predictions(fitted.arms, predictions),
         title=f"Predicted losses of {', '.join(prediction.name for prediction in predictions)}",
-        notes=[*fit_notes(fitted), *reach_notes(predictions)],
+        notes=[*prediction_output.fit_notes(fitted), *prediction_output.reach_notes(predictions)],
         tables=[
-            final_table(predictions),
-            *map(curve_table, predictions),
-            accuracy_table(fitted)._replace(caption=ERRORS_NOTE),
+            prediction_output.final_table(predictions),
+            *map(prediction_output.curve_table, predictions),
+            prediction_output.accuracy_table(fitted)._replace(
+                caption=prediction_output.ERRORS_NOTE
+            ),
         ],
     )
 
 
 def _print(fitted: FittedArms, predictions: list[Prediction], out: Path | None) -> None:
-    from rewarm.cli.prediction_output import (
-        ERRORS_NOTE,
-        accuracy_table,
-        curve_table,
-        final_table,
-        fit_notes,
-        reach_notes,
-    )
+    from rewarm.cli import prediction_output
     from rewarm.table_cells import plural
 
-    print_notes(fit_notes(fitted))
+    print_notes(prediction_output.fit_notes(fitted))
     print()
-    print_result_table(final_table(predictions), names=2)
+    print_result_table(prediction_output.final_table(predictions), names=2)
     print()
-    print_notes(reach_notes(predictions))
+    print_notes(prediction_output.reach_notes(predictions))
     for prediction in predictions:
         print()
-        print_result_table(curve_table(prediction))
+        print_result_table(prediction_output.curve_table(prediction))
     print()
-    print_result_table(accuracy_table(fitted))
-    print_notes([ERRORS_NOTE])
+    print_result_table(prediction_output.accuracy_table(fitted))
+    print_notes([prediction_output.ERRORS_NOTE])
     if out is not None:
         print(f"{out}: {plural(len(predictions), 'run')}")
