@@ -96,6 +96,10 @@ def fit_notes(fitted: FittedArms) -> list[str]:
         f"{', '.join(f'{share:.3g}' for share in shares)}, "
         f"{_span(lengths, format_count)} tokens"
     ]
+    notes += [
+        f"{name} has the schedule, length and replay of {other}: both are one arm"
+        for name, other in arms.merged.items()
+    ]
     if not arms.base_is_known:
         notes.append(
             "the base's rates are not on record: rates count in units of the arms' highest, from a "

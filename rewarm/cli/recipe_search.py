@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,8 +14,10 @@ from rewarm.errors import DataError, RecipeError, RewarmError, printable
 
 if TYPE_CHECKING:
     from rewarm.predict.arms import StudiedArms
+    from rewarm.predict.prediction import Prediction
     from rewarm.predict.search import Candidate, SearchResult
     from rewarm.recipe.recipe import Recipe
+    from rewarm.table_cells import Table
 
 
 class SearchOptions(NamedTuple):
@@ -52,7 +55,6 @@ def search_recipe(
     """
     from rewarm.cli import prediction_output, search_output
     from rewarm.cli.options import load_recipe_file
-    from rewarm.cli.terminal_tables import print_notes, print_result_table
     from rewarm.predict.constraints import parse_constraint
     from rewarm.predict.prediction import fit_arms
     from rewarm.predict.search import search
@@ -69,13 +71,21 @@ def search_recipe(
     if result.recommended is None:
         raise search_output.nothing_keeps(result, constraints)
     start = fitted.predict(str(recipe_file), recipe, arms.replay_share(recipe))
-    if options.write is not None:
-        _write_recommended(options.write, recipe_file, overrides, arms, recipe, result, options)
     predictions = [start, *(candidate.prediction for candidate in result.front)]
     notes = prediction_output.fit_notes(fitted)
     notes += [search_output.space_note(space, result.searched), *space.notes]
     own = choice_of(arms, recipe)
     front = search_output.front_table(result, start, own, constraints)
+    errors = prediction_output.accuracy_table(fitted)
+    if as_json:
+        found = search_output.search_as_json(result, space, constraints)
+        whole = prediction_output.predictions_as_json(fitted, predictions)
+        print(json.dumps(whole | {"search": found}, indent=1))
+    else:
+        _print(notes, front, start, result, errors)
+    # Written last: what was computed is not lost if a file cannot be written.
+    if options.write is not None:
+        _write_recommended(options.write, recipe_file, overrides, arms, recipe, result, options)
     if out is not None:
         from rewarm.plots.search_figure import draw_search
         from rewarm.report.prediction_page import save_prediction
@@ -85,13 +95,19 @@ def search_recipe(
             lambda: draw_search(arms, result, start, constraints),
             title=f"Schedules for {recipe_file}",
             notes=[*search_output.recommendation_notes(result), *notes],
-            tables=[front, prediction_output.accuracy_table(fitted)],
+            tables=[front, errors._replace(caption=prediction_output.ERRORS_NOTE)],
         )
-    if as_json:
-        found = search_output.search_as_json(result, space, constraints)
-        whole = prediction_output.predictions_as_json(fitted, predictions)
-        print(json.dumps(whole | {"search": found}, indent=1))
-        return
+    for path, what in ((options.write, "the recommended recipe"), (out, "the front")):
+        if path is not None and not as_json:
+            print(f"{path}: {what}")
+
+
+def _print(
+    notes: list[str], front: Table, start: Prediction, result: SearchResult, errors: Table
+) -> None:
+    from rewarm.cli import prediction_output, search_output
+    from rewarm.cli.terminal_tables import print_notes, print_result_table
+
     print_notes(notes)
     print()
     print_result_table(front)
@@ -99,11 +115,8 @@ def search_recipe(
     print()
     print_notes(search_output.recommendation_notes(result))
     print()
-    print_result_table(prediction_output.accuracy_table(fitted))
+    print_result_table(errors)
     print_notes([prediction_output.ERRORS_NOTE])
-    for path, what in ((options.write, "the recommended recipe"), (out, "the front")):
-        if path is not None:
-            print(f"{path}: {what}")
 
 
 def _parse_tokens(text: str | None) -> int | None:
@@ -139,7 +152,9 @@ def check_new_file(path: Path, *, overwrite: bool) -> None:
     """
     if path.suffix not in (".yaml", ".yml"):
         raise RecipeError([f"--write {path}: should end with .yaml, as a recipe does"])
-    if path.is_dir() or (path.exists() and not overwrite):
+    if path.is_dir():
+        raise RecipeError([f"--write {path}: is a folder; name a file"])
+    if path.exists() and not overwrite:
         raise RecipeError(
             [f"--write {path}: already exists; choose another name, or add --overwrite"]
         )
@@ -172,7 +187,7 @@ def _write_recommended(
     resolve_paths(document, RECIPE_PATHS)
     before = flatten_settings(document.data)
     apply_choice(document, recipe, arms, best.choice)
-    document.set_value(("run",), f"{recipe.run}-recommended", "search")
+    document.set_value(("run",), _new_run(recipe.run, path), "search")
     after = flatten_settings(document.data)
     text = _header(recipe_file, arms, best, result, before, after) + write_yaml(document.data)
     validate_recipe(YamlDocument(text, str(path)), base_lr=last_lr_of_base)
@@ -182,6 +197,13 @@ def _write_recommended(
         atomic_write(path, text)
     except OSError as error:
         raise RewarmError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _new_run(run: str, recipe_file: Path) -> str:
+    """Returns a run directory that does not exist yet, named by the recipe's file."""
+    suffixes = chain([""], map("-{}".format, count(2)))
+    names = (f"{run}-{recipe_file.stem}{suffix}" for suffix in suffixes)
+    return next(name for name in names if not Path(name).exists())
 
 
 def _header(

@@ -9,7 +9,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +22,7 @@ from rewarm.predict.fit import Probe
 from rewarm.predict.law import RateCurve, rate_curve
 from rewarm.recipe.fields import Role
 from rewarm.recipe.recipe import Recipe
+from rewarm.recipe.training_settings import OptimizerSettings
 from rewarm.runs.validation_roles import ROLES, merge_roles, reads_corpus
 from rewarm.study.run_outcomes import RunOutcome
 
@@ -61,6 +64,8 @@ class StudiedArms(NamedTuple):
     """The shards of what the base was trained on, by name, as far as known."""
     new_corpora: list[str]
     """The new corpora that the arms train on, as `new_data` gives them: one entry."""
+    merged: Mapping[str, str] = MappingProxyType({})
+    """Arms with the schedule, length and replay of another, by name: they count as runs of it."""
 
     def sets(self, role: Role) -> tuple[str, ...]:
         """Returns the validation sets of a role."""
@@ -117,9 +122,8 @@ def study_arms(runs: Sequence[MeasuredRun]) -> StudiedArms:
         CheckpointError: they are too few, a run is not finished, or they do not compare.
     """
     arms = _compared(runs)
-    by_arm: dict[str, list[MeasuredRun]] = {}
-    for run in runs:
-        by_arm.setdefault(run.arm, []).append(run)
+    by_arm, merged = _by_arm(runs, arms)
+    arms = arms._replace(merged=merged)
     arms.new_corpora.extend(
         dict.fromkeys(new for run in runs if run.recipe and (new := arms.new_data(run.recipe)))
     )
@@ -128,11 +132,52 @@ def study_arms(runs: Sequence[MeasuredRun]) -> StudiedArms:
     if len(shifted) < LEAST_ARMS:
         names_found = ", ".join(probe.arm for probe in shifted) or "none"
         raise CheckpointError(
-            f"arms that train on new data: {len(shifted)} ({names_found}); at least {LEAST_ARMS} "
-            "are needed: one at the peak that you plan, one at a half or a quarter of it, and one "
-            "with about 5% of replay"
+            f"different arms that train on new data: {len(shifted)} ({names_found}); at least "
+            f"{LEAST_ARMS} are needed: one at the peak that you plan, one at a half or a quarter "
+            "of it, and one with about 5% of replay"
         )
     return arms
+
+
+def _by_arm(
+    runs: Sequence[MeasuredRun], arms: StudiedArms
+) -> tuple[dict[str, list[MeasuredRun]], dict[str, str]]:
+    """Returns the runs of each arm, without copies, and which arms count as runs of another.
+
+    The law cannot tell those apart. As arms of their own they would be predicted from each other,
+    which says nothing of new arms.
+
+    Raises:
+        CheckpointError: the runs of an arm differ in schedule, length or replay.
+    """
+    by_arm: dict[str, list[MeasuredRun]] = {}
+    merged: dict[str, str] = {}
+    names: dict[tuple[float, bytes], str] = {}
+    keys: dict[str, tuple[float, bytes]] = {}
+    for run in runs:
+        assert run.recipe
+        recipe = run.recipe
+        rates = np.array([recipe.lr(step) for step in range(1, recipe.steps + 1)])
+        key = (round(arms.replay_share(recipe), 9), rates.tobytes())
+        name = names.setdefault(key, run.arm)
+        if keys.setdefault(run.arm, key) != key:
+            raise CheckpointError(
+                f"{run.directory}: its schedule, length or replay is not that of the other runs of "
+                f"{run.arm}: {_REMEDY}"
+            )
+        if name != run.arm:
+            merged[run.arm] = name
+        own = by_arm.setdefault(name, [])
+        if not any(_is_copy(run, other) for other in own):
+            own.append(run)
+    return by_arm, merged
+
+
+def _is_copy(run: MeasuredRun, other: MeasuredRun) -> bool:
+    """Returns whether two runs have one seed and the same losses."""
+    assert run.recipe
+    assert other.recipe
+    return run.recipe.seed == other.recipe.seed and run.outcome.losses == other.outcome.losses
 
 
 def comparable_runs(reference: str, runs: Sequence[MeasuredRun]) -> list[MeasuredRun]:
@@ -240,6 +285,10 @@ def _recipe_value(value_of: Callable[[Recipe], object]) -> Callable[[MeasuredRun
     return lambda run: value_of(run.recipe) if run.recipe else None
 
 
+def _optimizer_setting(name: str, recipe: Recipe) -> str:
+    return str(getattr(recipe.optimizer, name))
+
+
 _SAME: dict[str, Callable[[MeasuredRun], object]] = {
     "base": _recipe_value(lambda recipe: f"{recipe.model.base} {recipe.model.revision or ''}"),
     "sha256 of the base": lambda run: run.outcome.base and (run.outcome.base.sha256 or "")[:12],
@@ -258,8 +307,12 @@ _SAME: dict[str, Callable[[MeasuredRun], object]] = {
         )
     ),
     "data.context": _recipe_value(lambda recipe: recipe.data.context),
+    "data.documents": _recipe_value(lambda recipe: recipe.data.documents),
     "batch.tokens": _recipe_value(lambda recipe: recipe.batch.tokens),
-    "optimizer": _recipe_value(lambda recipe: recipe.optimizer),
+    **{
+        f"optimizer.{name}": _recipe_value(partial(_optimizer_setting, name))
+        for name in OptimizerSettings.model_fields
+    },
 }
 """What all runs have in common, as far as it is known: the law describes other differences."""
 

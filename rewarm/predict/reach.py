@@ -7,6 +7,7 @@ from typing import NamedTuple
 from rewarm.predict.arms import StudiedArms
 from rewarm.predict.law import RateCurve
 from rewarm.recipe.recipe import Recipe
+from rewarm.recipe.training_settings import OptimizerSettings
 
 # What was measured: docs/predict.md, "Limits".
 _MOST_LENGTHS = 2.0
@@ -121,10 +122,20 @@ def recipe_differences(arms: StudiedArms, recipe: Recipe) -> list[str]:
         "model.fresh": (recipe.model.fresh, of_arms.model.fresh),
         "data.context": (recipe.data.context, of_arms.data.context),
         "batch.tokens": (recipe.batch.tokens, of_arms.batch.tokens),
-        "optimizer": (recipe.optimizer, of_arms.optimizer),
+        "data.documents": (recipe.data.documents, of_arms.data.documents),
+        **{
+            f"optimizer.{name}": (getattr(recipe.optimizer, name), getattr(of_arms.optimizer, name))
+            for name in OptimizerSettings.model_fields
+        },
+        **{
+            f"data.validation.{name}.{key}": (getattr(own, key), getattr(expected, key))
+            for name, expected in of_arms.data.validation.items()
+            if (own := recipe.data.validation.get(name)) and name in arms.roles
+            for key in ("shards", "tokens")
+        },
     }
     differences = [
-        f"{path} is {own}, and {expected} in the arms; predictions are for runs that have it in "
+        f"{path} is {_text(own)}, and {_text(expected)} in the arms; predictions are for runs that have it in "
         "common with them"
         for path, (own, expected) in settings.items()
         if own != expected
@@ -136,3 +147,7 @@ def recipe_differences(arms: StudiedArms, recipe: Recipe) -> list[str]:
             "data follows another law"
         ]
     return differences
+
+
+def _text(value: object) -> str:
+    return "not set" if value is None else str(value)

@@ -35,6 +35,8 @@ def parse_ranges(texts: Sequence[str]) -> dict[str, list[Any]]:
         if name not in _NAMES:
             hint = did_you_mean(name, list(_NAMES))
             raise _error(text, f"no setting named {name!r}{hint} (settings: {', '.join(_NAMES)})")
+        if name in ranges:
+            raise _error(text, f"{name} was given before; give all its values in one --range")
         try:
             ranges[name] = _values(name, written)
         except ValueError as error:
@@ -44,7 +46,10 @@ def parse_ranges(texts: Sequence[str]) -> dict[str, list[Any]]:
 
 def _values(name: str, written: str) -> list[Any]:
     if name == "decay":
-        return [shape.strip() for shape in written.split(",")]
+        shapes = [shape.strip() for shape in written.split(",")]
+        if not all(shapes):
+            raise ValueError("a shape is missing between commas")
+        return shapes
     parse = _PARSERS[name]
     if ":" not in written:
         return sorted({parse(part.strip()) for part in written.split(",")})

@@ -196,7 +196,8 @@ def _replay_shares(
         shards = next(iter(arms.old_corpora.values()), "DIR")
         return (own,), (
             "replay is not searched, as the recipe has no corpus of old data; add one, such as "
-            f"data.train.upstream: {{shards: {shards}, weight: 5%}}"
+            f"data.train.upstream: {{shards: {shards}, weight: 5%}}, and "
+            "give the others 95%"
         )
     if not limits.replay:
         return (own,), (f"replay is not searched, as {_NO_REPLAY}")

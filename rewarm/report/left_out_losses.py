@@ -64,6 +64,8 @@ def left_out_note(losses: LeftOutLosses) -> str:
         "Each arm is predicted without its own losses: the law of docs/predict.md is fitted to all "
         "other arms, and computes this arm's losses from its learning rates and share of replay."
     )
+    for name, other in losses.arms.merged.items():
+        note += f" {name} has the schedule, length and replay of {other}: both are one arm."
     if losses.not_compared:
         note += (
             f" Not among them: {', '.join(losses.not_compared)}. One law is for finished arms that "
@@ -91,7 +93,7 @@ def _table(losses: LeftOutLosses, name: str) -> Table:
                 number_cell(float(loss.measured[-1]), ".4f"),
                 number_cell(error.nats, "+.4f"),
                 number_cell(error.relative, ".1%"),
-                Cell("; ".join(predicted.reach.outside)),
+                Cell("; ".join(map(_without_advice, predicted.reach.outside))),
             ]
         )
     summary = summarize(errors)
@@ -106,3 +108,8 @@ def _table(losses: LeftOutLosses, name: str) -> Table:
     columns = ["arm", "predicted", f"{_LEVEL:.0%} interval", "measured", "difference", "of change"]
     outside = "outside of the other arms"
     return Table(f"Predicted {name} loss", caption, [*columns, outside], rows)
+
+
+def _without_advice(note: str) -> str:
+    """Returns how far an arm is outside of the others; what to train does not matter here."""
+    return note.partition(";")[0].partition(":")[0]

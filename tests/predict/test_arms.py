@@ -21,13 +21,38 @@ def runs(tmp_path_factory):
     return measured_runs(collect_runs([folder]))
 
 
-def test_seeds_of_an_arm_are_averaged(tmp_path, runs):
-    [other] = measured_runs(collect_runs([write_arm(tmp_path / "peak", Arm(0.5), seed=2)]))
+def write_seed(folder, rise):
+    """A second seed of the peak arm, whose losses on old data are higher."""
+    run = write_arm(folder, Arm(), seed=2)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[1:]:
+        line["upstream/loss"] += rise
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+@pytest.mark.parametrize("name", ["peak", "again"])
+def test_seeds_of_an_arm_are_averaged_whatever_its_name(name, tmp_path, runs):
+    [other] = measured_runs(collect_runs([write_seed(tmp_path / name, 0.2)]))
     arms = study_arms([*runs, other])
-    changes = {probe.arm: probe.changes["upstream"][-1] for probe in arms.probes}
-    peak, half = (study_arms(runs).probes[i].changes["upstream"][-1] for i in (1, 0))
+    peaks = [study_arms(some).probes[1].changes["upstream"][-1] for some in (runs, [*runs, other])]
     assert [probe.arm for probe in arms.probes] == ["half", "peak", "quarter", "replay"]
-    assert changes["peak"] == pytest.approx((peak + half) / 2)
+    assert peaks[1] == pytest.approx(peaks[0] + 0.1)
+    assert arms.merged == ({} if name == "peak" else {other.arm: "peak"})
+
+
+def test_copies_of_a_run_do_not_count(tmp_path, runs):
+    copies = measured_runs(collect_runs([write_arm(tmp_path / f"copy{i}", Arm()) for i in "ab"]))
+    arms = study_arms([*runs, *copies])
+    assert len(arms.probes) == 4
+    with pytest.raises(CheckpointError, match=r"different arms that train on new data: 1 \("):
+        study_arms([runs[1], *copies])
+
+
+def test_runs_of_an_arm_have_one_schedule(tmp_path, runs):
+    [other] = measured_runs(collect_runs([write_arm(tmp_path / "peak", Arm(0.7), seed=2)]))
+    with pytest.raises(CheckpointError, match="is not that of the other runs of peak"):
+        study_arms([*runs, other])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +98,7 @@ def refusal(runs, run):
             {"batch": {"tokens": 4096}, "tokens": 400 * 4096},
             "batch.tokens of other: 4096; of half: 2048; ",
         ),
-        ({"optimizer": {"weight_decay": 0.5}}, "optimizer of other: "),
+        ({"optimizer": {"weight_decay": 0.5}}, "optimizer.weight_decay of other: 0.5"),
         (
             {"model": {"base": "/models/base", "tokenizer": "/models/tokenizer"}},
             "model.tokenizer of other: /models/tokenizer; of half: that of the base; ",

@@ -99,8 +99,14 @@ def test_a_share_that_changes_is_refused():
     ("change", "difference"),
     [
         ("model.base=/models/x", "model.base is /models/x, and /models/base in the arms; "),
-        ("model.tokenizer=/models/t", "model.tokenizer is /models/t, and None in the arms; "),
+        ("model.tokenizer=/models/t", "model.tokenizer is /models/t, and not set in the arms; "),
         ("data.context=64", "data.context is 64, and 128 in the arms; "),
+        ("data.documents=separate", "data.documents is separate, and attend-across in the arms; "),
+        ("optimizer.weight_decay=0", "optimizer.weight_decay is 0.0, and 0.1 in the arms; "),
+        (
+            "data.validation.upstream.tokens=1280",
+            "data.validation.upstream.tokens is 1280, and not set in the arms; ",
+        ),
         ("data.train.new.shards=/x", "new data new (/x), and new (/data/new/train) in the arms; "),
     ],
 )

@@ -46,7 +46,7 @@ def test_a_search_is_printed_drawn_and_written(tmp_path, study, recipe, command)
     assert "half, peak, quarter, replay" in "".join(comments)
     assert any(line.startswith("# schedule.peak_lr: 0.002 -> ") for line in comments)
     best, own = load_recipe(written), load_recipe(recipe)
-    assert best.run == f"{own.run}-recommended"
+    assert best.run == f"{own.run}-best"
     assert best.schedule.peak_lr < own.schedule.peak_lr
     same = {"run": own.run, "schedule": own.schedule}
     assert best.model_copy(update=same) == own
@@ -96,7 +96,7 @@ def test_the_recommended_recipe_passes_check(tmp_path, corpora, trained_run, com
     assert (code, err) == (0, "")
     code, out, err = command("check", written)
     assert (code, err) == (0, "")
-    assert "next-recommended" in out
+    assert "next-best" in out
 
 
 def test_a_file_is_not_overwritten_unless_asked(tmp_path, study, recipe, command):
@@ -127,6 +127,8 @@ def test_a_recipe_without_old_data_is_told_how_to_add_some(tmp_path, study, comm
         (("--keep", "upstream rise <= -1", *SMALL), "none of 27 runs keeps the constraints; the "),
         (("--tokens", "10B"), "10B tokens: predictions are known to hold up to 1.64M, twice"),
         (("--tokens", "many"), "--tokens many: should be a count"),
+        (("--range", "peak=1e-3", "--range", "peak=2e-3"), "peak was given before; give all its"),
+        (("--range", "decay=cosine,,linear"), "a shape is missing between commas"),
         (("--range", "pek=1"), "no setting named 'pek'; did you mean 'peak'?"),
         (("--range", "peak=1"), "a peak of 1: predictions are known to hold from 0.0001 to 0.004"),
         (("--force",), "--force: a search stays within the limits"),
