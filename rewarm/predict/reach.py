@@ -135,8 +135,8 @@ def recipe_differences(arms: StudiedArms, recipe: Recipe) -> list[str]:
         },
     }
     differences = [
-        f"{path} is {_text(own)}, and {_text(expected)} in the arms; predictions are for runs that have it in "
-        "common with them"
+        f"{path} is {_text(own)}, and {_text(expected)} in the arms; predictions are for runs that "
+        "have it in common with them"
         for path, (own, expected) in settings.items()
         if own != expected
     ]

@@ -234,4 +234,4 @@ def test_losses_that_cannot_be_predicted(command, probes, planned_study, tmp_pat
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(other))
     code, out, err = command("plan", tmp_path / "other.yaml", "--predict", probes)
     assert (code, out) == (2, "")
-    assert "model.base is None, and " in err
+    assert "model.base is not set, and " in err
