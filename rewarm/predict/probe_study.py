@@ -64,9 +64,12 @@ def scaled_schedule(recipe: Recipe, factor: float) -> dict[str, Any]:
     settings: dict[str, Any] = _scaled(schedule, "", factor)
     document = YamlDocument(recipe.to_yaml(), recipe.run)
     document.set_value(("schedule",), settings, recipe.run)
-    rates = validate_recipe(document).lr
+    scaled = validate_recipe(document)
     steps = range(1, recipe.steps + 1, max(1, recipe.steps // 100))
-    if all(math.isclose(rates(k), factor * recipe.lr(k), rel_tol=1e-3) for k in steps):
+    rates = [(scaled.lr(step), factor * recipe.lr(step)) for step in steps]
+    # Rounding moves a rate of nearly 0 by any factor, and no loss.
+    negligible = 1e-6 * max(expected for _, expected in rates)
+    if all(math.isclose(*pair, rel_tol=1e-3, abs_tol=negligible) for pair in rates):
         return settings
     raise RecipeError(
         [
@@ -81,7 +84,7 @@ def scaled_schedule(recipe: Recipe, factor: float) -> dict[str, Any]:
 def _scaled(value: Any, name: str, factor: float) -> Any:
     """Returns a setting of a schedule, with what is inside it, as plain data."""
     if isinstance(value, Span):
-        return float(f"{value:.6g}")
+        return float(value)  # not rounded: a shape may be so steep that six digits show
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {

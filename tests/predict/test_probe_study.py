@@ -191,6 +191,7 @@ def test_other_files_are_not_mixed_with_those_of_a_probe(target, tmp_path):
         "{name: constant, lr: 1e-3}",
         "{name: d2z, peak_lr: 1e-2}",
         "{name: infinite, peak_lr: 3e-3, constant_lr: 1e-3, min_lr: 1e-4, annealing: 10%}",
+        "{name: wsd, peak_lr: 1e-3, min_lr: 0, warmup: 65 steps, decay: 133120 tokens}",
     ],
 )
 def test_any_schedule_is_scaled(target, plugins, schedule):
@@ -202,6 +203,19 @@ def test_any_schedule_is_scaled(target, plugins, schedule):
     for progress in (0.1, 0.3, 0.7, 1.0):
         expected = recipe.schedule(progress) / 4
         assert math.isclose(short.schedule(progress), expected, rel_tol=1e-3, abs_tol=1e-9)
+
+
+def test_a_steep_decay_of_tokens_is_scaled(target, plugins):
+    """1 - sqrt is steepest at its start, which a third of 120 steps, rounded, would move."""
+    wsd = "{name: wsd, peak_lr: 1e-3, min_lr: 1e-4, warmup: 20 steps, decay: 40960 tokens}"
+    recipe, _ = target("tokens=122880", f"schedule={wsd}")
+    settings = scaled_schedule(recipe, 0.25)
+    assert settings["warmup"] == 20 / 120
+    document = YamlDocument(recipe.to_yaml(), "recipe")
+    document.set_value(("schedule",), settings, "test")
+    scaled = validate_recipe(document)
+    for step in range(1, 121):
+        assert scaled.lr(step) == pytest.approx(recipe.lr(step) / 4, rel=1e-5)
 
 
 def test_a_schedule_with_other_names_of_rates_is_refused(target, distribution):
