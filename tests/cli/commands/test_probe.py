@@ -1,13 +1,18 @@
 """`rewarm probe`: from a recipe to a recommended one, with real arms."""
 
+import shutil
 import signal
 
 import pytest
+import yaml
+from predicted_studies import ARMS, recipe_document, write_arm
 from rewarm_process import RewarmProcess
 
 from rewarm.checkpoints.lineage import last_lr_of_base
+from rewarm.cli.commands.probe import read_study_arms
 from rewarm.estimates import measure_step_time
 from rewarm.recipe.recipe import load_recipe
+from rewarm.study.study_file import load_study
 
 RECIPE = """\
 run: run
@@ -71,6 +76,8 @@ def test_a_killed_probe_continues_and_recommends(recipe, tmp_path, command, monk
     assert code == 0, err
 
     # The finished arms are fitted again, and no other is trained; no run keeps this constraint.
+    # A run that is not of the study is not fitted.
+    shutil.copytree(folder / "quarter", folder / "removed")
     code, again, err = command(*words, "--hours", 3, "--keep", "upstream rise <= -9")
     assert code == 2
     assert "running" not in err
@@ -81,6 +88,22 @@ def test_a_killed_probe_continues_and_recommends(recipe, tmp_path, command, monk
     code, out, err = command(*words, "--set", "schedule.peak_lr=2e-2")
     assert (code, out) == (3, "")
     assert "schedule.peak_lr: 0.01 → 0.02; undo the changes, or name another folder" in err
+
+
+def test_an_arm_that_was_removed_from_the_study_is_not_fitted(tmp_path):
+    for name, arm in ARMS.items():
+        write_arm(tmp_path / name, arm)
+    study = tmp_path / "study.yaml"
+    content = {
+        "study": ".",
+        "recipe": "probe.yaml",
+        "arms": {"peak": {}, "quarter": {}, "replay": {}},
+        "seeds": [1],
+    }
+    study.write_text(yaml.safe_dump(content))
+    (tmp_path / "probe.yaml").write_text(yaml.safe_dump(recipe_document(ARMS["peak"])))
+    probes = read_study_arms(load_study(study)).probes
+    assert [probe.arm for probe in probes] == ["peak", "quarter", "replay"]
 
 
 @pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "an"])
