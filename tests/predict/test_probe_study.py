@@ -1,6 +1,8 @@
 """Which recipes a probe is for, and the study that it writes for them."""
 
 import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -39,6 +41,7 @@ schedule: {{name: rewarm, start_lr: base, peak_lr: 1e-2, min_lr: base, warmup: 3
 precision: fp32
 tasks: {{limit: 5}}
 """
+WEIGHT = "data.train.third.weight=95%"
 COSTS = ProbeCosts(0.01, 0.01, 1.0)
 
 
@@ -122,8 +125,12 @@ def test_without_old_data_no_arm_replays(target, tmp_path, trained_run):
     changes = [f"model={{base: {copy}, base_lr: 1e-3}}", "data.validation.third.role=downstream"]
     plan = written(target, tmp_path / "probe", *changes)
     assert [run.arm for run in plan.runs] == ["peak", "quarter", "long"]
-    _, probe = target(*changes)
+    recipe, probe = target(*changes)
     assert "what the base was trained on is not on record" in probe.note
+    assert "add it to data.train, under the name upstream" in probe.note
+    old = dict(recipe.data.train)["third"].shards.replace("third", "downstream")
+    _, advised = target(*changes, f"data.train.upstream={{shards: {old}, weight: 5%}}", WEIGHT)
+    assert advised.replay == pytest.approx(0.05)
     with pytest.raises(RecipeError, match=r"are not on record.*give it as model\.base_lr"):
         target(f"model={{base: {copy}}}", changes[1], "schedule={name: constant, lr: 1e-3}")
     with pytest.raises(RecipeError, match=r"the base's last rate is 0\.8 of its peak"):
@@ -149,8 +156,58 @@ def test_what_no_probe_is_for_is_refused(target, changes, problem):
 
 def test_a_recipe_without_old_data_to_measure_is_refused(target, corpora):
     only_new = f"data.validation={{third: {{shards: {corpora}/third/val}}}}"
-    with pytest.raises(RecipeError, match=r"no set is upstream \(sets: third\)"):
+    with pytest.raises(RecipeError, match=r"no set is upstream \(sets: third: downstream, "):
         target(only_new)
+
+
+def test_data_that_moved_is_named_by_its_recorded_path(target, corpora, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(corpora, moved)
+
+    def replayed(folder):
+        shards = f"{{shards: {folder}/upstream/train, weight: 5%}}"
+        return (f"data.train.upstream={shards}", WEIGHT)
+
+    set_moved = f"data.validation.upstream.shards={moved}/upstream/val"
+    role = "data.validation.upstream.role=upstream"
+    for changes in ([set_moved], [set_moved, role]):
+        with pytest.raises(RecipeError) as refused:
+            target(*replayed(moved), *changes)
+        message = str(refused.value)
+        assert "no set is upstream" in message
+        assert f"upstream ({corpora}/upstream/train): if that is elsewhere now, put" in message
+        assert "or add a set of text that the base was trained on and data.train does" in message
+    # Both ways work.
+    _, probe = target(*replayed(corpora))
+    assert list(probe.old) == ["upstream"]
+    other = f"data.validation.other={{shards: {moved}/downstream/val, role: upstream}}"
+    _, probe = target(*replayed(moved), set_moved, other)
+    assert probe.arms.sets("upstream") == ("other",)
+
+
+def test_a_link_at_the_recorded_path_is_replayed(target, corpora, tmp_path):
+    recipe, _ = target()
+    resolved = resolve(recipe)
+    recorded = tmp_path / "recorded"
+    *older, base = resolved.origin.ancestors
+    base = base.model_copy(update={"corpora": {"upstream": f"{recorded}/upstream/train"}})
+    origin = resolved.origin._replace(ancestors=(*older, base))
+    elsewhere = replace(resolved, origin=origin)
+    probe = probe_target(elsewhere)
+    assert probe.old == {}
+    assert f"{recorded}/upstream/train" in probe.note
+    assert probe.note.endswith("put it, or a link to it, there")
+    recorded.symlink_to(corpora)
+    assert probe_target(elsewhere).old == {"upstream": 1}
+
+
+def test_a_new_set_with_the_name_of_an_old_corpus_is_told_so(target, corpora):
+    only = "data.validation={{{}: {{shards: {}/third/val, role: downstream}}, upstream: {}}}"
+    upstream = f"{{shards: {corpora}/upstream/val}}"
+    with pytest.raises(RecipeError, match=r"no set is downstream.*under another name and in"):
+        target(only.format("downstream", corpora, upstream))
+    _, probe = target(only.format("new", corpora, upstream))
+    assert probe.arms.sets("downstream") == ("new",)
 
 
 def test_a_recipe_of_old_data_only_is_refused(target, corpora):
