@@ -79,10 +79,12 @@ def probe(
 def _target(recipe: Recipe, folder: Path) -> ProbeTarget:
     """Returns a recipe as the target of a probe, after checks of everything that it refers to."""
     from rewarm.cli.text_sharding import shard_texts
+    from rewarm.predict.probe_plan import check_length
     from rewarm.predict.probe_target import check_base, probe_target
     from rewarm.runs.resolve_run import resolve
 
     check_base(recipe)
+    check_length(recipe)
     # In a directory of its own: whether the recipe has been trained does not matter.
     own = recipe.model_copy(update={"run": str(folder.absolute() / "target")})
     shard_texts([own])

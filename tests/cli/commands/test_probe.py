@@ -11,6 +11,7 @@ from rewarm_process import RewarmProcess
 from rewarm.checkpoints.lineage import last_lr_of_base
 from rewarm.cli.commands.probe import read_study_arms
 from rewarm.estimates import measure_step_time
+from rewarm.predict import probe_plan
 from rewarm.recipe.recipe import load_recipe
 from rewarm.study.study_file import load_study
 
@@ -39,14 +40,16 @@ def recipe(trained_run, corpora, tmp_path):
     return path
 
 
-def measure_briefly():
+def run_briefly():
     measure_step_time.MIN_SECONDS = 0.0
+    probe_plan._SHORTEST = 12
 
 
 @pytest.mark.slow
 def test_a_killed_probe_continues_and_recommends(recipe, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(probe_plan, "_SHORTEST", 12)
     words = ["probe", recipe, "--hours", "0.5"]
-    process = RewarmProcess(tmp_path, *words, before=measure_briefly)
+    process = RewarmProcess(tmp_path, *words, before=run_briefly)
     assert process.wait_for("quarter/5  running")
     process.signal(signal.SIGKILL)
     process.wait()
@@ -131,11 +134,21 @@ def test_a_study_is_refused(recipe, tmp_path, command):
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(
-    recipe, tmp_path, command, words, expected, problem
+    recipe, tmp_path, command, monkeypatch, words, expected, problem
 ):
+    monkeypatch.setattr(probe_plan, "_SHORTEST", 12)
     rates = ["--set", "schedule.start_lr=1e-3", "--set", "schedule.min_lr=1e-3"]
     code, out, err = command("probe", recipe, *rates, *words)
     assert (code, out) == (expected, "")
     assert problem in err
+    assert "measuring" not in err
+    assert not (tmp_path / "run-probe").exists()
+
+
+def test_a_target_shorter_than_any_tested_run_is_refused(recipe, tmp_path, command):
+    code, out, err = command("probe", recipe, "--set", "tokens=60k")
+    assert (code, out) == (2, "")
+    assert "tokens: 60,000 are 58 steps of batch.tokens 1,024" in err
+    assert "needs tokens of at least 61,440" in err
     assert "measuring" not in err
     assert not (tmp_path / "run-probe").exists()
