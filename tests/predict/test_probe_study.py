@@ -12,6 +12,7 @@ from rewarm.errors import CheckpointError, DataError, RecipeError
 from rewarm.predict.probe_plan import ProbeCosts, plan_probes
 from rewarm.predict.probe_study import (
     STUDY_FILE,
+    check_new_folder,
     check_same_target,
     scaled_schedule,
     write_probe_study,
@@ -238,6 +239,19 @@ def test_other_files_are_not_mixed_with_those_of_a_probe(target, tmp_path):
     with pytest.raises(CheckpointError, match=r"has other files, such as notes\.txt"):
         written(target, folder)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    with pytest.raises(
+        CheckpointError, match=r"notes\.txt: cannot be the folder of a probe: Not a"
+    ):
+        check_new_folder(folder / "notes.txt")
+
+
+def test_a_probe_without_its_target_is_told_so(target, tmp_path):
+    folder = tmp_path / "probe"
+    written(target, folder)
+    (folder / "target.yaml").unlink()
+    recipe, _ = target()
+    with pytest.raises(CheckpointError, match=r"study\.yaml and no target\.yaml.*restore.*--out"):
+        check_same_target(recipe, folder)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +16,8 @@ if TYPE_CHECKING:
     from rewarm.predict.probe_target import ProbeTarget
     from rewarm.recipe.recipe import Recipe
     from rewarm.study.study_plan import StudyPlan
+
+_MOST_HOURS = 24 * 365
 
 
 def probe(
@@ -47,18 +48,22 @@ def probe(
     """
     from rewarm.cli.study_output import check_and_run_study, print_study_plan
     from rewarm.predict.constraints import parse_constraint
-    from rewarm.predict.probe_study import STUDY_FILE, check_same_target
+    from rewarm.predict.probe_study import STUDY_FILE, check_new_folder, check_same_target
     from rewarm.study.study_file import load_study
 
     output_is_summary()
-    if not (math.isfinite(hours) and hours > 0):
-        raise typer.BadParameter(f"--hours {hours:g}: should be above 0, such as 1 or 0.5")
+    if not 0 < hours <= _MOST_HOURS:
+        raise typer.BadParameter(
+            f"--hours {hours:g}: should be above 0 and at most {_MOST_HOURS:,}, such as 1 or 0.5"
+        )
     loaded = load_recipe_file(recipe, overrides)
     folder = out or loaded.run_directory.with_name(f"{loaded.run_directory.name}-probe")
     study_file = folder / STUDY_FILE
     is_planned = study_file.exists()
     if is_planned:
         check_same_target(loaded, folder)
+    else:
+        check_new_folder(folder)  # before anything is measured
     target = _target(loaded, folder)
     for constraint in keep or []:
         parse_constraint(constraint, target.arms)  # before hours of training

@@ -109,7 +109,7 @@ def test_an_arm_that_was_removed_from_the_study_is_not_fitted(tmp_path):
     assert [probe.arm for probe in probes] == ["peak", "quarter", "replay"]
 
 
-@pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "an"])
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "an", "8761", "1e300"])
 def test_hours_that_are_none_are_refused(recipe, command, hours):
     code, out, err = command("probe", recipe, "--hours", hours)
     assert (code, out) == (2, "")
@@ -152,3 +152,17 @@ def test_a_target_shorter_than_any_tested_run_is_refused(recipe, tmp_path, comma
     assert "needs tokens of at least 61,440" in err
     assert "measuring" not in err
     assert not (tmp_path / "run-probe").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--plan"]])
+def test_a_folder_with_other_files_is_refused_before_anything_is_measured(
+    recipe, tmp_path, command, monkeypatch, words
+):
+    monkeypatch.setattr(probe_plan, "_SHORTEST", 12)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    code, out, err = command("probe", recipe, "--out", folder, *words)
+    assert (code, out) == (3, "")
+    assert "has other files, such as notes.txt" in err
+    assert "measuring" not in err
