@@ -1,6 +1,5 @@
 """`rewarm probe`: from a recipe to a recommended one, with real arms."""
 
-import shutil
 import signal
 
 import pytest
@@ -79,8 +78,12 @@ def test_a_killed_probe_continues_and_recommends(recipe, tmp_path, command, monk
     assert code == 0, err
 
     # The finished arms are fitted again, and no other is trained; no run keeps this constraint.
-    # A run that is not of the study is not fitted.
-    shutil.copytree(folder / "quarter", folder / "removed")
+    # A run that is not of the study, and is not finished, is not fitted.
+    unfinished = folder / "removed" / "5"
+    unfinished.mkdir(parents=True)
+    for name in ("recipe.yaml", "metrics.jsonl"):
+        lines = (folder / "quarter" / "5" / name).read_text().splitlines(keepends=True)
+        (unfinished / name).write_text("".join(lines if name == "recipe.yaml" else lines[:4]))
     code, again, err = command(*words, "--hours", 3, "--keep", "upstream rise <= -9")
     assert code == 2
     assert "running" not in err
