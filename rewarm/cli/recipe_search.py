@@ -182,10 +182,11 @@ def _write_recommended(
 
     best = result.recommended
     assert best is not None
-    document = load_recipe_document(recipe_file)
+    original, document = load_recipe_document(recipe_file), load_recipe_document(recipe_file)
     document.apply_overrides(overrides)
-    resolve_paths(document, RECIPE_PATHS)
-    before = flatten_settings(document.data)
+    for one in (original, document):
+        resolve_paths(one, RECIPE_PATHS)
+    before = flatten_settings(original.data)
     apply_choice(document, recipe, arms, best.choice)
     document.set_value(("run",), _new_run(recipe.run, path), "search")
     after = flatten_settings(document.data)

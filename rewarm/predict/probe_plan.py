@@ -18,6 +18,7 @@ from typing import NamedTuple
 from rewarm.errors import RecipeError
 from rewarm.quantities import format_seconds
 from rewarm.recipe.periodic_work import EverySettings
+from rewarm.recipe.recipe import Recipe
 
 REPLAY = 0.05
 """The replay share of the arm that determines what replay does, if the recipe has none."""
@@ -71,11 +72,28 @@ class ProbePlan(NamedTuple):
         return sum(arm.seconds for arm in self.arms)
 
 
+def check_length(recipe: Recipe) -> None:
+    """Checks that a recipe is long enough for its arms.
+
+    Raises:
+        RecipeError: it is shorter than the runs on which the law was tested.
+    """
+    if recipe.steps < _SHORTEST:
+        raise RecipeError(
+            [
+                f"tokens: {recipe.tokens:,} are {recipe.steps:,} steps of batch.tokens "
+                f"{recipe.batch.tokens:,}, and predictions were tested on runs of at least "
+                f"{_SHORTEST} steps: a probe needs tokens of at least "
+                f"{_SHORTEST * recipe.batch.tokens:,}, or a smaller batch.tokens"
+            ]
+        )
+
+
 def plan_probes(target: int, costs: ProbeCosts, hours: float, replay: float) -> ProbePlan:
     """Returns the longest arms that fit, with the densest evaluations that leave time to train.
 
     Args:
-        target: the steps of the recipe to predict.
+        target: the steps of the recipe to predict; see `check_length`.
         costs: what steps, evaluations and arms take.
         hours: the time for everything.
         replay: the replay share of one of the arms; 0 if there is no old data to replay.
@@ -106,7 +124,7 @@ def short_lengths(target: int) -> range:
 
     The fewest make the long arm half as long as the target; the most make it as long.
     """
-    least = max(min(_SHORTEST, target), -(-target // (_MOST_LENGTHS * _LONG)))
+    least = max(_SHORTEST, -(-target // (_MOST_LENGTHS * _LONG)))
     return range(least, max(least, -(-target // _LONG)) + 1)
 
 

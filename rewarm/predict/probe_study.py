@@ -64,9 +64,12 @@ def scaled_schedule(recipe: Recipe, factor: float) -> dict[str, Any]:
     settings: dict[str, Any] = _scaled(schedule, "", factor)
     document = YamlDocument(recipe.to_yaml(), recipe.run)
     document.set_value(("schedule",), settings, recipe.run)
-    rates = validate_recipe(document).lr
+    scaled = validate_recipe(document)
     steps = range(1, recipe.steps + 1, max(1, recipe.steps // 100))
-    if all(math.isclose(rates(k), factor * recipe.lr(k), rel_tol=1e-3) for k in steps):
+    rates = [(scaled.lr(step), factor * recipe.lr(step)) for step in steps]
+    # Rounding moves a rate of nearly 0 by any factor, and no loss.
+    negligible = 1e-6 * max(expected for _, expected in rates)
+    if all(math.isclose(*pair, rel_tol=1e-3, abs_tol=negligible) for pair in rates):
         return settings
     raise RecipeError(
         [
@@ -81,7 +84,7 @@ def scaled_schedule(recipe: Recipe, factor: float) -> dict[str, Any]:
 def _scaled(value: Any, name: str, factor: float) -> Any:
     """Returns a setting of a schedule, with what is inside it, as plain data."""
     if isinstance(value, Span):
-        return float(f"{value:.6g}")
+        return float(value)  # not rounded: a shape may be so steep that six digits show
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {
@@ -102,12 +105,13 @@ def write_probe_study(recipe: Recipe, target: ProbeTarget, plan: ProbePlan, fold
         recipe: the recipe to predict, as it was loaded.
         target: the same, as the target of the probe.
         plan: the arms.
-        folder: the folder, which is empty or does not exist.
+        folder: the folder; see `check_new_folder`.
 
     Raises:
         RecipeError: an arm's recipe is not valid.
         CheckpointError: the folder has other files, or cannot be written.
     """
+    check_new_folder(folder)
     recipes = {arm.name: arm_recipe(target, arm, folder).document() for arm in plan.arms}
     first = next(iter(recipes.values()))
     study = {
@@ -123,11 +127,6 @@ def write_probe_study(recipe: Recipe, target: ProbeTarget, plan: ProbePlan, fold
     }
     try:
         create_folder(folder)
-        if others := sorted(path.name for path in folder.iterdir() if path.name not in files):
-            raise CheckpointError(
-                f"{folder}: has other files, such as {others[0]}, and no probe; name a new folder "
-                "with --out"
-            )
         for name, text in files.items():
             atomic_write(folder / name, text)
     except OSError as error:
@@ -135,6 +134,29 @@ def write_probe_study(recipe: Recipe, target: ProbeTarget, plan: ProbePlan, fold
             f"{error.filename or folder}: cannot be written: {error.strerror}; free disk space, "
             "check the permissions, or name another folder with --out"
         ) from None
+
+
+def check_new_folder(folder: Path) -> None:
+    """Checks that a folder may become that of a probe: it has nothing else in it, or is not there.
+
+    Raises:
+        CheckpointError: it has other files, or is a file.
+    """
+    own = (TARGET_FILE, _PROBE_FILE, STUDY_FILE)
+    try:
+        others = sorted(path.name for path in folder.iterdir() if path.name not in own)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: cannot be the folder of a probe: {error.strerror}; name a new folder with "
+            "--out"
+        ) from None
+    if others:
+        raise CheckpointError(
+            f"{folder}: has other files, such as {others[0]}, and no probe; name a new folder "
+            "with --out"
+        )
 
 
 def _changes(first: dict[str, Any], document: dict[str, Any]) -> dict[str, Any]:
@@ -157,9 +179,14 @@ def check_same_target(recipe: Recipe, folder: Path) -> None:
     """Checks that the probe in a folder is for this recipe, apart from its run directory.
 
     Raises:
-        CheckpointError: it is for another one.
+        CheckpointError: it is for another one, or its target is missing.
         RecipeError: its target cannot be read.
     """
+    if not (folder / TARGET_FILE).exists():
+        raise CheckpointError(
+            f"{folder}: has a {STUDY_FILE} and no {TARGET_FILE}, the recipe that a probe is for; "
+            f"restore {TARGET_FILE}, or name another folder with --out"
+        )
     saved = flatten_settings(load_saved_document(folder / TARGET_FILE).data)
     current = flatten_settings(recipe.document())
     changes = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rewarm.checkpoints.training_state import Ancestor
@@ -12,10 +12,11 @@ from rewarm.predict.arms import StudiedArms
 from rewarm.predict.probe_plan import REPLAY
 from rewarm.predict.reach import undescribed_base
 from rewarm.recipe.data_settings import TrainSet
+from rewarm.recipe.fields import Role
 from rewarm.recipe.recipe import Recipe
 from rewarm.runs.corpus_sources import open_corpus
 from rewarm.runs.resolve_run import ResolvedRun
-from rewarm.runs.validation_roles import ROLES, reads_corpus
+from rewarm.runs.validation_roles import ROLES, Corpora, SetRole, reads_corpus
 
 
 class ProbeTarget(NamedTuple):
@@ -77,14 +78,7 @@ def probe_target(resolved: ResolvedRun) -> ProbeTarget:
     ancestors = resolved.origin.ancestors if resolved.origin else ()
     arms = _arms_to_come(resolved, ancestors)
     if missing := [role for role in ROLES if not arms.sets(role)]:
-        names = ", ".join(recipe.data.validation) or "none"
-        raise RecipeError(
-            [
-                f"data.validation: no set is {' or '.join(missing)} (sets: {names}); a probe "
-                "measures the loss on old and on new data: add one to data.validation, with "
-                "role: upstream for text that the base was trained on and downstream for new text"
-            ]
-        )
+        raise RecipeError([_no_set(missing, resolved.roles, arms.old_corpora)])
     if refusal := undescribed_base(arms):
         raise RecipeError([f"model.base: {refusal}"])
     own = arms.replay_share(recipe)
@@ -126,6 +120,37 @@ def _arms_to_come(resolved: ResolvedRun, ancestors: Sequence[Ancestor]) -> Studi
     return StudiedArms([], starts, roles, [], recipe, unit, last / unit, bool(rates), corpora, [])
 
 
+def _no_set(missing: Sequence[Role], roles: Mapping[str, SetRole], record: Corpora) -> str:
+    """Returns that no validation set is of some roles, with advice that the record lets work."""
+    sets = "; ".join(
+        f"{name}: {one.role or 'no role'}, {one.reason}" for name, one in roles.items()
+    )
+    paths = [f"{name} ({short_path(shards)})" for name, shards in record.items() if shards]
+    advice = []
+    if "upstream" in missing:
+        if paths:
+            advice.append(
+                f"by its record, the base was trained on {', '.join(paths)}: if that is elsewhere "
+                "now, put a link there, and name the recorded path in data.train, and val beside "
+                "it in data.validation"
+            )
+        other = " and data.train does not have" if paths else ""
+        advice.append(
+            f"{'or ' if paths else ''}add a set of text that the base was trained on{other}, with "
+            "role: upstream"
+        )
+    if "downstream" in missing:
+        other = f", under another name and in another folder than {', '.join(paths)}"
+        advice.append(
+            "add a set of text that is new to the base, with role: downstream"
+            f"{other if paths else ''}"
+        )
+    return (
+        f"data.validation: no set is {' or '.join(missing)} (sets: {sets or 'none'}); a probe "
+        f"measures the loss on old and on new data: {'; '.join(advice)}"
+    )
+
+
 def _shares(weights: dict[str, float]) -> dict[str, float]:
     total = sum(weights.values())
     return {name: weight / total for name, weight in weights.items()}
@@ -147,17 +172,19 @@ def _corpus_of_base(
             not any(reads_corpus(one, sets[one].shards, {item[0]: item[1]}) for one in upstream)
         ),
     )
-    advice = (
-        "no arm replays old data, and none is recommended; for that, add what the base was "
-        "trained on to data.train, with a weight of 5%"
-    )
+    none = "no arm replays old data, and none is recommended; for that"
     if not corpora:
-        return {}, f"what the base was trained on is not on record: {advice}"
+        return {}, (
+            f"what the base was trained on is not on record: {none}, add it to data.train, under "
+            f"the name {upstream[0]} and with a weight of 5%"
+        )
     name, shards = corpora[0]
     corpus = TrainSet.model_validate({"shards": shards})
     try:
         open_corpus(recipe, corpus)
     except RewarmError as error:
-        return {}, f"{name} of the base cannot be read ({error}): {advice}"
+        return {}, (
+            f"{name} of the base cannot be read ({error}): {none}, put it, or a link to it, there"
+        )
     free_name = name if name not in recipe.data.train else f"{name}-of-base"
     return {free_name: corpus}, f"{name}, on which the base was trained: {short_path(shards)}"

@@ -1,6 +1,8 @@
 """Which recipes a probe is for, and the study that it writes for them."""
 
 import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ from rewarm.errors import CheckpointError, DataError, RecipeError
 from rewarm.predict.probe_plan import ProbeCosts, plan_probes
 from rewarm.predict.probe_study import (
     STUDY_FILE,
+    check_new_folder,
     check_same_target,
     scaled_schedule,
     write_probe_study,
@@ -39,6 +42,7 @@ schedule: {{name: rewarm, start_lr: base, peak_lr: 1e-2, min_lr: base, warmup: 3
 precision: fp32
 tasks: {{limit: 5}}
 """
+WEIGHT = "data.train.third.weight=95%"
 COSTS = ProbeCosts(0.01, 0.01, 1.0)
 
 
@@ -122,8 +126,12 @@ def test_without_old_data_no_arm_replays(target, tmp_path, trained_run):
     changes = [f"model={{base: {copy}, base_lr: 1e-3}}", "data.validation.third.role=downstream"]
     plan = written(target, tmp_path / "probe", *changes)
     assert [run.arm for run in plan.runs] == ["peak", "quarter", "long"]
-    _, probe = target(*changes)
+    recipe, probe = target(*changes)
     assert "what the base was trained on is not on record" in probe.note
+    assert "add it to data.train, under the name upstream" in probe.note
+    old = dict(recipe.data.train)["third"].shards.replace("third", "downstream")
+    _, advised = target(*changes, f"data.train.upstream={{shards: {old}, weight: 5%}}", WEIGHT)
+    assert advised.replay == pytest.approx(0.05)
     with pytest.raises(RecipeError, match=r"are not on record.*give it as model\.base_lr"):
         target(f"model={{base: {copy}}}", changes[1], "schedule={name: constant, lr: 1e-3}")
     with pytest.raises(RecipeError, match=r"the base's last rate is 0\.8 of its peak"):
@@ -149,8 +157,58 @@ def test_what_no_probe_is_for_is_refused(target, changes, problem):
 
 def test_a_recipe_without_old_data_to_measure_is_refused(target, corpora):
     only_new = f"data.validation={{third: {{shards: {corpora}/third/val}}}}"
-    with pytest.raises(RecipeError, match=r"no set is upstream \(sets: third\)"):
+    with pytest.raises(RecipeError, match=r"no set is upstream \(sets: third: downstream, "):
         target(only_new)
+
+
+def test_data_that_moved_is_named_by_its_recorded_path(target, corpora, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(corpora, moved)
+
+    def replayed(folder):
+        shards = f"{{shards: {folder}/upstream/train, weight: 5%}}"
+        return (f"data.train.upstream={shards}", WEIGHT)
+
+    set_moved = f"data.validation.upstream.shards={moved}/upstream/val"
+    role = "data.validation.upstream.role=upstream"
+    for changes in ([set_moved], [set_moved, role]):
+        with pytest.raises(RecipeError) as refused:
+            target(*replayed(moved), *changes)
+        message = str(refused.value)
+        assert "no set is upstream" in message
+        assert f"upstream ({corpora}/upstream/train): if that is elsewhere now, put" in message
+        assert "or add a set of text that the base was trained on and data.train does" in message
+    # Both ways work.
+    _, probe = target(*replayed(corpora))
+    assert list(probe.old) == ["upstream"]
+    other = f"data.validation.other={{shards: {moved}/downstream/val, role: upstream}}"
+    _, probe = target(*replayed(moved), set_moved, other)
+    assert probe.arms.sets("upstream") == ("other",)
+
+
+def test_a_link_at_the_recorded_path_is_replayed(target, corpora, tmp_path):
+    recipe, _ = target()
+    resolved = resolve(recipe)
+    recorded = tmp_path / "recorded"
+    *older, base = resolved.origin.ancestors
+    base = base.model_copy(update={"corpora": {"upstream": f"{recorded}/upstream/train"}})
+    origin = resolved.origin._replace(ancestors=(*older, base))
+    elsewhere = replace(resolved, origin=origin)
+    probe = probe_target(elsewhere)
+    assert probe.old == {}
+    assert f"{recorded}/upstream/train" in probe.note
+    assert probe.note.endswith("put it, or a link to it, there")
+    recorded.symlink_to(corpora)
+    assert probe_target(elsewhere).old == {"upstream": 1}
+
+
+def test_a_new_set_with_the_name_of_an_old_corpus_is_told_so(target, corpora):
+    only = "data.validation={{{}: {{shards: {}/third/val, role: downstream}}, upstream: {}}}"
+    upstream = f"{{shards: {corpora}/upstream/val}}"
+    with pytest.raises(RecipeError, match=r"no set is downstream.*under another name and in"):
+        target(only.format("downstream", corpora, upstream))
+    _, probe = target(only.format("new", corpora, upstream))
+    assert probe.arms.sets("downstream") == ("new",)
 
 
 def test_a_recipe_of_old_data_only_is_refused(target, corpora):
@@ -181,6 +239,19 @@ def test_other_files_are_not_mixed_with_those_of_a_probe(target, tmp_path):
     with pytest.raises(CheckpointError, match=r"has other files, such as notes\.txt"):
         written(target, folder)
     assert [path.name for path in folder.iterdir()] == ["notes.txt"]
+    with pytest.raises(
+        CheckpointError, match=r"notes\.txt: cannot be the folder of a probe: Not a"
+    ):
+        check_new_folder(folder / "notes.txt")
+
+
+def test_a_probe_without_its_target_is_told_so(target, tmp_path):
+    folder = tmp_path / "probe"
+    written(target, folder)
+    (folder / "target.yaml").unlink()
+    recipe, _ = target()
+    with pytest.raises(CheckpointError, match=r"study\.yaml and no target\.yaml.*restore.*--out"):
+        check_same_target(recipe, folder)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +262,7 @@ def test_other_files_are_not_mixed_with_those_of_a_probe(target, tmp_path):
         "{name: constant, lr: 1e-3}",
         "{name: d2z, peak_lr: 1e-2}",
         "{name: infinite, peak_lr: 3e-3, constant_lr: 1e-3, min_lr: 1e-4, annealing: 10%}",
+        "{name: wsd, peak_lr: 1e-3, min_lr: 0, warmup: 65 steps, decay: 133120 tokens}",
     ],
 )
 def test_any_schedule_is_scaled(target, plugins, schedule):
@@ -202,6 +274,19 @@ def test_any_schedule_is_scaled(target, plugins, schedule):
     for progress in (0.1, 0.3, 0.7, 1.0):
         expected = recipe.schedule(progress) / 4
         assert math.isclose(short.schedule(progress), expected, rel_tol=1e-3, abs_tol=1e-9)
+
+
+def test_a_steep_decay_of_tokens_is_scaled(target, plugins):
+    """1 - sqrt is steepest at its start, which a third of 120 steps, rounded, would move."""
+    wsd = "{name: wsd, peak_lr: 1e-3, min_lr: 1e-4, warmup: 20 steps, decay: 40960 tokens}"
+    recipe, _ = target("tokens=122880", f"schedule={wsd}")
+    settings = scaled_schedule(recipe, 0.25)
+    assert settings["warmup"] == 20 / 120
+    document = YamlDocument(recipe.to_yaml(), "recipe")
+    document.set_value(("schedule",), settings, "test")
+    scaled = validate_recipe(document)
+    for step in range(1, 121):
+        assert scaled.lr(step) == pytest.approx(recipe.lr(step) / 4, rel=1e-5)
 
 
 def test_a_schedule_with_other_names_of_rates_is_refused(target, distribution):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,12 @@ from rewarm.cli.options import RecipeFile, Set, load_recipe_file
 from rewarm.cli.standard_streams import output_is_summary
 
 if TYPE_CHECKING:
+    from rewarm.predict.arms import StudiedArms
     from rewarm.predict.probe_target import ProbeTarget
     from rewarm.recipe.recipe import Recipe
+    from rewarm.study.study_plan import StudyPlan
+
+_MOST_HOURS = 24 * 365
 
 
 def probe(
@@ -45,18 +48,22 @@ def probe(
     """
     from rewarm.cli.study_output import check_and_run_study, print_study_plan
     from rewarm.predict.constraints import parse_constraint
-    from rewarm.predict.probe_study import STUDY_FILE, check_same_target
+    from rewarm.predict.probe_study import STUDY_FILE, check_new_folder, check_same_target
     from rewarm.study.study_file import load_study
 
     output_is_summary()
-    if not (math.isfinite(hours) and hours > 0):
-        raise typer.BadParameter(f"--hours {hours:g}: should be above 0, such as 1 or 0.5")
+    if not 0 < hours <= _MOST_HOURS:
+        raise typer.BadParameter(
+            f"--hours {hours:g}: should be above 0 and at most {_MOST_HOURS:,}, such as 1 or 0.5"
+        )
     loaded = load_recipe_file(recipe, overrides)
     folder = out or loaded.run_directory.with_name(f"{loaded.run_directory.name}-probe")
     study_file = folder / STUDY_FILE
     is_planned = study_file.exists()
     if is_planned:
         check_same_target(loaded, folder)
+    else:
+        check_new_folder(folder)  # before anything is measured
     target = _target(loaded, folder)
     for constraint in keep or []:
         parse_constraint(constraint, target.arms)  # before hours of training
@@ -68,18 +75,21 @@ def probe(
         if is_planned:
             print_study_plan(load_study(study_file))
         return
-    check_and_run_study(load_study(study_file), 1, as_json=False)
+    study = load_study(study_file)
+    check_and_run_study(study, 1, as_json=False)
     print()
-    _recommend(recipe, overrides or [], target, study_file, keep or [])
+    _recommend(recipe, overrides or [], target, read_study_arms(study), folder, keep or [])
 
 
 def _target(recipe: Recipe, folder: Path) -> ProbeTarget:
     """Returns a recipe as the target of a probe, after checks of everything that it refers to."""
     from rewarm.cli.text_sharding import shard_texts
+    from rewarm.predict.probe_plan import check_length
     from rewarm.predict.probe_target import check_base, probe_target
     from rewarm.runs.resolve_run import resolve
 
     check_base(recipe)
+    check_length(recipe)
     # In a directory of its own: whether the recipe has been trained does not matter.
     own = recipe.model_copy(update={"run": str(folder.absolute() / "target")})
     shard_texts([own])
@@ -102,11 +112,24 @@ def _plan(recipe: Recipe, target: ProbeTarget, hours: float, folder: Path, *, wr
         write_probe_study(recipe, target, plan, folder)
 
 
+def read_study_arms(study: StudyPlan) -> StudiedArms:
+    """Returns the arms of a study, without those in its folder that it no longer has.
+
+    Raises:
+        CheckpointError: they are too few, a run is not finished, or they do not compare.
+    """
+    from rewarm.cli.commands.predict import read_arms
+    from rewarm.paths import short_path
+
+    return read_arms([Path(short_path(str(run.directory))) for run in study.runs])
+
+
 def _recommend(
     recipe_file: Path,
     overrides: list[str],
     target: ProbeTarget,
-    study_file: Path,
+    arms: StudiedArms,
+    folder: Path,
     keep: list[str],
 ) -> None:
     """Prints what is predicted for the recipe, and the search for a better one, which it writes.
@@ -114,16 +137,15 @@ def _recommend(
     Raises:
         RewarmError: as `rewarm predict --search`.
     """
-    from rewarm.cli.commands.predict import checked_recipe, read_arms
+    from rewarm.cli.commands.predict import checked_recipe
     from rewarm.cli.prediction_output import curve_table, final_table
     from rewarm.cli.recipe_search import SearchOptions, search_recipe
     from rewarm.cli.terminal_tables import print_result_table
     from rewarm.predict.prediction import fit_arms
     from rewarm.predict.probe_study import RECOMMENDED_FILE
 
-    recommended = study_file.with_name(RECOMMENDED_FILE)
+    recommended = folder / RECOMMENDED_FILE
     recommended.unlink(missing_ok=True)  # that of an earlier call may not keep these constraints
-    arms = read_arms([study_file])
     name = str(recipe_file)
     recipe = checked_recipe(arms, name, load_recipe_file(recipe_file, overrides))
     prediction = fit_arms(arms).predict(name, recipe, arms.replay_share(recipe))

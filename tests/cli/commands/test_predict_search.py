@@ -52,6 +52,19 @@ def test_a_search_is_printed_drawn_and_written(tmp_path, study, recipe, command)
     assert best.model_copy(update=same) == own
 
 
+def test_the_header_has_all_changes_of_the_file(tmp_path, study, command):
+    """Also those of --set, which is how a probe adds replay."""
+    train = recipe_document(Arm(replay=0.05))["data"]["train"]
+    added = ("--set", f"data.train={json.dumps(train)}", "--set", "precision=bf16")
+    written = tmp_path / "best.yaml"
+    recipe = write_recipe(tmp_path, Arm())
+    words = ("predict", study, recipe, "--search", *added, *SMALL, "--write", written)
+    assert command(*words)[0] == 0
+    text = written.read_text()
+    assert "# precision: fp32 -> bf16\n" in text
+    assert "# data.train.upstream.shards: not set -> /data/old/train\n" in text
+
+
 def test_json_has_the_front(study, recipe, command):
     words = ("predict", study, recipe, "--search", "--keep", LIMIT, *SMALL, "--json")
     code, out, err = command(*words)

@@ -3,11 +3,16 @@
 import signal
 
 import pytest
+import yaml
+from predicted_studies import ARMS, recipe_document, write_arm
 from rewarm_process import RewarmProcess
 
 from rewarm.checkpoints.lineage import last_lr_of_base
+from rewarm.cli.commands.probe import read_study_arms
 from rewarm.estimates import measure_step_time
+from rewarm.predict import probe_plan
 from rewarm.recipe.recipe import load_recipe
+from rewarm.study.study_file import load_study
 
 RECIPE = """\
 run: run
@@ -34,14 +39,16 @@ def recipe(trained_run, corpora, tmp_path):
     return path
 
 
-def measure_briefly():
+def run_briefly():
     measure_step_time.MIN_SECONDS = 0.0
+    probe_plan._SHORTEST = 12
 
 
 @pytest.mark.slow
 def test_a_killed_probe_continues_and_recommends(recipe, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(probe_plan, "_SHORTEST", 12)
     words = ["probe", recipe, "--hours", "0.5"]
-    process = RewarmProcess(tmp_path, *words, before=measure_briefly)
+    process = RewarmProcess(tmp_path, *words, before=run_briefly)
     assert process.wait_for("quarter/5  running")
     process.signal(signal.SIGKILL)
     process.wait()
@@ -71,6 +78,12 @@ def test_a_killed_probe_continues_and_recommends(recipe, tmp_path, command, monk
     assert code == 0, err
 
     # The finished arms are fitted again, and no other is trained; no run keeps this constraint.
+    # A run that is not of the study, and is not finished, is not fitted.
+    unfinished = folder / "removed" / "5"
+    unfinished.mkdir(parents=True)
+    for name in ("recipe.yaml", "metrics.jsonl"):
+        lines = (folder / "quarter" / "5" / name).read_text().splitlines(keepends=True)
+        (unfinished / name).write_text("".join(lines if name == "recipe.yaml" else lines[:4]))
     code, again, err = command(*words, "--hours", 3, "--keep", "upstream rise <= -9")
     assert code == 2
     assert "running" not in err
@@ -83,7 +96,23 @@ def test_a_killed_probe_continues_and_recommends(recipe, tmp_path, command, monk
     assert "schedule.peak_lr: 0.01 → 0.02; undo the changes, or name another folder" in err
 
 
-@pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "an"])
+def test_an_arm_that_was_removed_from_the_study_is_not_fitted(tmp_path):
+    for name, arm in ARMS.items():
+        write_arm(tmp_path / name, arm)
+    study = tmp_path / "study.yaml"
+    content = {
+        "study": ".",
+        "recipe": "probe.yaml",
+        "arms": {"peak": {}, "quarter": {}, "replay": {}},
+        "seeds": [1],
+    }
+    study.write_text(yaml.safe_dump(content))
+    (tmp_path / "probe.yaml").write_text(yaml.safe_dump(recipe_document(ARMS["peak"])))
+    probes = read_study_arms(load_study(study)).probes
+    assert [probe.arm for probe in probes] == ["peak", "quarter", "replay"]
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "inf", "an", "8761", "1e300"])
 def test_hours_that_are_none_are_refused(recipe, command, hours):
     code, out, err = command("probe", recipe, "--hours", hours)
     assert (code, out) == (2, "")
@@ -108,11 +137,35 @@ def test_a_study_is_refused(recipe, tmp_path, command):
     ],
 )
 def test_what_is_wrong_is_said_before_anything_is_measured(
-    recipe, tmp_path, command, words, expected, problem
+    recipe, tmp_path, command, monkeypatch, words, expected, problem
 ):
+    monkeypatch.setattr(probe_plan, "_SHORTEST", 12)
     rates = ["--set", "schedule.start_lr=1e-3", "--set", "schedule.min_lr=1e-3"]
     code, out, err = command("probe", recipe, *rates, *words)
     assert (code, out) == (expected, "")
     assert problem in err
     assert "measuring" not in err
     assert not (tmp_path / "run-probe").exists()
+
+
+def test_a_target_shorter_than_any_tested_run_is_refused(recipe, tmp_path, command):
+    code, out, err = command("probe", recipe, "--set", "tokens=60k")
+    assert (code, out) == (2, "")
+    assert "tokens: 60,000 are 58 steps of batch.tokens 1,024" in err
+    assert "needs tokens of at least 61,440" in err
+    assert "measuring" not in err
+    assert not (tmp_path / "run-probe").exists()
+
+
+@pytest.mark.parametrize("words", [[], ["--plan"]])
+def test_a_folder_with_other_files_is_refused_before_anything_is_measured(
+    recipe, tmp_path, command, monkeypatch, words
+):
+    monkeypatch.setattr(probe_plan, "_SHORTEST", 12)
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "notes.txt").write_text("mine")
+    code, out, err = command("probe", recipe, "--out", folder, *words)
+    assert (code, out) == (3, "")
+    assert "has other files, such as notes.txt" in err
+    assert "measuring" not in err
