@@ -78,9 +78,9 @@ def search_recipe(
     front = search_output.front_table(result, start, own, constraints)
     errors = prediction_output.accuracy_table(fitted)
     if as_json:
-        found = search_output.search_as_json(result, space, constraints)
+        search_json = search_output.search_as_json(result, space, constraints)
         whole = prediction_output.predictions_as_json(fitted, predictions)
-        print(json.dumps(whole | {"search": found}, indent=1))
+        print(json.dumps(whole | {"search": search_json}, indent=1))
     else:
         _print(notes, front, start, result, errors)
     # Written last: what was computed is not lost if a file cannot be written.

@@ -28,7 +28,7 @@ SMALL = {
 FINE = np.geomspace(PEAK / 16, PEAK, 120).tolist()
 
 
-def found(*constraints, recipe=RECIPE, fitted=None, most_tokens=None, **ranges):
+def searched(*constraints, recipe=RECIPE, fitted=None, most_tokens=None, **ranges):
     """The result of a search over a few values of each setting."""
     fitted = fitted or fitted_arms()
     known = setting_names(recipe.schedule)
@@ -40,7 +40,7 @@ def found(*constraints, recipe=RECIPE, fitted=None, most_tokens=None, **ranges):
 @cache
 def limited():
     """The result for a limit that about half of the front keeps."""
-    return found("upstream rise <= 0.5", most_tokens=600 * BATCH)
+    return searched("upstream rise <= 0.5", most_tokens=600 * BATCH)
 
 
 def last_losses(prediction, level=None):
@@ -80,7 +80,7 @@ def test_the_best_run_is_that_of_brute_force():
     """Of all combinations of six peaks and three shares, each predicted by itself."""
     peaks, shares = np.geomspace(PEAK / 8, PEAK, 6).tolist(), [0.0, 0.05, 0.25]
     limit = "upstream rise <= 0.6"
-    result = found(limit, **FIXED, peak=peaks, replay=shares)
+    result = searched(limit, **FIXED, peak=peaks, replay=shares)
     fitted, constraint = fitted_arms(), parse_constraint(limit, ARMS)
     allowed = {}
     for peak in peaks:
@@ -98,7 +98,7 @@ def test_the_best_run_is_that_of_brute_force():
 def test_the_largest_peak_that_a_limit_allows_is_known():
     """Without replay both losses are monotone in the peak, so the best one is at the limit."""
     limit = 1.0
-    result = found(
+    result = searched(
         f"upstream rise <= {limit}", fitted=known_arms(), **FIXED, replay=[0.0], peak=FINE
     )
     best = result.recommended
@@ -131,8 +131,8 @@ def test_constraints_hold_at_the_bounds_of_intervals():
 
 
 def test_a_limit_of_adaptation_asks_for_the_least_forgetting():
-    result = found("downstream fall >= 1.2")
-    loose = found("downstream fall >= 0.9")
+    result = searched("downstream fall >= 1.2")
+    loose = searched("downstream fall >= 0.9")
     best = last_losses(result.recommended.prediction, 0.8)["downstream"]
     assert best <= STARTS["downstream"] - 1.2
     forgetting = [last_losses(one.recommended.prediction)["upstream"] for one in (loose, result)]
@@ -141,7 +141,7 @@ def test_a_limit_of_adaptation_asks_for_the_least_forgetting():
 
 
 def test_without_limits_it_is_as_good_as_the_best_within_its_interval():
-    result = found()
+    result = searched()
     best = min(result.front, key=lambda one: last_losses(one.prediction)["downstream"])
     most = last_losses(best.prediction, 0.8)["downstream"]
     chosen = last_losses(result.recommended.prediction)
@@ -155,7 +155,7 @@ def test_without_limits_it_is_as_good_as_the_best_within_its_interval():
 
 
 def test_a_limit_that_no_run_keeps_gives_the_closest():
-    result = found("upstream rise <= -0.5")
+    result = searched("upstream rise <= -0.5")
     assert result.recommended is None
     assert not any(one.holds for one in result.front)
     lowest = min(last_losses(one.prediction, 0.8)["upstream"] for one in result.front)
@@ -165,22 +165,22 @@ def test_a_limit_that_no_run_keeps_gives_the_closest():
 
 
 def test_the_shape_of_the_schedule_stays_where_another_gains_little():
-    result = found("upstream rise <= 0.5", peak=FINE)
+    result = searched("upstream rise <= 0.5", peak=FINE)
     own, chosen = choice_of(ARMS, RECIPE), result.recommended.choice
     assert (chosen.decay, chosen.warmup, chosen.minimum) == (own.decay, own.warmup, own.minimum)
     assert chosen.replay != own.replay
-    other = found("upstream rise <= 0.5", decay=["1-sqrt"], minimum=[0.0, 0.2])
+    other = searched("upstream rise <= 0.5", decay=["1-sqrt"], minimum=[0.0, 0.2])
     assert other.recommended.choice.decay == "1-sqrt"
 
 
 def test_a_search_is_deterministic():
-    result = found("upstream rise <= 0.5", most_tokens=600 * BATCH)
+    result = searched("upstream rise <= 0.5", most_tokens=600 * BATCH)
     assert [one.choice for one in result.front] == [one.choice for one in limited().front]
     assert result.recommended.choice == limited().recommended.choice
 
 
 def test_edges_are_named():
-    result = found("upstream rise <= 0.5", replay=[0.02, 0.05])
+    result = searched("upstream rise <= 0.5", replay=[0.02, 0.05])
     assert result.recommended.choice.replay == 0.05
     assert "its replay is the highest that was tried: a better one may lie beyond" in result.edges
     assert not any("tokens" in edge or "decay" in edge for edge in result.edges)

@@ -70,19 +70,19 @@ def test_json_has_the_front(study, recipe, command):
     code, out, err = command(*words)
     assert (code, err) == (0, "")
     result = json.loads(out)
-    found = result["search"]
+    search_result = result["search"]
     losses = {one["run"]: one["losses"] for one in result["predictions"]}
-    assert list(losses) == [str(recipe), *(one["run"] for one in found["front"])]
-    best = next(one for one in found["front"] if one["run"] == found["recommended"])
+    assert list(losses) == [str(recipe), *(one["run"] for one in search_result["front"])]
+    best = next(one for one in search_result["front"] if one["run"] == search_result["recommended"])
     assert best["keeps the constraints"]
     assert best["settings"]["replay"] == 0.05
     assert losses[best["run"]]["upstream"]["intervals"]["80%"][1][-1] <= 3.5 + 0.8
-    assert found["constraints"] == [
+    assert search_result["constraints"] == [
         {"text": LIMIT, "sets": ["upstream"], "highest loss": pytest.approx(4.3)}
     ]
-    widths = found["further arm"]["widths of 80% intervals"]
+    widths = search_result["further arm"]["widths of 80% intervals"]
     assert all(one["with it"] < one["now"] for one in widths.values())
-    assert found["searched"] == 27
+    assert search_result["searched"] == 27
 
 
 def test_the_recommended_recipe_passes_check(tmp_path, corpora, trained_run, command):
