@@ -14,7 +14,7 @@ from rewarm.errors import DataError, RecipeError, RewarmError, printable
 
 if TYPE_CHECKING:
     from rewarm.predict.arms import StudiedArms
-    from rewarm.predict.prediction import Prediction
+    from rewarm.predict.prediction import FittedArms, Prediction
     from rewarm.predict.search import Candidate, SearchResult
     from rewarm.recipe.recipe import Recipe
     from rewarm.table_cells import Table
@@ -31,7 +31,7 @@ class SearchOptions(NamedTuple):
 
 
 def search_recipe(
-    arms: StudiedArms,
+    fitted: FittedArms,
     recipe_file: Path,
     overrides: list[str],
     options: SearchOptions,
@@ -42,7 +42,7 @@ def search_recipe(
     """Searches from a recipe on; prints the Pareto front and writes the recommended recipe.
 
     Args:
-        arms: the arms to learn from.
+        fitted: the arms to learn from, with the law.
         recipe_file: the recipe.
         overrides: settings to change in it.
         options: the options.
@@ -56,17 +56,15 @@ def search_recipe(
     from rewarm.cli import prediction_output, search_output
     from rewarm.cli.options import load_recipe_file
     from rewarm.predict.constraints import parse_constraint
-    from rewarm.predict.prediction import fit_arms
     from rewarm.predict.search import search
     from rewarm.predict.search_ranges import parse_ranges
     from rewarm.predict.search_space import choice_of, default_space
 
-    recipe = load_recipe_file(recipe_file, overrides)
+    arms, recipe = fitted.arms, load_recipe_file(recipe_file, overrides)
     constraints = [parse_constraint(text, arms) for text in options.keep]
     ranges = parse_ranges(options.ranges)
     space = default_space(arms, recipe, ranges, most_tokens=_parse_tokens(options.tokens))
     space = space._replace(most_sequences=_readable_sequences(recipe))
-    fitted = fit_arms(arms)
     result = search(fitted, recipe, space, constraints)
     if result.recommended is None:
         raise search_output.nothing_keeps(result, constraints)

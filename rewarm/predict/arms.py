@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -207,10 +206,13 @@ def _compared(runs: Sequence[MeasuredRun]) -> StudiedArms:
     """
     for run in runs:
         _check_finished(run)
-    for what, value_of in _SAME.items():
-        _check_same(runs, what, value_of)
     first = runs[0]
     assert first.recipe
+    settings = [common_settings(run.recipe) for run in runs if run.recipe]
+    for name in settings[0]:
+        _check_same(runs, name, [own[name] for own in settings])
+    for what, value_of in _SAME.items():
+        _check_same(runs, what, [value_of(run) for run in runs])
     names = list(first.outcome.losses)
     roles = {
         name: role
@@ -222,25 +224,38 @@ def _compared(runs: Sequence[MeasuredRun]) -> StudiedArms:
             f"{first.directory}: no validation set is {missing[0]}; give one of {', '.join(names)} "
             f"as data.validation.NAME.role: {missing[0]} in its recipe.yaml"
         )
-    rates = first.lineage[-1].lrs if first.lineage else None
-    unit = rates[1] if rates else max(_highest_rate(run.recipe) for run in runs if run.recipe)
-    last = rates[2] if rates else first.recipe.model.base_lr or 0.0
-    arms = StudiedArms(
-        [],
-        {name: _start(first, name) for name in roles},
-        roles,
-        [name for name in names if name not in roles],
-        first.recipe,
-        unit,
-        last / unit,
-        rates is not None,
-        {name: shards for one in first.lineage for name, shards in one.corpora.items()},
-        [],
-    )
-    _check_same(runs, "new data", lambda run: run.recipe and arms.new_data(run.recipe))
+    starts = {name: _start(first, name) for name in roles}
+    highest = max(highest_rate(run.recipe) for run in runs if run.recipe)
+    arms = arms_of_base(first.recipe, first.lineage, starts, roles, highest)
+    arms.not_described.extend(name for name in names if name not in roles)
+    _check_same(runs, "new data", [arms.new_data(run.recipe) for run in runs if run.recipe])
     for run in runs:
         _check_learned(run, arms)
     return arms
+
+
+def arms_of_base(
+    recipe: Recipe,
+    lineage: Sequence[Ancestor],
+    starts: dict[str, float],
+    roles: dict[str, Role],
+    highest_rate: float,
+) -> StudiedArms:
+    """Returns what is known of arms before their losses are.
+
+    Args:
+        recipe: that of an arm.
+        lineage: the models that its base descends from, the base last; empty if not known.
+        starts: the loss of the base on each validation set, in nats.
+        roles: the roles of the validation sets.
+        highest_rate: of all arms; the unit of rates if those of the base are not on record.
+    """
+    rates = lineage[-1].lrs if lineage else None
+    unit, last = (rates[1], rates[2]) if rates else (highest_rate, recipe.model.base_lr or 0.0)
+    corpora = {name: shards for one in lineage for name, shards in one.corpora.items()}
+    return StudiedArms(
+        [], starts, roles, [], recipe, unit, last / unit, rates is not None, corpora, []
+    )
 
 
 def _check_finished(run: MeasuredRun) -> None:
@@ -281,46 +296,46 @@ def _check_learned(run: MeasuredRun, arms: StudiedArms) -> None:
         )
 
 
-def _recipe_value(value_of: Callable[[Recipe], object]) -> Callable[[MeasuredRun], object]:
-    return lambda run: value_of(run.recipe) if run.recipe else None
+def common_settings(recipe: Recipe) -> dict[str, str]:
+    """Returns the settings that all arms have in common, and the runs that are predicted from them.
 
-
-def _optimizer_setting(name: str, recipe: Recipe) -> str:
-    return str(getattr(recipe.optimizer, name))
+    The law describes other differences only: those of schedule, length and replay.
+    """
+    settings = {
+        "model.base": recipe.model.base,
+        "model.revision": recipe.model.revision,
+        "model.tokenizer": recipe.model.tokenizer,
+        "model.fresh": recipe.model.fresh,
+        "data.context": recipe.data.context,
+        "data.documents": recipe.data.documents,
+        "batch.tokens": recipe.batch.tokens,
+        **{
+            f"optimizer.{name}": getattr(recipe.optimizer, name)
+            for name in OptimizerSettings.model_fields
+        },
+    }
+    return {name: "not set" if value is None else str(value) for name, value in settings.items()}
 
 
 _SAME: dict[str, Callable[[MeasuredRun], object]] = {
-    "base": _recipe_value(lambda recipe: f"{recipe.model.base} {recipe.model.revision or ''}"),
     "sha256 of the base": lambda run: run.outcome.base and (run.outcome.base.sha256 or "")[:12],
-    "model.tokenizer": _recipe_value(lambda recipe: recipe.model.tokenizer or "that of the base"),
     "validation sets": lambda run: ", ".join(sorted(run.outcome.losses)),
     "data of the validation sets": lambda run: ", ".join(
         f"{name} {run.outcome.validation_digests[name][:12]}"
         for name in sorted(run.outcome.losses)
         if name in run.outcome.validation_digests
     ),
-    "tokens of the validation sets": _recipe_value(
-        lambda recipe: ", ".join(
-            f"{name} {one.tokens:,}"
-            for name, one in sorted(recipe.data.validation.items())
-            if one.tokens
-        )
+    "tokens of the validation sets": lambda run: ", ".join(
+        f"{name} {one.tokens:,}"
+        for name, one in sorted(run.recipe.data.validation.items() if run.recipe else ())
+        if one.tokens
     ),
-    "data.context": _recipe_value(lambda recipe: recipe.data.context),
-    "data.documents": _recipe_value(lambda recipe: recipe.data.documents),
-    "batch.tokens": _recipe_value(lambda recipe: recipe.batch.tokens),
-    **{
-        f"optimizer.{name}": _recipe_value(partial(_optimizer_setting, name))
-        for name in OptimizerSettings.model_fields
-    },
 }
-"""What all runs have in common, as far as it is known: the law describes other differences."""
+"""What else all runs have in common, as far as it is known."""
 
 
-def _check_same(
-    runs: Sequence[MeasuredRun], what: str, value_of: Callable[[MeasuredRun], object]
-) -> None:
-    known = [(run, value) for run in runs if (value := value_of(run))]
+def _check_same(runs: Sequence[MeasuredRun], what: str, values: Sequence[object]) -> None:
+    known = [(run, value) for run, value in zip(runs, values, strict=True) if value]
     for run, value in known:
         first, expected = known[0]
         if value != expected:
@@ -336,7 +351,8 @@ def _start(run: MeasuredRun, name: str) -> float:
     return start
 
 
-def _highest_rate(recipe: Recipe) -> float:
+def highest_rate(recipe: Recipe) -> float:
+    """Returns the highest rate of a recipe, among a thousand of its steps if it has more."""
     steps = range(1, recipe.steps + 1, max(1, recipe.steps // 1000))
     return max(recipe.lr(step) for step in steps)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rewarm.checkpoints.training_state import Ancestor
 from rewarm.errors import RecipeError, RewarmError
 from rewarm.paths import short_path
-from rewarm.predict.arms import StudiedArms
+from rewarm.predict.arms import StudiedArms, arms_of_base, highest_rate
 from rewarm.predict.probe_plan import REPLAY
 from rewarm.predict.reach import undescribed_base
 from rewarm.recipe.data_settings import TrainSet
@@ -92,9 +92,9 @@ def probe_target(resolved: ResolvedRun) -> ProbeTarget:
     corpora = dict(recipe.data.train)
     if old:
         return ProbeTarget(recipe, arms, corpora, new, old, own, f"{', '.join(old)}, in data.train")
-    found, note = _corpus_of_base(recipe, ancestors, list(arms.sets("upstream")))
-    shares = dict.fromkeys(found, 1.0)
-    return ProbeTarget(recipe, arms, corpora | found, new, shares, REPLAY if found else 0.0, note)
+    replayed, note = _corpus_of_base(recipe, ancestors, list(arms.sets("upstream")))
+    shares, replay = dict.fromkeys(replayed, 1.0), REPLAY if replayed else 0.0
+    return ProbeTarget(recipe, arms, corpora | replayed, new, shares, replay, note)
 
 
 def _arms_to_come(resolved: ResolvedRun, ancestors: Sequence[Ancestor]) -> StudiedArms:
@@ -104,20 +104,16 @@ def _arms_to_come(resolved: ResolvedRun, ancestors: Sequence[Ancestor]) -> Studi
         RecipeError: no rate of the base is known.
     """
     recipe = resolved.recipe
-    rates = ancestors[-1].lrs if ancestors else None
-    if rates is None and recipe.model.base_lr is None:
+    if not (ancestors and ancestors[-1].lrs) and recipe.model.base_lr is None:
         raise RecipeError(
             [
                 f"model.base: the learning rates of {short_path(str(recipe.model.base))} are not "
                 "on record, and the law needs the last one; give it as model.base_lr"
             ]
         )
-    unit = rates[1] if rates else max(recipe.lr(step) for step in range(1, recipe.steps + 1))
-    last = rates[2] if rates else recipe.model.base_lr or 0.0
     roles = {name: role.role for name, role in resolved.roles.items() if role.role}
-    corpora = {name: shards for one in ancestors for name, shards in one.corpora.items()}
     starts = dict.fromkeys(roles, 0.0)
-    return StudiedArms([], starts, roles, [], recipe, unit, last / unit, bool(rates), corpora, [])
+    return arms_of_base(recipe, ancestors, starts, roles, highest_rate(recipe))
 
 
 def _no_set(missing: Sequence[Role], roles: Mapping[str, SetRole], record: Corpora) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from rewarm.predict.arms import StudiedArms
+from rewarm.predict.arms import StudiedArms, common_settings
 from rewarm.predict.law import RateCurve
 from rewarm.recipe.recipe import Recipe
-from rewarm.recipe.training_settings import OptimizerSettings
 
 # What was measured: docs/predict.md, "Limits".
 _MOST_LENGTHS = 2.0
@@ -83,9 +82,9 @@ def reach_of(arms: StudiedArms, curve: RateCurve, replay: float) -> Reach:
     if 0 < replay < 1:
         shares = [probe.replay for probe in probes if probe.replay]
         if not shares:
+            notes.append(f"{replay:.3g} of its tokens are replay, and no arm has any")
             refusals.append(
-                f"{replay:.3g} of its tokens are replay, and no arm has any: what replay does "
-                "differs between corpora; train an arm with about 5%"
+                f"{notes[-1]}: what replay does differs between corpora; train an arm with about 5%"
             )
         else:
             compare("its replay", replay / max(shares), _MOST_SHARES, "the largest of the arms")
@@ -114,31 +113,13 @@ def recipe_differences(arms: StudiedArms, recipe: Recipe) -> list[str]:
 
     The law of the arms is for recipes without such differences.
     """
-    of_arms = arms.recipe
-    settings = {
-        "model.base": (recipe.model.base, of_arms.model.base),
-        "model.revision": (recipe.model.revision, of_arms.model.revision),
-        "model.tokenizer": (recipe.model.tokenizer, of_arms.model.tokenizer),
-        "model.fresh": (recipe.model.fresh, of_arms.model.fresh),
-        "data.context": (recipe.data.context, of_arms.data.context),
-        "batch.tokens": (recipe.batch.tokens, of_arms.batch.tokens),
-        "data.documents": (recipe.data.documents, of_arms.data.documents),
-        **{
-            f"optimizer.{name}": (getattr(recipe.optimizer, name), getattr(of_arms.optimizer, name))
-            for name in OptimizerSettings.model_fields
-        },
-        **{
-            f"data.validation.{name}.{key}": (getattr(own, key), getattr(expected, key))
-            for name, expected in of_arms.data.validation.items()
-            if (own := recipe.data.validation.get(name)) and name in arms.roles
-            for key in ("shards", "tokens")
-        },
-    }
+    settings = common_settings(recipe) | _validation_settings(arms, recipe)
+    of_arms = common_settings(arms.recipe) | _validation_settings(arms, arms.recipe)
     differences = [
-        f"{path} is {_text(own)}, and {_text(expected)} in the arms; predictions are for runs that "
-        "have it in common with them"
-        for path, (own, expected) in settings.items()
-        if own != expected
+        f"{name} is {value}, and {of_arms[name]} in the arms; predictions are for runs that have "
+        "it in common with them"
+        for name, value in settings.items()
+        if value != of_arms[name]
     ]
     new = arms.new_data(recipe)
     if not differences and new and new not in arms.new_corpora:
@@ -149,5 +130,12 @@ def recipe_differences(arms: StudiedArms, recipe: Recipe) -> list[str]:
     return differences
 
 
-def _text(value: object) -> str:
-    return "not set" if value is None else str(value)
+def _validation_settings(arms: StudiedArms, recipe: Recipe) -> dict[str, str]:
+    """Returns the settings of those validation sets of the arms that a recipe has, too."""
+    sets = recipe.data.validation
+    return {
+        f"data.validation.{name}.{setting}": "not set" if value is None else str(value)
+        for name in arms.roles
+        if name in sets and name in arms.recipe.data.validation
+        for setting, value in (("shards", sets[name].shards), ("tokens", sets[name].tokens))
+    }

@@ -93,7 +93,7 @@ def _table(losses: LeftOutLosses, name: str) -> Table:
                 number_cell(float(loss.measured[-1]), ".4f"),
                 number_cell(error.nats, "+.4f"),
                 number_cell(error.relative, ".1%"),
-                Cell("; ".join(map(_without_advice, predicted.reach.outside))),
+                Cell("; ".join(predicted.reach.notes)),
             ]
         )
     summary = summarize(errors)
@@ -108,8 +108,3 @@ def _table(losses: LeftOutLosses, name: str) -> Table:
     columns = ["arm", "predicted", f"{_LEVEL:.0%} interval", "measured", "difference", "of change"]
     outside = "outside of the other arms"
     return Table(f"Predicted {name} loss", caption, [*columns, outside], rows)
-
-
-def _without_advice(note: str) -> str:
-    """Returns how far an arm is outside of the others; what to train does not matter here."""
-    return note.partition(";")[0].partition(":")[0]

@@ -93,7 +93,10 @@ def refusal(runs, run):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"model": {"base": "/models/base", "revision": "a"}}, "base of other: /models/base a; of"),
+        (
+            {"model": {"base": "/models/base", "revision": "a"}},
+            "model.revision of other: a; of half: not set; ",
+        ),
         (
             {"batch": {"tokens": 4096}, "tokens": 400 * 4096},
             "batch.tokens of other: 4096; of half: 2048; ",
@@ -101,7 +104,7 @@ def refusal(runs, run):
         ({"optimizer": {"weight_decay": 0.5}}, "optimizer.weight_decay of other: 0.5"),
         (
             {"model": {"base": "/models/base", "tokenizer": "/models/tokenizer"}},
-            "model.tokenizer of other: /models/tokenizer; of half: that of the base; ",
+            "model.tokenizer of other: /models/tokenizer; of half: not set; ",
         ),
         ({"model": {"preset": "pythia-14m"}}, "other starts from new weights, not from a base; "),
         ({"model": {"base": "/models/base", "fresh": True}}, "other starts from new weights"),

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rewarm.cli.options import Json, Set, load_recipe_file
-from rewarm.cli.recipe_search import SearchOptions, check_new_file
+from rewarm.cli.prediction_inputs import checked_recipe, read_arms
+from rewarm.cli.recipe_search import SearchOptions, check_new_file, search_recipe
 from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import print_notes, print_result_table
+from rewarm.table_cells import plural
 
 if TYPE_CHECKING:
     from rewarm.predict.arms import StudiedArms
@@ -114,9 +116,8 @@ def predict(
         for path in recipe_files
     }
     if search:
-        from rewarm.cli.recipe_search import search_recipe
-
-        search_recipe(arms, recipe_files[0], overrides or [], options, out=out, as_json=as_json)
+        fitted = fit_arms(arms)
+        search_recipe(fitted, recipe_files[0], overrides or [], options, out=out, as_json=as_json)
         return
     runs = [(name, recipe, arms.replay_share(recipe)) for name, recipe in targets.items()]
     for text in schedules:
@@ -125,14 +126,16 @@ def predict(
         _refuse_beyond_limits(arms, runs)
     fitted = fit_arms(arms)
     predictions = [fitted.predict(*run) for run in runs]
-    if out is not None:
-        _save(fitted, predictions, out)
     if as_json:
         from rewarm.cli import prediction_output
 
         print(json.dumps(prediction_output.predictions_as_json(fitted, predictions), indent=1))
     else:
-        _print(fitted, predictions, out)
+        _print(fitted, predictions)
+    if out is not None:  # last: what was computed is not lost if the file cannot be written
+        _save(fitted, predictions, out)
+        if not as_json:
+            print(f"{out}: {plural(len(predictions), 'run')}")
 
 
 def _check_out(out: Path | None) -> None:
@@ -198,33 +201,6 @@ def _parse_replay(text: str, schedules: list[str]) -> float:
     return share
 
 
-def read_arms(sources: list[Path]) -> StudiedArms:
-    """Returns the arms of runs, folders of runs, and studies.
-
-    Raises:
-        CheckpointError: they are too few, a run is not finished, or they do not compare.
-    """
-    from rewarm.predict.arms import study_arms
-    from rewarm.report.collect_runs import collect_runs
-    from rewarm.report.left_out_losses import measured_runs
-
-    return study_arms(measured_runs(collect_runs(sources)))
-
-
-def checked_recipe(arms: StudiedArms, name: str, recipe: Recipe) -> Recipe:
-    """Returns a recipe of a run that the law can describe.
-
-    Raises:
-        RecipeError: it differs from the arms in more than schedule, length and replay.
-    """
-    from rewarm.errors import RecipeError
-    from rewarm.predict.reach import recipe_differences
-
-    if differences := recipe_differences(arms, recipe):
-        raise RecipeError([f"{name}: {difference}" for difference in differences])
-    return recipe
-
-
 def _recipe_with(recipe: Recipe, schedule: str, tokens: str | None, overrides: list[str]) -> Recipe:
     """Returns the recipe of the first run with another schedule and length."""
     from rewarm.checkpoints.lineage import last_lr_of_base
@@ -277,9 +253,8 @@ def _save(fitted: FittedArms, predictions: list[Prediction], out: Path) -> None:
     )
 
 
-def _print(fitted: FittedArms, predictions: list[Prediction], out: Path | None) -> None:
+def _print(fitted: FittedArms, predictions: list[Prediction]) -> None:
     from rewarm.cli import prediction_output
-    from rewarm.table_cells import plural
 
     print_notes(prediction_output.fit_notes(fitted))
     print()
@@ -292,5 +267,3 @@ def _print(fitted: FittedArms, predictions: list[Prediction], out: Path | None) 
     print()
     print_result_table(prediction_output.accuracy_table(fitted))
     print_notes([prediction_output.ERRORS_NOTE])
-    if out is not None:
-        print(f"{out}: {plural(len(predictions), 'run')}")

@@ -118,7 +118,7 @@ def read_study_arms(study: StudyPlan) -> StudiedArms:
     Raises:
         CheckpointError: they are too few, a run is not finished, or they do not compare.
     """
-    from rewarm.cli.commands.predict import read_arms
+    from rewarm.cli.prediction_inputs import read_arms
     from rewarm.paths import short_path
 
     return read_arms([Path(short_path(str(run.directory))) for run in study.runs])
@@ -137,7 +137,7 @@ def _recommend(
     Raises:
         RewarmError: as `rewarm predict --search`.
     """
-    from rewarm.cli.commands.predict import checked_recipe
+    from rewarm.cli.prediction_inputs import checked_recipe
     from rewarm.cli.prediction_output import curve_table, final_table
     from rewarm.cli.recipe_search import SearchOptions, search_recipe
     from rewarm.cli.terminal_tables import print_result_table
@@ -148,7 +148,8 @@ def _recommend(
     recommended.unlink(missing_ok=True)  # that of an earlier call may not keep these constraints
     name = str(recipe_file)
     recipe = checked_recipe(arms, name, load_recipe_file(recipe_file, overrides))
-    prediction = fit_arms(arms).predict(name, recipe, arms.replay_share(recipe))
+    fitted = fit_arms(arms)
+    prediction = fitted.predict(name, recipe, arms.replay_share(recipe))
     print_result_table(final_table([prediction]), names=2)
     print()
     print_result_table(curve_table(prediction))
@@ -157,4 +158,4 @@ def _recommend(
         overrides = [*overrides, f"data.train={json.dumps(target.train(target.replay))}"]
         print(f"The search starts from the recipe with {target.replay:.0%} of replay.\n")
     options = SearchOptions(keep, [], None, recommended, overwrite=True)
-    search_recipe(arms, recipe_file, overrides, options, out=None, as_json=False)
+    search_recipe(fitted, recipe_file, overrides, options, out=None, as_json=False)

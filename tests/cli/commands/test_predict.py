@@ -123,7 +123,9 @@ def test_runs_that_do_not_compare(tmp_path, study, command):
     run = write_arm(tmp_path / "other", Arm(), model={"base": "/models/other"})
     code, err = refused(command, study, run.parent, write_recipe(tmp_path, Arm()))
     assert code == 3
-    assert f"{run}: base of other: /models/other; of half: /models/base; one law is for" in err
+    assert (
+        f"{run}: model.base of other: /models/other; of half: /models/base; one law is for" in err
+    )
     assert "name the directories of the arms to fit, without it" in err
 
 
@@ -148,3 +150,12 @@ def test_options_that_do_not_fit(tmp_path, study, command):
         code, err = refused(command, *words)
         assert code == 2
         assert reason in err.replace("│ ", "")
+
+
+def test_tables_are_printed_before_a_file_that_cannot_be_written(tmp_path, study, command):
+    (tmp_path / "file").touch()
+    recipe = write_recipe(tmp_path, Arm(0.7))
+    code, out, err = command("predict", study, recipe, "--out", tmp_path / "file" / "p.svg")
+    assert code == 1
+    assert "Predicted losses in nats" in out
+    assert "cannot be written" in err

@@ -62,8 +62,8 @@ def fp8_matmul(
     if bias_N is not None and dtype == torch.float32:  # a GPU adds no bias to an fp32 output
         return fp8_matmul(a_MK, b_NK, scales, operands, dtype) + bias_N
     # On a CPU, _scaled_mm is composed of operators that autocast would round in between.
-    # With oneDNN, it takes a hundred times as long on processors with AMX. The compiler does not
-    # know that flag.
+    # With oneDNN, it takes 600 times as long on processors with AMX: 13 s in place of 20 ms for
+    # 1024 × 256 × 512. The compiler does not know that flag.
     without_onednn: AbstractContextManager[None] = nullcontext()
     if not torch.compiler.is_compiling():
         without_onednn = torch.backends.mkldnn.flags(enabled=False, allow_tf32=None)
