@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rewarm.cli.prediction_inputs import read_arms
 from rewarm.errors import CheckpointError, RecipeError
 from rewarm.predict.accuracy import summarize
-from rewarm.predict.arms import StudiedArms, study_arms
+from rewarm.predict.arms import StudiedArms
 from rewarm.predict.prediction import LEVELS, FittedArms, Prediction, fit_arms
 from rewarm.predict.reach import reach_of, recipe_differences
 from rewarm.recipe.recipe import Recipe
-from rewarm.report.collect_runs import collect_runs
-from rewarm.report.left_out_losses import measured_runs
 from rewarm.table_cells import EMPTY, Cell, plural
 
 _LEVEL = LEVELS[0]
@@ -106,7 +105,7 @@ def predict_planned(sources: list[Path], recipes: Mapping[str, Recipe]) -> Plann
         CheckpointError: the law cannot be fitted to the runs.
         RecipeError: none of the planned runs can be predicted.
     """
-    arms = study_arms(measured_runs(collect_runs(sources)))
+    arms = read_arms(sources)
     refusals = {
         name: reasons for name, recipe in recipes.items() if (reasons := _refusals(arms, recipe))
     }

@@ -67,7 +67,7 @@ def search_recipe(
     space = space._replace(most_sequences=_readable_sequences(recipe))
     result = search(fitted, recipe, space, constraints)
     if result.recommended is None:
-        raise search_output.nothing_keeps(result, constraints)
+        raise search_output.unmet_constraints(result, constraints)
     start = fitted.predict(str(recipe_file), recipe, arms.replay_share(recipe))
     predictions = [start, *(candidate.prediction for candidate in result.front)]
     notes = prediction_output.fit_notes(fitted)

@@ -120,14 +120,13 @@ def further_probe_note(probe: FurtherProbe | None) -> str:
 def start_notes(start: Prediction) -> list[str]:
     """Returns the losses before step 1, and how far outside of the arms the starting recipe is."""
     starts = ", ".join(f"{loss.name} {loss.loss[0]:.3f}" for loss in start.losses)
-    outside = dict.fromkeys(start.reach.notes + start.reach.refusals)
     return [
         f"before step 1: {starts}; runs are numbered by rising loss on old data",
-        *(f"{start.name}: {note}" for note in outside),
+        *(f"{start.name}: {note}" for note in start.reach.outside),
     ]
 
 
-def nothing_keeps(result: SearchResult, constraints: Sequence[Constraint]) -> RecipeError:
+def unmet_constraints(result: SearchResult, constraints: Sequence[Constraint]) -> RecipeError:
     """Returns the error that no run keeps the constraints, with the one that is closest."""
     closest = result.closest
     losses = {one.name: one for one in closest.prediction.losses}

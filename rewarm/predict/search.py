@@ -26,15 +26,15 @@ from rewarm.predict.searched_runs import (
     Indices,
     SearchedRuns,
     highest_losses,
+    pareto_front,
     searched_runs,
-    undominated,
 )
 from rewarm.recipe.fields import Role
 from rewarm.recipe.recipe import Recipe
 
 _SHOWN = 12
 """Runs of the front that are predicted in full."""
-_HARDLY = 0.1
+_NEGLIGIBLE = 0.1
 """The part of half an interval that is not worth another shape of the schedule."""
 _SHAPE = ("minimum", "warmup", "decay", "length")
 _LEVEL = LEVELS[0]
@@ -103,7 +103,7 @@ class _Task(NamedTuple):
 
     def front(self, among: Indices) -> Indices:
         """Returns the Pareto front among some runs."""
-        return among[undominated(self.losses[among])]
+        return among[pareto_front(self.losses[among])]
 
     def excess(self, index: Indices) -> Array:
         """Returns how far some runs violate the constraints, by their intervals; 0 if they hold."""
@@ -191,12 +191,12 @@ def _with_own_shape(
 ) -> tuple[int, Candidate]:
     """Returns the best run that has as much as possible of the recipe's own shape of schedule.
 
-    It is worse than the best of all runs by at most `_HARDLY`.
+    It is worse than the best of all runs by at most `_NEGLIGIBLE`.
     """
     highest = highest_losses(task.fitted, task.runs, np.array([run]))
     role: Role = "downstream" if task.goal == "best adaptation" else "upstream"
     half = mean_loss(highest, task.fitted.arms.sets(role))[0] - objective[run]
-    good = (objective <= objective[run] + _HARDLY * half) & (task.losses[:, 1] <= most)
+    good = (objective <= objective[run] + _NEGLIGIBLE * half) & (task.losses[:, 1] <= most)
     for constraint in task.constraints:
         good &= constraint.excess(task.runs.losses) <= 0
     own = choice_of(task.fitted.arms, task.recipe)
