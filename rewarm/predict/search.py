@@ -26,7 +26,7 @@ from rewarm.predict.searched_runs import (
     Indices,
     SearchedRuns,
     highest_losses,
-    pareto_front,
+    nondominated_runs,
     searched_runs,
 )
 from rewarm.recipe.fields import Role
@@ -103,7 +103,7 @@ class _Task(NamedTuple):
 
     def front(self, among: Indices) -> Indices:
         """Returns the Pareto front among some runs."""
-        return among[pareto_front(self.losses[among])]
+        return among[nondominated_runs(self.losses[among])]
 
     def excess(self, index: Indices) -> Array:
         """Returns how far some runs violate the constraints, by their intervals; 0 if they hold."""

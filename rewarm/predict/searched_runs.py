@@ -97,7 +97,7 @@ def searched_runs(fitted: FittedArms, recipe: Recipe, space: SearchSpace) -> Sea
     )
 
 
-def pareto_front(losses: Array) -> Indices:
+def nondominated_runs(losses: Array) -> Indices:
     """Returns the rows that no other row is below in one loss, and not above in any other.
 
     Args:

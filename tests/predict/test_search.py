@@ -11,7 +11,7 @@ from synthetic_probes import Arm
 from rewarm.predict.constraints import parse_constraint
 from rewarm.predict.search import keeps, search
 from rewarm.predict.search_space import choice_of, default_space, recipe_of, setting_names
-from rewarm.predict.searched_runs import pareto_front, searched_runs
+from rewarm.predict.searched_runs import nondominated_runs, searched_runs
 
 RECIPE = recipe_of_arm(Arm(replay=0.05))
 FIXED = {"minimum": [0.1], "warmup": [0.05], "decay": ["cosine"]}
@@ -53,9 +53,9 @@ def last_losses(prediction, level=None):
 
 def test_undominated_rows_by_hand():
     losses = np.array([[3.0, 1.0], [1.0, 3.0], [2.0, 2.0], [2.0, 2.5], [3.0, 1.0], [3.5, 0.9]])
-    assert sorted(pareto_front(losses).tolist()) == [0, 1, 2, 5]
+    assert sorted(nondominated_runs(losses).tolist()) == [0, 1, 2, 5]
     third = np.array([0.0, 0.0, 0.0, -1.0, 0.0, 0.0])
-    assert sorted(pareto_front(np.column_stack([losses, third])).tolist()) == [0, 1, 2, 3, 5]
+    assert sorted(nondominated_runs(np.column_stack([losses, third])).tolist()) == [0, 1, 2, 3, 5]
 
 
 @pytest.mark.parametrize("schedule", ["rewarm", "no-warmup"])

@@ -13,7 +13,6 @@ from rewarm.cli.prediction_inputs import checked_recipe, read_arms
 from rewarm.cli.recipe_search import SearchOptions, check_new_file, search_recipe
 from rewarm.cli.standard_streams import output_is_summary
 from rewarm.cli.terminal_tables import print_notes, print_result_table
-from rewarm.table_cells import plural
 
 if TYPE_CHECKING:
     from rewarm.predict.arms import StudiedArms
@@ -135,6 +134,8 @@ def predict(
     if out is not None:  # last: what was computed is not lost if the file cannot be written
         _save(fitted, predictions, out)
         if not as_json:
+            from rewarm.table_cells import plural
+
             print(f"{out}: {plural(len(predictions), 'run')}")
 
 
